@@ -1,0 +1,14 @@
+"""The training engine: torch, diffusers, transformers, peft, accelerate. It never imports ComfyUI.
+
+Where to look:
+    spec.py         a run as frozen data, validated whole
+    training.py     the story of a run: load, cache, attach, loop, save
+    loop.py         the training loop
+    objectives.py   noising, targets and loss weights, with their equations
+    families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call
+    methods/        what becomes trainable and what is saved
+    data/           pictures, captions, buckets, caches, batches
+    artifacts/      the files other programs load
+    runs.py         run folders: identity, state, resume, lookup
+    worker.py       the child process; run.py its parent
+"""

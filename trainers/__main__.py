@@ -1,0 +1,61 @@
+"""The command line of the engine.
+
+    python -m trainers train SPEC.json     train the run that a spec describes, or go on with it
+    python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
+
+For several processes, put `accelerate launch --num_processes N` before `trainers/__main__.py` instead of `-m trainers`.
+"""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a script, perhaps by an isolated Python that searches nowhere
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    sys.path = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+# No run may wait for the network: every model part comes from the disk.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from trainers import worker
+
+    parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("train", help="train the run of a spec").add_argument("spec", help="path of a spec.json")
+    commands.add_parser("work", help="worker process of a node").add_argument("folder", help="run folder")
+    options = parser.parse_args(arguments)
+    if options.command == "work":
+        return worker.main(options.folder, piped=True)
+    return train(options.spec)
+
+
+def train(path: str) -> int:
+    from pydantic import ValidationError
+
+    from trainers import worker
+    from trainers.errors import UserError
+    from trainers.runs import open_run
+    from trainers.spec import RunSpec, explain
+
+    try:
+        run = open_run(RunSpec.model_validate_json(Path(path).read_bytes()))
+    except OSError as problem:
+        print(f"{path} cannot be read: {problem.strerror}.", file=sys.stderr)
+        return 1
+    except ValidationError as problem:
+        print(explain(problem), file=sys.stderr)
+        return 1
+    except UserError as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    if run.report:
+        print(f"{run.name} is finished: {run.artifact}")
+        return 0
+    return worker.main(str(run.folder), piped=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Metadata in the header of a LoRA file, for LoRA managers, A1111 and ComfyUI. All values are strings.
+
+Sources of the names: kohya's `train_network.py` (`ss_*`, `sshs_*`) and Stability's modelspec 1.0.1. Nothing here is a
+path: files get shared.
+"""
+import hashlib
+import json
+import time
+from collections import Counter
+from typing import Mapping
+
+from safetensors.torch import save
+from torch import Tensor
+
+from ..spec import RunSpec
+
+PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
+
+
+def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: int, epochs: float,
+                      buckets: Mapping[tuple[int, int], int], finished: float) -> dict[str, str]:
+    """What can be told about a run after `steps` steps. `buckets` counts pictures per (width, height); `finished` is a
+    Unix time in seconds."""
+    method, training, optimizer = spec.method, spec.training, spec.optimizer
+    pictures = spec.dataset.pictures
+    base_version = family_metadata["ss_base_model_version"]
+    if spec.base.objective == "v_prediction" and spec.base.family != "sdxl":
+        base_version += "_v"
+    text_rate = getattr(method, "text_encoder_learning_rate", 0.0)
+    entries = {
+        **family_metadata,
+        "ss_base_model_version": base_version,
+        "ss_output_name": spec.name,
+        "ss_sd_model_name": spec.base.name.replace("\\", "/").rsplit("/", 1)[-1],
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": method.rank,
+        "ss_network_alpha": method.alpha,
+        "ss_network_dropout": method.dropout,
+        "ss_network_args": json.dumps({"targets": method.pattern or method.targets}),
+        "ss_learning_rate": optimizer.learning_rate,
+        "ss_unet_lr": optimizer.learning_rate,
+        "ss_text_encoder_lr": text_rate,
+        "ss_optimizer": f"torch.optim.AdamW(weight_decay={optimizer.weight_decay})",
+        "ss_lr_scheduler": spec.schedule.name,
+        "ss_lr_warmup_steps": spec.schedule.warmup_steps,
+        "ss_max_grad_norm": optimizer.maximum_gradient_norm,
+        "ss_gradient_accumulation_steps": training.accumulation,
+        "ss_gradient_checkpointing": training.gradient_checkpointing,
+        "ss_mixed_precision": {"fp32": "no"}.get(training.precision, training.precision),
+        "ss_total_batch_size": training.batch_size * training.accumulation,
+        "ss_batch_size_per_device": training.batch_size,
+        "ss_seed": training.seed,
+        "ss_steps": steps,
+        "ss_max_train_steps": training.steps,
+        "ss_epoch": round(epochs),
+        "ss_min_snr_gamma": spec.objective.min_snr_gamma or None,
+        "ss_noise_offset": spec.objective.noise_offset or None,
+        "ss_caption_dropout_rate": training.caption_dropout,
+        "ss_resolution": f"({training.resolution}, {training.resolution})",
+        "ss_enable_bucket": training.buckets,
+        "ss_bucket_info": json.dumps({"buckets": {
+            str(number): {"resolution": list(size), "count": count} for number, (size, count) in enumerate(sorted(buckets.items()))
+        }}),
+        "ss_num_train_images": sum(picture.repeats for picture in pictures),
+        "ss_num_reg_images": 0,
+        "ss_num_epochs": max(1, round(epochs)),
+        "ss_tag_frequency": json.dumps({spec.dataset.name: tag_frequency(spec)}, ensure_ascii=False),
+        "ss_datasets": json.dumps([{"subsets": [{
+            "class_tokens": spec.dataset.trigger or None, "img_count": len(pictures),
+            "num_repeats": pictures[0].repeats, "image_dir": spec.dataset.name,
+        }]}], ensure_ascii=False),
+        "ss_training_finished_at": finished,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.implementation": "diffusers" if spec.base.family != "sdxl" else "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": spec.name,
+        "modelspec.resolution": f"{training.resolution}x{training.resolution}",
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(finished)),
+        "modelspec.prediction_type": PREDICTION[spec.base.objective],
+        "modelspec.trigger_phrase": spec.dataset.trigger or None,
+    }
+    return {name: str(value) for name, value in entries.items() if value is not None}
+
+
+def tag_frequency(spec: RunSpec) -> dict[str, int]:
+    """How often each comma-separated tag occurs in the captions, most frequent first."""
+    counts: Counter[str] = Counter()
+    for picture in spec.dataset.pictures:
+        counts.update(tag.strip() for tag in picture.caption.split(",") if tag.strip())
+    return dict(counts.most_common())
+
+
+def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+    """The metadata with hashes over the tensor data alone, so that editing metadata does not change them."""
+    serialised = save(dict(tensors))
+    start = 8 + int.from_bytes(serialised[:8], "little")
+    digest = hashlib.sha256(memoryview(serialised)[start:]).hexdigest()
+    # kohya's legacy hash (the Additional Networks extension's): 64 KiB from 1 MiB on, eight digits.
+    legacy = hashlib.sha256(memoryview(serialised)[0x100000:0x110000]).hexdigest()[:8]
+    return {**metadata, "sshs_model_hash": digest, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{digest}"}

@@ -1,0 +1,62 @@
+"""Aspect-ratio buckets: every picture is resized to the bucket of its shape, so that little is cut away.
+
+Sizes are (width, height) in pixels. The idea is NovelAI's aspect ratio bucketing (2022): buckets of about equal area
+whose sides are multiples of a step.
+"""
+from dataclasses import dataclass
+from math import log
+
+MAXIMUM_ASPECT = 2.5
+"""Longer pictures are cut to this ratio of their sides; beyond it a batch holds little of the subject."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A picture on its way into a bucket: resized to `resized`, then cut at `left`, `top` to `bucket`."""
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    left: int
+    top: int
+    bucket: tuple[int, int]
+
+    @property
+    def kept(self) -> float:
+        """Share of the picture's area that is left after the cut."""
+        return self.bucket[0] * self.bucket[1] / (self.resized[0] * self.resized[1])
+
+    @property
+    def enlargement(self) -> float:
+        return self.resized[0] / self.original[0]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Original height and width, crop top and left, target height and width: SDXL's size conditioning."""
+        return (*self.original[::-1], self.top, self.left, *self.bucket[::-1])
+
+
+def bucket_step(resolution: int) -> int:
+    """64 for usual resolutions, finer for small ones; always a multiple of the VAE's 8."""
+    return min(64, max(8, resolution // 8 // 8 * 8))
+
+
+def bucket_sizes(resolution: int, buckets: bool = True) -> list[tuple[int, int]]:
+    """All bucket sizes: no side times side above resolution², sides multiples of the step, the square among them."""
+    square = (resolution, resolution)
+    if not buckets:
+        return [square]
+    step, sizes = bucket_step(resolution), {square}
+    for width in range(step, int(resolution * MAXIMUM_ASPECT) + 1, step):
+        height = resolution * resolution // width // step * step
+        if height and max(width / height, height / width) <= MAXIMUM_ASPECT:
+            sizes |= {(width, height), (height, width)}
+    return sorted(sizes)
+
+
+def fit(size: tuple[int, int], buckets: list[tuple[int, int]]) -> Crop:
+    """Put a picture into the bucket nearest in aspect ratio: cover it, cut the rest evenly from both sides."""
+    width, height = size
+    bucket = min(buckets, key=lambda each: (abs(log(width / height) - log(each[0] / each[1])), -each[0] * each[1]))
+    factor = max(bucket[0] / width, bucket[1] / height)
+    resized = max(bucket[0], round(width * factor)), max(bucket[1], round(height * factor))
+    return Crop(size, resized, (resized[0] - bucket[0]) // 2, (resized[1] - bucket[1]) // 2, bucket)

@@ -1,0 +1,21 @@
+"""Captions as text: where they come from and where the trigger word goes."""
+from pathlib import Path
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+
+
+def read_caption(picture: Path) -> str | None:
+    """The caption beside a picture, on one line; None when there is no caption file. Odd bytes do not stop a run."""
+    for suffix in CAPTION_SUFFIXES:
+        file = picture.with_suffix(suffix)
+        if file.is_file():
+            text = file.read_bytes().decode("utf-8-sig", errors="replace")
+            return " ".join(text.split())
+    return None
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger word in front, unless it already holds it as whole words."""
+    if not trigger or f" {trigger.lower()} " in f" {caption.lower().replace(',', ' ')} ":
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger

@@ -1,0 +1,23 @@
+"""The registry of model families. A new family is one file and one line here.
+
+Importing this module is light; a family's libraries are imported when it is asked for.
+"""
+from importlib import import_module
+
+from ..errors import UserError
+from .protocol import Family
+
+_WHERE = {
+    "sd1": ("stable_diffusion", "SD1"),
+    "sd2": ("stable_diffusion", "SD2"),
+    "sdxl": ("sdxl", "SDXL"),
+}
+NAMES = tuple(_WHERE)
+
+
+def get(name: str) -> Family:
+    """The family of that name."""
+    if name not in _WHERE:
+        raise UserError(f"The model family {name!r} is unknown. Known families: {', '.join(NAMES)}.")
+    module, attribute = _WHERE[name]
+    return getattr(import_module(f".{module}", __name__), attribute)

@@ -1,0 +1,139 @@
+"""Loads the parts of latent-diffusion models from a single file or a diffusers folder, offline, by diffusers."""
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from safetensors import safe_open
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ..artifacts.ldm_layout import transformers_clip_tensors
+from ..errors import UserError
+from .protocol import TextEncoders
+
+CONFIGS = Path(__file__).parent / "configs"
+TOKENIZER = CONFIGS / "clip_tokenizer"
+"""CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
+
+
+@contextmanager
+def explained(part: str, base):
+    """Turn whatever a loader throws at a damaged or unusual file into a sentence."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, UserError):
+        raise
+    except Exception as problem:
+        reason = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
+        raise UserError(
+            f"The {part} of {base.name!r} cannot be loaded. The file may be incomplete or of another model family "
+            f"than {base.family}: {reason}"
+        ) from problem
+
+
+def config_folder(base) -> Path:
+    """The folder whose sub-folders hold the component configs of a base model."""
+    if base.layout == "diffusers":
+        return Path(base.path)
+    return Path(base.configs) if base.configs else CONFIGS / base.family
+
+
+def component_config(base, component: str) -> dict:
+    folder = config_folder(base) / component
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    with explained(f"{component} configuration", base):
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def _variant(folder: Path, stem: str) -> str | None:
+    """Which weights a diffusers folder holds: None for plain ones, "fp16" where only those were saved."""
+    plain = list(folder.glob(f"{stem}.safetensors")) + list(folder.glob(f"{stem}.safetensors.index.json"))
+    return None if plain else "fp16"
+
+
+def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Module:
+    """A diffusers model (UNet or VAE), frozen, in evaluation mode, on the CPU."""
+    with explained(component, base):
+        if base.layout == "diffusers":
+            model = model_class.from_pretrained(
+                base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
+                variant=_variant(Path(base.path) / component, "diffusion_pytorch_model"),
+            )
+        else:
+            model = model_class.from_single_file(
+                base.path, config=str(config_folder(base)), subfolder=component, torch_dtype=dtype,
+                local_files_only=True,
+            )
+    return model.requires_grad_(False).eval()
+
+
+def load_vae(base) -> AutoencoderKL:
+    return load_model(AutoencoderKL, base, "vae", torch.float32)
+
+
+def load_unet(base, dtype: torch.dtype) -> UNet2DConditionModel:
+    return load_model(UNet2DConditionModel, base, "unet", dtype)
+
+
+def load_text_encoder(base, component: str, dtype: torch.dtype, prefix: str, projection: bool = False) -> nn.Module:
+    """A CLIP text encoder, frozen, in evaluation mode, on the CPU.
+
+    `prefix` is where a single file keeps it: "….transformer." in transformers' layout, "….model." in OpenCLIP's.
+    """
+    model_class = CLIPTextModelWithProjection if projection else CLIPTextModel
+    transformers_logging.disable_progress_bar()
+    with explained(component.replace("_", " "), base):
+        if base.layout == "diffusers":
+            model = model_class.from_pretrained(
+                base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
+                variant=_variant(Path(base.path) / component, "model"),
+            )
+        else:
+            model = model_class(CLIPTextConfig.from_dict(component_config(base, component)))
+            _fill_text_encoder(model, base.path, prefix)
+    return model.to(dtype).requires_grad_(False).eval()
+
+
+def _fill_text_encoder(model: nn.Module, path: str, prefix: str):
+    with safe_open(path, framework="pt") as file:
+        weights = {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+    if prefix.endswith(".model."):
+        weights = transformers_clip_tensors(weights, model.config.num_hidden_layers)
+    wanted = model.state_dict()
+    # Old files lack the text_model. prefix, and so do the modules of CLIPTextModel since transformers 5.6.
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+    found = {name: bare[name.removeprefix("text_model.")] for name in wanted if name.removeprefix("text_model.") in bare}
+    missing = [name for name in wanted if name not in found and not name.endswith("position_ids")]
+    if missing:
+        raise UserError(f"{Path(path).name!r} holds no complete text encoder: {missing[0]} and {len(missing) - 1} more "
+                        "weights are missing. Use a full checkpoint, not one with the denoiser alone.")
+    model.load_state_dict(found, strict=False)
+
+
+def load_tokenizer(base, component: str, pad_token: str) -> CLIPTokenizer:
+    folder = Path(base.path) / component
+    if base.layout == "diffusers" and (folder / "vocab.json").exists():
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token, local_files_only=True)
+
+
+def load_alphas_cumprod(base) -> torch.Tensor:
+    return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
+
+
+def load_sampler(base) -> DPMSolverMultistepScheduler:
+    """DPM++ 2M (Lu et al. 2022, arXiv:2211.01095) for previews."""
+    return DPMSolverMultistepScheduler.from_config(
+        component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2, prediction_type=base.objective
+    )
+
+
+def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:
+    """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
+    tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
+    batch = tokenizer(list(captions), padding="max_length", max_length=module.config.max_position_embeddings,
+                      truncation=True, return_tensors="pt")
+    return batch.input_ids.to(next(module.parameters()).device)

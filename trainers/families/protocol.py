@@ -1,0 +1,99 @@
+"""What a model family offers to methods, caches and the loop.
+
+A family is one object. It holds no weights: `load_*` functions return modules and the other functions take them, so
+that parts can be loaded, used and freed one at a time.
+"""
+from dataclasses import dataclass
+from typing import Mapping, Protocol, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Conditioning = dict[str, Tensor]
+"""Named tensors with a leading batch dimension, as the family's denoiser wants them."""
+
+
+@dataclass(frozen=True)
+class LatentFormat:
+    """Latents handed to the denoiser are (vae output - shift) · scale, at 1 / `downscale` of the picture's size."""
+
+    channels: int
+    scale: float
+    shift: float = 0.0
+    downscale: int = 8
+
+
+@dataclass(frozen=True)
+class LoraPreset:
+    """Starting values for a LoRA of this family that published recipes agree on."""
+
+    learning_rate: float
+    rank: int
+    alpha: float
+    steps: int
+    resolution: int
+    min_snr_gamma: float
+    text_encoder_learning_rate: float
+    source: str
+
+
+class TextEncoders(nn.Module):
+    """Tokenizers and text encoders that belong together, by the names that LoRA files give them ("te", "te1", …)."""
+
+    def __init__(self, tokenizers: Mapping[str, object], encoders: Mapping[str, nn.Module]):
+        super().__init__()
+        self.tokenizers = dict(tokenizers)
+        self.encoders = nn.ModuleDict(encoders)
+
+
+class Family(Protocol):
+    name: str
+    """Identifier in specs, for example "sd1"."""
+    title: str
+    """What people call it, for example "Stable Diffusion 1.x"."""
+    capabilities: frozenset[str]
+    lora_targets: Mapping[str, str]
+    """Choice of `LoraSpec.targets` → regular expression over the denoiser's module names."""
+    text_lora_target: str
+    lora_preset: LoraPreset
+    metadata: Mapping[str, str]
+    """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
+
+    def latent_format(self, base) -> LatentFormat: ...
+
+    def load_vae(self, base) -> nn.Module:
+        """The autoencoder in float32 (half precision overflows in SDXL's)."""
+
+    def load_text(self, base, dtype: torch.dtype) -> TextEncoders: ...
+
+    def load_denoiser(self, base, dtype: torch.dtype) -> nn.Module: ...
+
+    def alphas_cumprod(self, base) -> Tensor | None:
+        """The discrete noise schedule, float32 [steps]; None for flow models."""
+
+    def sampler(self, base):
+        """A fresh diffusers scheduler for previews."""
+
+    def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+        """Pixels float [batch, 3, height, width] in -1…1 → latents [batch, channels, height / 8, width / 8]."""
+
+    def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
+        """The way back; pixels are clamped to -1…1."""
+
+    def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
+        """Captions → conditioning. Gradients flow to whatever in `text` requires them."""
+
+    def load_tokenizers(self, base) -> Mapping[str, object]: ...
+
+    def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
+        """(tokens of the caption, tokens that fit)."""
+
+    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning,
+                sizes: Tensor) -> Tensor:
+        """One denoising call. `sizes` is float [batch, 6]: original height, width, crop top, left, target height,
+        width, in pixels; families without size conditioning ignore it."""
+
+    def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
+        """Prefix and name of a denoiser module in LoRA files, for example "lora_unet_mid_block_attentions_0_…"."""
+
+    def text_key(self, encoder_name: str, module_name: str) -> str: ...

@@ -1,0 +1,85 @@
+"""Writing files so that they appear whole or not at all, and never over one that is already there."""
+import errno
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+
+@contextmanager
+def temporary_beside(path: Path):
+    """A temporary path in the same folder, removed if it is still there afterwards. A full disk becomes a sentence."""
+    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+    except OSError as problem:
+        if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"The disk is full: {path.name} could not be written. Make room and queue again; the run "
+                            "goes on from its last checkpoint.") from problem
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any):
+    """Write or replace a small JSON file."""
+    with temporary_beside(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any | None:
+    """The content of a JSON file; None when it is not there or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def place_copy(source: Path, folder: Path, stem: str) -> Path:
+    """Copy a file into a folder as `stem` + its suffix, or `stem-2`, `stem-3`, … where that name is taken.
+
+    A file with the same content is not copied again. Returns where the content lies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        target = folder / f"{stem if number == 1 else f'{stem}-{number}'}{source.suffix}"
+        if target.exists():
+            if same_content(source, target):
+                return target
+            continue
+        with temporary_beside(target) as temporary:
+            shutil.copyfile(source, temporary)
+            try:
+                os.link(temporary, target)  # fails if another process took the name meanwhile
+            except FileExistsError:
+                continue
+            except OSError:  # file systems without hard links
+                os.replace(temporary, target)
+        return target
+    raise UserError(f"The folder {folder.name!r} has no free name for {stem!r}. Choose another run name.")
+
+
+def same_content(one: Path, other: Path, block: int = 1 << 20) -> bool:
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    with open(one, "rb") as first, open(other, "rb") as second:
+        while piece := first.read(block):
+            if piece != second.read(block):
+                return False
+    return True
+
+
+def ensure_space(folder: Path, needed: int):
+    """Raise UserError when the disk of `folder` has less than `needed` bytes left."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"The run needs about {needed / 1e9:.1f} GB on the disk of its run folder, but only "
+                        f"{free / 1e9:.1f} GB are free. Make room, or lower the number of checkpoints kept.")

@@ -1,0 +1,94 @@
+"""The training loop: the only one, for every model family and every method.
+
+A step draws its batch and noise from (seed, step), so the loop can stop after any step and go on later as if it never
+had. Families, methods, files and progress live elsewhere; they reach the loop as `model`, `parameters` and `after_step`.
+"""
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from . import randomness
+from .data.batches import Batches
+from .errors import UserError
+from .objectives import Objective, weighted_loss
+from .spec import RunSpec
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did. `step` counts finished steps; `loss` is averaged over the whole batch;
+    `gradient_norm` is taken before clipping."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+
+def train(
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Batches,
+    objective: Objective,
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    spec: RunSpec,
+    start: int,
+    after_step: Callable[[StepResult], bool],
+) -> int:
+    """Train from step `start` to the end of the spec, or until `after_step` returns False. Returns the steps finished.
+
+    `model(latents, timesteps, batch)` predicts what the objective asks for. `model` and `optimizer` come from
+    `accelerator.prepare`. Raises UserError when the loss is no longer a number.
+    """
+    parameters = list(parameters)
+    model.train()
+    for step in range(start, spec.training.steps):
+        # Dropout inside the model draws from the global generator.
+        torch.manual_seed(randomness.derive(spec.training.seed, randomness.DROPOUT, step, accelerator.process_index))
+        loss = accumulate_gradients(accelerator, model, batches, objective, step, spec.training.accumulation)
+        if not torch.isfinite(loss):
+            raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
+                            "the precision bf16 or fp32; then queue again.")
+        gradient_norm = clip(accelerator, parameters, spec.optimizer.maximum_gradient_norm)
+        learning_rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        result = StepResult(step + 1, float(loss), float(gradient_norm), learning_rate)
+        if not agreed(accelerator, after_step(result)):
+            return result.step
+        model.train()  # a preview may have switched it
+    return spec.training.steps
+
+
+def accumulate_gradients(accelerator, model, batches, objective, step: int, accumulation: int) -> torch.Tensor:
+    """Backward passes of all micro-batches of a step; returns their mean loss over all processes."""
+    total = torch.zeros((), device=accelerator.device)
+    for micro in range(accumulation):
+        last = micro == accumulation - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            batch = batches(step, micro)
+            noised = objective.noise(batch.latents, batch.generators)
+            loss = weighted_loss(model(noised.latents, noised.timesteps, batch), noised) / accumulation
+            accelerator.backward(loss)
+        total += loss.detach()
+    return accelerator.reduce(total, reduction="mean")
+
+
+def clip(accelerator: Accelerator, parameters: list[nn.Parameter], maximum: float) -> torch.Tensor:
+    """Scale gradients down to the norm `maximum` (0: leave them); returns the norm they had."""
+    return accelerator.clip_grad_norm_(parameters, maximum or float("inf"))
+
+
+def agreed(accelerator: Accelerator, go_on: bool) -> bool:
+    """Only the main process hears of a cancel; all must stop at the same step."""
+    if accelerator.num_processes == 1:
+        return go_on
+    stops = accelerator.reduce(torch.tensor(0.0 if go_on else 1.0, device=accelerator.device), reduction="sum")
+    return stops.item() == 0

@@ -1,0 +1,19 @@
+"""The registry of training methods. A new method is one file and one line here."""
+from importlib import import_module
+
+from ..errors import UserError
+from ..families.protocol import Family
+from .protocol import Method
+
+_WHERE = {"lora": ("lora", "Lora")}
+KINDS = tuple(_WHERE)
+
+
+def make(spec, learning_rate: float, family: Family) -> Method:
+    """The method that a spec's `method` part describes, if the family supports it."""
+    module, name = _WHERE[spec.kind]
+    method = getattr(import_module(f".{module}", __name__), name)(spec, learning_rate)
+    missing = method.requires - family.capabilities
+    if missing:
+        raise UserError(f"{family.title} does not support the method {spec.kind!r} (missing: {', '.join(sorted(missing))}).")
+    return method

@@ -1,0 +1,106 @@
+"""The parent side of a run: start the worker process, follow its events, cancel it."""
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Iterator, Sequence
+
+from .runs import Run
+
+SCRIPT = Path(__file__).parent / "__main__.py"
+FINAL_EVENTS = frozenset({"finished", "cancelled", "failed"})
+PATIENCE = 300.0
+"""Seconds that a cancelled worker may take to save before it is ended."""
+
+
+class TrainingProcess:
+    """A running worker. Use as a context manager: leaving it ends the process, cancelled first if it still trains."""
+
+    def __init__(self, run: Run, launcher: Sequence[str] = ()):
+        """`launcher` goes before the script, for example ("accelerate", "launch", "--num_processes", "2"); by default
+        this process's own Python."""
+        self.run, self.cancelled_at = run, None
+        self.log = open(run.log_path, "ab")
+        # A script path, not -m: an isolated Python (Windows portable ComfyUI) has no search path but its own.
+        command = [*(launcher or [sys.executable]), str(SCRIPT), "work", str(run.folder)]
+        environment = {
+            **os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
+        }
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+        self.lines: queue.Queue[bytes | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.put(line)
+        self.lines.put(None)
+
+    def events(self, tick: float = 0.2) -> Iterator[dict | None]:
+        """Events as they come, and None whenever `tick` seconds pass without one, so that the caller can look around.
+
+        Ends after a final event ("finished", "cancelled" or "failed"); a worker that dies without one gives "failed".
+        """
+        while True:
+            if self.cancelled_at and time.monotonic() - self.cancelled_at > PATIENCE:
+                self.process.kill()
+            try:
+                line = self.lines.get(timeout=tick)
+            except queue.Empty:
+                yield None
+                continue
+            if line is None:
+                yield {"event": "failed", "message": self._obituary()}
+                return
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            yield event
+            if event.get("event") in FINAL_EVENTS:
+                return
+
+    def cancel(self):
+        """Ask the worker to save and stop; its last event will be "cancelled"."""
+        if self.cancelled_at is None:
+            self.cancelled_at = time.monotonic()
+            try:
+                self.process.stdin.write(b"cancel\n")
+                self.process.stdin.flush()
+            except OSError:
+                pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        try:
+            self.process.stdin.close()
+        except OSError:
+            pass
+        try:
+            self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def _obituary(self) -> str:
+        code = self.process.wait()
+        checkpoints = self.run.checkpoints()
+        resume = (f"Queue again to go on from the checkpoint of step {checkpoints[-1]}." if checkpoints
+                  else "There was no checkpoint yet; queue again to start anew.")
+        if code < 0:
+            name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+            hint = " The system ends processes this way when memory runs out." if name == "SIGKILL" else ""
+            return f"The training process was ended from outside ({name}).{hint} {resume}"
+        tail = self.run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        last = f" Its last words: {tail[0][:300]}" if tail else ""
+        return f"The training process ended unexpectedly (code {code}).{last} {resume}"

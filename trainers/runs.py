@@ -1,0 +1,138 @@
+"""Run folders: one per run, found again by identity.
+
+    <runs>/<name>/
+        run.json            identity
+        spec.json           what was asked for
+        events.jsonl        everything that happened, one JSON object a line
+        log.txt             what libraries printed
+        checkpoints/step_000250/   state.pt and the file as it was then
+        previews/           step_000100.png …
+        <name>.safetensors  the finished file
+        report.json         present once the run is finished
+"""
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from filelock import FileLock, Timeout
+
+from .errors import UserError
+from .files import read_json, temporary_beside, write_json
+from .spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def spec_path(self) -> Path:
+        return self.folder / "spec.json"
+
+    @property
+    def events_path(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / f"{self.name}.safetensors"
+
+    @property
+    def report_path(self) -> Path:
+        return self.folder / "report.json"
+
+    @property
+    def report(self) -> dict | None:
+        """The report of a finished run whose file is still there; else None."""
+        report = read_json(self.report_path)
+        return report if report and self.artifact.exists() else None
+
+    def read_spec(self) -> RunSpec:
+        return RunSpec.model_validate_json(self.spec_path.read_bytes())
+
+    def lock(self) -> FileLock:
+        """Held by the process that trains; released by the operating system when that process dies."""
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"The run {self.name!r} is being trained by another process. Wait for it, or choose another "
+                            "run name.") from None
+        return lock
+
+    def events(self) -> Iterator[dict]:
+        """All events so far; a line cut off by a kill is passed over."""
+        if not self.events_path.exists():
+            return
+        with open(self.events_path, encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+
+    def losses(self) -> list[float]:
+        """The loss of every step in order. Steps that were repeated after a kill count once."""
+        by_step = {event["step"]: event["loss"] for event in self.events() if event.get("event") == "step"}
+        return [by_step[step] for step in sorted(by_step)]
+
+    def checkpoint_folder(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step_{step:06d}"
+
+    def checkpoints(self) -> list[int]:
+        """Steps that have a complete checkpoint, ascending."""
+        found = (re.fullmatch(r"step_(\d+)", state.parent.name) for state in self.folder.glob("checkpoints/*/state.pt"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def save_state(self, step: int, state: dict):
+        """`state` holds tensors and built-in containers only: it is read back without unpickling objects."""
+        folder = self.checkpoint_folder(step)
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary_beside(folder / "state.pt") as temporary:
+            torch.save(state, temporary)
+            os.replace(temporary, folder / "state.pt")
+
+    def load_state(self) -> tuple[int, dict] | None:
+        """The newest checkpoint that can be read, as (step, state)."""
+        for step in reversed(self.checkpoints()):
+            try:
+                state = torch.load(self.checkpoint_folder(step) / "state.pt", map_location="cpu", weights_only=True)
+            except Exception:  # a damaged archive raises one of many types; an older checkpoint will do
+                continue
+            return step, state
+        return None
+
+    def prune_checkpoints(self, keep: int):
+        for step in self.checkpoints()[:-keep]:
+            shutil.rmtree(self.checkpoint_folder(step), ignore_errors=True)
+
+
+def open_run(spec: RunSpec) -> Run:
+    """The folder of this run: the one with its identity, or a new one. A taken name gets -2, -3, …"""
+    runs = Path(spec.folders.runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        run = Run(runs / (spec.name if number == 1 else f"{spec.name}-{number}"))
+        try:
+            run.folder.mkdir()
+        except FileExistsError:
+            if (read_json(run.folder / "run.json") or {}).get("identity") != spec.identity:
+                continue
+        else:
+            write_json(run.folder / "run.json", {"identity": spec.identity, "version": spec.version})
+        write_json(run.spec_path, spec.model_dump(mode="json"))
+        return run
+    raise UserError(f"There are too many runs called {spec.name!r}. Choose another run name.")

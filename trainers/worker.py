@@ -1,0 +1,111 @@
+"""The child process: a spec goes in, events come out.
+
+Events are JSON objects, one a line, written to the run's `events.jsonl` and to standard output; libraries that print
+are sent to standard error. Reading "cancel", or the end of standard input, asks the run to stop and save.
+"""
+import json
+import math
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TextIO
+
+from .errors import Cancelled, UserError
+from .runs import Run
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_CANCELLED = 0, 1, 3
+
+
+class Reporter:
+    """Writes events to the run's file and to a stream. Only the main process of a distributed run has a voice."""
+
+    def __init__(self, run: Run, stream: TextIO | None, is_main: bool):
+        self.stream, self.is_main = stream, is_main
+        self.file = open(run.events_path, "a", encoding="utf-8") if is_main else None
+
+    def __call__(self, event: str, **fields):
+        if not self.is_main:
+            return
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **_finite(fields)}, ensure_ascii=False)
+        self.file.write(line + "\n")
+        self.file.flush()
+        if self.stream:
+            try:
+                print(line, file=self.stream, flush=True)
+            except BrokenPipeError:  # the parent died; its end of standard input asks us to stop
+                self.stream = None
+
+
+def _finite(fields: dict) -> dict:
+    """JSON has no NaN and no infinity."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
+    }
+
+
+class StopRequest:
+    """True once "cancel" was read from standard input, or its other end was closed."""
+
+    def __init__(self, listen: bool):
+        self.requested = False
+        if listen:
+            threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        for line in sys.stdin:
+            if line.strip() == "cancel":
+                break
+        self.requested = True
+
+    def __call__(self) -> bool:
+        return self.requested
+
+
+def main(run_folder: str, piped: bool) -> int:
+    """Train the run in `run_folder`. `piped` says that a parent process reads events and may cancel."""
+    run, rank = Run(Path(run_folder)), int(os.environ.get("RANK", 0))
+    stream = _private_standard_output() if piped else sys.stdout
+    emit = Reporter(run, stream, is_main=rank == 0)
+    lock = None
+    try:
+        spec = run.read_spec()
+        lock = run.lock() if rank == 0 else None
+        emit("started", run=run.name, steps=spec.training.steps)
+        from .training import train_run  # seconds of imports; whoever waits has seen the start
+
+        report = train_run(spec, run, emit, StopRequest(listen=piped))
+        emit("finished", report=report)
+        return EXIT_FINISHED
+    except Cancelled:
+        emit("cancelled", step=run.checkpoints()[-1] if run.checkpoints() else 0)
+        return EXIT_CANCELLED
+    except UserError as problem:
+        emit("failed", message=str(problem))
+    except Exception as problem:
+        traceback.print_exc()
+        emit("failed", message=_sentence(problem, run))
+    finally:
+        if lock:
+            lock.release()
+    return EXIT_FAILED
+
+
+def _private_standard_output() -> TextIO:
+    """A stream to the real standard output; everything else that prints goes to standard error."""
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    os.dup2(2, 1)
+    return stream
+
+
+def _sentence(problem: Exception, run: Run) -> str:
+    import torch
+
+    if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
+        return ("The memory is full. Lower batch_size or resolution, or switch gradient_checkpointing on; then queue "
+                "again.")
+    reason = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else ""
+    return (f"Training stopped at an error that nobody foresaw: {type(problem).__name__}: {reason} "
+            f"(details in {run.name}/{run.log_path.name}).")
