@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from .errors import UserError
 
@@ -43,14 +43,17 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def place_copy(source: Path, folder: Path, stem: str) -> Path:
-    """Copy a file into a folder as `stem` + its suffix, or `stem-2`, `stem-3`, … where that name is taken.
+def place_copy(source: Path, folder: Path, stem: str, avoid: Sequence[Path] = ()) -> Path:
+    """Copy a file into a folder as `stem` + its suffix, or `stem-2`, `stem-3`, … where that name is taken, be it in
+    this folder or in one of `avoid`.
 
     A file with the same content is not copied again. Returns where the content lies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):
         target = folder / f"{stem if number == 1 else f'{stem}-{number}'}{source.suffix}"
+        if any((other / target.name).exists() for other in avoid):
+            continue
         if target.exists():
             if same_content(source, target):
                 return target

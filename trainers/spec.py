@@ -154,7 +154,6 @@ class FolderSpec(Part):
 
     runs: str
     caches: str
-    artifacts: str
 
 
 class RunSpec(Part):

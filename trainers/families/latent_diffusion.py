@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts.ldm_layout import original_unet_name
-from .loading import component_config, tokenize
+from .loading import tokenize
 from .protocol import LatentFormat, TextEncoders
+from .recognition import component_config
 
 ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)$"
 LORA_TARGETS = MappingProxyType({

@@ -1,20 +1,20 @@
-"""Loads the parts of latent-diffusion models from a single file or a diffusers folder, offline, by diffusers."""
-import json
+"""Loads the parts of latent-diffusion models from a single file or a diffusers folder, offline, by diffusers.
+
+diffusers and transformers are imported where they are needed: the nodes read a family's title and presets inside
+ComfyUI's process, which should neither wait for these libraries nor carry them.
+"""
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from safetensors import safe_open
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-from transformers.utils import logging as transformers_logging
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
 from ..errors import UserError
 from .protocol import TextEncoders
+from .recognition import CONFIGS, component_config, config_folder
 
-CONFIGS = Path(__file__).parent / "configs"
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
 
@@ -32,20 +32,6 @@ def explained(part: str, base):
             f"The {part} of {base.name!r} cannot be loaded. The file may be incomplete or of another model family "
             f"than {base.family}: {reason}"
         ) from problem
-
-
-def config_folder(base) -> Path:
-    """The folder whose sub-folders hold the component configs of a base model."""
-    if base.layout == "diffusers":
-        return Path(base.path)
-    return Path(base.configs) if base.configs else CONFIGS / base.family
-
-
-def component_config(base, component: str) -> dict:
-    folder = config_folder(base) / component
-    name = "scheduler_config.json" if component == "scheduler" else "config.json"
-    with explained(f"{component} configuration", base):
-        return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def _variant(folder: Path, stem: str) -> str | None:
@@ -70,11 +56,15 @@ def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Modu
     return model.requires_grad_(False).eval()
 
 
-def load_vae(base) -> AutoencoderKL:
+def load_vae(base) -> nn.Module:
+    from diffusers import AutoencoderKL
+
     return load_model(AutoencoderKL, base, "vae", torch.float32)
 
 
-def load_unet(base, dtype: torch.dtype) -> UNet2DConditionModel:
+def load_unet(base, dtype: torch.dtype) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
     return load_model(UNet2DConditionModel, base, "unet", dtype)
 
 
@@ -83,6 +73,9 @@ def load_text_encoder(base, component: str, dtype: torch.dtype, prefix: str, pro
 
     `prefix` is where a single file keeps it: "….transformer." in transformers' layout, "….model." in OpenCLIP's.
     """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers.utils import logging as transformers_logging
+
     model_class = CLIPTextModelWithProjection if projection else CLIPTextModel
     transformers_logging.disable_progress_bar()
     with explained(component.replace("_", " "), base):
@@ -113,7 +106,10 @@ def _fill_text_encoder(model: nn.Module, path: str, prefix: str):
     model.load_state_dict(found, strict=False)
 
 
-def load_tokenizer(base, component: str, pad_token: str) -> CLIPTokenizer:
+def load_tokenizer(base, component: str, pad_token: str):
+    """A CLIPTokenizer: the folder's own, or CLIP's vocabulary with the padding of this encoder."""
+    from transformers import CLIPTokenizer
+
     folder = Path(base.path) / component
     if base.layout == "diffusers" and (folder / "vocab.json").exists():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
@@ -121,11 +117,15 @@ def load_tokenizer(base, component: str, pad_token: str) -> CLIPTokenizer:
 
 
 def load_alphas_cumprod(base) -> torch.Tensor:
+    from diffusers import DDPMScheduler
+
     return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
 
 
-def load_sampler(base) -> DPMSolverMultistepScheduler:
+def load_sampler(base):
     """DPM++ 2M (Lu et al. 2022, arXiv:2211.01095) for previews."""
+    from diffusers import DPMSolverMultistepScheduler
+
     return DPMSolverMultistepScheduler.from_config(
         component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2, prediction_type=base.objective
     )

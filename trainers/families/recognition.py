@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..spec import BaseModelSpec
 
+CONFIGS = Path(__file__).parent / "configs"
 UNET = "model.diffusion_model."
 MAXIMUM_HEADER = 100_000_000
 """Bytes; the limit of the safetensors format itself."""
@@ -62,6 +63,22 @@ def recognise(path: str, name: str, prediction: str = "auto", configs: str = "")
         family=family, path=str(location), name=name, layout=layout, fingerprint=fingerprint(files, location),
         objective=objective if prediction == "auto" else prediction, configs=configs,
     )
+
+
+def config_folder(base: BaseModelSpec) -> Path:
+    """The folder whose sub-folders hold the component configs of a base model."""
+    if base.layout == "diffusers":
+        return Path(base.path)
+    return Path(base.configs) if base.configs else CONFIGS / base.family
+
+
+def component_config(base: BaseModelSpec, component: str) -> dict:
+    """The diffusers or transformers config of a component ("unet", "vae", "text_encoder", "scheduler", …)."""
+    name = "scheduler_config.json" if component == "scheduler" else "config.json"
+    try:
+        return json.loads((config_folder(base) / component / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{base.name!r} lacks {component}/{name}, or it is damaged. Download the model again.") from None
 
 
 def fingerprint(files: list[Path], root: Path) -> str:

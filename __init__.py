@@ -1,0 +1,25 @@
+"""FineTune: train image models inside ComfyUI. The nodes are in `nodes/`, the engine is in `trainers/`."""
+import logging
+
+WEB_DIRECTORY = "./web"
+
+try:
+    from comfy_api.latest import ComfyExtension
+except ImportError:
+    ComfyExtension = object
+    logging.error("FineTune needs ComfyUI 0.3.75 or newer; its nodes are not available. Update ComfyUI and start it again.")
+
+
+class FineTuneExtension(ComfyExtension):
+    async def get_node_list(self):
+        try:
+            from .nodes import NODES
+        except ImportError as problem:
+            logging.error("FineTune's nodes are not available: %s. Install the pack's requirements.txt with the Python "
+                          "that runs ComfyUI, then start it again.", problem)
+            return []
+        return NODES
+
+
+async def comfy_entrypoint():
+    return FineTuneExtension()

@@ -1,0 +1,33 @@
+"""Socket types. What crosses them is immutable data: specs, names, tensors; never a live trainer."""
+from comfy_api.latest import io
+
+Base = io.Custom("FINETUNE_BASE")
+"""trainers.spec.BaseModelSpec"""
+Dataset = io.Custom("FINETUNE_DATASET")
+"""trainers.spec.DatasetSpec"""
+Optimizer = io.Custom("FINETUNE_OPTIMIZER")
+"""trainers.spec.OptimizerSpec, whose learning rate the train node sets"""
+Schedule = io.Custom("FINETUNE_SCHEDULE")
+"""trainers.spec.ScheduleSpec"""
+Objective = io.Custom("FINETUNE_OBJECTIVE")
+"""trainers.spec.ObjectiveSpec"""
+LoraModel = io.Custom("LORA_MODEL")
+"""The core's: state dict of a LoRA, for Load LoRA Model and Save LoRA"""
+LossMap = io.Custom("LOSS_MAP")
+"""The core's: {"loss": [float, …]}, for Plot Loss Graph"""
+LoraStack = io.Custom("LORA_STACK")
+"""Efficiency Nodes': list of (name, model strength, text strength)"""
+
+
+class _FitsCombo(str):
+    """A type name that fits any input. The host compares types with `!=`, and a V1 combo's type is its list of choices,
+    which no output could equal otherwise; its validation documents this override."""
+
+    def __ne__(self, other):
+        return False
+
+    __hash__ = str.__hash__
+
+
+FileName = io.Custom(_FitsCombo("COMBO"))
+"""A file name for the drop-down of any loader: connect it to LoraLoader's lora_name."""
