@@ -9,7 +9,6 @@ from typing import Callable, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from torch import nn
 
 from . import families, loop, methods, previews
 from .artifacts.metadata import training_metadata
@@ -20,7 +19,7 @@ from .methods.protocol import Parts
 from .model import ConditionedModel
 from .objectives import make_objective
 from .optimizers import make_optimizer
-from .preparation import Prepared, prepare_data
+from .preparation import prepare_data
 from .runs import Run
 from .schedules import make_schedule
 from .spec import RunSpec

@@ -59,7 +59,8 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
         "ss_resolution": f"({training.resolution}, {training.resolution})",
         "ss_enable_bucket": training.buckets,
         "ss_bucket_info": json.dumps({"buckets": {
-            str(number): {"resolution": list(size), "count": count} for number, (size, count) in enumerate(sorted(buckets.items()))
+            str(number): {"resolution": list(size), "count": count}
+            for number, (size, count) in enumerate(sorted(buckets.items()))
         }}),
         "ss_num_train_images": sum(picture.repeats for picture in pictures),
         "ss_num_reg_images": 0,

@@ -1,0 +1,66 @@
+"""What all tests share.
+
+The pack is imported as the package `finetune`, and the repository's root stays off `sys.path`: its `nodes` package
+would hide ComfyUI's module of that name.
+"""
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+
+def _import_pack():
+    spec = importlib.util.spec_from_file_location(
+        "finetune", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["finetune"] = module
+    spec.loader.exec_module(module)
+
+
+_import_pack()
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(tmp_path_factory):
+    """family → recognised diffusers folder of a tiny random model."""
+    import tiny
+    from finetune.trainers.families.recognition import recognise
+
+    root = tmp_path_factory.mktemp("tiny")
+    return {
+        family: recognise(str(tiny.make_folder(family, root / family)), f"tiny {family}") for family in tiny.FAMILIES
+    }
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory):
+    """A dataset of four plain pictures."""
+    import tiny
+    from finetune.trainers.data.manifest import scan_folder
+
+    return scan_folder(str(tiny.make_pictures(tmp_path_factory.mktemp("squares"))), "squares")
+
+
+@pytest.fixture
+def make_spec(tmp_path, squares):
+    """Build a small run spec; keyword arguments replace its parts."""
+    from finetune.trainers import spec as specs
+
+    def build(base, **parts):
+        fields = dict(
+            name="run", base=base, dataset=squares, method=specs.LoraSpec(rank=2, alpha=2),
+            optimizer=specs.OptimizerSpec(learning_rate=1e-2),
+            training=specs.TrainingSpec(steps=6, batch_size=2, resolution=64),
+            checkpoints=specs.CheckpointSpec(every=0),
+            folders=specs.FolderSpec(runs=str(tmp_path / "runs"), caches=str(tmp_path / "caches")), device="cpu",
+        )
+        return specs.RunSpec(**{**fields, **parts})
+
+    return build

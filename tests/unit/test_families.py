@@ -1,0 +1,126 @@
+"""Families load the same model from a diffusers folder and from a single file, in every precision."""
+import json
+import struct
+
+import pytest
+import tiny
+import torch
+from finetune.trainers import families
+from finetune.trainers.errors import UserError
+from finetune.trainers.families.recognition import recognise
+from safetensors.torch import save_file
+
+
+def outputs(base, dtype=torch.float32):
+    """Everything a family computes, on fixed inputs."""
+    family = families.get(base.family)
+    form = family.latent_format(base)
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.rand((1, 3, 64, 64), generator=draw) * 2 - 1
+    latents = family.encode_pictures(family.load_vae(base), pixels, form)
+    text = family.load_text(base, dtype)
+    conditioning = family.encode_captions(text, ["a red square"])
+    denoiser = family.load_denoiser(base, dtype)
+    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+    with torch.no_grad():
+        noise = family.predict(denoiser, latents.to(dtype), torch.tensor([500]), conditioning, sizes)
+    return [latents, *(conditioning[name] for name in sorted(conditioning)), noise]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_single_file_equals_folder(family, dtype, tiny_bases, tmp_path):
+    folder = tiny_bases[family]
+    path = tiny.make_single_file(family, folder.path, tmp_path / "model.safetensors", dtype)
+    single = recognise(str(path), "model", folder.objective, configs=folder.path)
+    assert (single.family, single.layout) == (family, "single_file")
+    for one, other in zip(outputs(folder), outputs(single), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol={torch.float32: 1e-5, torch.float16: 5e-3}.get(dtype, 5e-2))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_captions_are_encoded_as_diffusers_does(family, tiny_bases):
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    base = tiny_bases[family]
+    ours = families.get(family)
+    conditioning = ours.encode_captions(ours.load_text(base, torch.float32), ["a cat, two dogs"])
+    arguments = dict(device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
+    if family == "sdxl":
+        pipeline = StableDiffusionXLPipeline.from_pretrained(base.path)
+        hidden, _, pooled, _ = pipeline.encode_prompt("a cat, two dogs", **arguments)
+        torch.testing.assert_close(conditioning["pooled"], pooled)
+    else:
+        hidden, _ = StableDiffusionPipeline.from_pretrained(base.path).encode_prompt("a cat, two dogs", **arguments)
+    torch.testing.assert_close(conditioning["hidden"], hidden)
+
+
+def test_objective_is_read_from_the_model(tiny_bases):
+    assert [tiny_bases[family].objective for family in tiny.FAMILIES] == ["epsilon", "v_prediction", "epsilon"]
+
+
+def test_marker_of_v_prediction(tiny_bases, tmp_path):
+    path = tiny.make_single_file("sd1", tiny_bases["sd1"].path, tmp_path / "v.safetensors")
+    from safetensors.torch import load_file
+
+    save_file({**load_file(path), "v_pred": torch.zeros(0)}, path)
+    assert recognise(str(path), "v").objective == "v_prediction"
+
+
+def refusal(path) -> str:
+    with pytest.raises(UserError) as problem:
+        recognise(str(path), path.name)
+    return str(problem.value)
+
+
+def test_files_that_are_no_base(tmp_path):
+    text = tmp_path / "text.safetensors"
+    text.write_text("this is not a model")
+    assert "not a safetensors file" in refusal(text)
+    empty = tmp_path / "empty.safetensors"
+    empty.touch()
+    assert "not a safetensors file" in refusal(empty)
+    lora = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_a.lora_down.weight": torch.zeros(1)}, lora)
+    assert "is a LoRA, not a checkpoint" in refusal(lora)
+    other = tmp_path / "other.safetensors"
+    save_file({"layer.weight": torch.zeros(1)}, other)
+    assert "not a Stable Diffusion checkpoint" in refusal(other)
+    pickled = tmp_path / "model.ckpt"
+    pickled.touch()
+    assert "Only .safetensors" in refusal(pickled)
+    assert "is not there" in refusal(tmp_path / "missing.safetensors")
+    (tmp_path / "folder").mkdir()
+    assert "not a diffusers model" in refusal(tmp_path / "folder")
+
+
+def test_truncated_checkpoint(tiny_bases, tmp_path):
+    path = tiny.make_single_file("sd1", tiny_bases["sd1"].path, tmp_path / "cut.safetensors")
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert "is incomplete" in refusal(path)
+
+
+def test_header_that_claims_too_much(tmp_path):
+    path = tmp_path / "huge.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**60) + b"{}")
+    assert "not a safetensors file" in refusal(path)
+    path.write_bytes(struct.pack("<Q", 12) + json.dumps({"a": [1, 2]}).encode().ljust(12))
+    assert "not a safetensors file" in refusal(path)
+
+
+@pytest.mark.parametrize("missing, words", [
+    ("cond_stage_model.", "no text encoder"), ("first_stage_model.", "no VAE"),
+])
+def test_incomplete_checkpoints(missing, words, tiny_bases, tmp_path):
+    from safetensors.torch import load_file
+
+    path = tiny.make_single_file("sd1", tiny_bases["sd1"].path, tmp_path / "part.safetensors")
+    save_file({name: t for name, t in load_file(path).items() if not name.startswith(missing)}, path)
+    assert words in refusal(path)
+
+
+def test_wrong_family_configs_are_explained(tiny_bases, tmp_path):
+    path = tiny.make_single_file("sd1", tiny_bases["sd1"].path, tmp_path / "model.safetensors")
+    base = recognise(str(path), "model")  # with the configs of full-size SD 1.x
+    with pytest.raises(UserError, match="cannot be loaded"):
+        families.get("sd1").load_denoiser(base, torch.float32)

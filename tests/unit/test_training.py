@@ -1,0 +1,183 @@
+"""Every supported (family, method) row: what changes, and that stopping, resuming and repeating leave no trace."""
+import json
+
+import pytest
+import tiny
+import torch
+from finetune.trainers import families, methods
+from finetune.trainers import spec as specs
+from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.methods.protocol import Parts
+from finetune.trainers.runs import open_run
+from finetune.trainers.training import Training, make_accelerator, train_run
+from safetensors.torch import load_file
+
+METHODS = {
+    "attention": specs.LoraSpec(rank=2, alpha=2),
+    "all layers, dropout": specs.LoraSpec(rank=2, alpha=1, targets="all with convolutions", dropout=0.3),
+    "with text encoder": specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3),
+}
+ROWS = [(family, method) for family in families.NAMES for method in METHODS]
+
+
+def silent(event, **fields):
+    pass
+
+
+def losses_of(spec, **arguments):
+    """Train and return (losses, run)."""
+    losses, run = [], open_run(spec)
+    train_run(spec, run, lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None, **arguments)
+    return losses, run
+
+
+def test_rows_cover_the_registries():
+    assert set(families.NAMES) == set(tiny.FAMILIES)
+    assert {method.kind for method in METHODS.values()} == set(methods.KINDS)
+
+
+@pytest.mark.parametrize("family, method", ROWS)
+def test_only_declared_parameters_change(family, method, tiny_bases, make_spec):
+    spec = make_spec(tiny_bases[family], method=METHODS[method], training=specs.TrainingSpec(
+        steps=3, batch_size=2, resolution=64, gradient_checkpointing=True, accumulation=2))
+    training = Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))
+    before = {}
+    attach = training.method.attach
+
+    def remember(parts: Parts, seed: int):
+        groups = attach(parts, seed)
+        modules = [parts.denoiser] + ([parts.text] if parts.text else [])
+        for number, module in enumerate(modules):
+            before.update({(number, name): value.detach().clone() for name, value in module.state_dict().items()})
+        return groups
+
+    training.method.attach = remember
+    training.execute()
+    modules = [training.parts.denoiser] + ([training.parts.text] if training.parts.text else [])
+    after = {(number, name): value for number, module in enumerate(modules) for name, value in module.state_dict().items()}
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    declared = {key for key in before if ".lora_" in key[1]}
+    assert changed and changed <= declared
+    # Every adapter learns: its second factor starts at zero and does not stay there.
+    assert {key for key in declared if "lora_B" in key[1]} <= changed
+
+
+@pytest.mark.parametrize("family, method", ROWS)
+def test_resume_equals_never_stopping(family, method, tiny_bases, make_spec, tmp_path):
+    parts = dict(method=METHODS[method], schedule=specs.ScheduleSpec(name="cosine", warmup_steps=2))
+    whole, run = losses_of(make_spec(tiny_bases[family], **parts))
+    spec = make_spec(tiny_bases[family], **parts, folders=specs.FolderSpec(
+        runs=str(tmp_path / "other runs"), caches=str(tmp_path / "caches")))
+    first, count = [], iter(range(100))
+    with pytest.raises(Cancelled):
+        train_run(spec, open_run(spec), lambda event, **fields: first.append(fields["loss"]) if event == "step" else None,
+                  stop_requested=lambda: next(count) == 2)
+    second, resumed = losses_of(spec)
+    assert first + second == whole
+    one, other = load_file(run.artifact), load_file(resumed.artifact)
+    assert all(torch.equal(one[key], other[key]) for key in one.keys() | other.keys())
+
+
+def test_a_second_run_in_the_process_equals_the_first(tiny_bases, make_spec):
+    first, _ = losses_of(make_spec(tiny_bases["sd1"], name="one"))
+    second, _ = losses_of(make_spec(tiny_bases["sd1"], name="two"))
+    assert first == second
+
+
+def test_accumulation_equals_a_larger_batch(tiny_bases, make_spec):
+    """Four pictures of one bucket: two batches of two are the epoch, as is one batch of four."""
+    def training(batch, accumulation):
+        return specs.TrainingSpec(steps=1, batch_size=batch, accumulation=accumulation, resolution=64)
+
+    large, _ = losses_of(make_spec(tiny_bases["sd1"], training=training(4, 1)))
+    assert len(large) == 1 and large[0] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_trainable_weights_are_float32_over_any_base(precision, tiny_bases, make_spec):
+    spec = make_spec(tiny_bases["sd1"], training=specs.TrainingSpec(
+        steps=2, batch_size=2, resolution=64, precision=precision))
+    training = Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))
+    try:
+        training.execute()
+    finally:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    assert {parameter.dtype for parameter in training.parameters.values()} == {torch.float32}
+    frozen = {p.dtype for p in training.parts.denoiser.parameters() if not p.requires_grad}
+    assert frozen == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
+def test_second_run_encodes_nothing(tiny_bases, make_spec):
+    encoded = []
+
+    def emit(event, **fields):
+        if event == "encoding":
+            encoded.append(fields["what"])
+
+    for name in ("one", "two"):
+        spec = make_spec(tiny_bases["sd1"], name=name)
+        train_run(spec, open_run(spec), emit)
+    assert sorted(encoded) == ["captions"] * 4 + ["pictures"] * 4
+
+
+def test_previews_are_drawn_and_change_nothing(tiny_bases, make_spec):
+    plain, _ = losses_of(make_spec(tiny_bases["sdxl"], name="plain"))
+    spec = make_spec(tiny_bases["sdxl"], previews=specs.PreviewSpec(prompts=("a", "b"), every=3, sampler_steps=2))
+    drawn, run = losses_of(spec)
+    assert drawn == plain
+    assert sorted(path.name for path in (run.folder / "previews").iterdir()) == [
+        "step_000000.png", "step_000003.png", "step_000006.png"]
+
+
+def test_checkpoints_are_pruned_and_each_has_its_file(tiny_bases, make_spec):
+    _, run = losses_of(make_spec(tiny_bases["sd1"], checkpoints=specs.CheckpointSpec(every=1, keep=2)))
+    assert run.checkpoints() == [4, 5]
+    assert (run.checkpoint_folder(5) / "run_step000005.safetensors").exists()
+
+
+def test_damaged_checkpoint_is_passed_over(tiny_bases, make_spec):
+    spec = make_spec(tiny_bases["sd1"], checkpoints=specs.CheckpointSpec(every=2, keep=5))
+    whole, run = losses_of(spec)
+    run.artifact.unlink()
+    (run.checkpoint_folder(4) / "state.pt").write_bytes(b"half a file")
+    resumed, _ = losses_of(spec)
+    assert resumed == whole[2:]
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(tiny_bases, make_spec):
+    spec = make_spec(tiny_bases["sd1"])
+    training = Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))
+    load = training.family.load_denoiser
+
+    class Broken:
+        def __getattr__(self, name):
+            return getattr(families.get("sd1"), name)
+
+        def load_denoiser(self, base, dtype):
+            denoiser = load(base, dtype)
+            denoiser.conv_out.bias.data.fill_(float("nan"))
+            return denoiser
+
+    training.family = Broken()
+    with pytest.raises(UserError, match="not a number any more at step 1"):
+        training.execute()
+
+
+def test_unmatched_pattern_is_explained(tiny_bases, make_spec):
+    spec = make_spec(tiny_bases["sd1"], method=specs.LoraSpec(targets="pattern", pattern="no such layer"))
+    with pytest.raises(UserError, match="matches no layer"):
+        train_run(spec, open_run(spec), silent)
+
+
+def test_losses_survive_in_the_events(tiny_bases, make_spec):
+    from finetune.trainers.worker import Reporter
+
+    spec = make_spec(tiny_bases["sd1"])
+    run = open_run(spec)
+    train_run(spec, run, Reporter(run, None, is_main=True))
+    assert len(run.losses()) == 6
+    events = [json.loads(line) for line in run.events_path.read_text().splitlines()]
+    assert {"phase", "encoding", "model", "step"} <= {event["event"] for event in events}
