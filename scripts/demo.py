@@ -29,6 +29,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Train a LoRA in a real ComfyUI and show what it learned.")
     parser.add_argument("--ui", action="store_true", help="leave ComfyUI running afterwards and print its address")
     parser.add_argument("--port", type=int, default=0, help="ComfyUI's port (default: any free one)")
@@ -81,7 +82,8 @@ def run_prompt(host, prompt: dict) -> dict[str, dict]:
     try:
         outputs = host.follow(prompt_id, progress.show)
     except KeyboardInterrupt:
-        print("\nStopping; what has been trained is kept, and the next run goes on from there.", flush=True)
+        progress.finish_line()
+        print("Stopping; what has been trained is kept, and the next run goes on from there.", flush=True)
         host.interrupt()
         try:
             host.follow(prompt_id)

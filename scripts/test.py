@@ -29,7 +29,9 @@ def run_pytest(environment: Environment, arguments: list[str]) -> int:
     os.chdir(environment.root)
     names_tests = any(os.path.exists(argument.split("::")[0]) for argument in arguments)
     selection = [] if names_tests else ["tests"]
-    return environment.run("-m", "pytest", "--import-mode=importlib", *selection, *arguments)
+    # With the repository as its root, pytest would import the pack's __init__.py as a package of tests.
+    options = ["--import-mode=importlib", f"--rootdir={environment.root / 'tests'}"]
+    return environment.run("-m", "pytest", *options, *selection, *arguments)
 
 
 def ensure_chromium() -> None:
