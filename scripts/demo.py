@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -128,11 +129,13 @@ class ProgressLines:
             self._node = ""
 
     def _print(self, final: bool = False) -> None:
-        line = "  ".join(part for part in ("", self._titles.get(self._node, self._node), self._step, self._text) if part)
+        parts = (self._titles.get(self._node, self._node), self._step, self._text)
+        line = "  ".join(part for part in parts if part)
         now = time.monotonic()
         if self._interactive:
-            print("\r  " + line[:110].ljust(self._width), end="\n" if final else "", flush=True)
-            self._width = 0 if final else max(self._width, len(line[:110]))
+            line = line[: shutil.get_terminal_size().columns - 3]
+            print("\r  " + line.ljust(self._width), end="\n" if final else "", flush=True)
+            self._width = 0 if final else max(self._width, len(line))
         elif (final and self._step) or now - self._last_print >= self._seconds_between_lines:
             print("  " + line, flush=True)
             self._last_print = now
@@ -140,9 +143,11 @@ class ProgressLines:
 
 def print_results(host, outputs: dict[str, dict]) -> None:
     """Say where the LoRA and the saved pictures are."""
-    for output in outputs.values():
-        for name in output.get("lora", []):
-            print(f"LoRA:    {host.output / 'loras' / name}")
+    loras = [name for output in outputs.values() for name in output.get("lora", [])]
+    if not loras:
+        raise Failure(f"The workflow ran, but no node reported a LoRA; the end of {host.log}:\n{host.log_tail()}")
+    for name in loras:
+        print(f"LoRA:    {host.output / 'loras' / name}")
     for output in outputs.values():
         for image in output.get("images", []):
             if image["type"] == "output":

@@ -1,8 +1,8 @@
 """The demo's and the tests' own environment: `.venv` with torch and what ComfyUI needs, and a ComfyUI to run.
 
-`prepare()` makes it true, once: a stamp in `.venv` holds a hash of everything that decides what is installed, so a second
-call returns at once, and an interrupted one is taken up again. `COMFYUI_PATH` selects an existing ComfyUI instead of the
-one that a package bundles; it is used where it is and not changed.
+`prepare()` makes it true, once: a stamp in `.venv` holds a hash of everything that decides what is installed, so a
+second call returns at once, and an interrupted one is taken up again. `COMFYUI_PATH` selects an existing ComfyUI instead
+of the one that a package bundles; it is used where it is and not changed.
 """
 from __future__ import annotations
 
@@ -199,6 +199,7 @@ def unpack_host(environment: Environment, installer: Installer) -> None:
 
 def make_torch_companions_import(environment: Environment, installer: Installer) -> None:
     """Where the index has only CUDA builds of torchvision and torchaudio, let them import beside a CPU torch."""
+    print("Checking torchvision and torchaudio", flush=True)
     site_packages = installer.site_packages()
     if not installer.imports("torchvision"):
         shutil.copy(shim(environment), site_packages)
@@ -209,8 +210,8 @@ def make_torch_companions_import(environment: Environment, installer: Installer)
     for module in ("torchvision", "torchaudio"):
         if not installer.imports(module):
             raise Failure(
-                f"{module} does not work with the installed torch: delete {environment.virtual_environment} and run this"
-                " again, and if that does not help, report it with your operating system and Python version."
+                f"{module} does not work with the installed torch: delete {environment.virtual_environment} and run"
+                " this again, and if that does not help, report it with your operating system and Python version."
             )
 
 

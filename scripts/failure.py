@@ -5,7 +5,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from typing import Callable
+from collections.abc import Callable
 
 
 class Failure(Exception):

@@ -15,9 +15,9 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Callable
 
 from environment import Environment
 from failure import Failure
@@ -78,7 +78,8 @@ class HostServer:
             self._process = subprocess.Popen(
                 self._command(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 cwd=self.base_directory, env={**child_environment(), "PYTHONUTF8": "1"},
-                start_new_session=True,  # a Ctrl-C in the terminal must reach us alone; we end the server in order
+                # A Ctrl-C in the terminal must reach us alone: we end the server in order.
+                start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         try:
             self._wait_until_started()

@@ -39,16 +39,15 @@ def ensure_chromium() -> None:
     if any(shutil.which(name) for name in BROWSERS):
         return
     if not (shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0):
-        raise Failure("The browser tests need Chromium: install it with your system's package manager and run this again.")
+        raise Failure("The browser tests need Chromium: install it with the system's package manager and try again.")
     log = ROOT / ".comfyui" / "chromium.log"
     print("Installing Chromium ...", flush=True)
+    unattended = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with log.open("wb") as output:
         for command in (["apt-get", "update"], ["apt-get", "install", "-y", "--no-install-recommends", "chromium"]):
-            result = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-            )
+            result = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=unattended)
     if result.returncode:
-        raise Failure(f"Chromium could not be installed: install it by hand and run this again; the reason is in {log}.")
+        raise Failure(f"Chromium could not be installed: install it by hand and try again; the reason is in {log}.")
 
 
 if __name__ == "__main__":

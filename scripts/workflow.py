@@ -1,8 +1,8 @@
 """From the workflow JSON that people share to the prompt that ComfyUI's HTTP API takes.
 
-A shared workflow is a picture of the editor: nodes with a bare list of widget values, and links. The API wants every input
-by its name. `/object_info` gives the names in the order of the widgets. What exists only in the editor goes away on the
-way: notes, reroutes, primitives, muted and bypassed nodes.
+A shared workflow is a picture of the editor: nodes with a bare list of widget values, and links. The API wants every
+input by its name. `/object_info` gives the names in the order of the widgets. What exists only in the editor goes away
+on the way: notes, reroutes, primitives, muted and bypassed nodes.
 """
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ class Graph:
         if not isinstance(workflow.get("nodes"), list):
             raise WorkflowError("This is not a workflow saved by ComfyUI's editor: it has no list of nodes.")
         if (workflow.get("definitions") or {}).get("subgraphs"):
-            raise WorkflowError("The workflow has subgraphs, which cannot be run from here: unpack them and save again.")
+            raise WorkflowError("The workflow has subgraphs, which cannot run from here: unpack them and save it again.")
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
         links = workflow.get("links") or []
         self.links = {link["id"] if isinstance(link, dict) else link[0]: Link.read(link) for link in links}
 
     def running_nodes(self) -> list[dict]:
         """The nodes that ComfyUI will execute."""
-        nodes = self.nodes.values()
-        return [node for node in nodes if node["type"] not in EDITOR_ONLY and node.get("mode", 0) not in (MUTED, BYPASSED)]
+        active = [node for node in self.nodes.values() if node.get("mode", 0) not in (MUTED, BYPASSED)]
+        return [node for node in active if node["type"] not in EDITOR_ONLY]
 
     def source(self, link_id: int | None, passed: frozenset[int] = frozenset()) -> list | Constant | None:
         """What a link delivers: [node id, slot], a constant, or None when nothing real is at its other end."""
@@ -203,8 +203,11 @@ def link_problems(link_id: int, link: Link, graph: Graph) -> list[str]:
 def slot_problems(node: dict, graph: Graph) -> list[str]:
     """Inputs that name a link which does not exist."""
     slots = [slot for slot in node.get("inputs") or [] if slot.get("link") is not None]
-    missing = [slot for slot in slots if slot["link"] not in graph.links]
-    return [f"Input {slot['name']} of {label(node)} names link {slot['link']}, which does not exist." for slot in missing]
+    return [
+        f"Input {slot['name']} of {label(node)} names link {slot['link']}, which does not exist."
+        for slot in slots
+        if slot["link"] not in graph.links
+    ]
 
 
 def node_problems(node: dict, graph: Graph, definition: dict) -> list[str]:
