@@ -47,7 +47,8 @@ class EventListener:
     def stop(self) -> None:
         """End with the server: the closing connection ends the thread."""
         self._stopping = True
-        self._thread.join(timeout=5)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
 
     def next(self, prompt_id: str, timeout: float) -> Event | None:
         """The next event of a prompt, or None when there was none for `timeout` seconds."""
