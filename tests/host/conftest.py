@@ -1,0 +1,15 @@
+"""A real ComfyUI server for all tests of this folder. `COMFYUI_PATH` selects which ComfyUI."""
+import signal
+
+import pytest
+from environment import describe
+from failure import interrupt_on_signal
+from host_server import HostServer
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    """A running server with the pack, whose files are all in a temporary folder."""
+    signal.signal(signal.SIGTERM, interrupt_on_signal)
+    with HostServer(describe(), tmp_path_factory.mktemp("comfyui")) as server:
+        yield server
