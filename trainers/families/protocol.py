@@ -54,7 +54,6 @@ class Family(Protocol):
     capabilities: frozenset[str]
     lora_targets: Mapping[str, str]
     """Choice of `LoraSpec.targets` → regular expression over the denoiser's module names."""
-    text_lora_target: str
     lora_preset: LoraPreset
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
@@ -95,5 +94,8 @@ class Family(Protocol):
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         """Prefix and name of a denoiser module in LoRA files, for example "lora_unet_mid_block_attentions_0_…"."""
+
+    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
+        """Regular expression over a text encoder's modules: those whose output reaches the denoiser."""
 
     def text_key(self, encoder_name: str, module_name: str) -> str: ...

@@ -15,7 +15,6 @@ class StableDiffusionXL:
     title = "Stable Diffusion XL"
     capabilities = frozenset({"lora", "text_encoder"})
     lora_targets = LORA_TARGETS
-    text_lora_target = TEXT_LORA_TARGET
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=1500, resolution=1024, min_snr_gamma=5.0,
         text_encoder_learning_rate=0.0,
@@ -82,6 +81,12 @@ class StableDiffusionXL:
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         return latent_diffusion.original_key(denoiser, module_name)
+
+    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
+        """The last layer of the first encoder is passed over: SDXL reads the one before it."""
+        if encoder_name == "te1":
+            return rf"layers\.(?!{encoder.config.num_hidden_layers - 1}\.)\d+\.({TEXT_LORA_TARGET})"
+        return TEXT_LORA_TARGET
 
     def text_key(self, encoder_name: str, module_name: str) -> str:
         return latent_diffusion.text_key(encoder_name, module_name)

@@ -23,7 +23,6 @@ class StableDiffusion:
     metadata: Mapping[str, str]
     capabilities: frozenset[str] = frozenset({"lora", "text_encoder"})
     lora_targets: Mapping[str, str] = field(default_factory=lambda: LORA_TARGETS)
-    text_lora_target: str = TEXT_LORA_TARGET
 
     def latent_format(self, base) -> LatentFormat:
         return latent_diffusion.latent_format(base)
@@ -66,6 +65,9 @@ class StableDiffusion:
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         return latent_diffusion.diffusers_key(module_name)
+
+    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
+        return TEXT_LORA_TARGET
 
     def text_key(self, encoder_name: str, module_name: str) -> str:
         return latent_diffusion.text_key(encoder_name, module_name)

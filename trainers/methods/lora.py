@@ -36,7 +36,7 @@ class Lora:
             groups = [ParameterGroup("denoiser", self.learning_rate, _trainable(parts.denoiser))]
             if self.trains_text():
                 for name, encoder in parts.text.encoders.items():
-                    self._adapt(encoder, parts.family.text_lora_target)
+                    self._adapt(encoder, parts.family.text_lora_target(name, encoder))
                     rate = self.spec.text_encoder_learning_rate
                     groups.append(ParameterGroup(name, rate, _trainable(encoder)))
         return groups
