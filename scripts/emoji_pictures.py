@@ -264,6 +264,6 @@ def contact_sheet(rows: list[list[np.ndarray]], labels: list[list[str]], scale: 
     for row, (pictures, texts) in enumerate(zip(rows, labels)):
         for column, (picture, text) in enumerate(zip(pictures, texts)):
             x, y = column * (side + gap), row * (side + gap + label_height)
-            pen.text((x, y), text[:side // 6], fill="black")
+            pen.text((x, y), text[:side // 5], fill="black")
             sheet.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (x, y + label_height))
     return sheet.quantize(256)
