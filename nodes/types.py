@@ -29,5 +29,6 @@ class _FitsCombo(str):
     __hash__ = str.__hash__
 
 
-FileName = io.Custom(_FitsCombo("COMBO"))
+FileName = io.Custom("COMBO")
+FileName.io_type = _FitsCombo("COMBO")
 """A file name for the drop-down of any loader: connect it to LoraLoader's lora_name."""
