@@ -242,7 +242,7 @@ def _load_native_text(folder: Path, config: dict):
         model_options=_host_text_options(config),
     )
     weights = comfy.utils.load_torch_file(str(folder / "text_encoder" / "model.safetensors"), safe_load=True)
-    clip.load_sd({f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()})
+    clip.load_sd({f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()}, full_model=True)
     return clip
 
 
