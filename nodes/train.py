@@ -129,7 +129,7 @@ class TrainLora(io.ComfyNode):
         report = with_load_check(run, spec, lora)
         lora_name = host.place_lora(run.artifact, run.name)
         summary = summarise(spec, report, lora_name)
-        progress.show(summary)
+        progress.show(summary, spec.training.steps, spec.training.steps, last_preview(run))
         return io.NodeOutput(
             lora, {"loss": run.losses()}, lora_name, [(lora_name, 1.0, 1.0)], summary,
             ui={"text": [summary], "lora": [lora_name]},
@@ -220,6 +220,12 @@ class Display:
         return f"cancelled and saved at step {step}: {name}. Queue again to go on."
 
 
+def last_preview(run: Run) -> Image.Image | None:
+    """The newest preview, so that a node shows it too when the run was already finished."""
+    files = sorted((run.folder / "previews").glob("*.png"))
+    return Image.open(files[-1]).convert("RGB") if files else None
+
+
 def with_load_check(run: Run, spec: RunSpec, lora: dict) -> dict:
     """The run's report with the host's verdict on the file, made once and kept."""
     report = run.report
@@ -246,7 +252,8 @@ def summarise(spec: RunSpec, report: dict, lora_name: str) -> str:
         f"loss {report['loss_first_tenth']:.4f} in the first tenth, {report['loss_last_tenth']:.4f} in the last",
         f"load check: all {report['keys']} keys of {report['layers']} layers match ComfyUI's; {effect}",
     ]
-    return "\n".join([*lines, *(f"note: {note}" for note in report["notes"])])
+    lines += [f"note: {note}" for note in report["notes"]]
+    return "\n".join(f"{line}." for line in lines)  # the Vue renderer joins the lines; the stops keep them apart
 
 
 def clock(seconds: float) -> str:
