@@ -181,13 +181,14 @@ class Display:
     spec: RunSpec
     progress: host.NodeProgress
     step: int = 0
-    picture: Image.Image | None = None
     notes: list[str] = field(default_factory=list)
 
     def show(self, event: dict):
         kind, total = event["event"], self.spec.training.steps
-        if kind == "phase":
-            self.progress.show(event["text"], self.step, self.step)
+        if kind == "started":
+            self.progress.show("starting the training process")
+        elif kind == "phase":
+            self.progress.show(event["text"])
         elif kind == "encoding":
             self.progress.show(f"encoding {event['what']}, {event['done']} of {event['total']}",
                                event["done"], event["total"])
@@ -195,17 +196,14 @@ class Display:
             self.step = event["step"]
             self.progress.show(f"going on from step {self.step}", self.step, total)
         elif kind == "note":
-            self.notes.append(event["text"])
+            self.notes.append(f"note: {event['text']}")
         elif kind == "step":
             self.step = event["step"]
-            self.progress.show(
-                f"step {self.step} of {total} · loss {event['loss']:.4f} · {clock(event['seconds_left'])} left",
-                self.step, total, self.picture,
-            )
-            self.picture = None
+            line = f"step {self.step} of {total} · loss {event['loss']:.4f} · {clock(event['seconds_left'])} left"
+            self.progress.show("\n".join([line, *self.notes]), self.step, total)
         elif kind == "preview":
-            self.picture = Image.open(event["path"]).convert("RGB")
-            self.progress.show(f"preview at step {event['step']}", event["step"], total, self.picture)
+            picture = Image.open(event["path"]).convert("RGB")
+            self.progress.show(f"preview at step {event['step']}", event["step"], total, picture)
         elif kind == "cancelled":
             self.progress.show(self._saved(event["step"]))
         elif kind == "failed":
