@@ -138,7 +138,6 @@ def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ending_the_server_saves(number, tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"]))
