@@ -240,7 +240,8 @@ def summarise(spec: RunSpec, report: dict, lora_name: str) -> str:
               "BUT ITS EFFECT IS ZERO: nothing was learnt; raise the learning rate or the steps")
     lines = [
         f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {report['layers']} layers; {effect}.",
-        f"Loss {report['loss_first_tenth']:.4f} in the first tenth of the steps, {report['loss_last_tenth']:.4f} in the last.",
+        f"Loss {report['loss_first_tenth']:.4f} in the first tenth of the steps, "
+        f"{report['loss_last_tenth']:.4f} in the last.",
         f"{report['steps']} steps × {training.batch_size * training.accumulation} pictures of {training.resolution} px on "
         f"{spec.base.name}, learning rate {spec.optimizer.learning_rate:g}.",
         f"Rank {method.rank}, alpha {method.alpha:g}, {method.targets}, {report['bytes'] / 1e6:.2f} MB.",
