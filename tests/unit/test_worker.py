@@ -1,5 +1,6 @@
 """The worker process: killed, cancelled, orphaned and failing, it loses nothing and says what happened."""
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -135,3 +136,14 @@ def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="disk is full"):
         write_json(Path(tmp_path) / "a.json", {})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ending_the_server_saves(number, tiny_bases, make_spec):
+    run = open_run(small(make_spec, tiny_bases["sd1"]))
+
+    def end(process, event):
+        if event["event"] == "step" and event["step"] == 3:
+            process.process.send_signal(number)
+
+    assert follow(run, end)[-1]["event"] == "cancelled" and run.checkpoints()
