@@ -167,7 +167,7 @@ class Training:
                     self.data.preview_resolution, self.device,
                 ))
         except torch.OutOfMemoryError:
-            self.emit("note", text=f"the preview at step {step} was left out, because it needs more memory than is free")
+            self._note(f"the preview at step {step} was left out, because it needs more memory than is free")
             return
         finally:
             vae.cpu()
@@ -175,6 +175,10 @@ class Training:
         path.parent.mkdir(exist_ok=True)
         previews.contact_sheet(pictures).save(path)
         self.emit("preview", step=step, path=str(path))
+
+    def _note(self, text: str):
+        self.data.notes.append(text)
+        self.emit("note", text=text)
 
     def _checkpoint(self, step: int):
         """State to resume from, and beside it the file as it is now. Only the main process writes."""

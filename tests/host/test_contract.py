@@ -53,6 +53,7 @@ def fetch(host, path: str) -> str:
 def test_help_pages_and_templates_are_served(host):
     for name in schemas(host):
         assert fetch(host, f"/extensions/finetune-nodes/docs/{name}.md").startswith("# ")
+    assert "/extensions/finetune-nodes/js/precise_numbers.js" in json.loads(fetch(host, "/extensions"))
     templates = json.loads(fetch(host, "/workflow_templates"))
     assert templates["finetune-nodes"] == ["train_lora"]
     assert json.loads(fetch(host, "/api/workflow_templates/finetune-nodes/train_lora.json"))["nodes"]
