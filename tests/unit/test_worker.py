@@ -46,7 +46,7 @@ def test_killed_three_times_the_losses_are_bit_for_bit_those_of_an_unbroken_run(
                 process.process.kill()
 
         last = follow(run, kill)[-1]
-        assert last["event"] == "failed" and "SIGKILL" in last["message"] and "Queue again" in last["message"]
+        assert last["event"] == "failed" and "SIGKILL" in last["message"] and "ueue again" in last["message"]
     assert follow(run)[-1]["event"] == "finished"
     assert run.losses() == unbroken.losses() and len(run.losses()) == STEPS, f"killed at {kills}"
     one, other = load_file(run.artifact), load_file(unbroken.artifact)
