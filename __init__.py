@@ -15,8 +15,8 @@ class FineTuneExtension(ComfyExtension):
         try:
             from .nodes import NODES
         except ImportError as problem:
-            logging.error("FineTune's nodes are not available: %s. Install the pack's requirements.txt with the Python "
-                          "that runs ComfyUI, then start it again.", problem)
+            logging.error("FineTune's nodes are not available: %s. If a package is missing, install the pack's "
+                          "requirements.txt with the Python that runs ComfyUI, then start it again.", problem)
             return []
         return NODES
 

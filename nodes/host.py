@@ -18,6 +18,7 @@ import comfy.supported_models
 import comfy.supported_models_base
 import comfy.text_encoders.sd2_clip
 import comfy.utils
+import comfyui_version
 import folder_paths
 import torch
 from PIL import Image
@@ -26,6 +27,10 @@ from server import PromptServer
 from ..trainers.data.manifest import PICTURE_SUFFIXES
 from ..trainers.errors import UserError
 from ..trainers.files import place_copy, read_json
+
+OLDEST_HOST = (0, 3, 75)
+if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLDEST_HOST:
+    raise ImportError(f"this is ComfyUI {comfyui_version.__version__}, but 0.3.75 or newer is needed; update ComfyUI")
 
 PACK = Path(__file__).resolve().parent.parent
 EXAMPLES = PACK / "example_datasets"
@@ -84,16 +89,15 @@ def dataset_folder(choice: str) -> Path:
     """The folder behind a choice. A workflow may name anything, so it is looked up inside the allowed folders only."""
     root, _, name = choice.partition("/")
     for folder in _dataset_roots().get(root, []):
-        path = folder / name
-        if name and _inside(path, folder) and path.is_dir():
-            return path
+        if _is_plain_name(name) and (folder / name).is_dir():
+            return folder / name
     raise UserError(f"The dataset folder {choice!r} is not there. Put a folder of pictures into ComfyUI's input folder "
                     "or models/datasets, refresh the node list, and choose it.")
 
 
-def _inside(path: Path, folder: Path) -> bool:
-    real, root = os.path.realpath(path), os.path.realpath(folder)
-    return os.path.commonpath([real, root]) == root and real != root
+def _is_plain_name(name: str) -> bool:
+    """Whether a name stays in its folder. Links that people put there themselves may lead elsewhere."""
+    return name not in ("", ".", "..") and Path(name).name == name
 
 
 def base_choices() -> list[str]:
@@ -109,12 +113,12 @@ def base_path(choice: str) -> Path:
     """The checkpoint file or diffusers folder behind a choice."""
     if choice.startswith("diffusers/"):
         for root in folder_paths.get_folder_paths("diffusers"):
-            path = Path(root) / choice.removeprefix("diffusers/")
-            if _inside(path, Path(root)) and (path / "model_index.json").is_file():
-                return path
+            name = choice.removeprefix("diffusers/")
+            if _is_plain_name(name) and (Path(root) / name / "model_index.json").is_file():
+                return Path(root) / name
     else:
-        path = folder_paths.get_full_path("checkpoints", choice)
-        if path and any(_inside(Path(path), Path(root)) for root in folder_paths.get_folder_paths("checkpoints")):
+        path = folder_paths.get_full_path("checkpoints", choice)  # keeps within the folders by itself
+        if path:
             return Path(path)
     raise UserError(f"The base model {choice!r} is not there. Put the checkpoint into models/checkpoints, or a "
                     "diffusers folder into models/diffusers, refresh the node list, and choose it.")

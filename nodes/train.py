@@ -181,13 +181,14 @@ class Display:
     spec: RunSpec
     progress: host.NodeProgress
     step: int = 0
-    picture: Image.Image | None = None
     notes: list[str] = field(default_factory=list)
 
     def show(self, event: dict):
         kind, total = event["event"], self.spec.training.steps
-        if kind == "phase":
-            self.progress.show(event["text"], self.step, self.step)
+        if kind == "started":
+            self.progress.show("starting the training process")
+        elif kind == "phase":
+            self.progress.show(event["text"])
         elif kind == "encoding":
             self.progress.show(f"encoding {event['what']}, {event['done']} of {event['total']}",
                                event["done"], event["total"])
@@ -195,17 +196,14 @@ class Display:
             self.step = event["step"]
             self.progress.show(f"going on from step {self.step}", self.step, total)
         elif kind == "note":
-            self.notes.append(event["text"])
+            self.notes.append(f"Note: {event['text']}.")
         elif kind == "step":
             self.step = event["step"]
-            self.progress.show(
-                f"step {self.step} of {total} · loss {event['loss']:.4f} · {clock(event['seconds_left'])} left",
-                self.step, total, self.picture,
-            )
-            self.picture = None
+            line = f"step {self.step} of {total} · loss {event['loss']:.4f} · {clock(event['seconds_left'])} left"
+            self.progress.show("\n".join([line, *self.notes]), self.step, total)
         elif kind == "preview":
-            self.picture = Image.open(event["path"]).convert("RGB")
-            self.progress.show(f"preview at step {event['step']}", event["step"], total, self.picture)
+            picture = Image.open(event["path"]).convert("RGB")
+            self.progress.show(f"preview at step {event['step']}", event["step"], total, picture)
         elif kind == "cancelled":
             self.progress.show(self._saved(event["step"]))
         elif kind == "failed":
@@ -236,17 +234,19 @@ def with_load_check(run: Run, spec: RunSpec, lora: dict) -> dict:
 
 
 def summarise(spec: RunSpec, report: dict, lora_name: str) -> str:
+    """What people want to know, most important first: some frontends show only the first lines on a node."""
     method, training = spec.method, spec.training
-    effect = ("the effect is not zero" if report["change_norm"] else
+    effect = ("its effect is not zero" if report["change_norm"] else
               "BUT ITS EFFECT IS ZERO: nothing was learnt; raise the learning rate or the steps")
     lines = [
-        f"{lora_name}: {report['bytes'] / 1e6:.2f} MB, rank {method.rank}, alpha {method.alpha:g}, {method.targets}",
-        f"{report['steps']} steps × {training.batch_size * training.accumulation} pictures at {training.resolution} px, "
-        f"learning rate {spec.optimizer.learning_rate:g}, on {spec.base.name}",
-        f"loss {report['loss_first_tenth']:.4f} in the first tenth, {report['loss_last_tenth']:.4f} in the last",
-        f"load check: all {report['keys']} keys of {report['layers']} layers match ComfyUI's; {effect}",
+        f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {report['layers']} layers; {effect}.",
+        f"Loss {report['loss_first_tenth']:.4f} in the first tenth of the steps, "
+        f"{report['loss_last_tenth']:.4f} in the last.",
+        f"{report['steps']} steps × {training.batch_size * training.accumulation} pictures of {training.resolution} px on "
+        f"{spec.base.name}, learning rate {spec.optimizer.learning_rate:g}.",
+        f"Rank {method.rank}, alpha {method.alpha:g}, {method.targets}, {report['bytes'] / 1e6:.2f} MB.",
     ]
-    return "\n".join([*lines, *(f"note: {note}" for note in report["notes"])])
+    return "\n".join([*lines, *(f"Note: {note}." for note in report["notes"])])
 
 
 def clock(seconds: float) -> str:

@@ -126,13 +126,18 @@ class HostServer:
         return self._request(f"/object_info/{node_type}" if node_type else "/object_info")
 
     def queue(self, prompt: dict) -> str:
-        """Queue an API prompt and return its id."""
+        """Queue an API prompt and return its id. A prompt of which ComfyUI would leave out a part is rejected whole."""
         try:
-            return self._request("/prompt", {"prompt": prompt, "client_id": self.client_id})["prompt_id"]
+            answer = self._request("/prompt", {"prompt": prompt, "client_id": self.client_id})
         except urllib.error.HTTPError as error:
             if error.code != 400:
                 raise
             raise PromptRejected(rejection_sentences(json.load(error), prompt)) from None
+        if answer.get("node_errors"):
+            self._request("/queue", {"delete": [answer["prompt_id"]]})
+            self.interrupt()
+            raise PromptRejected(rejection_sentences(answer, prompt))
+        return answer["prompt_id"]
 
     def follow(self, prompt_id: str, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, dict]:
         """Wait for a prompt, handing every event to `on_event`, and return the ui output of each node by its id.
@@ -218,8 +223,7 @@ def rejection_sentences(answer: dict, prompt: dict) -> list[str]:
     for node_id, faults in (answer.get("node_errors") or {}).items():
         title = prompt.get(node_id, {}).get("_meta", {}).get("title") or faults["class_type"]
         sentences += [f"{title}: {error['message']}: {error['details']}" for error in faults["errors"]]
-    error = answer["error"]
-    return sentences or [f"{error['message']} {error['details']}".strip()]
+    return sentences or [f"{answer['error']['message']} {answer['error']['details']}".strip()]
 
 
 def has_accelerator() -> bool:

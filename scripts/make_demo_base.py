@@ -22,12 +22,37 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.multiprocessing
-from demo_base_training import (NOISE, SCALING_FACTOR, Recipe, Schedule, Worker, fast_in_bfloat16, standardise_latents,
-                                train_denoiser, train_vae)
-from diffusers import (AutoencoderKL, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline,
-                       UNet2DConditionModel)
-from emoji_pictures import (HELD_OUT_NAMES, NOTO, OPENMOJI, TRAINED_STYLES, DemoBaseError, EmojiPictures,
-                            contact_sheet, fetch_packages, list_emoji, load_pictures)
+from demo_base_training import (
+    NOISE,
+    SCALING_FACTOR,
+    Recipe,
+    Schedule,
+    Worker,
+    fast_in_bfloat16,
+    standardise_latents,
+    train_denoiser,
+    train_vae,
+)
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from emoji_pictures import (
+    HELD_OUT_NAMES,
+    NOTO,
+    OPENMOJI,
+    TRAINED_STYLES,
+    DemoBaseError,
+    EmojiPictures,
+    contact_sheet,
+    fetch_packages,
+    list_emoji,
+    load_pictures,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer

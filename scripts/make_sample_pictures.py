@@ -9,8 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from emoji_pictures import (HELD_OUT_NAMES, NOTO, OPENMOJI, SAMPLE_NAMES, DemoBaseError, Style, fetch_packages, list_emoji,
-                            load_pictures)
+from emoji_pictures import (
+    HELD_OUT_NAMES,
+    NOTO,
+    OPENMOJI,
+    SAMPLE_NAMES,
+    DemoBaseError,
+    Style,
+    fetch_packages,
+    list_emoji,
+    load_pictures,
+)
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent

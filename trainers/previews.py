@@ -35,7 +35,7 @@ def draw_previews(
             guess = family.predict(denoiser, doubled, timestep.expand(2), pair, sizes.repeat(2, 1)).float()
             without, with_prompt = guess.chunk(2)
             latents = sampler.step(without + spec.guidance * (with_prompt - without), timestep, latents).prev_sample
-        yield to_picture(family.decode_latents(vae, latents.float().to(next(vae.parameters()).device), form)[0])
+        yield to_picture(family.decode_latents(vae, latents.float(), form)[0])
 
 
 def to_picture(pixels: Tensor) -> Image.Image:

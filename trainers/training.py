@@ -8,7 +8,7 @@ from typing import Callable, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from . import families, loop, methods, previews
 from .artifacts.metadata import training_metadata
@@ -45,12 +45,11 @@ def train_run(spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], 
 
 def make_accelerator(spec: RunSpec) -> Accelerator:
     """An Accelerator with the spec's precision: bf16 where the GPU has it, else fp16 on CUDA, else fp32."""
-    on_cpu = spec.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    precision = spec.training.precision
+    on_cpu, precision = spec.device == "cpu", spec.training.precision
+    on_cuda = PartialState(cpu=on_cpu).device.type == "cuda"
     if precision == "auto":
-        precision = "fp32" if on_cpu or not torch.cuda.is_available() else (
-            "bf16" if torch.cuda.is_bf16_supported() else "fp16")
-    if precision == "fp16" and not torch.cuda.is_available():
+        precision = "fp32" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if precision == "fp16" and not on_cuda:
         raise UserError("precision is fp16, which only trains on an NVIDIA or AMD GPU. Choose auto, bf16 or fp32.")
     return Accelerator(cpu=on_cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
 
@@ -71,7 +70,7 @@ class Training:
 
     def execute(self) -> dict:
         self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
-                                 keep_text=self.method.trains_text(), emit=self.emit)
+                                 keep_text=self.method.trains_text(), emit=self._emit_encoding)
         self._attach()
         start = self._resume()
         self._loop(start)
@@ -79,6 +78,12 @@ class Training:
             self._checkpoint(self.finished_steps)
             raise Cancelled
         return self._finish()
+
+    def _emit_encoding(self, event: str, **fields):
+        """Encoding a large dataset takes minutes; a cancel is heard between pictures."""
+        self.emit(event, **fields)
+        if event == "encoding" and self.stop_requested():
+            raise Cancelled
 
     def _attach(self):
         spec = self.spec
@@ -153,13 +158,19 @@ class Training:
         spec = self.spec
         if not (spec.previews.every and spec.previews.prompts and self.accelerator.is_main_process):
             return
-        model = self.accelerator.unwrap_model(self.model).eval()
-        with self.accelerator.autocast():
-            pictures = list(previews.draw_previews(
-                self.family, spec.base, model.denoiser, self.data.vae, self.data.latent_format, spec.previews,
-                lambda prompt: model.condition([prompt]) if self.data.text else self.data.conditioning([prompt]),
-                self.data.preview_resolution, self.device,
-            ))
+        model, vae = self.accelerator.unwrap_model(self.model).eval(), self.data.vae
+        try:
+            with self.accelerator.autocast():
+                pictures = list(previews.draw_previews(
+                    self.family, spec.base, model.denoiser, vae.to(self.device), self.data.latent_format, spec.previews,
+                    lambda prompt: model.condition([prompt]) if self.data.text else self.data.conditioning([prompt]),
+                    self.data.preview_resolution, self.device,
+                ))
+        except torch.OutOfMemoryError:
+            self.emit("note", text=f"the preview at step {step} was left out, because it needs more memory than is free")
+            return
+        finally:
+            vae.cpu()
         path = self.run.folder / "previews" / f"step_{step:06d}.png"
         path.parent.mkdir(exist_ok=True)
         previews.contact_sheet(pictures).save(path)

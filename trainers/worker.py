@@ -6,6 +6,7 @@ are sent to standard error. Reading "cancel", or the end of standard input, asks
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -47,12 +48,19 @@ def _finite(fields: dict) -> dict:
 
 
 class StopRequest:
-    """True once "cancel" was read from standard input, or its other end was closed."""
+    """True once "cancel" was read from standard input, its other end was closed, or the process was asked to end
+    (Ctrl-C reaches a server's children too). A second Ctrl-C ends at once."""
 
     def __init__(self, listen: bool):
         self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._signalled)
         if listen:
             threading.Thread(target=self._listen, daemon=True).start()
+
+    def _signalled(self, number, frame):
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL)
 
     def _listen(self):
         for line in sys.stdin:

@@ -1,0 +1,40 @@
+"""API prompts that the host tests share."""
+import copy
+
+
+def training(**widgets) -> dict:
+    """Demo base + example dataset → Train LoRA ("train"); keyword arguments replace widgets of the train node."""
+    return {
+        "demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}},
+        "data": {"class_type": "FineTuneLoadImageDataset", "inputs": {
+            "folder": "examples/openmoji", "trigger": "", "default_caption": "", "repeats": 1}},
+        "train": {"class_type": "FineTuneTrainLora", "inputs": {
+            "base": ["demo", 3], "dataset": ["data", 0], "name": "test", "preset": "custom", "steps": 3,
+            "learning_rate": 1e-3, "rank": 4, "alpha": 4.0, "targets": "attention", "batch_size": 2, "resolution": 64,
+            "text_encoder_learning_rate": 0.0, "precision": "fp32", "gradient_checkpointing": False,
+            "preview_prompts": "", "preview_every": 0, "checkpoint_every": 0, "training_seed": 0, **widgets}},
+    }
+
+
+def sampling(prompt: dict, model: list, clip: list, prefix: str, seeds: int = 8) -> dict:
+    """Add: one picture batch of a lion, drawn by the core's nodes, saved under `prefix`."""
+    prompt = copy.deepcopy(prompt)
+    parts = {
+        "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": "noto emoji of a lion"}},
+        "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}},
+        "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": seeds}},
+        "sample": {"class_type": "KSampler", "inputs": {
+            "model": model, "positive": [f"{prefix}/positive", 0], "negative": [f"{prefix}/negative", 0],
+            "latent_image": [f"{prefix}/latent", 0], "seed": 5, "steps": 12, "cfg": 4.0, "sampler_name": "dpmpp_2m",
+            "scheduler": "normal", "denoise": 1.0}},
+        "decode": {"class_type": "VAEDecode", "inputs": {"samples": [f"{prefix}/sample", 0], "vae": ["demo", 2]}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": [f"{prefix}/decode", 0], "filename_prefix": prefix}},
+    }
+    return {**prompt, **{f"{prefix}/{name}": node for name, node in parts.items()}}
+
+
+def with_lora(prompt: dict, name: str, lora_name, strength: float) -> dict:
+    """Add the core's LoraLoader on the demo base; `lora_name` is a file name or a link."""
+    return {**prompt, name: {"class_type": "LoraLoader", "inputs": {
+        "model": ["demo", 0], "clip": ["demo", 1], "lora_name": lora_name, "strength_model": strength,
+        "strength_clip": strength}}}

@@ -1,0 +1,58 @@
+"""The public contract: ids, inputs and outputs of the nodes, and what the pack serves to the frontend."""
+import json
+import os
+import urllib.request
+from pathlib import Path
+
+SNAPSHOT = Path(__file__).with_name("schemas.json")
+KEPT = ("default", "min", "max", "step", "options", "multiline")
+
+
+def schemas(host) -> dict:
+    """Our nodes as saved workflows depend on them: order, types and defaults; folder listings left out."""
+    result = {}
+    for name, node in sorted(host.object_info().items()):
+        if not node["category"].startswith("FineTune"):
+            continue
+        inputs = {}
+        for group in ("required", "optional"):
+            for key, (kind, *rest) in node["input"].get(group, {}).items():
+                facts = {fact: rest[0][fact] for fact in KEPT if rest and fact in rest[0]}
+                options = kind if isinstance(kind, list) else facts.pop("options", None)
+                if key not in ("folder", "checkpoint") and options is not None:
+                    facts["options"] = options
+                facts = facts if key not in ("folder", "checkpoint") else {}
+                inputs[key] = {"group": group, "type": "COMBO" if isinstance(kind, list) else kind, **facts}
+        result[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"], strict=True))}
+    return result
+
+
+def test_schemas_are_those_of_the_snapshot(host):
+    """Only append. To renew after appending: UPDATE_SNAPSHOT=1 python scripts/test.py tests/host/test_contract.py"""
+    now = schemas(host)
+    if os.environ.get("UPDATE_SNAPSHOT"):
+        SNAPSHOT.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert now == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_every_input_and_output_is_explained(host):
+    for name, node in host.object_info().items():
+        if node["category"].startswith("FineTune"):
+            assert len(node["description"]) > 30, name
+            for group in ("required", "optional"):
+                for key, value in node["input"].get(group, {}).items():
+                    assert len(value[1]["tooltip"]) > 10, f"{name}.{key}"
+
+
+def fetch(host, path: str) -> str:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(host.url + path) as answer:
+        return answer.read().decode("utf-8")
+
+
+def test_help_pages_and_templates_are_served(host):
+    for name in schemas(host):
+        assert fetch(host, f"/extensions/finetune-nodes/docs/{name}.md").startswith("# ")
+    templates = json.loads(fetch(host, "/workflow_templates"))
+    assert templates["finetune-nodes"] == ["train_lora"]
+    assert json.loads(fetch(host, "/api/workflow_templates/finetune-nodes/train_lora.json"))["nodes"]

@@ -1,0 +1,72 @@
+"""A run spec refuses what cannot work, in sentences, and its identity follows what matters."""
+import pytest
+from finetune.trainers import spec as specs
+from finetune.trainers.errors import UserError
+from finetune.trainers.runs import open_run
+
+
+@pytest.mark.parametrize("part, fields, words", [
+    (specs.LoraSpec, {"rank": 0}, "rank is 0: it should be greater than or equal to 1"),
+    (specs.LoraSpec, {"targets": "pattern"}, "the pattern is empty"),
+    (specs.LoraSpec, {"targets": "pattern", "pattern": "attn("}, "not a regular expression"),
+    (specs.LoraSpec, {"alpha": float("nan")}, "alpha"),
+    (specs.OptimizerSpec, {"learning_rate": 5.0}, "learning_rate is 5.0"),
+    (specs.OptimizerSpec, {"learning_rate": -1e-4}, "learning_rate"),
+    (specs.OptimizerSpec, {"betas": (0.9, 1.0)}, "both betas must be"),
+    (specs.TrainingSpec, {"steps": 0}, "steps is 0"),
+    (specs.TrainingSpec, {"resolution": 100}, "resolution is 100"),
+    (specs.TrainingSpec, {"seed": -1}, "seed is -1"),
+    (specs.ObjectiveSpec, {"noise_offset": "much"}, "noise_offset is 'much'"),
+])
+def test_bad_values_are_named(part, fields, words):
+    with pytest.raises(UserError) as problem:
+        specs.checked(part, **fields)
+    assert words in str(problem.value)
+
+
+def test_all_problems_are_named_at_once():
+    with pytest.raises(UserError) as problem:
+        specs.checked(specs.TrainingSpec, steps=0, batch_size=0)
+    assert "steps" in str(problem.value) and "batch_size" in str(problem.value)
+
+
+@pytest.mark.parametrize("name", [
+    "../evil", "a/b", "a\\b", "", ".hidden", "-rf", "con", "NUL", "ends with dot.", "ends with space ", "a\nb", "x" * 81,
+    "C:drive", "tab\tname", "~root",
+])
+def test_hostile_names(name, tiny_bases, make_spec):
+    with pytest.raises(Exception, match="name"):
+        make_spec(tiny_bases["sd1"], name=name)
+
+
+@pytest.mark.parametrize("name", ["my_lora", "Katze im Gras 2", "имя", "猫", "v1.0+beta-3"])
+def test_names_of_all_scripts(name, tiny_bases, make_spec):
+    assert make_spec(tiny_bases["sd1"], name=name).name == name
+
+
+def test_identity_follows_settings_and_data_but_not_places(tiny_bases, make_spec, squares, tmp_path):
+    spec = make_spec(tiny_bases["sd1"])
+    moved = spec.model_copy(update={
+        "device": "auto", "folders": specs.FolderSpec(runs="elsewhere", caches="elsewhere"),
+        "base": spec.base.model_copy(update={"path": "elsewhere"}),
+        "dataset": squares.model_copy(update={"pictures": tuple(
+            picture.model_copy(update={"path": "elsewhere"}) for picture in squares.pictures)}),
+    })
+    assert moved.identity == spec.identity
+    others = [
+        make_spec(tiny_bases["sd2"]), make_spec(tiny_bases["sd1"], name="other"),
+        make_spec(tiny_bases["sd1"], optimizer=specs.OptimizerSpec(learning_rate=2e-3)),
+        spec.model_copy(update={"dataset": squares.model_copy(update={"pictures": squares.pictures[:2]})}),
+    ]
+    assert len({spec.identity, *(other.identity for other in others)}) == 5
+
+
+def test_spec_survives_json(tiny_bases, make_spec):
+    spec = make_spec(tiny_bases["sd1"])
+    run = open_run(spec)
+    assert run.read_spec() == spec and run.read_spec().identity == spec.identity
+
+
+def test_warm_up_longer_than_the_run(tiny_bases, make_spec):
+    with pytest.raises(Exception, match="warm-up takes 10 steps but the run has only 6"):
+        make_spec(tiny_bases["sd1"], schedule=specs.ScheduleSpec(warmup_steps=10))
