@@ -1,4 +1,4 @@
-"""Four ways to make training steps on the same checkpoint, each a process that waits for its turns.
+"""Ways to make training steps on the same checkpoint, each a process that waits for its turns.
 
     python -m benchmarks.contenders NAME JOB
 
@@ -101,6 +101,7 @@ def floor(job: dict, turn: Callable[[], None]):
 def load_unet(job: dict, dtype):
     """The frozen UNet of the checkpoint, loaded by diffusers."""
     from diffusers import UNet2DConditionModel
+
     from trainers.families.recognition import CONFIGS
 
     unet = UNet2DConditionModel.from_single_file(

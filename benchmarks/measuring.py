@@ -1,4 +1,4 @@
-"""Child processes that take turns, their time and peak memory, and result files."""
+"""Child processes that take turns, and their time and peak memory."""
 import json
 import os
 import statistics
@@ -13,7 +13,6 @@ import psutil
 
 from .pack import ROOT
 
-RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 QUIET = 0.08
 """Share of the processors that other programs may take during a measurement."""
@@ -191,18 +190,6 @@ class Summary:
 
     def __str__(self):
         return f"{self.median:.3f} ({self.lowest:.3f} to {self.highest:.3f})"
-
-
-def result(measure: str, value: float, unit: str, goal: str, met: bool) -> dict:
-    return {"measure": measure, "value": round(value, 4), "unit": unit, "goal": goal, "met": bool(met)}
-
-
-def write_results(name: str, results: list[dict], numbers: dict):
-    """Keep all numbers in `results/<name>.json` and print the last line that a benchmark owes."""
-    RESULTS.mkdir(exist_ok=True)
-    content = {"name": name, "results": results, **numbers}
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({"name": name, "results": results}), flush=True)
 
 
 def library_versions(*names: str) -> dict[str, str]:
