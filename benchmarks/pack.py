@@ -35,5 +35,6 @@ def become_host(comfyui: Path):
     sys.path[:] = [str(comfyui), *(path for path in sys.path if path not in ("", str(ROOT)))]
     import comfy.cli_args
     import torch
+    import utils  # noqa: F401, ComfyUI's own; later its nodes put a folder with another module of that name in front
 
     comfy.cli_args.args.cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
