@@ -11,5 +11,6 @@ def make_optimizer(spec: OptimizerSpec, groups: list[ParameterGroup]) -> torch.o
         {"params": list(group.parameters.values()), "lr": group.learning_rate, "name": group.name} for group in groups
     ]
     return torch.optim.AdamW(
-        parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, weight_decay=spec.weight_decay
+        parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, weight_decay=spec.weight_decay,
+        fused=True,  # one pass over all parameters instead of a dozen for each
     )

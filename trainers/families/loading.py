@@ -13,10 +13,12 @@ from torch import nn
 from ..artifacts.ldm_layout import transformers_clip_tensors
 from ..errors import UserError
 from .protocol import TextEncoders
-from .recognition import CONFIGS, component_config, config_folder
+from .recognition import CONFIGS, UNET, component_config, config_folder
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
+SINGLE_FILE_PREFIXES = {"unet": UNET, "vae": "first_stage_model."}
+TENSORS_AT_ONCE = 32
 
 
 @contextmanager
@@ -50,10 +52,25 @@ def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Modu
             )
         else:
             model = model_class.from_single_file(
-                base.path, config=str(config_folder(base)), subfolder=component, torch_dtype=dtype,
-                local_files_only=True,
+                read_tensors(base.path, SINGLE_FILE_PREFIXES[component], dtype), config=str(config_folder(base)),
+                subfolder=component, torch_dtype=dtype, local_files_only=True,
             )
     return model.requires_grad_(False).eval()
+
+
+def read_tensors(path: str, prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The tensors of one part of a single file, converted while they are read, so that the model can take them over.
+
+    What has been read of a mapped file stays in memory until the file is closed: it is opened anew for each portion.
+    """
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]
+    tensors = {}
+    for start in range(0, len(names), TENSORS_AT_ONCE):
+        with safe_open(path, framework="pt") as file:
+            for name in names[start:start + TENSORS_AT_ONCE]:
+                tensors[name] = file.get_tensor(name).to(dtype, copy=True)
+    return tensors
 
 
 def load_vae(base) -> nn.Module:
