@@ -79,20 +79,29 @@ def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host):
     # A high rate for a visible effect after few steps; the text encoder and convolutions too, for all kinds of keys.
     prompt = training(name="native", learning_rate=1e-2, text_encoder_learning_rate=1e-2, targets="all with convolutions")
     prompt = with_lora(with_lora(prompt, "on", ["train", 2], 1.0), "off", ["train", 2], 0.0)
-    prompt["core"] = {"class_type": "LoraModelLoader", "inputs": {
-        "model": ["demo", 0], "lora": ["train", 0], "strength_model": 1.0}}
     prompt = sampling(prompt, ["demo", 0], ["demo", 1], "plain")
     prompt = sampling(sampling(prompt, ["on", 0], ["on", 1], "on"), ["off", 0], ["off", 1], "off")
-    prompt = sampling(prompt, ["core", 0], ["demo", 1], "core")
-    prompt["loss"] = {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
     outputs = host.run(prompt)
-    plain, on, off, core = (pictures_of(host, outputs, f"{name}/save") for name in ("plain", "on", "off", "core"))
+    plain, on, off = (pictures_of(host, outputs, f"{name}/save") for name in ("plain", "on", "off"))
     assert np.array_equal(plain, off)
-    assert np.abs(plain - on).mean() > 0.01 and np.abs(plain - core).mean() > 0.01
+    assert np.abs(plain - on).mean() > 0.01
     assert outputs["train"]["lora"] == ["native.safetensors"]
     assert "lora key not loaded" not in host.log.read_text(encoding="utf-8", errors="replace")
     with safe_open(host.output / "loras" / "native.safetensors", framework="pt") as file:
         assert str(host.base_directory) not in json.dumps(file.metadata())
+
+
+def test_the_cores_nodes_take_the_lora_and_the_losses_from_their_sockets(host):
+    """Load LoRA Model has no CLIP, so only here the LoRA is without a text encoder: the same picture as by its name."""
+    prompt = with_lora(training(name="sockets", learning_rate=1e-2), "named", ["train", 2], 1.0)
+    prompt["socket"] = {"class_type": "LoraModelLoader", "inputs": {
+        "model": ["demo", 0], "lora": ["train", 0], "strength_model": 1.0}}
+    prompt["loss"] = {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
+    prompt = sampling(sampling(prompt, ["named", 0], ["demo", 1], "named"), ["socket", 0], ["demo", 1], "socket")
+    outputs = host.run(prompt)
+    assert np.array_equal(*(pictures_of(host, outputs, f"{name}/save") for name in ("named", "socket")))
+    assert outputs["loss"]["images"]
+    assert "lora key not loaded" not in host.log.read_text(encoding="utf-8", errors="replace")
 
 
 def test_a_finished_graph_returns_at_once(host):
