@@ -16,8 +16,8 @@ from .pack import ROOT
 GIB = 2**30
 QUIET = 0.08
 """Share of the processors that other programs may take during a measurement."""
-TRIES, PATIENCE = 3, 40
-"""Attempts at an undisturbed step; half seconds to wait for quiet before each."""
+TRIES = 3
+"""Attempts at an undisturbed step."""
 
 
 # ---- the child's side ----------------------------------------------------------------------------------------------
@@ -109,10 +109,18 @@ class Processors:
         return max(0.0, total - idle - own) / total if total else 0.0
 
 
+class Patience:
+    """Seconds that may still be spent on waiting for quiet and on making steps again."""
+
+    def __init__(self, seconds: float):
+        self.left = seconds
+
+
 class Contender:
     """A child process that makes one step at each turn. Use as a context manager."""
 
-    def __init__(self, module: str, *arguments: str, log: Path):
+    def __init__(self, module: str, *arguments: str, log: Path, patience: Patience):
+        self.patience = patience
         self.log = open(log, "ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -136,15 +144,19 @@ class Contender:
             seconds = self._report()
             if self.processors.others() < QUIET:
                 return seconds
+            if self.patience.left < seconds:
+                break
+            self.patience.left -= seconds
         self.disturbed += 1
         return seconds
 
     def _wait_for_quiet(self):
         self.processors.others()
-        for _ in range(PATIENCE):
+        while self.patience.left > 0:
             time.sleep(0.5)
             if self.processors.others() < QUIET:
                 return
+            self.patience.left -= 0.5
 
     def _report(self) -> float:
         line = self.process.stdout.readline()
