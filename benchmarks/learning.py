@@ -43,7 +43,7 @@ def train(data: str, seed: int, steps: int, learning_rate: float, folder: Path) 
     """Train with the settings of example_workflows/train_lora.json; returns the LoRA file."""
     spec = specs.RunSpec(
         name=f"{data}_{seed}", base=recognise(str(ROOT / "demo_base"), "demo_base"),
-        dataset=scan_folder(str(DATA[data]), data), method=specs.LoraSpec(rank=8, alpha=8),
+        dataset=scan_folder(str(DATA[data]), data), method=specs.LoraSpec(rank=8, alpha=8, targets="all with convolutions"),
         optimizer=specs.OptimizerSpec(learning_rate=learning_rate),
         schedule=specs.ScheduleSpec(name="cosine", warmup_steps=10),
         training=specs.TrainingSpec(steps=steps, batch_size=16, resolution=64, caption_dropout=0.1, seed=seed),
@@ -65,7 +65,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
     options = parser.parse_args()
     captions, target = emoji_style.read_emoji(HELD_OUT)
     pipeline, rows, sheet = load_pipeline(), [], {}

@@ -5,8 +5,7 @@ from typing import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..artifacts.ldm_layout import original_unet_name
-from .loading import tokenize
+from . import loading
 from .protocol import LatentFormat, TextEncoders
 from .recognition import component_config
 
@@ -24,52 +23,56 @@ LORA_TARGETS = MappingProxyType({
 TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 
 
-def latent_format(base) -> LatentFormat:
-    config = component_config(base, "vae")
-    return LatentFormat(
-        channels=config["latent_channels"],
-        scale=config.get("scaling_factor", 0.18215),
-        shift=config.get("shift_factor") or 0.0,
-        downscale=2 ** (len(config["block_out_channels"]) - 1),
-    )
+class LatentDiffusion:
+    """The half of the family protocol that does not differ between the generations."""
 
+    capabilities = frozenset({"lora", "text_encoder"})
+    lora_targets = LORA_TARGETS
 
-@torch.no_grad()
-def encode_pictures(vae: nn.Module, pixels: Tensor, form: LatentFormat) -> Tensor:
-    """The mode of the posterior: its spread is a hundredth of the latents', and the mode can be cached."""
-    return (vae.encode(pixels).latent_dist.mode() - form.shift) * form.scale
+    def latent_format(self, base) -> LatentFormat:
+        config = component_config(base, "vae")
+        return LatentFormat(
+            channels=config["latent_channels"],
+            scale=config.get("scaling_factor", 0.18215),
+            shift=config.get("shift_factor") or 0.0,
+            downscale=2 ** (len(config["block_out_channels"]) - 1),
+        )
 
+    def load_vae(self, base) -> nn.Module:
+        return loading.load_vae(base)
 
-@torch.no_grad()
-def decode_latents(vae: nn.Module, latents: Tensor, form: LatentFormat) -> Tensor:
-    return vae.decode(latents / form.scale + form.shift).sample.clamp(-1, 1)
+    def load_denoiser(self, base, dtype: torch.dtype) -> nn.Module:
+        return loading.load_unet(base, dtype)
 
+    def alphas_cumprod(self, base) -> Tensor:
+        return loading.load_alphas_cumprod(base)
 
-def token_count(tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
-    """Tokens of a caption and the room for them; two places go to the start and end tokens."""
-    tokenizer = next(iter(tokenizers.values()))
-    count = len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2
-    return count, tokenizer.model_max_length - 2
+    def sampler(self, base):
+        return loading.load_sampler(base)
+
+    @torch.no_grad()
+    def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+        """The mode of the posterior: its spread is a hundredth of the latents', and the mode can be cached."""
+        return (vae.encode(pixels).latent_dist.mode() - latent_format.shift) * latent_format.scale
+
+    @torch.no_grad()
+    def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
+        return vae.decode(latents / latent_format.scale + latent_format.shift).sample.clamp(-1, 1)
+
+    def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
+        """Two places of the encoder's length go to the start and end tokens."""
+        tokenizer = next(iter(tokenizers.values()))
+        count = len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2
+        return count, tokenizer.model_max_length - 2
+
+    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
+        return TEXT_LORA_TARGET
+
+    def text_key(self, encoder_name: str, module_name: str) -> str:
+        """Since transformers 5.6 the names of CLIPTextModel's modules lack `text_model.`."""
+        return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
 
 
 def hidden_states(text: TextEncoders, encoder: str, captions):
     """The encoder's output with all hidden states, for tokens cut and padded to its length."""
-    return text.encoders[encoder](tokenize(text, encoder, captions), output_hidden_states=True)
-
-
-def diffusers_key(module_name: str) -> str:
-    """LoRA key of a UNet module under diffusers' names, as kohya writes it for SD 1.x and 2.x."""
-    return "lora_unet_" + module_name.replace(".", "_")
-
-
-def original_key(denoiser: nn.Module, module_name: str) -> str:
-    """LoRA key of a UNet module under the original names, as kohya writes it for SDXL."""
-    config = denoiser.config
-    with_attention = ["CrossAttn" in block for block in config.up_block_types]
-    name = original_unet_name(module_name, config.layers_per_block, with_attention)
-    return "lora_unet_" + name.replace(".", "_")
-
-
-def text_key(encoder: str, module_name: str) -> str:
-    """LoRA key of a text encoder's module; since transformers 5.6 CLIPTextModel's names lack `text_model.`."""
-    return f"lora_{encoder}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
+    return text.encoders[encoder](loading.tokenize(text, encoder, captions), output_hidden_states=True)

@@ -1,18 +1,18 @@
 """Stable Diffusion 1.x and 2.x: one text encoder, cross-attention on its token states."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from . import latent_diffusion, loading
-from .latent_diffusion import LORA_TARGETS, TEXT_LORA_TARGET
-from .protocol import Conditioning, LatentFormat, LoraPreset, TextEncoders
+from . import loading
+from .latent_diffusion import LatentDiffusion, hidden_states
+from .protocol import Conditioning, LoraPreset, TextEncoders
 
 
 @dataclass(frozen=True)
-class StableDiffusion:
+class StableDiffusion(LatentDiffusion):
     """Both generations differ in data only: where a single file keeps the text encoder and how captions are padded."""
 
     name: str
@@ -21,14 +21,6 @@ class StableDiffusion:
     pad_token: str
     lora_preset: LoraPreset
     metadata: Mapping[str, str]
-    capabilities: frozenset[str] = frozenset({"lora", "text_encoder"})
-    lora_targets: Mapping[str, str] = field(default_factory=lambda: LORA_TARGETS)
-
-    def latent_format(self, base) -> LatentFormat:
-        return latent_diffusion.latent_format(base)
-
-    def load_vae(self, base) -> nn.Module:
-        return loading.load_vae(base)
 
     def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
         encoder = loading.load_text_encoder(base, "text_encoder", dtype, self.text_prefix)
@@ -37,40 +29,17 @@ class StableDiffusion:
     def load_tokenizers(self, base) -> Mapping[str, object]:
         return {"te": loading.load_tokenizer(base, "tokenizer", self.pad_token)}
 
-    def load_denoiser(self, base, dtype: torch.dtype) -> nn.Module:
-        return loading.load_unet(base, dtype)
-
-    def alphas_cumprod(self, base) -> Tensor:
-        return loading.load_alphas_cumprod(base)
-
-    def sampler(self, base):
-        return loading.load_sampler(base)
-
-    def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
-        return latent_diffusion.encode_pictures(vae, pixels, latent_format)
-
-    def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
-        return latent_diffusion.decode_latents(vae, latents, latent_format)
-
     def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""
-        return {"hidden": latent_diffusion.hidden_states(text, "te", captions).last_hidden_state}
-
-    def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
-        return latent_diffusion.token_count(tokenizers, caption)
+        return {"hidden": hidden_states(text, "te", captions).last_hidden_state}
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning,
                 sizes: Tensor) -> Tensor:
         return denoiser(latents, timesteps, conditioning["hidden"]).sample
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
-        return latent_diffusion.diffusers_key(module_name)
-
-    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
-        return TEXT_LORA_TARGET
-
-    def text_key(self, encoder_name: str, module_name: str) -> str:
-        return latent_diffusion.text_key(encoder_name, module_name)
+        """kohya writes diffusers' names for these generations."""
+        return "lora_unet_" + module_name.replace(".", "_")
 
 
 SD1 = StableDiffusion(
