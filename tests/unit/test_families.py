@@ -86,6 +86,12 @@ def test_files_that_are_no_base(tmp_path):
     other = tmp_path / "other.safetensors"
     save_file({"layer.weight": torch.zeros(1)}, other)
     assert "not a Stable Diffusion checkpoint" in refusal(other)
+    first = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1, 4, 1, 1),
+             "conditioner.embedders.0.model.ln_final.weight": torch.zeros(1)}
+    save_file(first, other)
+    assert "SD 2.x checkpoint in the generative-models layout" in refusal(other)
+    save_file({**first, "model.diffusion_model.label_emb.0.0.weight": torch.zeros(1)}, other)
+    assert "is an SDXL refiner" in refusal(other)
     pickled = tmp_path / "model.ckpt"
     pickled.touch()
     assert "Only .safetensors" in refusal(pickled)

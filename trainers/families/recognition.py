@@ -124,7 +124,10 @@ def _recognise_file(path: Path, name: str) -> tuple[str, str]:
     if "conditioner.embedders.1.model.ln_final.weight" in tensors:
         family = "sdxl"
     elif "conditioner.embedders.0.model.ln_final.weight" in tensors:
-        raise UserError(f"{name!r} is an SDXL refiner. Train on the SDXL base instead.")
+        if UNET + "label_emb.0.0.weight" in tensors:
+            raise UserError(f"{name!r} is an SDXL refiner. Train on the SDXL base instead.")
+        raise UserError(f"{name!r} is an SD 2.x checkpoint in the generative-models layout, which is not read yet. "
+                        "Choose the ordinary checkpoint or the diffusers folder of the same model.")
     elif "cond_stage_model.model.ln_final.weight" in tensors:
         family = "sd2"
     elif any(key.startswith("cond_stage_model.transformer.") for key in tensors):
