@@ -3,6 +3,7 @@
 Where to look:
     spec.py         a run as frozen data, validated whole
     training.py     the story of a run: load, cache, attach, loop, save
+    preparation.py  before the loop: every picture and caption encoded once
     loop.py         the training loop
     objectives.py   noising, targets and loss weights, with their equations
     families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call
