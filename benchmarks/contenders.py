@@ -29,8 +29,8 @@ def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpoin
         name="ours", base=recognise(job["checkpoint"], "random"), dataset=scan_folder(job["pictures"], "noise"),
         method=specs.LoraSpec(rank=job["rank"], alpha=job["rank"]),
         optimizer=specs.OptimizerSpec(learning_rate=LEARNING_RATE),
-        training=specs.TrainingSpec(steps=job["steps"], resolution=8 * job["latent"], precision=precision,
-                                    gradient_checkpointing=checkpointing),
+        training=specs.TrainingSpec(steps=job["steps"], resolution=8 * job["latent"]),
+        memory=specs.MemorySpec(precision=precision, gradient_checkpointing=checkpointing),
         checkpoints=specs.CheckpointSpec(every=0),
         folders=specs.FolderSpec(runs=str(folder / "runs"), caches=str(folder / "caches")),
     )

@@ -134,8 +134,8 @@ def exported(family: str, targets: str, unet, text: dict, path: Path) -> dict:
     method.attach(parts, seed=0)
     for module in (unet, *text.values()):
         fill_trainable(module)
-    method.save(parts, path, {})
-    return load_file(path)
+    saved = method.save(parts, path.parent, path.stem, {})
+    return load_file(path.parent / saved["files"][0]["name"])
 
 
 def fill_trainable(module):

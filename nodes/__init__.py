@@ -3,7 +3,7 @@ from .base_model import BaseModel, LoadDemoBase
 from .dataset import LoadImageDataset
 from .prompts import PromptList
 from .settings import ObjectiveSettings, OptimizerSettings, ScheduleSettings
-from .train import TrainLora
+from .train_lora import TrainLora
 
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,

@@ -1,5 +1,9 @@
 """Socket types. What crosses them is immutable data: specs, names, tensors; never a live trainer."""
+from dataclasses import dataclass
+
 from comfy_api.latest import io
+
+from ..trainers.spec import CheckpointSpec, PreviewSpec, ValidationSpec
 
 Base = io.Custom("FINETUNE_BASE")
 """trainers.spec.BaseModelSpec"""
@@ -11,12 +15,27 @@ Schedule = io.Custom("FINETUNE_SCHEDULE")
 """trainers.spec.ScheduleSpec"""
 Objective = io.Custom("FINETUNE_OBJECTIVE")
 """trainers.spec.ObjectiveSpec"""
+Watching = io.Custom("FINETUNE_WATCHING")
+"""WatchingSettings"""
+Memory = io.Custom("FINETUNE_MEMORY")
+"""trainers.spec.MemorySpec"""
+Embedding = io.Custom("FINETUNE_EMBEDDING")
+"""trainers.artifacts.embedding.Embedding: a learnt word as tensors"""
 LoraModel = io.Custom("LORA_MODEL")
 """The core's: state dict of a LoRA, for Load LoRA Model and Save LoRA"""
 LossMap = io.Custom("LOSS_MAP")
 """The core's: {"loss": [float, …]}, for Plot Loss Graph"""
 LoraStack = io.Custom("LORA_STACK")
 """Efficiency Nodes': list of (name, model strength, text strength)"""
+
+
+@dataclass(frozen=True)
+class WatchingSettings:
+    """What is shown and kept while a run goes on; the prompts of the previews are on the Train node."""
+
+    previews: PreviewSpec
+    checkpoints: CheckpointSpec
+    validation: ValidationSpec
 
 
 class _FitsCombo(str):

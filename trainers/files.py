@@ -43,11 +43,12 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def place_copy(source: Path, folder: Path, stem: str, avoid: Sequence[Path] = ()) -> Path:
+def place_copy(source: Path, folder: Path, stem: str, avoid: Sequence[Path] = (), link: bool = False) -> Path:
     """Copy a file into a folder as `stem` + its suffix, or `stem-2`, `stem-3`, … where that name is taken, be it in
     this folder or in one of `avoid`.
 
-    A file with the same content is not copied again. Returns where the content lies.
+    A file with the same content is not copied again. `link` saves the copy where the disk can: both names are then the
+    same file. Returns where the content lies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):
@@ -58,6 +59,13 @@ def place_copy(source: Path, folder: Path, stem: str, avoid: Sequence[Path] = ()
             if same_content(source, target):
                 return target
             continue
+        if link:
+            try:
+                os.link(source, target)
+                return target
+            except OSError:  # another disk, another file system, or the name was taken meanwhile
+                if target.exists():
+                    continue
         with temporary_beside(target) as temporary:
             shutil.copyfile(source, temporary)
             try:
@@ -71,6 +79,8 @@ def place_copy(source: Path, folder: Path, stem: str, avoid: Sequence[Path] = ()
 
 
 def same_content(one: Path, other: Path, block: int = 1 << 20) -> bool:
+    if one.samefile(other):
+        return True
     if one.stat().st_size != other.stat().st_size:
         return False
     with open(one, "rb") as first, open(other, "rb") as second:

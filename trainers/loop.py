@@ -14,7 +14,7 @@ from torch import nn
 from . import randomness
 from .data.batches import Batches
 from .errors import UserError
-from .objectives import Objective, weighted_loss
+from .objectives import Objective
 from .spec import RunSpec
 
 
@@ -40,18 +40,20 @@ def train(
     spec: RunSpec,
     start: int,
     after_step: Callable[[StepResult], bool],
+    regulariser: Callable[[], torch.Tensor | None] = lambda: None,
 ) -> int:
     """Train from step `start` to the end of the spec, or until `after_step` returns False. Returns the steps finished.
 
     `model(latents, timesteps, batch)` predicts what the objective asks for. `model` and `optimizer` come from
-    `accelerator.prepare`. Raises UserError when the loss is no longer a number.
+    `accelerator.prepare`. What `regulariser()` returns is added to every step's
+    loss. Raises UserError when the loss is no longer a number.
     """
     parameters = list(parameters)
     model.train()
     for step in range(start, spec.training.steps):
         # Dropout inside the model draws from the global generator.
         torch.manual_seed(randomness.derive(spec.training.seed, randomness.DROPOUT, step, accelerator.process_index))
-        loss = accumulate_gradients(accelerator, model, batches, objective, step, spec.training.accumulation)
+        loss = accumulate_gradients(accelerator, model, batches, objective, step, regulariser)
         if not torch.isfinite(loss):
             raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
                             "the precision bf16 or fp32; then queue again.")
@@ -67,15 +69,18 @@ def train(
     return spec.training.steps
 
 
-def accumulate_gradients(accelerator, model, batches, objective, step: int, accumulation: int) -> torch.Tensor:
-    """Backward passes of all micro-batches of a step; returns their mean loss over all processes."""
-    total = torch.zeros((), device=accelerator.device)
-    for micro in range(accumulation):
-        last = micro == accumulation - 1
+def accumulate_gradients(accelerator, model, batches, objective, step: int, regulariser) -> torch.Tensor:
+    """Backward passes of all shares of a step; returns their weighted loss, averaged over all processes."""
+    total, shares = torch.zeros((), device=accelerator.device), batches.plan(step)
+    for share in shares:
+        last = share is shares[-1]
         with nullcontext() if last else accelerator.no_sync(model):
-            batch = batches(step, micro)
+            batch = batches.load(share)
             noised = objective.noise(batch.latents, batch.generators)
-            loss = weighted_loss(model(noised.latents, noised.timesteps, batch), noised) / accumulation
+            loss = share.weight * objective.loss(model(noised.latents, noised.timesteps, batch), noised, batch.masks)
+            extra = regulariser() if last else None
+            if extra is not None:
+                loss = loss + extra
             accelerator.backward(loss)
         total += loss.detach()
     return accelerator.reduce(total, reduction="mean")

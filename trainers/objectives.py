@@ -23,6 +23,9 @@ class Objective(Protocol):
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         """Noise each sample with its own generator."""
 
+    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
+        """How wrong a prediction is: a scalar in float32. `masks` [batch, 1, height, width] in 0…1."""
+
 
 def scaled_linear_alphas(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Tensor:
     """Cumulative products of alpha, float32 [steps], of the schedule of Stable Diffusion (latent diffusion's "linear")."""
@@ -73,6 +76,9 @@ class DiscreteObjective:
             weight = min_snr_weight(alphas / (1 - alphas), self.min_snr_gamma, self.prediction)
         return Noised(signal * latents + spread * noise, timesteps.to(latents.device), target, weight)
 
+    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
+        return weighted_loss(prediction, noised)
+
 
 @dataclass(frozen=True)
 class FlowObjective:
@@ -91,6 +97,9 @@ class FlowObjective:
         noise = draw_noise(latents, generators, self.noise_offset)
         mix = per_sample(sigma, latents)
         return Noised((1 - mix) * latents + mix * noise, 1000 * sigma, noise - latents, torch.ones_like(sigma))
+
+    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
+        return weighted_loss(prediction, noised)
 
 
 def weighted_loss(prediction: Tensor, noised: Noised) -> Tensor:

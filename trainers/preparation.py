@@ -8,7 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .data.batches import BatchOrder, CachedPicture
+from . import randomness
+from .data.batches import BatchOrder, CachedPicture, Source, prior_batches
 from .data.buckets import Crop, bucket_sizes, fit
 from .data.caches import TensorCache
 from .data.pictures import crop_pixels, read_picture
@@ -22,8 +23,9 @@ from .spec import Picture, RunSpec
 class Prepared:
     """What the loop needs of the data. `text` and `vae` are there only if something still needs them."""
 
-    pictures: list[CachedPicture]
-    order: BatchOrder
+    subject: Source
+    prior: Source | None
+    prior_rate: float
     steps_per_epoch: float
     buckets: Mapping[tuple[int, int], int]
     latent_format: LatentFormat
@@ -37,46 +39,61 @@ class Prepared:
         return self.captions.batch(captions)
 
 
-def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator: Accelerator, keep_text: bool,
-                 emit) -> Prepared:
-    """Caches filled, notes written. Only the main process encodes; the others wait for its files."""
-    notes, training = list(spec.dataset.notes), spec.training
-    form = family.latent_format(spec.base)
+def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator: Accelerator, keep_text: torch.dtype | None,
+                 notes: Sequence[str], emit) -> Prepared:
+    """Caches filled, notes written. Only the main process encodes; the others wait for its files. `keep_text` is the
+    precision of text encoders that train, or None when captions can be encoded once."""
+    training, form = spec.training, family.latent_format(spec.base)
     sizes = bucket_sizes(training.resolution, training.buckets)
-    crops = [fit(picture.size, sizes) for picture in spec.dataset.pictures]
-    notes += crop_notes(spec.dataset.pictures, crops)
+    pictures = spec.dataset.pictures
+    class_pictures = spec.prior.dataset.pictures if spec.prior else ()
+    crops = {picture: fit(picture.size, sizes) for picture in (*pictures, *class_pictures)}
+    notes = [*spec.dataset.notes, *notes, *crop_notes(pictures, [crops[picture] for picture in pictures])]
     latents = LatentCache(spec, family, form)
     captions = CaptionCache(spec, family, dtype)
     vae = text = None
     if accelerator.is_main_process:
-        vae = latents.fill(spec.dataset.pictures, crops, accelerator.device, emit)
+        vae = latents.fill(crops, accelerator.device, emit)
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
     notes += length_notes(family, spec)
-    if keep_text:
-        text = family.load_text(spec.base, dtype)
+    if keep_text is not None:
+        text = load_text(spec, family, keep_text)
     elif accelerator.is_main_process:
         captions.fill(wanted_captions(spec), accelerator.device, emit)
     accelerator.wait_for_everyone()
     for note in notes:
         emit("note", text=note)
-    order = BatchOrder([crop.bucket for crop in crops], [picture.repeats for picture in spec.dataset.pictures],
-                       training.batch_size, training.seed)
-    cached = [
-        CachedPicture(picture.caption, crop, latents.reader(picture, crop))
-        for picture, crop in zip(spec.dataset.pictures, crops)
-    ]
+
+    def source(chosen: Sequence[Picture], batch_size: int, stream: int) -> Source:
+        order = BatchOrder([crops[picture].bucket for picture in chosen], [picture.repeats for picture in chosen],
+                           batch_size, training.seed, stream)
+        return Source([CachedPicture(picture.caption, crops[picture], latents.reader(picture, crops[picture]))
+                       for picture in chosen], order)
+
+    subject, prior, rate = source(pictures, training.batch_size, randomness.ORDER), None, 0.0
+    if spec.prior:
+        size, rate = prior_batches(training.batch_size, spec.prior.ratio, accelerator.num_processes)
+        prior = source(class_pictures, size, randomness.CLASS_ORDER)
     return Prepared(
-        pictures=cached, order=order, steps_per_epoch=order.batches_per_epoch / training.accumulation,
-        buckets=Counter(crop.bucket for crop in crops), latent_format=form,
+        subject=subject, prior=prior, prior_rate=rate,
+        steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
+        buckets=Counter(crops[picture].bucket for picture in pictures), latent_format=form,
         vae=vae.cpu() if vae is not None and spec.previews.every else None, text=text, captions=captions,
         preview_resolution=training.resolution // form.downscale * form.downscale, notes=notes,
     )
 
 
+def load_text(spec: RunSpec, family: Family, dtype: torch.dtype) -> TextEncoders:
+    text = family.load_text(spec.base, dtype)
+    text.clip_skip = spec.training.clip_skip
+    return text
+
+
 def wanted_captions(spec: RunSpec) -> list[str]:
     """Every caption the run can ask for, once: the pictures', the empty one, the previews'."""
     captions = [picture.caption for picture in spec.dataset.pictures]
+    captions += [picture.caption for picture in spec.prior.dataset.pictures] if spec.prior else []
     captions += [""] if spec.training.caption_dropout else []
     captions += [spec.previews.negative, *spec.previews.prompts] if spec.previews.every else []
     return list(dict.fromkeys(captions))
@@ -101,9 +118,9 @@ class LatentCache:
                                 "the run. Queue again; they will be encoded anew.") from None
         return read
 
-    def fill(self, pictures: Sequence[Picture], crops: Sequence[Crop], device: torch.device, emit) -> nn.Module | None:
+    def fill(self, crops: Mapping[Picture, Crop], device: torch.device, emit) -> nn.Module | None:
         """Encode what is missing. Returns the VAE if it was needed."""
-        missing = [(picture, crop) for picture, crop in zip(pictures, crops) if self.key(picture, crop) not in self.cache]
+        missing = [(picture, crop) for picture, crop in crops.items() if self.key(picture, crop) not in self.cache]
         if not missing:
             return None
         # float32 latents have 1 / 16 of the numbers of an RGB picture (4 · 1 / 64 against 1): 0.25 bytes a pixel.
@@ -130,7 +147,7 @@ class CaptionCache:
         self.cache = TensorCache(Path(spec.folders.caches) / "captions")
 
     def key(self, caption: str) -> str:
-        return TensorCache.key(self.spec.base.fingerprint, str(self.dtype), caption)
+        return TensorCache.key(self.spec.base.fingerprint, str(self.dtype), self.spec.training.clip_skip, caption)
 
     def fill(self, captions: Sequence[str], device: torch.device, emit):
         """Encode what is missing, then free the encoders."""
@@ -138,7 +155,7 @@ class CaptionCache:
         if not missing:
             return
         emit("phase", text="loading the text encoders")
-        text = self.family.load_text(self.spec.base, self.dtype).to(device)
+        text = load_text(self.spec, self.family, self.dtype).to(device)
         for done, caption in enumerate(missing, start=1):
             with torch.no_grad():
                 encoded = self.family.encode_captions(text, [caption])

@@ -7,7 +7,7 @@
         log.txt             what libraries printed
         checkpoints/step_000250/   state.pt and the file as it was then
         previews/           step_000100.png …
-        <name>.safetensors  the finished file
+        <name>.safetensors  the finished file (embeddings and hypernetworks too, by their own suffixes)
         report.json         present once the run is finished
 """
 import json
@@ -48,7 +48,8 @@ class Run:
 
     @property
     def artifact(self) -> Path:
-        return self.folder / f"{self.name}.safetensors"
+        """The finished run's file; the first where there are several."""
+        return self.folder / self.report["files"][0]["name"]
 
     @property
     def report_path(self) -> Path:
@@ -56,9 +57,10 @@ class Run:
 
     @property
     def report(self) -> dict | None:
-        """The report of a finished run whose file is still there; else None."""
+        """The report of a finished run whose files are still there; else None."""
         report = read_json(self.report_path)
-        return report if report and self.artifact.exists() else None
+        complete = report and all((self.folder / file["name"]).exists() for file in report["files"])
+        return report if complete else None
 
     def read_spec(self) -> RunSpec:
         return RunSpec.model_validate_json(self.spec_path.read_bytes())

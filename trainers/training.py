@@ -45,7 +45,7 @@ def train_run(spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], 
 
 def make_accelerator(spec: RunSpec) -> Accelerator:
     """An Accelerator with the spec's precision: bf16 where the GPU has it, else fp16 on CUDA, else fp32."""
-    on_cpu, precision = spec.device == "cpu", spec.training.precision
+    on_cpu, precision = spec.device == "cpu", spec.memory.precision
     on_cuda = PartialState(cpu=on_cpu).device.type == "cuda"
     if precision == "auto":
         precision = "fp32" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
@@ -69,8 +69,10 @@ class Training:
                             "cannot share evenly. Choose a multiple.")
 
     def execute(self) -> dict:
+        notes = self.method.check(self.family, self.spec)
+        trained_dtype = torch.float32 if self.method.trains_base() else self.dtype
         self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
-                                 keep_text=self.method.trains_text(), emit=self._emit_encoding)
+                                 trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
         self._attach()
         start = self._resume()
         self._loop(start)
@@ -88,11 +90,11 @@ class Training:
     def _attach(self):
         spec = self.spec
         self.emit("phase", text="loading the denoiser")
-        denoiser = self.family.load_denoiser(spec.base, self.dtype)
-        self.parts = Parts(self.family, denoiser, self.data.text)
+        denoiser = self.family.load_denoiser(spec.base, torch.float32 if self.method.trains_base() else self.dtype)
+        self.parts = Parts(self.family, denoiser, self.data.text, spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
-        if spec.training.gradient_checkpointing:
+        if spec.memory.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
             for encoder in self.data.text.encoders.values() if self.data.text else ():
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
@@ -126,16 +128,16 @@ class Training:
         spec = self.spec
         objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective)
         batches = Batches(
-            self.data.pictures, self.data.order, spec.training.accumulation, spec.training.seed,
-            spec.training.caption_dropout, None if self.data.text else self.data.conditioning, self.device,
-            self.accelerator.process_index, self.accelerator.num_processes,
+            self.data.subject, spec.training.accumulation, spec.training.seed, spec.training.caption_dropout,
+            None if self.data.text else self.data.conditioning, self.device, self.accelerator.process_index,
+            self.accelerator.num_processes, self.data.prior, spec.prior.weight if spec.prior else 0.0, self.data.prior_rate,
         )
         self.began, self.began_step = time.monotonic(), start
         if start == 0:
             self._preview(0)
         self.finished_steps = loop.train(
             self.accelerator, self.model, batches, objective, self.parameters.values(), self.optimizer, self.schedule,
-            spec, start, self._after_step,
+            spec, start, self._after_step, self.method.regulariser,
         )
 
     def _after_step(self, result: loop.StepResult) -> bool:
@@ -184,7 +186,7 @@ class Training:
         """State to resume from, and beside it the file as it is now. Only the main process writes."""
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            self._save_artifact(self.run.checkpoint_folder(step) / f"{self.run.name}_step{step:06d}.safetensors", step)
+            saved = self._save_files(self.run.checkpoint_folder(step), f"{self.run.name}_step{step:06d}", step)
             self.run.save_state(step, {
                 "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
                 "optimizer": self.optimizer.state_dict(),
@@ -192,24 +194,24 @@ class Training:
                 "scaler": scaler.state_dict() if scaler is not None else {},
             })
             self.run.prune_checkpoints(self.spec.checkpoints.keep)
-            self.emit("checkpoint", step=step)
+            self.emit("checkpoint", step=step, files=saved["files"])
         self.accelerator.wait_for_everyone()
 
-    def _save_artifact(self, path: Path, step: int) -> dict:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _save_files(self, folder: Path, name: str, step: int) -> dict:
+        folder.mkdir(parents=True, exist_ok=True)
         metadata = training_metadata(self.spec, self.family.metadata, step, step / self.data.steps_per_epoch,
                                      self.data.buckets, time.time())
-        return self.method.save(self.parts, path, metadata)
+        return self.method.save(self.parts, folder, name, metadata)
 
     def _finish(self) -> dict:
         report = {}
         if self.accelerator.is_main_process:
             self.emit("phase", text="saving")
-            facts = self._save_artifact(self.run.artifact, self.finished_steps)
+            facts = self._save_files(self.run.folder, self.run.name, self.finished_steps)
             losses = self.run.losses()
             tenth = max(1, len(losses) // 10)
             report = {
-                "steps": self.finished_steps, "file": self.run.artifact.name, **facts,
+                "steps": self.finished_steps, **facts,
                 "loss_first_tenth": sum(losses[:tenth]) / tenth, "loss_last_tenth": sum(losses[-tenth:]) / tenth,
                 "seconds": round(time.monotonic() - self.began, 1), "notes": self.data.notes,
             }

@@ -131,7 +131,7 @@ def test_a_batch_larger_than_its_bucket_is_filled_up():
 
 
 def test_processes_share_a_batch_without_overlap():
-    from finetune.trainers.data.batches import Batches, CachedPicture
+    from finetune.trainers.data.batches import Batches, CachedPicture, Source
 
     crop = fit((64, 64), [(64, 64)])
     pictures = [CachedPicture(str(number), crop, lambda number=number: torch.full((4, 8, 8), float(number)))
@@ -139,7 +139,8 @@ def test_processes_share_a_batch_without_overlap():
 
     def batch(rank, processes):
         order = BatchOrder([(64, 64)] * 8, [1] * 8, batch_size=4, seed=0)
-        return Batches(pictures, order, 1, 0, 0.5, None, torch.device("cpu"), rank, processes)(step=3, micro=0)
+        batches = Batches(Source(pictures, order), 1, 0, 0.5, None, torch.device("cpu"), rank, processes)
+        return batches.load(batches.plan(step=3)[0])
 
     whole, first, second = batch(0, 1), batch(0, 2), batch(1, 2)
     assert whole.captions == first.captions + second.captions

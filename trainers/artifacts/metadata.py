@@ -1,4 +1,4 @@
-"""Metadata in the header of a LoRA file, for LoRA managers, A1111 and ComfyUI. All values are strings.
+"""Metadata in the header of a file, for LoRA managers, A1111 and ComfyUI. All values are strings.
 
 Sources of the names: kohya's `train_network.py` (`ss_*`, `sshs_*`) and Stability's modelspec 1.0.1. Nothing here is a
 path: files get shared.
@@ -27,26 +27,22 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
     if spec.base.objective == "v_prediction" and spec.base.family != "sdxl":
         base_version += "_v"
     text_rate = getattr(method, "text_encoder_learning_rate", 0.0)
+    optimizers = {"adamw": "torch.optim.AdamW"}
     entries = {
         **family_metadata,
         "ss_base_model_version": base_version,
         "ss_output_name": spec.name,
         "ss_sd_model_name": spec.base.name.replace("\\", "/").rsplit("/", 1)[-1],
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": method.rank,
-        "ss_network_alpha": method.alpha,
-        "ss_network_dropout": method.dropout,
-        "ss_network_args": json.dumps({"targets": method.pattern or method.targets}),
         "ss_learning_rate": optimizer.learning_rate,
         "ss_unet_lr": optimizer.learning_rate,
         "ss_text_encoder_lr": text_rate,
-        "ss_optimizer": f"torch.optim.AdamW(weight_decay={optimizer.weight_decay})",
+        "ss_optimizer": f"{optimizers.get(optimizer.name, optimizer.name)}(weight_decay={optimizer.weight_decay})",
         "ss_lr_scheduler": spec.schedule.name,
         "ss_lr_warmup_steps": spec.schedule.warmup_steps,
         "ss_max_grad_norm": optimizer.maximum_gradient_norm,
         "ss_gradient_accumulation_steps": training.accumulation,
-        "ss_gradient_checkpointing": training.gradient_checkpointing,
-        "ss_mixed_precision": {"fp32": "no"}.get(training.precision, training.precision),
+        "ss_gradient_checkpointing": spec.memory.gradient_checkpointing,
+        "ss_mixed_precision": {"fp32": "no"}.get(spec.memory.precision, spec.memory.precision),
         "ss_total_batch_size": training.batch_size * training.accumulation,
         "ss_batch_size_per_device": training.batch_size,
         "ss_seed": training.seed,
@@ -63,7 +59,9 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
             for number, (size, count) in enumerate(sorted(buckets.items()))
         }}),
         "ss_num_train_images": sum(picture.repeats for picture in pictures),
-        "ss_num_reg_images": 0,
+        "ss_num_reg_images": len(spec.prior.dataset.pictures) if spec.prior else 0,
+        "ss_prior_loss_weight": spec.prior.weight if spec.prior else None,
+        "ss_clip_skip": training.clip_skip or None,
         "ss_num_epochs": max(1, round(epochs)),
         "ss_tag_frequency": json.dumps({spec.dataset.name: tag_frequency(spec)}, ensure_ascii=False),
         "ss_datasets": json.dumps([{"subsets": [{
@@ -80,6 +78,17 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
         "modelspec.trigger_phrase": spec.dataset.trigger or None,
     }
     return {name: str(value) for name, value in entries.items() if value is not None}
+
+
+def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
+    """What readers of LoRA files want to know about the adapters. `method` is a spec's LoraSpec."""
+    entries = {
+        "modelspec.architecture": family_metadata["modelspec.architecture"] + "/lora",
+        "ss_network_module": "networks.lora", "ss_network_dim": method.rank, "ss_network_alpha": method.alpha,
+        "ss_network_dropout": method.dropout,
+        "ss_network_args": json.dumps({"targets": method.pattern or method.targets}),
+    }
+    return {name: str(value) for name, value in entries.items()}
 
 
 def tag_frequency(spec: RunSpec) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Which pictures make up which batch, as a function of (seed, batch number), and reading them from the caches."""
 from dataclasses import dataclass
 from functools import lru_cache
+from math import ceil, floor
 from typing import Callable, Sequence
 
 import torch
@@ -13,7 +14,8 @@ from .buckets import Crop
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` [batch, channels, height, width]; `sizes` [batch, 6]; `generators` one per sample.
+    """`latents` [batch, channels, height, width]; `sizes` [batch, 6]; `generators` one per sample; `masks`
+    [batch, 1, height, width] in 0…1, or None.
 
     `conditioning` is None when the text encoders train: then `captions` are encoded in every step.
     """
@@ -23,15 +25,17 @@ class Batch:
     conditioning: Conditioning | None
     sizes: Tensor
     generators: tuple[torch.Generator, ...]
+    masks: Tensor | None = None
 
 
 class BatchOrder:
     """Endless batches of pictures that share a bucket. Every picture comes `repeats` times an epoch, in an order drawn
-    from (seed, epoch); a bucket's last batch is filled up from its beginning."""
+    from (seed, stream, epoch); a bucket's last batch is filled up from its beginning."""
 
-    def __init__(self, buckets: Sequence[tuple[int, int]], repeats: Sequence[int], batch_size: int, seed: int):
+    def __init__(self, buckets: Sequence[tuple[int, int]], repeats: Sequence[int], batch_size: int, seed: int,
+                 stream: int = randomness.ORDER):
         """`buckets` and `repeats` have one entry per picture."""
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.stream = batch_size, seed, stream
         self.groups: dict[tuple[int, int], list[int]] = {}
         for index, bucket in enumerate(buckets):
             self.groups.setdefault(bucket, []).extend([index] * repeats[index])
@@ -39,7 +43,7 @@ class BatchOrder:
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> list[list[int]]:
-        draw = randomness.generator(self.seed, randomness.ORDER, epoch)
+        draw = randomness.generator(self.seed, self.stream, epoch)
         batches = []
         for bucket in sorted(self.groups):
             group = self.groups[bucket]
@@ -62,38 +66,75 @@ class CachedPicture:
     caption: str
     crop: Crop
     latents: Callable[[], Tensor]
+    mask: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures that are trained together, and the order of their batches."""
+
+    pictures: Sequence[CachedPicture]
+    order: BatchOrder
+
+
+@dataclass(frozen=True)
+class Share:
+    """One forward and backward pass of a step: batch `number` of `source`; its loss counts `weight`. Its samples are
+    numbered from `first_sample` on, over all processes and passes of the step."""
+
+    source: Source
+    number: int
+    step: int
+    first_sample: int
+    weight: float
 
 
 class Batches:
-    """Batches for the loop: `batches(step, micro)` gives this process's share of one micro-batch.
+    """Batches for the loop: `plan(step)` says which, `load(share)` reads this process's part of one.
 
-    Sample i of a step has its own generators, numbered over all processes and accumulation steps. The batch size counts
-    all processes, so the same spec trains alike in one process or several.
+    The batch size counts all processes, so the same spec trains alike in one process or several. Class pictures come in
+    passes of their own, because they need not have the shape of the subject's.
     """
 
-    def __init__(self, pictures: Sequence[CachedPicture], order: BatchOrder, accumulation: int, seed: int,
-                 caption_dropout: float, conditioning: Callable[[Sequence[str]], Conditioning] | None,
-                 device: torch.device, rank: int = 0, processes: int = 1):
-        self.pictures, self.order, self.accumulation, self.seed = pictures, order, accumulation, seed
-        self.caption_dropout, self.conditioning, self.device = caption_dropout, conditioning, device
-        share = order.batch_size // processes
-        self.share = range(rank * share, (rank + 1) * share)
+    def __init__(self, subject: Source, accumulation: int, seed: int, caption_dropout: float,
+                 conditioning: Callable[[Sequence[str]], Conditioning] | None, device: torch.device, rank: int = 0,
+                 processes: int = 1, prior: Source | None = None, prior_weight: float = 1.0, prior_rate: float = 1.0):
+        """`prior_rate`: batches of `prior` for every batch of `subject`, at most 1."""
+        self.subject, self.prior, self.prior_weight, self.prior_rate = subject, prior, prior_weight, prior_rate
+        self.accumulation, self.seed, self.caption_dropout = accumulation, seed, caption_dropout
+        self.conditioning, self.device, self.rank, self.processes = conditioning, device, rank, processes
 
-    def __call__(self, step: int, micro: int) -> Batch:
-        batch = self.order[step * self.accumulation + micro]
-        chosen = [self.pictures[batch[place]] for place in self.share]
-        samples = [micro * self.order.batch_size + place for place in self.share]
+    def plan(self, step: int) -> list[Share]:
+        size, shares = self.subject.order.batch_size, []
+        for micro in range(self.accumulation):
+            number = step * self.accumulation + micro
+            shares.append(Share(self.subject, number, step, micro * size, 1 / self.accumulation))
+            if self.prior:
+                due = floor((number + 1) * self.prior_rate)
+                if due > floor(number * self.prior_rate):
+                    first = self.accumulation * size + micro * self.prior.order.batch_size
+                    shares.append(Share(self.prior, due - 1, step, first, self.prior_weight / self.accumulation))
+        return shares
+
+    def load(self, share: Share) -> Batch:
+        order, batch = share.source.order, share.source.order[share.number]
+        part = order.batch_size // self.processes
+        places = range(self.rank * part, (self.rank + 1) * part)
+        chosen = [share.source.pictures[batch[place]] for place in places]
+        samples = [share.first_sample + place for place in places]
         captions = tuple(
-            "" if self._dropped(step, sample) else picture.caption for sample, picture in zip(samples, chosen)
+            "" if self._dropped(share.step, sample) else picture.caption for sample, picture in zip(samples, chosen)
         )
+        masks = [picture.mask() for picture in chosen if picture.mask]
         return Batch(
             latents=torch.stack([picture.latents() for picture in chosen]).to(self.device),
             captions=captions,
             conditioning=self._condition(captions),
             sizes=torch.tensor([picture.crop.sizes for picture in chosen], dtype=torch.float32, device=self.device),
             generators=tuple(
-                randomness.generator(self.seed, randomness.NOISE, step, sample) for sample in samples
+                randomness.generator(self.seed, randomness.NOISE, share.step, sample) for sample in samples
             ),
+            masks=torch.stack(masks).to(self.device) if masks else None,
         )
 
     def _dropped(self, step: int, sample: int) -> bool:
@@ -106,3 +147,11 @@ class Batches:
         if self.conditioning is None:
             return None
         return {name: tensor.to(self.device) for name, tensor in self.conditioning(captions).items()}
+
+
+def prior_batches(batch_size: int, ratio: float, processes: int) -> tuple[int, float]:
+    """(size of a batch of class pictures, batches of them for every batch of the subject): `ratio` class pictures for
+    every picture of the subject, in batches that the processes can share evenly."""
+    wanted = batch_size * ratio
+    size = ceil(max(1, round(wanted)) / processes) * processes
+    return size, min(1.0, wanted / size)

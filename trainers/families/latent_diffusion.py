@@ -1,4 +1,5 @@
 """What SD 1.x, SD 2.x and SDXL have in common: a UNet over four-channel latents and CLIP text encoders."""
+import re
 from types import MappingProxyType
 from typing import Mapping
 
@@ -73,6 +74,20 @@ class LatentDiffusion:
         return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
 
 
+    def block_of(self, module_name: str) -> str:
+        match = re.match(r"(down|up)_blocks\.(\d+)\.|mid_block\.", module_name)
+        return "other" if not match else f"{match[1]}.{match[2]}" if match[1] else "mid"
+
+    def block_names(self, base) -> list[str]:
+        levels = range(len(component_config(base, "unet")["block_out_channels"]))
+        return [*(f"down.{level}" for level in levels), "mid", *(f"up.{level}" for level in levels), "other"]
+
+
 def hidden_states(text: TextEncoders, encoder: str, captions):
     """The encoder's output with all hidden states, for tokens cut and padded to its length."""
     return text.encoders[encoder](loading.tokenize(text, encoder, captions), output_hidden_states=True)
+
+
+def final_norm(encoder: nn.Module) -> nn.Module:
+    """The layer norm after the last layer; transformers 5.6 moved it up from `text_model`."""
+    return getattr(encoder, "text_model", encoder).final_layer_norm

@@ -3,6 +3,7 @@
 diffusers and transformers are imported where they are needed: the nodes read a family's title and presets inside
 ComfyUI's process, which should neither wait for these libraries nor carry them.
 """
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -151,6 +152,9 @@ def load_sampler(base):
 def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:
     """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
     tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
+    for word, replacement in text.aliases.items():
+        whole_word = re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
+        captions = [whole_word.sub(lambda _: replacement, caption) for caption in captions]
     batch = tokenizer(list(captions), padding="max_length", max_length=module.config.max_position_embeddings,
                       truncation=True, return_tensors="pt")
     return batch.input_ids.to(next(module.parameters()).device)

@@ -38,12 +38,18 @@ class LoraPreset:
 
 
 class TextEncoders(nn.Module):
-    """Tokenizers and text encoders that belong together, by the names that LoRA files give them ("te", "te1", …)."""
+    """Tokenizers and text encoders that belong together, by the names that LoRA files give them ("te", "te1", …).
+
+    `clip_skip` is the layer whose states are read, counted from the end; 0 is the family's own. `aliases` are whole words
+    of captions and the text that the tokenizers see instead.
+    """
 
     def __init__(self, tokenizers: Mapping[str, object], encoders: Mapping[str, nn.Module]):
         super().__init__()
         self.tokenizers = dict(tokenizers)
         self.encoders = nn.ModuleDict(encoders)
+        self.clip_skip = 0
+        self.aliases: dict[str, str] = {}
 
 
 class Family(Protocol):
@@ -99,3 +105,9 @@ class Family(Protocol):
         """Regular expression over a text encoder's modules: those whose output reaches the denoiser."""
 
     def text_key(self, encoder_name: str, module_name: str) -> str: ...
+
+    def block_of(self, module_name: str) -> str:
+        """The block that a denoiser module belongs to: "down.0", "mid", "up.2", or "other"."""
+
+    def block_names(self, base) -> list[str]:
+        """All blocks of a base model's denoiser, in the order of the data flow."""

@@ -21,7 +21,7 @@ class StableDiffusionXL(LatentDiffusion):
     )
     metadata = MappingProxyType({
         "ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False",
-        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base",
     })
 
     def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
@@ -46,7 +46,8 @@ class StableDiffusionXL(LatentDiffusion):
         """Penultimate token states of both encoders side by side, and the second's projected end-of-text state."""
         first = hidden_states(text, "te1", captions)
         second = hidden_states(text, "te2", captions)
-        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        layer = -1 - max(text.clip_skip - 1, 1)
+        hidden = torch.cat([first.hidden_states[layer], second.hidden_states[layer]], dim=-1)
         return {"hidden": hidden, "pooled": second.text_embeds}
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import loading
-from .latent_diffusion import LatentDiffusion, hidden_states
+from .latent_diffusion import LatentDiffusion, final_norm, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
 
 
@@ -19,6 +19,8 @@ class StableDiffusion(LatentDiffusion):
     title: str
     text_prefix: str
     pad_token: str
+    own_layer: int
+    """The layer whose states are read, counted from the end of the original encoder."""
     lora_preset: LoraPreset
     metadata: Mapping[str, str]
 
@@ -31,7 +33,10 @@ class StableDiffusion(LatentDiffusion):
 
     def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""
-        return {"hidden": hidden_states(text, "te", captions).last_hidden_state}
+        output, skipped = hidden_states(text, "te", captions), text.clip_skip - self.own_layer
+        if skipped <= 0:
+            return {"hidden": output.last_hidden_state}
+        return {"hidden": final_norm(text.encoders["te"])(output.hidden_states[-1 - skipped])}
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning,
                 sizes: Tensor) -> Tensor:
@@ -47,6 +52,7 @@ SD1 = StableDiffusion(
     title="Stable Diffusion 1.x",
     text_prefix="cond_stage_model.transformer.",
     pad_token="<|endoftext|>",
+    own_layer=1,
     lora_preset=LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=1500, resolution=512, min_snr_gamma=5.0,
         text_encoder_learning_rate=0.0,
@@ -54,7 +60,7 @@ SD1 = StableDiffusion(
     ),
     # A1111 takes any version but sdxl_… for SD 1.x; Lora-Manager knows "sd_1.5" but not kohya's own "sd_v1".
     metadata=MappingProxyType({
-        "ss_base_model_version": "sd_1.5", "ss_v2": "False", "modelspec.architecture": "stable-diffusion-v1/lora",
+        "ss_base_model_version": "sd_1.5", "ss_v2": "False", "modelspec.architecture": "stable-diffusion-v1",
     }),
 )
 
@@ -63,12 +69,13 @@ SD2 = StableDiffusion(
     title="Stable Diffusion 2.x",
     text_prefix="cond_stage_model.model.",
     pad_token="!",
+    own_layer=2,
     lora_preset=LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=1500, resolution=768, min_snr_gamma=5.0,
         text_encoder_learning_rate=0.0,
         source="kohya docs for SD 1.5 and 2.x: 1e-4, about 1600 steps; min-SNR gamma 5 everywhere",
     ),
     metadata=MappingProxyType({
-        "ss_base_model_version": "sd_v2", "ss_v2": "True", "modelspec.architecture": "stable-diffusion-v2-768-v/lora",
+        "ss_base_model_version": "sd_v2", "ss_v2": "True", "modelspec.architecture": "stable-diffusion-v2-768-v",
     }),
 )

@@ -1,29 +1,33 @@
-"""What a training method offers: which parameters become trainable, and the file they end in."""
+"""What a training method offers: which parameters become trainable, and the files they end in."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Mapping, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..families.protocol import Family, TextEncoders
 
 
 @dataclass
 class Parts:
-    """The modules of a base model that are in memory during the loop. `text` is None when its outputs are cached."""
+    """The modules of a base model that are in memory during the loop. `text` is None when its outputs are cached;
+    `base` is the spec's BaseModelSpec, for methods that save what they did not train too."""
 
     family: Family
     denoiser: nn.Module
     text: TextEncoders | None
+    base: object = None
 
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate, under their names in checkpoints."""
+    """Parameters that share a learning rate, under their names in checkpoints. After the share `stop_at` of the steps
+    they stay as they are."""
 
     name: str
     learning_rate: float
     parameters: dict[str, nn.Parameter] = field(repr=False)
+    stop_at: float = 1.0
 
 
 class Method(Protocol):
@@ -34,10 +38,24 @@ class Method(Protocol):
     def trains_text(self) -> bool:
         """Whether captions must be encoded in every step instead of once."""
 
+    def trains_base(self) -> bool:
+        """Whether weights of the base itself are trained; they are then loaded in float32."""
+
+    def check(self, family: Family, spec) -> list[str]:
+        """Before anything heavy: raise UserError for what cannot work; return notes for what people should know."""
+
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         """Make the method's parameters, and only those, trainable. Adapters start from numbers drawn from `seed`."""
 
+    def regulariser(self) -> Tensor | None:
+        """A scalar to add to the loss of every step, or None."""
+
     def after_step(self, step: int): ...
 
-    def save(self, parts: Parts, path: Path, metadata: dict[str, str]) -> dict:
-        """Write the file that other programs load; returns facts for the report (keys, bytes, strength of effect)."""
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+        """Write the files that other programs load. Returns {"files": [{"kind", "name", "bytes"}, …], "change_norm"}
+        and whatever else the report should tell. Kinds: "lora", "checkpoint", "embedding", "hypernetwork"."""
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

@@ -1,38 +1,14 @@
-"""The Train nodes: widgets → run spec → worker process → progress → outputs."""
-from dataclasses import dataclass, field
-
+"""The Train LoRA node."""
 from comfy_api.latest import io
-from PIL import Image
 from safetensors.torch import load_file
 
 from ..trainers import families
-from ..trainers.errors import UserError
 from ..trainers.families.recognition import component_config
-from ..trainers.files import write_json
-from ..trainers.run import TrainingProcess
-from ..trainers.runs import Run, open_run
-from ..trainers.spec import (
-    MAXIMUM_SEED,
-    CheckpointSpec,
-    FolderSpec,
-    LoraSpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    PreviewSpec,
-    RunSpec,
-    ScheduleSpec,
-    TrainingSpec,
-    checked,
-)
-from . import host, types
+from ..trainers.spec import MAXIMUM_SEED, LoraSpec, MemorySpec, ObjectiveSpec, RunSpec, checked
+from . import host, training, types
+from .training import advanced, late_batch_inputs, prior_inputs, watching_inputs
 
 CUSTOM, RECOMMENDED = "custom", "recommended for the base"
-
-
-def advanced(widget):
-    """Mark a widget as advanced. The keyword for it is newer than the oldest host; this entry is read by all."""
-    widget.extra_dict["advanced"] = True
-    return widget
 
 
 class TrainLora(io.ComfyNode):
@@ -106,6 +82,9 @@ class TrainLora(io.ComfyNode):
                                                  "attn2\\.to_[kv]$")),
                 advanced(io.Combo.Input("file_precision", options=["fp16", "bf16", "fp32"], default="fp16",
                                         optional=True, tooltip="Precision of the saved file.")),
+                *prior_inputs(),
+                *watching_inputs(),
+                *late_batch_inputs(),
             ],
             outputs=[
                 types.LoraModel.Output(display_name="lora", tooltip="For Load LoRA Model and Save LoRA."),
@@ -121,141 +100,31 @@ class TrainLora(io.ComfyNode):
     @classmethod
     def execute(cls, base, dataset, name, **widgets):
         spec = make_spec(base, dataset, name, **widgets)
-        run = open_run(spec)
-        progress = host.NodeProgress(cls.hidden.unique_id)
-        if run.report is None:
-            train(run, spec, progress)
-        lora = load_file(run.artifact)
-        report = with_load_check(run, spec, lora)
-        lora_name = host.place_lora(run.artifact, run.name)
-        summary = summarise(spec, report, lora_name)
-        progress.show(summary, spec.training.steps, spec.training.steps, last_preview(run))
+        finished = training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_keys(
+            load_file(run.artifact), base.family, component_config(base, "unet"), component_config(base, "text_encoder")))
+        lora_name, report, method = finished.names["lora"], finished.report, spec.method
+        summary = finished.summarise(
+            f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {report['layers']} layers",
+            f"Rank {method.rank}, alpha {method.alpha:g}, {method.targets}, {report['bytes'] / 1e6:.2f} MB.",
+        )
+        finished.show(summary)
         return io.NodeOutput(
-            lora, {"loss": run.losses()}, lora_name, [(lora_name, 1.0, 1.0)], summary,
+            load_file(finished.path("lora")), {"loss": finished.run.losses()}, lora_name, [(lora_name, 1.0, 1.0)], summary,
             ui={"text": [summary], "lora": [lora_name]},
         )
 
 
-def make_spec(base, dataset, name, preset, steps, learning_rate, rank, alpha, targets, batch_size, resolution,
-              text_encoder_learning_rate, precision, gradient_checkpointing, preview_prompts, preview_every,
-              checkpoint_every, training_seed, optimizer=None, schedule=None, objective=None, accumulation=1,
-              dropout=0.0, caption_dropout=0.0, buckets=True, target_pattern="", file_precision="fp16") -> RunSpec:
+def make_spec(base, dataset, name, preset, steps, learning_rate, rank, alpha, targets, resolution,
+              text_encoder_learning_rate, precision, gradient_checkpointing, objective=None, memory=None, dropout=0.0,
+              target_pattern="", file_precision="fp16", **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     if preset == RECOMMENDED:
         recipe = families.get(base.family).lora_preset
         steps, learning_rate, rank, alpha = recipe.steps, recipe.learning_rate, recipe.rank, recipe.alpha
         resolution, text_encoder_learning_rate = recipe.resolution, recipe.text_encoder_learning_rate
         objective = objective or checked(ObjectiveSpec, min_snr_gamma=recipe.min_snr_gamma)
-    prompts = tuple(line.strip() for line in preview_prompts.splitlines() if line.strip())
-    optimizer = optimizer or OptimizerSpec()
-    return checked(
-        RunSpec, name=name.strip(), base=base, dataset=dataset,
-        method=checked(LoraSpec, rank=rank, alpha=alpha, dropout=dropout, targets=targets, pattern=target_pattern,
-                       text_encoder_learning_rate=text_encoder_learning_rate, file_precision=file_precision),
-        optimizer=checked(OptimizerSpec, **{**dict(optimizer), "learning_rate": learning_rate}),
-        schedule=schedule or ScheduleSpec(),
-        objective=objective or ObjectiveSpec(),
-        training=checked(TrainingSpec, steps=steps, batch_size=batch_size, accumulation=accumulation,
-                         resolution=resolution, buckets=buckets, caption_dropout=caption_dropout, seed=training_seed,
-                         precision=precision, gradient_checkpointing=gradient_checkpointing),
-        previews=checked(PreviewSpec, prompts=prompts, every=preview_every if prompts else 0, seed=training_seed),
-        checkpoints=checked(CheckpointSpec, every=checkpoint_every),
-        folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")),
-        device=host.training_device(),
-    )
-
-
-def train(run: Run, spec: RunSpec, progress: host.NodeProgress):
-    """Run the worker until the file is there. Raises UserError when it fails, the host's interrupt when cancelled."""
-    host.require_packages()
-    host.free_memory()
-    with TrainingProcess(run) as process:
-        host.follow(process.events(), process.cancel, Display(run, spec, progress).show)
-
-
-@dataclass
-class Display:
-    """Events as text, bar and picture on the node."""
-
-    run: Run
-    spec: RunSpec
-    progress: host.NodeProgress
-    step: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def show(self, event: dict):
-        kind, total = event["event"], self.spec.training.steps
-        if kind == "started":
-            self.progress.show("starting the training process")
-        elif kind == "phase":
-            self.progress.show(event["text"])
-        elif kind == "encoding":
-            self.progress.show(f"encoding {event['what']}, {event['done']} of {event['total']}",
-                               event["done"], event["total"])
-        elif kind == "resumed":
-            self.step = event["step"]
-            self.progress.show(f"going on from step {self.step}", self.step, total)
-        elif kind == "note":
-            self.notes.append(f"Note: {event['text']}.")
-        elif kind == "step":
-            self.step = event["step"]
-            line = f"step {self.step} of {total} · loss {event['loss']:.4f} · {clock(event['seconds_left'])} left"
-            self.progress.show("\n".join([line, *self.notes]), self.step, total)
-        elif kind == "preview":
-            picture = Image.open(event["path"]).convert("RGB")
-            self.progress.show(f"preview at step {event['step']}", event["step"], total, picture)
-        elif kind == "cancelled":
-            self.progress.show(self._saved(event["step"]))
-        elif kind == "failed":
-            raise UserError(event["message"])
-
-    def _saved(self, step: int) -> str:
-        """After a cancel: put the LoRA as it is where loaders find it."""
-        files = sorted(self.run.checkpoint_folder(step).glob("*.safetensors"))
-        if not files:
-            return "cancelled before the first step"
-        name = host.place_lora(files[0], files[0].stem)
-        return f"cancelled and saved at step {step}: {name}. Queue again to go on."
-
-
-def last_preview(run: Run) -> Image.Image | None:
-    """The newest preview, so that a node shows it too when the run was already finished."""
-    files = sorted((run.folder / "previews").glob("*.png"))
-    return Image.open(files[-1]).convert("RGB") if files else None
-
-
-def with_load_check(run: Run, spec: RunSpec, lora: dict) -> dict:
-    """The run's report with the host's verdict on the file, made once and kept."""
-    report = run.report
-    if "unmatched_keys" not in report:
-        text_config = component_config(spec.base, "text_encoder")
-        unmatched = host.unmatched_keys(lora, spec.base.family, component_config(spec.base, "unet"), text_config)
-        report = {**report, "unmatched_keys": unmatched}
-        write_json(run.report_path, report)
-    if report["unmatched_keys"]:
-        raise UserError(f"The LoRA was trained, but ComfyUI would not load {len(report['unmatched_keys'])} of its "
-                        f"{report['keys']} keys, for example {report['unmatched_keys'][0]!r}. The file is kept at "
-                        f"{run.name}/{run.artifact.name}; please report this.")
-    return report
-
-
-def summarise(spec: RunSpec, report: dict, lora_name: str) -> str:
-    """What people want to know, most important first: some frontends show only the first lines on a node."""
-    method, training = spec.method, spec.training
-    effect = ("its effect is not zero" if report["change_norm"] else
-              "BUT ITS EFFECT IS ZERO: nothing was learnt; raise the learning rate or the steps")
-    lines = [
-        f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {report['layers']} layers; {effect}.",
-        f"Loss {report['loss_first_tenth']:.4f} in the first tenth of the steps, "
-        f"{report['loss_last_tenth']:.4f} in the last.",
-        f"{report['steps']} steps × {training.batch_size * training.accumulation} pictures of {training.resolution} px on "
-        f"{spec.base.name}, learning rate {spec.optimizer.learning_rate:g}.",
-        f"Rank {method.rank}, alpha {method.alpha:g}, {method.targets}, {report['bytes'] / 1e6:.2f} MB.",
-    ]
-    return "\n".join([*lines, *(f"Note: {note}." for note in report["notes"])])
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    method = checked(LoraSpec, rank=rank, alpha=alpha, dropout=dropout, targets=targets, pattern=target_pattern,
+                     text_encoder_learning_rate=text_encoder_learning_rate, file_precision=file_precision)
+    memory = memory or checked(MemorySpec, precision=precision, gradient_checkpointing=gradient_checkpointing)
+    return training.make_spec(base, dataset, name, method, steps=steps, learning_rate=learning_rate,
+                              resolution=resolution, objective=objective, memory=memory, **widgets)

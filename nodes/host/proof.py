@@ -1,0 +1,32 @@
+"""Proof that a finished file loads: the host's own loaders are asked, without weights where that is possible."""
+import comfy.lora
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.text_encoders.sd2_clip
+import torch
+
+from .native import host_model, host_text_options
+
+
+def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict) -> list[str]:
+    """Keys of a LoRA that the host would leave unloaded for a base with these diffusers and transformers configs.
+
+    The host's own model classes are built on the meta device (names and shapes, no memory) and its own loader is asked.
+    """
+    _, denoiser = host_model(unet_config, family, {}, device="meta")
+    key_map = comfy.lora.model_lora_keys_unet(denoiser, {})
+    if any(key.startswith("lora_te") for key in lora):
+        text_classes = {
+            "sd1": comfy.sd1_clip.SD1ClipModel, "sd2": comfy.text_encoders.sd2_clip.SD2ClipModel,
+            "sdxl": comfy.sdxl_clip.SDXLClipModel,
+        }
+        options = host_text_options(text_config) if family == "sd1" else {}
+        text = text_classes[family](device="meta", dtype=torch.float32, model_options=options)
+        key_map = comfy.lora.model_lora_keys_clip(text, key_map)
+    patches = comfy.lora.load_lora(dict(lora), key_map, log_missing=False)
+    loaded = {name for name, target in key_map.items() if target in patches}
+    return sorted(key for key in lora if _layer(key) not in loaded)
+
+
+def _layer(key: str) -> str:
+    return key.removesuffix(".alpha").split(".lora_", 1)[0]

@@ -1,0 +1,69 @@
+"""While a node works: packages, memory, the device, progress, interrupts."""
+import importlib.util
+import time
+from typing import Callable, Iterable
+
+import comfy.model_management
+import comfy.utils
+from PIL import Image
+from server import PromptServer
+
+from ...trainers.errors import UserError
+
+ENGINE_PACKAGES = ("accelerate", "diffusers", "peft", "pydantic", "safetensors", "transformers")
+
+
+def require_packages():
+    """Raise UserError when libraries of the engine are not installed."""
+    missing = [name for name in ENGINE_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"Training needs the Python packages {', '.join(missing)}. Install the pack's requirements.txt "
+                        "with the Python that runs ComfyUI, then start it again.")
+
+
+def free_memory():
+    """Give the host's models up, so that the worker gets all of the memory."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def training_device() -> str:
+    """"cpu" when the host runs on the CPU by its own choice; else "auto"."""
+    return "cpu" if comfy.model_management.get_torch_device().type == "cpu" else "auto"
+
+
+class NodeProgress:
+    """The progress bar, text and picture on a node, all without JavaScript."""
+
+    def __init__(self, node_id: str):
+        self.node_id, self.bar, self.picture, self.sent = node_id, None, None, 0.0
+
+    def show(self, text: str, done: int = 0, total: int = 0, picture: Image.Image | None = None):
+        """Show `text`, a bar at done / total, and a picture, which stays until the next."""
+        now = time.monotonic()
+        if now - self.sent > 0.1 or done == total:  # ten messages a second are enough for anybody
+            PromptServer.instance.send_progress_text(text, self.node_id)
+            self.sent = now
+        if total:
+            if self.bar is None or self.bar.total != total:
+                self.bar = comfy.utils.ProgressBar(total, node_id=self.node_id)
+            preview = ("JPEG", picture, 768) if picture is not None else None
+            self.bar.update_absolute(done, total, preview)
+
+
+def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None]):
+    """Hand events to `report` until they end. When the user interrupts, `cancel` is called, the remaining events are
+    still followed, and the host's interrupt is raised at the end."""
+    interruption = None
+    for event in events:
+        try:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if event is not None:
+                report(event)
+        except comfy.model_management.InterruptProcessingException as raised:
+            interruption = raised
+            cancel()
+            if event is not None and event["event"] != "step":
+                report(event)
+    if interruption is not None:
+        raise interruption

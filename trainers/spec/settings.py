@@ -1,0 +1,150 @@
+"""How it is trained: optimizer, schedule, objective, memory, and what is shown and kept on the way."""
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .part import MAXIMUM_SEED, Part
+
+
+class OptimizerSpec(Part):
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with the defaults of the diffusers training examples, and the
+    alternatives that published recipes use. Prodigy finds its rate itself: learning rates are factors there, usually 1.
+    """
+
+    name: Literal["adamw", "adamw_8bit", "lion", "prodigy", "adafactor", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-4, gt=0, le=10)
+    weight_decay: float = Field(1e-2, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0, le=1e-2)
+    maximum_gradient_norm: float = Field(1.0, ge=0, le=1000)
+    """0 switches clipping off."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas):
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("both betas must be at least 0 and below 1")
+        return betas
+
+    @model_validator(mode="after")
+    def _rate_is_no_factor(self):
+        if self.learning_rate > 0.1 and self.name not in ("prodigy", "sgd"):
+            raise ValueError(f"the learning rate {self.learning_rate:g} is too high for {self.name}; use 0.1 or less "
+                             "(about 1 is for prodigy only)")
+        return self
+
+
+class ScheduleSpec(Part):
+    """`decay_share` is the share of the steps in which warmup_stable_decay comes down at the end."""
+
+    name: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "warmup_stable_decay",
+                  "one_cycle"] = "constant"
+    warmup_steps: int = Field(0, ge=0, le=1_000_000)
+    cycles: int = Field(1, ge=1, le=100)
+    decay_share: float = Field(0.2, ge=0, le=1)
+
+
+class ObjectiveSpec(Part):
+    """How noise is added, and how an error counts.
+
+    `min_snr_gamma` 0 switches the weighting off (Hang et al. 2023, arXiv:2303.09556; 5 in the paper). `debiased` weighs
+    by 1 / √SNR (Yu et al. 2023, arXiv:2310.08442). `noise_offset` adds one random value per channel to the noise, so that
+    overall brightness can be learnt; about 0.05 to 0.1 (kohya's documentation). `multires_*` add noise of lower
+    resolutions (kohya: 6 to 10 iterations, discount 0.3). `input_perturbation` adds noise that the target does not know
+    (Ning et al. 2023, arXiv:2301.11706; 0.1 in the paper). `flow_shift` moves flow timesteps towards noise (Esser et al.
+    2024, eq. 23). Timesteps are shares of the noise schedule, 0 clean, 1 noise.
+    """
+
+    min_snr_gamma: float = Field(0.0, ge=0, le=100)
+    debiased: bool = False
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    multires_iterations: int = Field(0, ge=0, le=16)
+    multires_discount: float = Field(0.3, ge=0, le=1)
+    input_perturbation: float = Field(0.0, ge=0, le=1)
+    image_noise: float = Field(0.0, ge=0, le=1)
+    """Standard deviation of noise on the clean latents, in their own unit: an augmentation."""
+    loss: Literal["l2", "l1", "huber"] = "l2"
+    huber_c: float = Field(0.1, gt=0, le=10)
+    """Where the Huber loss turns from square to straight; 0.1 (kohya)."""
+    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    zero_terminal_snr: bool = False
+    """Rescale the noise schedule so that its end is pure noise (Lin et al. 2023, arXiv:2305.08891). Needs v-prediction."""
+    minimum_timestep: float = Field(0.0, ge=0, lt=1)
+    maximum_timestep: float = Field(1.0, gt=0, le=1)
+    distribution: Literal["auto", "uniform", "logit_normal", "mode", "cosine"] = "auto"
+    """Density of timesteps; auto: uniform for epsilon and v, logit_normal for flow."""
+    distribution_mean: float = Field(0.0, ge=-5, le=5)
+    distribution_spread: float = Field(1.0, gt=0, le=5)
+    flow_shift: float = Field(1.0, gt=0, le=100)
+    masked: bool = False
+    """Let the error count where the pictures' masks are white; needs masks in the dataset."""
+    unmasked_weight: float = Field(0.1, ge=0, le=1)
+    """How much the error counts where masks are black."""
+
+    @model_validator(mode="after")
+    def _ranges_fit(self):
+        if self.minimum_timestep >= self.maximum_timestep:
+            raise ValueError(f"minimum_timestep {self.minimum_timestep:g} must be below maximum_timestep "
+                             f"{self.maximum_timestep:g}")
+        if self.min_snr_gamma and self.debiased:
+            raise ValueError("min_snr_gamma and debiased are two weightings of the same thing; use one of them")
+        return self
+
+
+class TrainingSpec(Part):
+    steps: int = Field(1500, ge=1, le=1_000_000)
+    batch_size: int = Field(1, ge=1, le=1024)
+    """Pictures in one forward pass, over all processes together."""
+    accumulation: int = Field(1, ge=1, le=1024)
+    resolution: int = Field(512, ge=64, le=4096, multiple_of=8)
+    buckets: bool = True
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of captions replaced by the empty caption, which keeps classifier-free guidance working."""
+    clip_skip: int = Field(0, ge=0, le=12)
+    """Which of the text encoder's layers is read, counted from the end; 0: the family's own."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Keep a running mean of the weights with this decay (0.999 and more) and save that; 0: off."""
+    seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
+
+
+class MemorySpec(Part):
+    """Precision and what is traded for memory."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    gradient_checkpointing: bool = False
+    frozen_precision: Literal["same", "fp8", "int8"] = "same"
+    """How the frozen denoiser's weights are stored; they are computed with in `precision`."""
+    compile: bool = False
+
+
+class PreviewSpec(Part):
+    """Pictures drawn during training with DPM++ 2M. `every` 0 switches them off."""
+
+    prompts: tuple[str, ...] = ()
+    negative: str = ""
+    every: int = Field(0, ge=0)
+    sampler_steps: int = Field(20, ge=1, le=200)
+    guidance: float = Field(7.0, ge=1, le=30)
+    seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
+    pictures: int = Field(1, ge=1, le=16)
+    """Pictures of every prompt, each from noise of its own."""
+    from_ema: bool = True
+    """With EMA: draw with the mean weights that will be saved."""
+
+
+class CheckpointSpec(Part):
+    """`every` 0 and `minutes` 0 save only at the end and on cancel. The newest `keep` checkpoints stay on disk."""
+
+    every: int = Field(250, ge=0)
+    minutes: float = Field(0.0, ge=0, le=10_000)
+    keep: int = Field(2, ge=1, le=1000)
+
+
+class ValidationSpec(Part):
+    """The loss on pictures that are not trained, at noise and timesteps that never change. `share` 0 switches it off."""
+
+    share: float = Field(0.0, ge=0, le=0.5)
+    every: int = Field(50, ge=1)
+    patience: int = Field(0, ge=0, le=1000)
+    """Stop early when this many validations in a row brought no new best; 0: never."""
+    tensorboard: bool = False
