@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ..trainers.spec import ObjectiveSpec, OptimizerSpec, ScheduleSpec, checked
 from . import types
+from .training import advanced
 
 CATEGORY = "FineTune/settings"
 
@@ -70,8 +71,8 @@ class ObjectiveSettings(io.ComfyNode):
             node_id="FineTuneObjective",
             display_name="Training Objective",
             category=CATEGORY,
-            description="How noise is added and how much each noise level counts. Epsilon, v or flow comes from the base "
-                        "model itself.",
+            description="How noise is added, which noise levels are trained, how errors count, and masks. Epsilon, v or "
+                        "flow comes from the base model itself.",
             inputs=[
                 io.Float.Input("min_snr_gamma", default=5.0, min=0.0, max=100.0, step=0.5,
                                tooltip="Lets low noise levels count less, so that training converges faster (Hang et "
@@ -80,12 +81,89 @@ class ObjectiveSettings(io.ComfyNode):
                                tooltip="Lets very dark and very bright pictures be learnt; 0.05 to 0.1 is usual."),
                 io.Float.Input("flow_shift", default=1.0, min=0.1, max=100.0, step=0.1,
                                tooltip="Flow models only: above 1 trains more at high noise."),
+                *noise_inputs(),
+                *loss_inputs(),
+                *noise_level_inputs(),
+                *mask_inputs(),
             ],
             outputs=[types.Objective.Output(display_name="objective")],
         )
 
     @classmethod
-    def execute(cls, min_snr_gamma, noise_offset, flow_shift):
+    def execute(cls, min_snr_gamma, noise_offset, flow_shift, **controls):
+        """`controls` are the optional inputs by the names of their fields; those not given keep the field's default."""
         return io.NodeOutput(checked(
-            ObjectiveSpec, min_snr_gamma=min_snr_gamma, noise_offset=noise_offset, flow_shift=flow_shift,
+            ObjectiveSpec, min_snr_gamma=min_snr_gamma, noise_offset=noise_offset, flow_shift=flow_shift, **controls,
         ))
+
+
+def noise_inputs() -> list:
+    return [
+        advanced(io.Int.Input("multires_iterations", default=0, min=0, max=16, optional=True,
+                              tooltip="Multi-resolution noise: adds coarse noise to the fine, so that large areas and "
+                                      "brightness are learnt better. 6 to 10 is usual; 0 switches it off. Use it instead of "
+                                      "noise_offset.")),
+        advanced(io.Float.Input("multires_discount", default=0.3, min=0.0, max=1.0, step=0.05, optional=True,
+                                tooltip="How strong the coarse noise is. 0.3 is usual; 0.8 is strong. Read with "
+                                        "multires_iterations above 0.")),
+        advanced(io.Float.Input("input_perturbation", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                                tooltip="A little noise that the model is not told of, which makes it forgive the small "
+                                        "errors of drawing. 0.1 is usual; 0 switches it off.")),
+        advanced(io.Float.Input("image_noise", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
+                                tooltip="Grain on the training pictures themselves, new in every step, against learning "
+                                        "few pictures by heart. Keep it below 0.05: the grain is learnt too. 0 switches it "
+                                        "off.")),
+    ]
+
+
+def loss_inputs() -> list:
+    return [
+        advanced(io.Combo.Input("loss", options=["l2", "l1", "huber"], default="l2", optional=True,
+                                tooltip="How an error counts. l2: by its square, the usual choice. l1: by its size. huber: "
+                                        "small errors squared, large ones by size, so that odd or damaged pictures of the "
+                                        "dataset disturb less.")),
+        advanced(io.Float.Input("huber_c", default=0.1, min=0.001, max=10.0, step=0.01, optional=True,
+                                tooltip="Errors above this count by their size. 0.1 is usual. Read with loss: huber.")),
+        advanced(io.Combo.Input("huber_schedule", options=["snr", "exponential", "constant"], default="snr", optional=True,
+                                tooltip="Where huber_c applies. snr (usual) and exponential: at high noise, and nearly 1 at "
+                                        "low noise, where details are learnt. constant: everywhere.")),
+        advanced(io.Boolean.Input("debiased", default=False, optional=True,
+                                  tooltip="Debiased estimation: lets high noise levels count more, which favours "
+                                          "composition over detail. Instead of min_snr_gamma, which must then be 0.")),
+    ]
+
+
+def noise_level_inputs() -> list:
+    return [
+        advanced(io.Boolean.Input("zero_terminal_snr", default=False, optional=True,
+                                  tooltip="Trains up to pure noise, so that very dark and very bright pictures become "
+                                          "possible. Only for models that predict v. Draw with ModelSamplingDiscrete: "
+                                          "v_prediction, zsnr on.")),
+        advanced(io.Float.Input("minimum_timestep", default=0.0, min=0.0, max=0.999, step=0.01, optional=True,
+                                tooltip="The lowest noise level that is trained; 0 is the clean picture. 0 is usual; 0.3 "
+                                        "leaves fine detail as the base has it.")),
+        advanced(io.Float.Input("maximum_timestep", default=1.0, min=0.001, max=1.0, step=0.01, optional=True,
+                                tooltip="The highest noise level that is trained; 1 is pure noise. 1 is usual; 0.6 leaves "
+                                        "composition as the base has it.")),
+        advanced(io.Combo.Input("distribution", options=["auto", "uniform", "logit_normal", "mode", "cosine"],
+                                default="auto", optional=True,
+                                tooltip="How often each noise level is trained. auto: all alike for epsilon and v models, "
+                                        "the middle more often (logit_normal) for flow models.")),
+        advanced(io.Float.Input("distribution_mean", default=0.0, min=-5.0, max=5.0, step=0.1, optional=True,
+                                tooltip="For logit_normal: above 0 trains high noise more, below 0 low noise. 0 is usual.")),
+        advanced(io.Float.Input("distribution_spread", default=1.0, min=0.05, max=5.0, step=0.05, optional=True,
+                                tooltip="For logit_normal: how widely noise levels spread, 1 is usual. For mode: its scale, "
+                                        "1.29 is usual.")),
+    ]
+
+
+def mask_inputs() -> list:
+    return [
+        advanced(io.Boolean.Input("masked", default=False, optional=True,
+                                  tooltip="Learn what the pictures' masks leave white, and little of the rest. Masks are "
+                                          "files beside the pictures (cat-masklabel.png, cat_mask.png, masks/cat.png) or "
+                                          "the pictures' transparency.")),
+        advanced(io.Float.Input("unmasked_weight", default=0.1, min=0.0, max=1.0, step=0.01, optional=True,
+                                tooltip="How much the black parts of a mask count. 0.1 is usual; at 0 nothing is learnt "
+                                        "there, and what is drawn there may drift.")),
+    ]

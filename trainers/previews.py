@@ -14,7 +14,7 @@ from .spec import PreviewSpec
 @torch.no_grad()
 def draw_previews(
     family: Family, base, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, spec: PreviewSpec,
-    conditioning: Callable[[str], Conditioning], resolution: int, device: torch.device,
+    conditioning: Callable[[str], Conditioning], resolution: int, device: torch.device, zero_terminal_snr: bool = False,
 ) -> Iterator[Image.Image]:
     """One square picture per prompt, `resolution` pixels wide. `conditioning(prompt)` gives a batch of one.
 
@@ -27,7 +27,7 @@ def draw_previews(
         positive = conditioning(prompt)
         pair = {name: torch.cat([negative[name], positive[name]]).to(device) for name in positive}
         draw = randomness.generator(spec.seed, number)
-        sampler = family.sampler(base)
+        sampler = family.sampler(base, zero_terminal_snr)
         sampler.set_timesteps(spec.sampler_steps, device=device)
         latents = torch.randn((1, form.channels, side, side), generator=draw).to(device) * sampler.init_noise_sigma
         for timestep in sampler.timesteps:

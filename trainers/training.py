@@ -17,7 +17,7 @@ from .errors import Cancelled, UserError
 from .files import ensure_space, write_json
 from .methods.protocol import Parts
 from .model import ConditionedModel
-from .objectives import make_objective
+from .objectives import make_objective, objective_notes
 from .optimizers import make_optimizer
 from .preparation import prepare_data
 from .runs import Run
@@ -69,7 +69,8 @@ class Training:
                             "cannot share evenly. Choose a multiple.")
 
     def execute(self) -> dict:
-        notes = self.method.check(self.family, self.spec)
+        notes = [*self.method.check(self.family, self.spec),
+                 *objective_notes(self.spec.base.objective, self.spec.objective)]
         trained_dtype = torch.float32 if self.method.trains_base() else self.dtype
         self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
                                  trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
@@ -166,7 +167,7 @@ class Training:
                 pictures = list(previews.draw_previews(
                     self.family, spec.base, model.denoiser, vae.to(self.device), self.data.latent_format, spec.previews,
                     lambda prompt: model.condition([prompt]) if self.data.text else self.data.conditioning([prompt]),
-                    self.data.preview_resolution, self.device,
+                    self.data.preview_resolution, self.device, spec.objective.zero_terminal_snr,
                 ))
         except torch.OutOfMemoryError:
             self._note(f"the preview at step {step} was left out, because it needs more memory than is free")

@@ -35,7 +35,8 @@ def rooms(*patterns: str) -> list[Path]:
 HOST = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution", "nodes")
 RULES = [
     (rooms("trainers/**/*.py"), [f"^{name}(\\.|$)" for name in HOST], "the engine never imports ComfyUI"),
-    (rooms("trainers/objectives.py", "trainers/data/buckets.py", "trainers/artifacts/*.py"),
+    (rooms("trainers/objectives.py", "trainers/noise.py", "trainers/losses.py", "trainers/data/buckets.py",
+           "trainers/artifacts/*.py"),
      ["^diffusers", "^transformers", "^peft", "^accelerate"], "pure numbers and key maps"),
     (rooms("trainers/families/*.py"), [r"^trainers\.methods", r"^trainers\.loop"], "families know no methods"),
     (rooms("trainers/methods/*.py"),

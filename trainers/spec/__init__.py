@@ -57,8 +57,10 @@ class Picture(Part):
     digest: str
     repeats: int = Field(1, ge=1, le=10_000)
     mask: str = ""
-    """Path of a mask file, white where the picture counts; empty: the picture's own transparency, if it has one."""
+    """Path of its mask: a file that is white where the picture counts, or the picture itself where its transparency is the
+    mask; empty: the picture counts everywhere."""
     mask_digest: str = ""
+    """SHA-256 of that file."""
 
 
 class DatasetSpec(Part):
@@ -123,10 +125,29 @@ class RunSpec(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _objective_fits(self):
+        objective, kind = self.objective, self.base.objective
+        if objective.zero_terminal_snr and kind != "v_prediction":
+            raise ValueError(
+                f"zero_terminal_snr needs a model that predicts v, and {self.base.name!r} predicts {kind}: pure noise holds "
+                "nothing that it could learn from; switch zero_terminal_snr off"
+            )
+        if objective.debiased and kind == "flow":
+            raise ValueError(f"debiased is a weighting of epsilon and v models, and {self.base.name!r} is a flow model; "
+                             "switch debiased off")
+        if objective.masked and not any(picture.mask for picture in self.dataset.pictures):
+            raise ValueError(
+                f"masked is on, but no picture of the dataset {self.dataset.name!r} has a mask; put a mask beside a picture "
+                "(cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use pictures with transparency, or switch "
+                "masked off"
+            )
+        return self
+
     @property
     def identity(self) -> str:
         """SHA-256 over everything that changes the result. Moving the files does not change it, and neither does a new
-        field of a later version that is left at its default."""
+        field of a later version that is left at its default, nor a mask that is not used."""
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={
             "folders": True, "device": True, "base": {"path", "configs"}})
         content["version"], content["method"] = self.version, {"kind": self.method.kind, **content.get("method", {})}
@@ -134,5 +155,7 @@ class RunSpec(Part):
             for picture in dataset["pictures"]:
                 del picture["path"]
                 picture.pop("mask", None)
+                if not self.objective.masked:
+                    picture.pop("mask_digest", None)
             dataset.pop("notes", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
