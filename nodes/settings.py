@@ -1,7 +1,7 @@
 """Optional settings for the Train nodes, each a small node. A Train node works with none connected."""
 from comfy_api.latest import io
 
-from ..trainers.spec import ObjectiveSpec, OptimizerSpec, ScheduleSpec, checked
+from ..trainers.spec import MemorySpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec, checked
 from . import types
 from .training import advanced
 
@@ -17,24 +17,31 @@ class OptimizerSettings(io.ComfyNode):
             category=CATEGORY,
             description="How weights follow gradients. The learning rate is set on the Train node.",
             inputs=[
-                io.Combo.Input("optimizer_name", options=["adamw"], default="adamw", tooltip="AdamW in float32."),
+                io.Combo.Input("optimizer_name",
+                               options=["adamw", "adamw_8bit", "lion", "prodigy", "adafactor", "sgd"], default="adamw",
+                               tooltip="adamw is what recipes are written for. adamw_8bit and adafactor need less memory. "
+                                       "lion wants a rate 3 to 10 times lower. prodigy finds the rate itself: set the "
+                                       "learning rate to 1. sgd wants one far higher."),
                 io.Float.Input("weight_decay", default=0.01, min=0.0, max=1.0, step=0.001,
-                               tooltip="Pulls weights towards zero; 0.01 is usual."),
+                               tooltip="Pulls weights towards zero; 0.01 is usual, for lion 3 to 10 times as much."),
                 io.Float.Input("beta1", default=0.9, min=0.0, max=0.9999, step=0.0001,
-                               tooltip="Memory of the gradient's direction."),
+                               tooltip="Memory of the gradient's direction; the momentum of sgd. adafactor has none."),
                 io.Float.Input("beta2", default=0.999, min=0.0, max=0.99999, step=0.0001,
                                tooltip="Memory of the gradient's size; 0.99 reacts faster in short runs."),
                 io.Float.Input("maximum_gradient_norm", default=1.0, min=0.0, max=1000.0, step=0.1,
                                tooltip="Larger gradients are scaled down to this norm; 0 switches that off."),
+                advanced(io.Float.Input("epsilon", default=1e-8, min=1e-10, max=1e-2, step=1e-9, optional=True,
+                                        tooltip="Keeps steps finite where gradients are almost 0. Larger values calm the "
+                                                "first steps. Read by adamw, adamw_8bit and prodigy.")),
             ],
             outputs=[types.Optimizer.Output(display_name="optimizer")],
         )
 
     @classmethod
-    def execute(cls, optimizer_name, weight_decay, beta1, beta2, maximum_gradient_norm):
+    def execute(cls, optimizer_name, weight_decay, beta1, beta2, maximum_gradient_norm, epsilon=1e-8):
         return io.NodeOutput(checked(
             OptimizerSpec, name=optimizer_name, weight_decay=weight_decay, betas=(beta1, beta2),
-            maximum_gradient_norm=maximum_gradient_norm,
+            maximum_gradient_norm=maximum_gradient_norm, epsilon=epsilon,
         ))
 
 
@@ -48,20 +55,25 @@ class ScheduleSettings(io.ComfyNode):
             description="How the learning rate changes during the run.",
             inputs=[
                 io.Combo.Input("schedule_name",
-                               options=["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"],
+                               options=["constant", "linear", "cosine", "cosine_with_restarts", "polynomial",
+                                        "warmup_stable_decay", "one_cycle"],
                                default="cosine",
                                tooltip="constant keeps the rate; the others lower it towards the end, which settles "
-                                       "what was learnt."),
+                                       "what was learnt. warmup_stable_decay only at the end; one_cycle rises before."),
                 io.Int.Input("warmup_steps", default=0, min=0, max=1_000_000,
                              tooltip="Steps in which the rate rises from 0; about 5 to 10 % of the run helps high rates."),
                 io.Int.Input("cycles", default=1, min=1, max=100, tooltip="Number of cosine restarts."),
+                advanced(io.Float.Input("decay_share", default=0.2, min=0.0, max=1.0, step=0.05, optional=True,
+                                        tooltip="warmup_stable_decay: the share of the steps, at the end, in which the rate "
+                                                "falls.")),
             ],
             outputs=[types.Schedule.Output(display_name="schedule")],
         )
 
     @classmethod
-    def execute(cls, schedule_name, warmup_steps, cycles):
-        return io.NodeOutput(checked(ScheduleSpec, name=schedule_name, warmup_steps=warmup_steps, cycles=cycles))
+    def execute(cls, schedule_name, warmup_steps, cycles, decay_share=0.2):
+        return io.NodeOutput(checked(ScheduleSpec, name=schedule_name, warmup_steps=warmup_steps, cycles=cycles,
+                                     decay_share=decay_share))
 
 
 class ObjectiveSettings(io.ComfyNode):
@@ -167,3 +179,36 @@ def mask_inputs() -> list:
                                 tooltip="How much the black parts of a mask count. 0.1 is usual; at 0 nothing is learnt "
                                         "there, and what is drawn there may drift.")),
     ]
+
+
+class MemorySettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneMemory",
+            display_name="Memory",
+            category=CATEGORY,
+            description="What is traded for memory and speed: precision, checkpointing, 8-bit storage of what does not "
+                        "train, compiling.",
+            inputs=[
+                io.Combo.Input("precision", options=["auto", "bf16", "fp16", "fp32"], default="auto",
+                               tooltip="Precision of what does not train, and of the arithmetic; what trains stays fp32. "
+                                       "auto: bf16 where the GPU has it, else fp16; fp32 on the CPU."),
+                io.Boolean.Input("gradient_checkpointing", default=False,
+                                 tooltip="Needs much less memory and about a quarter more time."),
+                io.Combo.Input("frozen_precision", options=["same", "fp8", "int8"], default="same",
+                               tooltip="How the weights of a denoiser that does not train are stored: same as precision, or "
+                                       "in 8 bits, half of bf16. int8 is a little more exact. Not for full fine-tuning."),
+                io.Boolean.Input("compile", default=False,
+                                 tooltip="Lets torch compile the denoiser: minutes at the start, faster steps after. Needs "
+                                         "a compiler; pays in long runs with one picture size."),
+            ],
+            outputs=[types.Memory.Output(display_name="memory")],
+        )
+
+    @classmethod
+    def execute(cls, precision, gradient_checkpointing, frozen_precision, compile):
+        return io.NodeOutput(checked(
+            MemorySpec, precision=precision, gradient_checkpointing=gradient_checkpointing,
+            frozen_precision=frozen_precision, compile=compile,
+        ))

@@ -123,6 +123,37 @@ class RunSpec(Part):
                 f"warm-up takes {self.schedule.warmup_steps} steps but the run has only {self.training.steps}; "
                 "shorten the warm-up"
             )
+        decay = round(self.schedule.decay_share * self.training.steps)
+        if self.schedule.name == "warmup_stable_decay" and self.schedule.warmup_steps + decay > self.training.steps:
+            raise ValueError(
+                f"warm-up takes {self.schedule.warmup_steps} steps and the decay {decay}, but the run has only "
+                f"{self.training.steps}; shorten the warm-up or lower decay_share"
+            )
+        if self.schedule.name == "polynomial" and self.optimizer.learning_rate <= 1e-7:
+            raise ValueError("the polynomial schedule ends at the rate 1e-7, which is not below yours; use linear")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fit(self):
+        optimizer = self.optimizer
+        if optimizer.name == "prodigy" and optimizer.learning_rate < 0.01:
+            raise ValueError(
+                f"prodigy finds the learning rate itself; yours is a factor of it, and with {optimizer.learning_rate:g} "
+                "next to nothing is learnt. Set the learning rate to 1, and other rates to the factors you want"
+            )
+        for field in ("text_encoder_learning_rate", "embedding_learning_rate"):
+            rate = getattr(self.method, field, 0.0)
+            if rate > 0.1 and optimizer.name not in ("prodigy", "sgd"):
+                raise ValueError(f"{field} {rate:g} is too high for {optimizer.name}; use 0.1 or less")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_weights_are_frozen(self):
+        if self.method.kind == "full" and self.memory.frozen_precision != "same":
+            raise ValueError(
+                f"frozen_precision is {self.memory.frozen_precision}, but full fine-tuning trains the denoiser's own "
+                "weights, which cannot be stored in 8 bits. Set it to same, or train a LoRA"
+            )
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,8 @@ class OptimizerSpec(Part):
     alternatives that published recipes use. Prodigy finds its rate itself: learning rates are factors there, usually 1.
     """
 
+    # The betas of lion are momenta for the direction and for what is remembered; sgd reads the first as its momentum,
+    # adafactor none. lion, adafactor and sgd have no epsilon to set.
     name: Literal["adamw", "adamw_8bit", "lion", "prodigy", "adafactor", "sgd"] = "adamw"
     learning_rate: float = Field(1e-4, gt=0, le=10)
     weight_decay: float = Field(1e-2, ge=0, le=1)
@@ -46,6 +48,12 @@ class ScheduleSpec(Part):
     warmup_steps: int = Field(0, ge=0, le=1_000_000)
     cycles: int = Field(1, ge=1, le=100)
     decay_share: float = Field(0.2, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_cycle_rises_itself(self):
+        if self.name == "one_cycle" and self.warmup_steps:
+            raise ValueError("one_cycle begins with a warm-up of its own; set warmup_steps to 0")
+        return self
 
 
 class ObjectiveSpec(Part):
