@@ -4,7 +4,9 @@ from .dataset import LoadImageDataset
 from .prompts import PromptList
 from .settings import ObjectiveSettings, OptimizerSettings, ScheduleSettings
 from .train_lora import TrainLora
+from .watching import PreviewsAndCheckpoints
 
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
+    PreviewsAndCheckpoints,
 ]

@@ -154,7 +154,7 @@ def test_previews_are_drawn_and_change_nothing(tiny_bases, make_spec):
     drawn, run = losses_of(spec)
     assert drawn == plain
     assert sorted(path.name for path in (run.folder / "previews").iterdir()) == [
-        "step_000000.png", "step_000003.png", "step_000006.png"]
+        "progress.png", "step_000000.png", "step_000003.png", "step_000006.png"]
 
 
 def test_checkpoints_are_pruned_and_each_has_its_file(tiny_bases, make_spec):
