@@ -11,8 +11,8 @@ from .errors import UserError
 def require_tensorboard():
     """Raise UserError when the package is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise UserError("tensorboard is switched on, which needs the Python package tensorboard. Install it for the Python "
-                        "that runs ComfyUI and start ComfyUI again, or switch tensorboard off in Previews & Checkpoints.")
+        raise UserError("Writing TensorBoard logs needs the Python package tensorboard, which is not installed. Install it "
+                        "with the Python that runs ComfyUI and start ComfyUI again, or switch tensorboard off.")
 
 
 class Board:

@@ -22,8 +22,8 @@ def loss_chart(training: Curve, validation: Curve, gradient_norm: Curve) -> Imag
     smooth, norm = smoothed(training), smoothed(gradient_norm)
     loss = ticks([*smooth.values(), *validation.values(), *_without_outliers(training.values())])
     chart.frame(loss, ticks([0.0, 2 * max(norm.values(), default=1.0)]))  # it stays in the lower half
-    chart.line(norm, chart.right, NORM, 1)
     chart.line(training, chart.left, FAINT, 1)
+    chart.line(norm, chart.right, NORM, 1)
     chart.line(smooth, chart.left, TRAINING, 3)
     chart.line(validation, chart.left, VALIDATION, 2)
     chart.points(validation, chart.left, VALIDATION)

@@ -2,7 +2,7 @@
 
 Shapes: latents, noise and targets are [batch, channels, height, width]; timesteps and weights are [batch].
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, Sequence
 
 import torch
@@ -22,10 +22,6 @@ class Noised:
 class Objective(Protocol):
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         """Noise each sample with its own generator."""
-
-    def noise_at(self, latents: Tensor, noise: Tensor, shares: Tensor) -> Noised:
-        """Add a given noise at given places of the noise schedule: `shares` float64 [batch], from 0 (clean) to below 1.
-        Every sample counts 1."""
 
     def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
         """How wrong a prediction is: a scalar in float32. `masks` [batch, 1, height, width] in 0…1."""
@@ -71,21 +67,14 @@ class DiscreteObjective:
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         steps = len(self.alphas_cumprod)
         timesteps = torch.cat([torch.randint(0, steps, (1,), generator=each) for each in generators])
-        noised = self._noised(latents, draw_noise(latents, generators, self.noise_offset), timesteps)
-        if self.min_snr_gamma:
-            alphas = self.alphas_cumprod[timesteps].to(latents)
-            weight = min_snr_weight(alphas / (1 - alphas), self.min_snr_gamma, self.prediction)
-            noised = replace(noised, weight=weight)
-        return noised
-
-    def noise_at(self, latents: Tensor, noise: Tensor, shares: Tensor) -> Noised:
-        return self._noised(latents, noise, (shares * len(self.alphas_cumprod)).long())
-
-    def _noised(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noised:
+        noise = draw_noise(latents, generators, self.noise_offset)
         alphas = self.alphas_cumprod[timesteps].to(latents)
         signal, spread = per_sample(alphas.sqrt(), latents), per_sample((1 - alphas).sqrt(), latents)
         target = noise if self.prediction == "epsilon" else signal * noise - spread * latents
-        return Noised(signal * latents + spread * noise, timesteps.to(latents.device), target, torch.ones_like(alphas))
+        weight = torch.ones_like(alphas)
+        if self.min_snr_gamma:
+            weight = min_snr_weight(alphas / (1 - alphas), self.min_snr_gamma, self.prediction)
+        return Noised(signal * latents + spread * noise, timesteps.to(latents.device), target, weight)
 
     def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
         return weighted_loss(prediction, noised)
@@ -105,12 +94,7 @@ class FlowObjective:
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         sigma = torch.cat([torch.randn((1,), generator=each) for each in generators]).sigmoid()
         sigma = (self.shift * sigma / (1 + (self.shift - 1) * sigma)).to(latents)
-        return self._noised(latents, draw_noise(latents, generators, self.noise_offset), sigma)
-
-    def noise_at(self, latents: Tensor, noise: Tensor, shares: Tensor) -> Noised:
-        return self._noised(latents, noise, shares.to(latents))
-
-    def _noised(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> Noised:
+        noise = draw_noise(latents, generators, self.noise_offset)
         mix = per_sample(sigma, latents)
         return Noised((1 - mix) * latents + mix * noise, 1000 * sigma, noise - latents, torch.ones_like(sigma))
 

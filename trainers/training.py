@@ -5,7 +5,7 @@ Runs in the worker process. Everything it has to tell goes through `emit`; `stop
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Callable, ContextManager, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -183,8 +183,8 @@ class Training:
             due = not loop.agreed(self.accelerator, early) or due  # clocks differ, but processes must save together
         return due
 
-    def mean_weights(self):
-        """A context in which the model has the weights that a saved file would have: with EMA, their running mean."""
+    def mean_weights(self, wanted: bool = True) -> ContextManager:
+        """Inside, the parameters are those that a file gets: the running mean, if the run keeps one."""
         return nullcontext()
 
     def note(self, text: str):

@@ -9,13 +9,13 @@ from typing import Callable, Mapping
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from . import randomness
 from .data.batches import Batch, CachedPicture
 from .data.split import number_of
 from .families.protocol import Conditioning
-from .objectives import Objective
+from .objectives import FlowObjective, Objective
 
 LEVELS = 4
 """Noise levels at which every picture is tried, in one forward pass."""
@@ -34,27 +34,42 @@ def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objec
     losses = torch.zeros(len(held_out), device=accelerator.device)
     for place, (digest, picture) in enumerate(held_out.items()):
         if place % accelerator.num_processes == accelerator.process_index:
-            batch, noised = noised_picture(objective, digest, picture, conditioning, seed, accelerator.device)
+            draw = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
+            batch = batch_of(picture, conditioning, accelerator.device)
+            noisy, timesteps, target = noised(objective, batch.latents, draw)
             with accelerator.autocast():
-                prediction = model(noised.latents, noised.timesteps, batch)
-            losses[place] = F.mse_loss(prediction.float(), noised.target.float())
+                prediction = model(noisy, timesteps, batch)
+            losses[place] = F.mse_loss(prediction.float(), target.float())
             on_progress(place + 1, len(held_out))
     return float(accelerator.reduce(losses, reduction="sum").mean())
 
 
-def noised_picture(objective: Objective, digest: str, picture: CachedPicture, conditioning, seed: int, device: torch.device):
-    """(batch, noised): one picture at LEVELS noise levels, which lie evenly over the schedule, shifted together by a random
-    part of their distance so that many pictures cover it all."""
-    draw = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
-    shares = (torch.arange(LEVELS) + torch.rand((), generator=draw, dtype=torch.float64)) / LEVELS
-    latents = picture.latents().expand(LEVELS, -1, -1, -1)
-    noise = torch.randn(latents.shape, generator=draw)
-    noised = objective.noise_at(latents.to(device), noise.to(latents).to(device), shares)
-    captions = (picture.caption,) * LEVELS
-    known = None if conditioning is None else {
-        name: tensor.to(device).repeat_interleave(LEVELS, dim=0) for name, tensor in conditioning(picture.caption).items()}
+def batch_of(picture: CachedPicture, conditioning, device: torch.device) -> Batch:
+    """One picture LEVELS times."""
+    known = conditioning and {
+        name: tensor.to(device).repeat_interleave(LEVELS, 0) for name, tensor in conditioning(picture.caption).items()}
     sizes = torch.tensor([picture.crop.sizes] * LEVELS, dtype=torch.float32, device=device)
-    return Batch(latents.to(device), captions, known, sizes, ()), noised
+    latents = picture.latents().to(device).expand(LEVELS, -1, -1, -1)
+    return Batch(latents, (picture.caption,) * LEVELS, known, sizes, generators=())
+
+
+def noised(objective: Objective, latents: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(noisy latents, timesteps, target) by the equations of `objectives`, without their offsets and weights.
+
+    The noise levels lie evenly over the schedule, shifted together by a random part of their distance, so that many
+    pictures cover it all.
+    """
+    shares = (torch.arange(LEVELS) + torch.rand((), generator=draw, dtype=torch.float64)) / LEVELS
+    noise = torch.randn(latents.shape, generator=draw).to(latents)
+    if isinstance(objective, FlowObjective):
+        sigma = shares.to(latents)
+        mix = sigma[:, None, None, None]
+        return (1 - mix) * latents + mix * noise, 1000 * sigma, noise - latents
+    timesteps = (shares * len(objective.alphas_cumprod)).long()
+    alphas = objective.alphas_cumprod[timesteps].to(latents)[:, None, None, None]
+    signal, spread = alphas.sqrt(), (1 - alphas).sqrt()
+    target = noise if objective.prediction == "epsilon" else signal * noise - spread * latents
+    return signal * latents + spread * noise, timesteps.to(latents.device), target
 
 
 @dataclass

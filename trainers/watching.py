@@ -4,7 +4,6 @@ Nothing here changes the numbers of the training, except that it may end it earl
 """
 import shutil
 import time
-from contextlib import nullcontext
 
 import torch
 
@@ -51,12 +50,11 @@ class Watching:
         def conditioning(prompt: str):
             return model.condition([prompt]) if self.data.text else self.data.conditioning([prompt])
 
-        painter = previews.Painter(training.family, self.spec.base, model.denoiser, vae, self.data.latent_format,
-                                   training.device)
         try:
-            vae.to(training.device)
-            with self.accelerator.autocast(), training.mean_weights() if spec.from_ema else nullcontext():
-                for row in previews.draw_previews(painter, spec, conditioning, self.data.preview_resolution):
+            with training.mean_weights(spec.from_ema), self.accelerator.autocast():
+                for row in previews.draw_previews(
+                        training.family, self.spec.base, model.denoiser, vae.to(training.device), self.data.latent_format,
+                        spec, conditioning, self.data.preview_resolution, training.device):
                     rows.append(row)
                     self.emit("phase", text=f"preview at step {step}, {len(rows)} of {len(spec.prompts)} prompts drawn")
         except torch.OutOfMemoryError:
