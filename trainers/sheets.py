@@ -56,7 +56,7 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], titl
     side, line, columns = rows[0][0].width, _heading(rows[0][0].width), len(rows[0])
     width = columns * (side + GAP) - GAP
     sheet = Image.new("RGB", (width, line + len(rows) * (line + side)), PAPER)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(line * 0.7)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(round(0.7 * line))
     for number, title in enumerate(titles):
         draw.text((number * (side + GAP) + GAP, line / 2), title, INK, font, anchor="lm")
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):

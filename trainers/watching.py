@@ -9,6 +9,7 @@ import torch
 
 from . import previews, sheets
 from .charts import loss_chart
+from .errors import UserError
 from .files import place_copy, read_json, write_json
 from .validation import ValidationRecord, validation_loss
 
@@ -106,6 +107,10 @@ class Watching:
     def take_best(self) -> dict:
         """Put the files of the best validation into the run's folder; what `Method.save` said of them."""
         best = read_json(self.run.best_folder / "facts.json")
+        if best is None:
+            raise UserError(f"The file of the best validation, that of step {self.record.best_step}, has disappeared from "
+                            f"{self.run.name}/checkpoints/best. Delete the folder of the run and queue again, or use the "
+                            "file of the newest checkpoint.")
         for file in best["facts"]["files"]:
             source = self.run.best_folder / file["name"]
             file["name"] = place_copy(source, self.run.folder, source.stem, link=True).name
@@ -124,11 +129,11 @@ class Watching:
         if not self.accelerator.is_main_process:
             return
         drawn, losses = self.run.sheets(), self.run.curve("step")
-        if drawn:
-            strip = sheets.progress_strip(drawn, self.spec.previews.prompts, self.spec.previews.pictures)
-            strip.save(self.run.strip_path)
-            self.emit("overview", path=str(self.run.strip_path))
         if losses:
             chart = loss_chart(losses, self.run.curve("validation"), self.run.curve("step", "gradient_norm"))
             chart.save(self.run.chart_path)
             self.emit("overview", path=str(self.run.chart_path))
+        if drawn:
+            strip = sheets.progress_strip(drawn, self.spec.previews.prompts, self.spec.previews.pictures)
+            strip.save(self.run.strip_path)
+            self.emit("overview", path=str(self.run.strip_path))
