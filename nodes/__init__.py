@@ -4,8 +4,10 @@ from .dataset import LoadImageDataset
 from .prompts import PromptList
 from .settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
 from .train_lora import TrainLora
+from .watching import PreviewsAndCheckpoints
 
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
     MemorySettings,
+    PreviewsAndCheckpoints,
 ]

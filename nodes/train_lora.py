@@ -111,7 +111,7 @@ class TrainLora(io.ComfyNode):
         finished.show(summary)
         return io.NodeOutput(
             load_file(finished.path("lora")), {"loss": finished.run.losses()}, lora_name, [(lora_name, 1.0, 1.0)], summary,
-            ui={"text": [summary], "lora": [lora_name]},
+            ui={"text": [summary], "lora": [lora_name], "images": finished.pictures()},
         )
 
 

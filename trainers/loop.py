@@ -21,12 +21,12 @@ from .spec import RunSpec
 @dataclass(frozen=True)
 class StepResult:
     """What one optimizer step did. `step` counts finished steps; `loss` is averaged over the whole batch;
-    `gradient_norm` is taken before clipping."""
+    `gradient_norm` is taken before clipping; `learning_rates` are those of the optimizer's groups, by name."""
 
     step: int
     loss: float
     gradient_norm: float
-    learning_rate: float
+    learning_rates: dict[str, float]
 
 
 def train(
@@ -56,11 +56,11 @@ def train(
             raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
                             "the precision bf16 or fp32; then queue again.")
         gradient_norm = clip(accelerator, optimizer, step, spec.optimizer.maximum_gradient_norm)
-        learning_rate = schedule.get_last_lr()[0]
+        learning_rates = dict(zip((group["name"] for group in optimizer.param_groups), schedule.get_last_lr()))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        result = StepResult(step + 1, float(loss), float(gradient_norm), learning_rate)
+        result = StepResult(step + 1, float(loss), float(gradient_norm), learning_rates)
         if not agreed(accelerator, after_step(result)):
             return result.step
         model.train()  # a preview may have switched it

@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from . import compilation, families, frozen, loop, methods, optimizers, previews
+from . import compilation, families, frozen, loop, methods, optimizers
 from .artifacts.metadata import training_metadata
+from .board import Board
 from .data.batches import Batches
 from .ema import ParameterMean
 from .errors import Cancelled, UserError
@@ -26,6 +27,7 @@ from .preparation import prepare_data
 from .runs import Run
 from .schedules import make_schedule
 from .spec import RunSpec
+from .watching import Watching
 
 
 class Emit(Protocol):
@@ -38,9 +40,12 @@ def train_run(spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], 
     Raises UserError with a sentence, or Cancelled once a requested stop has been saved.
     """
     accelerator = make_accelerator(spec)
+    board = Board(emit, run.folder / "tensorboard") if spec.validation.tensorboard and accelerator.is_main_process else None
     try:
-        return Training(spec, run, emit, stop_requested, accelerator).execute()
+        return Training(spec, run, board or emit, stop_requested, accelerator).execute()
     finally:
+        if board:
+            board.close()
         accelerator.free_memory()
         AcceleratorState._reset_state(reset_partial_state=True)  # the next run may choose another precision
         GradientState._reset_state()
@@ -84,11 +89,14 @@ class Training:
         self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
                                  trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
         self._attach()
+        self.watching = Watching(self)
         start = self._resume()
         self._loop(start)
         if self.finished_steps < self.spec.training.steps:
             self._checkpoint(self.finished_steps)
-            raise Cancelled
+            if not self.watching.ended:
+                self.watching.draw_overviews()
+                raise Cancelled
         return self._finish()
 
     def _emit_encoding(self, event: str, **fields):
@@ -140,70 +148,64 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.watching.resume(state["validation"])
         self.emit("resumed", step=step)
         return step
 
     def _loop(self, start: int):
         spec = self.spec
-        objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective)
+        self.objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective)
         batches = Batches(
             self.data.subject, spec.training.accumulation, spec.training.seed, spec.training.caption_dropout,
             None if self.data.text else self.data.conditioning, self.device, self.accelerator.process_index,
             self.accelerator.num_processes, self.data.prior, spec.prior.weight if spec.prior else 0.0, self.data.prior_rate,
         )
-        self.began, self.began_step = time.monotonic(), start
+        self.began = self.saved_at = time.monotonic()
         if start == 0:
-            self._preview(0)
+            self.watching.begin()
+        self.step_seconds, self.first_step, self.step_began = 0.0, start, time.monotonic()
+        if self.watching.ended:  # it was killed after it had stopped early
+            self.finished_steps = start
+            return
         self.finished_steps = loop.train(
-            self.accelerator, self.model, batches, objective, self.optimizer, self.schedule, spec, start, self._after_step,
-            self.method.regulariser,
+            self.accelerator, self.model, batches, self.objective, self.optimizer, self.schedule, spec, start,
+            self._after_step, self.method.regulariser,
         )
 
     def _after_step(self, result: loop.StepResult) -> bool:
-        """Report, preview, checkpoint. Returns whether to go on."""
+        """Report, watch, checkpoint. Returns whether to go on."""
         spec, step = self.spec, result.step
         self.method.after_step(step)
         if self.mean:
             self.mean.update()
-        elapsed = time.monotonic() - self.began
-        per_step = elapsed / (step - self.began_step)
-        self.emit("step", step=step, total=spec.training.steps, loss=result.loss, learning_rate=result.learning_rate,
+        # Only steps count: previews and checkpoints between them would spoil the time left.
+        self.step_seconds += time.monotonic() - self.step_began
+        per_step = self.step_seconds / (step - self.first_step)
+        rates = result.learning_rates
+        self.emit("step", step=step, total=spec.training.steps, loss=result.loss,
+                  learning_rate=next(iter(rates.values())), learning_rates=rates,
                   gradient_norm=result.gradient_norm, epoch=round(step / self.data.steps_per_epoch, 3),
                   seconds_per_step=round(per_step, 4), seconds_left=round(per_step * (spec.training.steps - step), 1))
-        last = step == spec.training.steps
-        if spec.previews.every and (step % spec.previews.every == 0 or last):
-            self._preview(step)
-        if spec.checkpoints.every and step % spec.checkpoints.every == 0 and not last:
+        self.watching.after_step(step)
+        if self._checkpoint_due(step) and step < spec.training.steps:
             self._checkpoint(step)
-        return not self.stop_requested()
+        self.step_began = time.monotonic()
+        return not (self.stop_requested() or self.watching.ended)
 
-    def _preview(self, step: int):
-        spec = self.spec
-        if not (spec.previews.every and spec.previews.prompts and self.accelerator.is_main_process):
-            return
-        model, vae = self.accelerator.unwrap_model(self.model).eval(), self.data.vae
-        try:
-            with self._mean_weights(spec.previews.from_ema), self.accelerator.autocast():
-                pictures = list(previews.draw_previews(
-                    self.family, spec.base, model.denoiser, vae.to(self.device), self.data.latent_format, spec.previews,
-                    lambda prompt: model.condition([prompt]) if self.data.text else self.data.conditioning([prompt]),
-                    self.data.preview_resolution, self.device, spec.objective.zero_terminal_snr,
-                ))
-        except torch.OutOfMemoryError:
-            self._note(f"the preview at step {step} was left out, because it needs more memory than is free")
-            return
-        finally:
-            vae.cpu()
-        path = self.run.folder / "previews" / f"step_{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        previews.contact_sheet(pictures).save(path)
-        self.emit("preview", step=step, path=str(path))
+    def _checkpoint_due(self, step: int) -> bool:
+        """Every so many steps or minutes, whichever comes first."""
+        spec = self.spec.checkpoints
+        due = bool(spec.every) and step % spec.every == 0
+        if spec.minutes:
+            early = time.monotonic() - self.saved_at < 60 * spec.minutes
+            due = not loop.agreed(self.accelerator, early) or due  # clocks differ, but processes must save together
+        return due
 
-    def _mean_weights(self, wanted: bool = True) -> ContextManager:
-        """Inside, the parameters are the running mean, if the run keeps one."""
+    def mean_weights(self, wanted: bool = True) -> ContextManager:
+        """Inside, the parameters are those that a file gets: the running mean, if the run keeps one."""
         return self.mean.applied() if self.mean and wanted else nullcontext()
 
-    def _note(self, text: str):
+    def note(self, text: str):
         self.data.notes.append(text)
         self.emit("note", text=text)
 
@@ -211,36 +213,42 @@ class Training:
         """State to resume from, and beside it the file as it is now. Only the main process writes."""
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            saved = self._save_files(self.run.checkpoint_folder(step), f"{self.run.name}_step{step:06d}", step)
+            saved = self.save_files(self.run.checkpoint_folder(step), f"{self.run.name}_step{step:06d}", step)
             self.run.save_state(step, {
                 "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
                 "mean": self.mean.state_dict() if self.mean else {},
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
+                "validation": self.watching.state(),
             })
             self.run.prune_checkpoints(self.spec.checkpoints.keep)
             self.emit("checkpoint", step=step, files=saved["files"])
         self.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
 
-    def _save_files(self, folder: Path, name: str, step: int) -> dict:
+    def save_files(self, folder: Path, name: str, step: int) -> dict:
         folder.mkdir(parents=True, exist_ok=True)
         metadata = training_metadata(self.spec, self.family.metadata, step, step / self.data.steps_per_epoch,
                                      self.data.buckets, time.time())
-        with self._mean_weights():
+        with self.mean_weights():
             return self.method.save(self.parts, folder, name, metadata)
 
     def _finish(self) -> dict:
         report = {}
         if self.accelerator.is_main_process:
             self.emit("phase", text="saving")
-            facts = self._save_files(self.run.folder, self.run.name, self.finished_steps)
+            early = self.finished_steps < self.spec.training.steps
+            facts = (self.watching.take_best() if early else
+                     self.save_files(self.run.folder, self.run.name, self.finished_steps))
+            self.watching.draw_overviews()
             losses = self.run.losses()
             tenth = max(1, len(losses) // 10)
             report = {
                 "steps": self.finished_steps, **facts,
                 "loss_first_tenth": sum(losses[:tenth]) / tenth, "loss_last_tenth": sum(losses[-tenth:]) / tenth,
                 "seconds": round(time.monotonic() - self.began, 1), "notes": self.data.notes,
+                "stopped_early": early, **self.watching.report(),
             }
             write_json(self.run.report_path, report)
         self.accelerator.wait_for_everyone()

@@ -21,6 +21,12 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "finetune"
 
 
+def saved_picture(path: Path) -> dict[str, str]:
+    """How the frontend is told of a picture in the output folder."""
+    subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+    return {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
 def artifact_folder(kind: str) -> Path:
     """Where finished files go, by kind ("lora", "checkpoint", "embedding", "hypernetwork"): `output/loras` and
     `output/checkpoints`, which the host puts on its search paths when it starts; for the others the models' folders."""

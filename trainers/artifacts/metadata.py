@@ -12,6 +12,7 @@ from typing import Mapping
 from safetensors.torch import save
 from torch import Tensor
 
+from ..data.split import split
 from ..spec import RunSpec
 
 PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
@@ -22,7 +23,7 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
     """What can be told about a run after `steps` steps. `buckets` counts pictures per (width, height); `finished` is a
     Unix time in seconds."""
     method, training, optimizer, objective = spec.method, spec.training, spec.optimizer, spec.objective
-    pictures = spec.dataset.pictures
+    pictures = trained_pictures(spec)
     base_version = family_metadata["ss_base_model_version"]
     if spec.base.objective == "v_prediction" and spec.base.family != "sdxl":
         base_version += "_v"
@@ -108,10 +109,15 @@ def timestep_range(objective) -> str | None:
     return f"{round(1000 * objective.minimum_timestep)},{round(1000 * objective.maximum_timestep)}"
 
 
+def trained_pictures(spec: RunSpec):
+    """Those that are not held out for validation."""
+    return split(spec.dataset.pictures, spec.validation.share)[0]
+
+
 def tag_frequency(spec: RunSpec) -> dict[str, int]:
     """How often each comma-separated tag occurs in the captions, most frequent first."""
     counts: Counter[str] = Counter()
-    for picture in spec.dataset.pictures:
+    for picture in trained_pictures(spec):
         counts.update(tag.strip() for tag in picture.caption.split(",") if tag.strip())
     return dict(counts.most_common())
 

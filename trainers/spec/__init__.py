@@ -175,6 +175,20 @@ class RunSpec(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _something_is_left_to_train(self):
+        if self.validation.share and len({picture.digest for picture in self.dataset.pictures}) < 2:
+            raise ValueError(
+                f"the dataset {self.dataset.name!r} has a single picture, which cannot be trained and held out for "
+                "validation too; add pictures, or set the validation share to 0"
+            )
+        if self.validation.patience and not self.validation.share:
+            raise ValueError(
+                f"patience {self.validation.patience} waits for a better validation loss, but the validation share is 0; "
+                "hold out a share of the pictures, for example 0.1, or set patience to 0"
+            )
+        return self
+
     @property
     def identity(self) -> str:
         """SHA-256 over everything that changes the result. Moving the files does not change it, and neither does a new
