@@ -16,15 +16,6 @@ def training(**widgets) -> dict:
     }
 
 
-def with_objective(prompt: dict, **controls) -> dict:
-    """Add Training Objective ("objective") with these controls to a training."""
-    prompt = copy.deepcopy(prompt)
-    prompt["objective"] = {"class_type": "FineTuneObjective", "inputs": {
-        "min_snr_gamma": 5.0, "noise_offset": 0.0, "flow_shift": 1.0, **controls}}
-    prompt["train"]["inputs"]["objective"] = ["objective", 0]
-    return prompt
-
-
 def sampling(prompt: dict, model: list, clip: list, prefix: str, seeds: int = 8) -> dict:
     """Add: one picture batch of a lion, drawn by the core's nodes, saved under `prefix`."""
     prompt = copy.deepcopy(prompt)

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 import torch
-from graphs import training, with_objective
+from graphs import training
 from host_server import NodeFailed, PromptRejected
 from PIL import Image
 from safetensors.torch import save_file
@@ -96,17 +96,6 @@ def test_checkpoints(host, checkpoints, name, words):
 def test_widgets(host, widgets, words):
     assert words in sentence(host, training(**{"name": "refused widgets", **widgets}))
     assert not list((host.output / "loras").glob("*evil*"))
-
-
-@pytest.mark.parametrize("controls, words", [
-    ({"zero_terminal_snr": True, "min_snr_gamma": 0.0}, "Zero_terminal_snr needs a model that predicts v"),
-    ({"masked": True}, "Masked is on, but no picture of the dataset 'examples/openmoji' has a mask"),
-    ({"debiased": True}, "two weightings of the same thing"),
-    ({"minimum_timestep": 0.8, "maximum_timestep": 0.2}, "minimum_timestep 0.8 must be below maximum_timestep 0.2"),
-])
-def test_objective(host, controls, words):
-    assert words in sentence(host, with_objective(training(name="refused objective"), **controls))
-    assert not (host.output / "finetune" / "refused objective").exists()  # nothing was started
 
 
 def test_prompt_list(host):

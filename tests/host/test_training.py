@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import workflow as workflows
 from finetune.benchmarks import emoji_style
-from graphs import sampling, training, with_lora, with_objective
+from graphs import sampling, training, with_lora
 from host_server import PromptInterrupted
 from PIL import Image
 from safetensors import safe_open
@@ -154,27 +154,3 @@ def test_interrupt_saves_and_the_next_queue_goes_on(host):
     assert {"event": "resumed", "step": stopped_at}.items() <= next(e for e in events if e["event"] == "resumed").items()
     steps = [event["step"] for event in events if event["event"] == "step"]
     assert steps == list(range(1, len(steps) + 1))
-
-
-def test_masks_and_controls_reach_the_run(host):
-    """Masks beside the example pictures, and every control of the objective node that fits the demo base. A changed mask is
-    another run, though the folder's own files are as they were."""
-    folder = host.input / "masked"
-    shutil.copytree(ROOT / "example_datasets" / "openmoji", folder)
-    for picture in list(folder.glob("*.png"))[1:]:
-        (folder / "masks").mkdir(exist_ok=True)
-        Image.open(picture).convert("L").point(lambda grey: 255 * (grey < 250)).save(folder / "masks" / picture.name)
-    controls = dict(min_snr_gamma=0.0, noise_offset=0.05, multires_iterations=6, input_perturbation=0.1, image_noise=0.02,
-                    loss="huber", debiased=True, minimum_timestep=0.1, distribution="cosine", masked=True,
-                    unmasked_weight=0.25)
-    prompt = with_objective(training(name="masked"), **controls)
-    prompt["data"]["inputs"]["folder"] = "input/masked"
-    outputs = host.run(prompt)
-    assert "19 of 20 pictures have a mask file" in outputs["data"]["text"][0]
-    assert "1 of 20 pictures have no mask and count everywhere" in outputs["train"]["text"][0]
-    spec = json.loads((host.output / "finetune" / "masked" / "spec.json").read_text(encoding="utf-8"))
-    assert spec["objective"].items() >= controls.items()
-    mask = next((folder / "masks").iterdir())
-    Image.new("L", Image.open(mask).size, 128).save(mask)
-    host.run(prompt)
-    assert (host.output / "finetune" / "masked-2" / "report.json").exists()
