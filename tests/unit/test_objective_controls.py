@@ -6,6 +6,8 @@ from diffusers.training_utils import compute_snr
 from finetune.trainers import spec as specs
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.families.latent_diffusion import LatentDiffusion
+from finetune.trainers.families.loading import load_sampler
 from finetune.trainers.runs import open_run
 from finetune.trainers.training import Training, make_accelerator, train_run
 from plain_training import (
@@ -153,3 +155,19 @@ def test_the_file_tells_the_controls_in_kohyas_names(tiny_bases, make_spec, tmp_
         "ss_huber_c": "0.1", "ss_huber_schedule": "exponential", "ss_multires_noise_iterations": "6",
         "ss_multires_noise_discount": "0.4", "ss_ip_noise_gamma": "0.1", "modelspec.timestep_range": "50,950",
         "ss_loss_type": "huber", "ss_zero_terminal_snr": "True", "ss_masked_loss": "True"}
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_previews_are_drawn_on_the_trained_schedule(zero_terminal_snr, tiny_bases, make_spec, monkeypatch):
+    asked = []
+
+    def sampler(family, base, zero_terminal_snr=False):
+        asked.append(zero_terminal_snr)
+        return load_sampler(base, zero_terminal_snr)
+
+    monkeypatch.setattr(LatentDiffusion, "sampler", sampler)
+    run_losses(make_spec(
+        tiny_bases["sd2"], training=specs.TrainingSpec(steps=1, resolution=64),
+        objective=specs.ObjectiveSpec(zero_terminal_snr=zero_terminal_snr),
+        previews=specs.PreviewSpec(prompts=("a",), every=1, sampler_steps=2)))
+    assert asked == [zero_terminal_snr] * 2
