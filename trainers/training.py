@@ -182,7 +182,7 @@ class Training:
             return
         model, vae = self.accelerator.unwrap_model(self.model).eval(), self.data.vae
         try:
-            with self._mean_weights(spec.previews.from_ema), self.accelerator.autocast():
+            with self.mean_weights(spec.previews.from_ema), self.accelerator.autocast():
                 pictures = list(previews.draw_previews(
                     self.family, spec.base, model.denoiser, vae.to(self.device), self.data.latent_format, spec.previews,
                     lambda prompt: model.condition([prompt]) if self.data.text else self.data.conditioning([prompt]),
@@ -198,7 +198,7 @@ class Training:
         previews.contact_sheet(pictures).save(path)
         self.emit("preview", step=step, path=str(path))
 
-    def _mean_weights(self, wanted: bool = True) -> ContextManager:
+    def mean_weights(self, wanted: bool = True) -> ContextManager:
         """Inside, the parameters are the running mean, if the run keeps one."""
         return self.mean.applied() if self.mean and wanted else nullcontext()
 
@@ -226,7 +226,7 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         metadata = training_metadata(self.spec, self.family.metadata, step, step / self.data.steps_per_epoch,
                                      self.data.buckets, time.time())
-        with self._mean_weights():
+        with self.mean_weights():
             return self.method.save(self.parts, folder, name, metadata)
 
     def _finish(self) -> dict:
