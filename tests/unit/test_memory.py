@@ -6,6 +6,7 @@ from finetune.trainers import compilation, frozen
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
 from finetune.trainers.families import get as get_family
+from peft import LoraConfig, inject_adapter_in_model
 from running import losses_of, training_of
 from safetensors.torch import load_file
 
@@ -57,6 +58,36 @@ def test_layers_compute_with_the_unpacked_weight(precision, dtype):
         expected.backward(draw)
         tolerance = 1e-5 if dtype == torch.float32 else 1e-2
         assert torch.allclose(one.grad, other.grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_adapters_read_the_unpacked_weight(precision):
+    """DoRA divides by the length of the base's columns: it sees those of the rounded weights, not of bytes."""
+    def build(weights=None):
+        torch.manual_seed(1)
+        module = torch.nn.ModuleList([torch.nn.Linear(48, 32), torch.nn.Conv2d(16, 24, 3)]).requires_grad_(False)
+        for layer, weight in zip(module, weights or ()):
+            layer.weight.data.copy_(weight)
+        config = LoraConfig(r=4, target_modules=["0", "1"], use_dora=True, init_lora_weights="gaussian")
+        inject_adapter_in_model(config, module)
+        for name, parameter in module.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                torch.nn.init.uniform_(parameter, 0.1, 0.5)
+        return module
+
+    packed = build()
+    frozen.store_frozen(packed, precision, torch.float32)
+    plain = build([layer.base_layer.weight for layer in packed])
+    for number, inputs in enumerate((torch.randn(3, 48), torch.randn(2, 16, 8, 8))):
+        assert type(packed[number].base_layer).__name__.startswith("Packed")
+        one, other = packed[number](inputs), plain[number](inputs)
+        assert torch.allclose(one, other, atol=1e-5)
+        one.sum().backward()
+        other.sum().backward()
+    expected = {name: value.grad for name, value in plain.named_parameters() if value.requires_grad}
+    assert {name for name, value in packed.named_parameters() if value.requires_grad} == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(packed.get_parameter(name).grad, gradient, atol=1e-4), name
 
 
 def test_what_trains_or_is_narrow_stays():

@@ -97,17 +97,18 @@ def test_state_bytes_bound_the_state():
 
 
 def test_prodigy_takes_rates_as_factors():
-    """The step of a group with a tenth of the largest rate is a tenth of the step it would make at that rate."""
-    start, full, partly = parameters(), parameters(), parameters()
-    for value in (*start, *full, *partly):
+    """A group with a tenth of the rate takes a tenth of the step it would take, one with three times the rate three."""
+    start, full, partly, more = (parameters() for _ in range(4))
+    for value in (*start, *full, *partly, *more):
         value.data *= 1e-3  # the first steps have the size 1e-6, which should not drown in rounding
-    for values, rates in ((full, (1.0, 1.0)), (partly, (1.0, 0.1))):
+    for values, rates in ((full, (1.0, 1.0)), (partly, (1.0, 0.1)), (more, (1.0, 3.0))):
         optimizer = make_optimizer(spec_of("prodigy"), groups_of(values, rates), 10)
         give_gradients(values, 0)
         optimizer.step()
         assert [group["lr"] for group in optimizer.param_groups] == list(rates)
-    assert torch.equal(full[0], partly[0])
+    assert torch.equal(full[0], partly[0]) and torch.equal(full[0], more[0])
     assert torch.allclose(partly[1] - start[1], 0.1 * (full[1] - start[1]), rtol=1e-2, atol=1e-10)
+    assert torch.allclose(more[1] - start[1], 3 * (full[1] - start[1]), rtol=1e-2, atol=1e-10)
     assert not torch.equal(partly[1], start[1])
 
 
@@ -126,13 +127,15 @@ def test_prodigy_finds_a_rate():
 def test_a_group_with_rate_zero_does_not_move(name):
     """Whether its rate was 0 from the start or became so with momentum gathered, and with weight decay on."""
     values = parameters()
-    optimizer = make_optimizer(spec_of(name), groups_of(values, (1e-2 if name != "prodigy" else 1.0, 0.0)), 10)
+    rate = 1.0 if name == "prodigy" else 1e-2
+    optimizer = make_optimizer(spec_of(name), groups_of(values, (rate, rate)), 10)
+    optimizer.param_groups[1]["lr"] = 0.0
     before = [value.detach().clone() for value in values]
     for step in range(3):
         give_gradients(values, step)
         optimizer.step()
     assert torch.equal(values[1], before[1]) and not torch.equal(values[0], before[0])
-    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.0, 1e-2
+    optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.0, rate
     before = [value.detach().clone() for value in values]
     for step in range(3):
         give_gradients(values, step)
@@ -229,6 +232,8 @@ def test_moments_are_8_bit(tiny_bases, make_spec):
 
 @pytest.mark.parametrize("parts, words", [
     ({"optimizer": specs.OptimizerSpec(name="prodigy", learning_rate=1e-4)}, "prodigy finds the learning rate itself"),
+    ({"optimizer": specs.OptimizerSpec(name="prodigy", learning_rate=1.0),
+      "method": specs.LoraSpec(text_encoder_learning_rate=1e-4)}, "text_encoder_learning_rate is a factor of it"),
     ({"method": specs.LoraSpec(text_encoder_learning_rate=0.5)}, "text_encoder_learning_rate 0.5 is too high for adamw"),
     ({"schedule": specs.ScheduleSpec(name="warmup_stable_decay", warmup_steps=3, decay_share=0.9)},
      "warm-up takes 3 steps and the decay 5, but the run has only 6"),

@@ -135,16 +135,16 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _rates_fit(self):
-        optimizer = self.optimizer
-        if optimizer.name == "prodigy" and optimizer.learning_rate < 0.01:
-            raise ValueError(
-                f"prodigy finds the learning rate itself; yours is a factor of it, and with {optimizer.learning_rate:g} "
-                "next to nothing is learnt. Set the learning rate to 1, and other rates to the factors you want"
-            )
-        for field in ("text_encoder_learning_rate", "embedding_learning_rate"):
-            rate = getattr(self.method, field, 0.0)
-            if rate > 0.1 and optimizer.name not in ("prodigy", "sgd"):
-                raise ValueError(f"{field} {rate:g} is too high for {optimizer.name}; use 0.1 or less")
+        name, fields = self.optimizer.name, ("text_encoder_learning_rate", "embedding_learning_rate")
+        others = {field: getattr(self.method, field, 0.0) for field in fields}
+        for field, rate in {"learning_rate": self.optimizer.learning_rate, **others}.items():
+            if name == "prodigy" and 0 < rate < 0.01:
+                raise ValueError(
+                    f"prodigy finds the learning rate itself; {field} is a factor of it, and with {rate:g} next to nothing "
+                    "is learnt. Set it to 1, or to less for what should learn more slowly than the rest"
+                )
+            if rate > 0.1 and name not in ("prodigy", "sgd"):
+                raise ValueError(f"{field} {rate:g} is too high for {name}; use 0.1 or less")
         return self
 
     @model_validator(mode="after")
