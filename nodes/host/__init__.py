@@ -10,10 +10,11 @@ if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLD
 
 from .folders import DEMO_BASE, base_choices, base_path, dataset_choices, dataset_folder, output_folder, place  # noqa: E402
 from .native import load_native  # noqa: E402
-from .proof import unmatched_keys  # noqa: E402
+from .proof import unloaded_widths, unmatched_keys  # noqa: E402
 from .running import NodeProgress, follow, free_memory, require_packages, training_device  # noqa: E402
 
 __all__ = [
     "DEMO_BASE", "NodeProgress", "base_choices", "base_path", "dataset_choices", "dataset_folder", "follow", "free_memory",
-    "load_native", "output_folder", "place", "require_packages", "training_device", "unmatched_keys",
+    "load_native", "output_folder", "place", "require_packages", "training_device", "unloaded_widths",
+    "unmatched_keys",
 ]
