@@ -1,5 +1,5 @@
 """Pictures drawn with the model as it is now: DPM++ 2M with classifier-free guidance (Ho & Salimans 2022)."""
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -21,21 +21,36 @@ def draw_previews(
     Noise comes from (preview seed, prompt number): the same prompt starts from the same noise every time.
     """
     negative = conditioning(spec.negative)
-    sizes = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]], dtype=torch.float32, device=device)
-    side = resolution // form.downscale
     for number, prompt in enumerate(spec.prompts):
-        positive = conditioning(prompt)
-        pair = {name: torch.cat([negative[name], positive[name]]).to(device) for name in positive}
-        draw = randomness.generator(spec.seed, number)
-        sampler = family.sampler(base)
-        sampler.set_timesteps(spec.sampler_steps, device=device)
-        latents = torch.randn((1, form.channels, side, side), generator=draw).to(device) * sampler.init_noise_sigma
-        for timestep in sampler.timesteps:
-            doubled = sampler.scale_model_input(latents, timestep).repeat(2, 1, 1, 1)
-            guess = family.predict(denoiser, doubled, timestep.expand(2), pair, sizes.repeat(2, 1)).float()
-            without, with_prompt = guess.chunk(2)
-            latents = sampler.step(without + spec.guidance * (with_prompt - without), timestep, latents).prev_sample
-        yield to_picture(family.decode_latents(vae, latents.float(), form)[0])
+        yield from draw_pictures(
+            family, base, denoiser, vae, form, conditioning(prompt), negative, [randomness.generator(spec.seed, number)],
+            spec.sampler_steps, spec.guidance, resolution, device)
+
+
+@torch.no_grad()
+def draw_pictures(
+    family: Family, base, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, positive: Conditioning,
+    negative: Conditioning, draws: Sequence[torch.Generator], sampler_steps: int, guidance: float, resolution: int,
+    device: torch.device,
+) -> list[Image.Image]:
+    """A batch of square pictures, `resolution` pixels wide, each from the noise of its own generator in `draws`. Both
+    conditionings are batches of one."""
+    count, side = len(draws), resolution // form.downscale
+    pair = {name: torch.cat([negative[name].repeat_interleave(count, 0), positive[name].repeat_interleave(count, 0)])
+            .to(device) for name in positive}
+    sizes = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]], dtype=torch.float32, device=device)
+    sizes, sampler = sizes.repeat(2 * count, 1), family.sampler(base)
+    sampler.set_timesteps(sampler_steps, device=device)
+    latents = torch.stack([torch.randn((form.channels, side, side), generator=draw) for draw in draws])
+    latents = latents.to(device) * sampler.init_noise_sigma
+    for timestep in sampler.timesteps:
+        doubled = sampler.scale_model_input(latents, timestep).repeat(2, 1, 1, 1)
+        guess = family.predict(denoiser, doubled, timestep.expand(2 * count), pair, sizes).float()
+        without, with_prompt = guess.chunk(2)
+        latents = sampler.step(without + guidance * (with_prompt - without), timestep, latents).prev_sample
+    with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in fp16
+        # one by one: decoding needs more memory than denoising
+        return [to_picture(family.decode_latents(vae, each[None].float(), form)[0]) for each in latents]
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
