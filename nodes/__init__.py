@@ -1,5 +1,6 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model import BaseModel, LoadDemoBase
+from .class_images import ClassImages
 from .dataset import LoadImageDataset
 from .prompts import PromptList
 from .settings import ObjectiveSettings, OptimizerSettings, ScheduleSettings
@@ -8,5 +9,5 @@ from .train_lora import TrainLora
 
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
-    TrainHypernetwork,
+    TrainHypernetwork, ClassImages,
 ]
