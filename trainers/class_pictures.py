@@ -98,6 +98,7 @@ def _draw(spec: ClassPicturesSpec, folder: Path, missing: list[int], emit, stop_
         del text
         emit("phase", text="loading the denoiser")
         denoiser, vae = family.load_denoiser(spec.base, dtype).to(device), family.load_vae(spec.base).to(device)
+        emit("phase", text="drawing the first pictures")
         for start in range(0, len(missing), spec.batch_size):
             if stop_requested():
                 raise Cancelled
