@@ -19,7 +19,8 @@ def prompt(**widgets) -> dict:
 
 
 def content(host) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in host.output.glob("finetune/.cache/class_pictures/*/pictures/*")}
+    """All class pictures and captions that are there, by their paths."""
+    return {str(path): path.read_bytes() for path in host.output.glob("finetune/.cache/class_pictures/*/pictures/*")}
 
 
 def test_four_then_six_draws_two_and_they_are_trained_with(host):
