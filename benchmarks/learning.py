@@ -15,17 +15,12 @@ import torch
 from PIL import Image
 
 from trainers import spec as specs
-from trainers.data.manifest import scan_folder
-from trainers.families.recognition import recognise
-from trainers.runs import open_run
-from trainers.training import train_run
 
 from . import emoji_style
+from .demo_training import HELD_OUT, demo_spec, train
+from .pack import ROOT
 from .report import finish
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = {"openmoji": ROOT / "example_datasets" / "openmoji", "control": ROOT / "tests" / "data" / "noto_control"}
-HELD_OUT = ROOT / "tests" / "data" / "openmoji_heldout"
 LOWER_IS_NEARER = ("loss", "distance")
 
 
@@ -39,20 +34,10 @@ def load_pipeline():
     return pipeline.to("cpu")
 
 
-def train(data: str, seed: int, steps: int, learning_rate: float, folder: Path) -> Path:
+def train_lora(data: str, seed: int, steps: int, learning_rate: float, folder: Path) -> Path:
     """Train with the settings of example_workflows/train_lora.json; returns the LoRA file."""
-    spec = specs.RunSpec(
-        name=f"{data}_{seed}", base=recognise(str(ROOT / "demo_base"), "demo_base"),
-        dataset=scan_folder(str(DATA[data]), data), method=specs.LoraSpec(rank=8, alpha=8, targets="all with convolutions"),
-        optimizer=specs.OptimizerSpec(learning_rate=learning_rate),
-        schedule=specs.ScheduleSpec(name="cosine", warmup_steps=10),
-        training=specs.TrainingSpec(steps=steps, batch_size=16, resolution=64, caption_dropout=0.1, seed=seed),
-        checkpoints=specs.CheckpointSpec(every=0),
-        folders=specs.FolderSpec(runs=str(folder / "runs"), caches=str(folder / "caches")), device="cpu",
-    )
-    run = open_run(spec)
-    train_run(spec, run, lambda event, **fields: None)
-    return run.artifact
+    method = specs.LoraSpec(rank=8, alpha=8, targets="all with convolutions")
+    return train(demo_spec(f"{data}_{seed}", data, method, learning_rate, folder, steps=steps, seed=seed)).run.artifact
 
 
 def evaluate(pipeline, captions: list[str], target: np.ndarray, seed: int) -> tuple[dict, np.ndarray]:
@@ -73,7 +58,7 @@ def main():
         for seed in range(options.seeds):
             for state in ("before", "openmoji", "control"):
                 if state != "before":
-                    file = train(state, seed, options.steps, options.learning_rate, Path(folder))
+                    file = train_lora(state, seed, options.steps, options.learning_rate, Path(folder))
                     pipeline.load_lora_weights(str(file))
                 values, pictures = evaluate(pipeline, captions, target, seed)
                 if state != "before":

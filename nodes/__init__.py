@@ -3,11 +3,11 @@ from .base_model import BaseModel, LoadDemoBase
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
 from .prompts import PromptList
-from .settings import ObjectiveSettings, OptimizerSettings, ScheduleSettings
+from .settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
 from .train_hypernetwork import TrainHypernetwork
 from .train_lora import TrainLora
 
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
-    TrainHypernetwork, ClassImages,
+    MemorySettings, TrainHypernetwork, ClassImages,
 ]

@@ -34,8 +34,9 @@ class TrainLora(io.ComfyNode):
                                        "base's family, and those widgets are not read; the summary shows the values."),
                 io.Int.Input("steps", default=1500, min=1, max=1_000_000,
                              tooltip="Optimizer steps. 50 to 100 per picture is a start for a subject or style."),
-                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=0.1, step=1e-6,
-                               tooltip="1e-4 is usual for LoRA. Too high: pictures break or the loss becomes NaN."),
+                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-6,
+                               tooltip="1e-4 is usual for LoRA, 1 with the optimizer prodigy. Too high: pictures break or "
+                                       "the loss becomes NaN."),
                 io.Int.Input("rank", default=16, min=1, max=1024,
                              tooltip="Size of the LoRA. 4 to 16 for a style or subject, 32 and more for many concepts."),
                 io.Float.Input("alpha", default=16.0, min=0.01, max=4096.0, step=0.5,
@@ -48,7 +49,7 @@ class TrainLora(io.ComfyNode):
                 io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
                              tooltip="Pixels of a square picture's side; other shapes get about the same area. SD 1.x "
                                      "512, SD 2.x 768, SDXL 1024, demo base 64."),
-                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=0.1, step=1e-6,
+                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=10.0, step=1e-6,
                                tooltip="Above 0 the text encoder learns too, at about a half to a tenth of the learning "
                                        "rate. Helps new words; needs more memory."),
                 io.Combo.Input("precision", options=["auto", "bf16", "fp16", "fp32"], default="auto",

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ..trainers.errors import UserError
 from ..trainers.files import write_json
+from ..trainers.optional import require_packages
 from ..trainers.run import TrainingProcess
 from ..trainers.runs import Run, open_run
 from ..trainers.spec import (
@@ -203,6 +204,7 @@ def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], 
 def train(run: Run, spec: RunSpec, progress: host.NodeProgress):
     """Run the worker until the file is there. Raises UserError when it fails, the host's interrupt when cancelled."""
     host.require_packages()
+    require_packages(spec)
     host.free_memory()
     with TrainingProcess(run) as process:
         host.follow(process.events(), process.cancel, Display(run, spec, progress).show)

@@ -105,8 +105,9 @@ def _draw(spec: ClassPicturesSpec, folder: Path, missing: list[int], emit, stop_
             numbers = missing[start:start + spec.batch_size]
             draws = [randomness.generator(spec.picture_seed, randomness.CLASS_PICTURES, number) for number in numbers]
             with accelerator.autocast():
-                pictures = draw_pictures(family, spec.base, denoiser, vae, form, positive, negative, draws,
-                                         spec.sampler_steps, spec.guidance, spec.resolution, device)
+                pictures = draw_pictures(
+                    family, denoiser, vae, form, family.sampler(spec.base), positive, negative, draws, spec.sampler_steps,
+                    spec.guidance, spec.resolution, device)
             for number, picture in zip(numbers, pictures, strict=True):
                 path = folder / file_name(number)
                 _save(path, spec.prompt, picture)

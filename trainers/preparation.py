@@ -12,6 +12,7 @@ from . import randomness
 from .data.batches import BatchOrder, CachedPicture, Source, prior_batches
 from .data.buckets import Crop, bucket_sizes, fit
 from .data.caches import TensorCache
+from .data.masks import MaskCache
 from .data.pictures import crop_pixels, read_picture
 from .errors import UserError
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
@@ -48,11 +49,15 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     pictures = spec.dataset.pictures
     class_pictures = spec.prior.dataset.pictures if spec.prior else ()
     crops = {picture: fit(picture.size, sizes) for picture in (*pictures, *class_pictures)}
-    notes = [*spec.dataset.notes, *notes, *crop_notes(pictures, [crops[picture] for picture in pictures])]
+    notes = [*spec.dataset.notes, *notes, *crop_notes(pictures, [crops[picture] for picture in pictures]),
+             *mask_notes(spec)]
+    masks = MaskCache(spec.folders.caches, form.downscale) if spec.objective.masked else None
     latents = LatentCache(spec, family, form)
     captions = CaptionCache(spec, family, dtype)
     vae = text = None
     if accelerator.is_main_process:
+        if masks:
+            masks.fill({picture: crops[picture] for picture in pictures}, emit)
         vae = latents.fill(crops, accelerator.device, emit)
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
@@ -65,13 +70,14 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     for note in notes:
         emit("note", text=note)
 
-    def source(chosen: Sequence[Picture], batch_size: int, stream: int) -> Source:
+    def source(chosen: Sequence[Picture], batch_size: int, stream: int, masks: MaskCache | None = None) -> Source:
         order = BatchOrder([crops[picture].bucket for picture in chosen], [picture.repeats for picture in chosen],
                            batch_size, training.seed, stream)
-        return Source([CachedPicture(picture.caption, crops[picture], latents.reader(picture, crops[picture]))
+        return Source([CachedPicture(picture.caption, crops[picture], latents.reader(picture, crops[picture]),
+                                     masks.reader(picture, crops[picture]) if masks else None)
                        for picture in chosen], order)
 
-    subject, prior, rate = source(pictures, training.batch_size, randomness.ORDER), None, 0.0
+    subject, prior, rate = source(pictures, training.batch_size, randomness.ORDER, masks), None, 0.0
     if spec.prior:
         size, rate = prior_batches(training.batch_size, spec.prior.ratio, accelerator.num_processes)
         prior = source(class_pictures, size, randomness.CLASS_ORDER)
@@ -190,6 +196,15 @@ def crop_notes(pictures: Sequence[Picture], crops: Sequence[Crop]) -> list[str]:
         notes.append(f"{len(cut)} of {len(pictures)} pictures lose more than a fifth of their area to the crop, "
                      f"{name} the most ({1 - kept:.0%})")
     return notes
+
+
+def mask_notes(spec: RunSpec) -> list[str]:
+    """In a masked run, how many pictures have no mask."""
+    pictures = spec.dataset.pictures
+    without = [picture for picture in pictures if not picture.mask]
+    if not spec.objective.masked or not without:
+        return []
+    return [f"{len(without)} of {len(pictures)} pictures have no mask and count everywhere, {without[0].name} for example"]
 
 
 def length_notes(family: Family, spec: RunSpec) -> list[str]:

@@ -14,7 +14,7 @@ from .spec import PreviewSpec
 @torch.no_grad()
 def draw_previews(
     family: Family, base, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, spec: PreviewSpec,
-    conditioning: Callable[[str], Conditioning], resolution: int, device: torch.device,
+    conditioning: Callable[[str], Conditioning], resolution: int, device: torch.device, zero_terminal_snr: bool = False,
 ) -> Iterator[Image.Image]:
     """One square picture per prompt, `resolution` pixels wide. `conditioning(prompt)` gives a batch of one.
 
@@ -23,23 +23,23 @@ def draw_previews(
     negative = conditioning(spec.negative)
     for number, prompt in enumerate(spec.prompts):
         yield from draw_pictures(
-            family, base, denoiser, vae, form, conditioning(prompt), negative, [randomness.generator(spec.seed, number)],
-            spec.sampler_steps, spec.guidance, resolution, device)
+            family, denoiser, vae, form, family.sampler(base, zero_terminal_snr), conditioning(prompt), negative,
+            [randomness.generator(spec.seed, number)], spec.sampler_steps, spec.guidance, resolution, device)
 
 
 @torch.no_grad()
 def draw_pictures(
-    family: Family, base, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, positive: Conditioning,
+    family: Family, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, sampler, positive: Conditioning,
     negative: Conditioning, draws: Sequence[torch.Generator], sampler_steps: int, guidance: float, resolution: int,
     device: torch.device,
 ) -> list[Image.Image]:
-    """A batch of square pictures, `resolution` pixels wide, each from the noise of its own generator in `draws`. Both
-    conditionings are batches of one."""
+    """A batch of square pictures, `resolution` pixels wide, each from the noise of its own generator in `draws`. `sampler`
+    is a fresh diffusers scheduler; both conditionings are batches of one."""
     count, side = len(draws), resolution // form.downscale
     pair = {name: torch.cat([negative[name].repeat_interleave(count, 0), positive[name].repeat_interleave(count, 0)])
             .to(device) for name in positive}
     sizes = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]], dtype=torch.float32, device=device)
-    sizes, sampler = sizes.repeat(2 * count, 1), family.sampler(base)
+    sizes = sizes.repeat(2 * count, 1)
     sampler.set_timesteps(sampler_steps, device=device)
     latents = torch.stack([torch.randn((form.channels, side, side), generator=draw) for draw in draws])
     latents = latents.to(device) * sampler.init_noise_sigma

@@ -3,23 +3,25 @@
 Runs in the worker process. Everything it has to tell goes through `emit`; `stop_requested` is asked after every step.
 """
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Callable, Iterator, Protocol
+from typing import Callable, ContextManager, Iterator, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from . import families, loop, methods, previews
+from . import compilation, families, frozen, loop, methods, optimizers, previews
 from .artifacts.metadata import training_metadata
 from .data.batches import Batches
+from .ema import ParameterMean
 from .errors import Cancelled, UserError
 from .files import ensure_space, write_json
 from .methods.protocol import Parts
 from .model import ConditionedModel
-from .objectives import make_objective
+from .objectives import make_objective, objective_notes
 from .optimizers import make_optimizer
+from .optional import require_packages
 from .preparation import prepare_data
 from .runs import Run
 from .schedules import make_schedule
@@ -79,9 +81,16 @@ class Training:
         if spec.training.batch_size % accelerator.num_processes:
             raise UserError(f"batch_size is {spec.training.batch_size}, which {accelerator.num_processes} processes "
                             "cannot share evenly. Choose a multiple.")
+        require_packages(spec)
+        optimizers.require_support(spec.optimizer, self.device)
+        if spec.memory.frozen_precision != "same":
+            frozen.require_support(spec.memory.frozen_precision, self.device)
+        if spec.memory.compile:
+            compilation.require_compiler(self.device)
 
     def execute(self) -> dict:
-        notes = self.method.check(self.family, self.spec)
+        notes = [*self.method.check(self.family, self.spec),
+                 *objective_notes(self.spec.base.objective, self.spec.objective)]
         trained_dtype = torch.float32 if self.method.trains_base() else self.dtype
         self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
                                  trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
@@ -106,17 +115,24 @@ class Training:
         self.parts = Parts(self.family, denoiser, self.data.text, spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
+        if spec.memory.frozen_precision != "same":
+            frozen.store_frozen(denoiser, spec.memory.frozen_precision, self.dtype)
+        if spec.memory.compile:
+            denoiser.compile()  # in place: names of weights stay as they are
         if spec.memory.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
             for encoder in self.data.text.encoders.values() if self.data.text else ():
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer = make_optimizer(spec.optimizer, groups)
+        optimizer = make_optimizer(spec.optimizer, groups, spec.training.steps)
         self.schedule = make_schedule(spec.schedule, optimizer, spec.training.steps)
         model = ConditionedModel(self.family, denoiser, self.data.text)
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         count = sum(each.numel() for each in self.parameters.values())
-        # Weights and two moments in float32 per checkpoint, one checkpoint more than kept while saving.
-        ensure_space(self.run.folder, 12 * count * (spec.checkpoints.keep + 1))
+        decay = spec.training.ema_decay
+        self.mean = ParameterMean(self.parameters, decay) if decay else None
+        # Weights in float32, their mean and the optimizer's state; one checkpoint more than kept while saving.
+        size = 4 + optimizers.STATE_BYTES[spec.optimizer.name] + (4 if self.mean else 0)
+        ensure_space(self.run.folder, size * count * (spec.checkpoints.keep + 1))
         self.emit("model", family=self.family.title, objective=spec.base.objective, device=str(self.device),
                   precision=str(self.dtype).removeprefix("torch."), trainable=count,
                   processes=self.accelerator.num_processes)
@@ -129,6 +145,8 @@ class Training:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
+        if self.mean:
+            self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None and state["scaler"]:
@@ -148,14 +166,16 @@ class Training:
         if start == 0:
             self._preview(0)
         self.finished_steps = loop.train(
-            self.accelerator, self.model, batches, objective, self.parameters.values(), self.optimizer, self.schedule,
-            spec, start, self._after_step, self.method.regulariser,
+            self.accelerator, self.model, batches, objective, self.optimizer, self.schedule, spec, start, self._after_step,
+            self.method.regulariser,
         )
 
     def _after_step(self, result: loop.StepResult) -> bool:
         """Report, preview, checkpoint. Returns whether to go on."""
         spec, step = self.spec, result.step
         self.method.after_step(step)
+        if self.mean:
+            self.mean.update()
         elapsed = time.monotonic() - self.began
         per_step = elapsed / (step - self.began_step)
         self.emit("step", step=step, total=spec.training.steps, loss=result.loss, learning_rate=result.learning_rate,
@@ -174,11 +194,11 @@ class Training:
             return
         model, vae = self.accelerator.unwrap_model(self.model).eval(), self.data.vae
         try:
-            with self.accelerator.autocast():
+            with self._mean_weights(spec.previews.from_ema), self.accelerator.autocast():
                 pictures = list(previews.draw_previews(
                     self.family, spec.base, model.denoiser, vae.to(self.device), self.data.latent_format, spec.previews,
                     lambda prompt: model.condition([prompt]) if self.data.text else self.data.conditioning([prompt]),
-                    self.data.preview_resolution, self.device,
+                    self.data.preview_resolution, self.device, spec.objective.zero_terminal_snr,
                 ))
         except torch.OutOfMemoryError:
             self._note(f"the preview at step {step} was left out, because it needs more memory than is free")
@@ -189,6 +209,10 @@ class Training:
         path.parent.mkdir(exist_ok=True)
         previews.contact_sheet(pictures).save(path)
         self.emit("preview", step=step, path=str(path))
+
+    def _mean_weights(self, wanted: bool = True) -> ContextManager:
+        """Inside, the parameters are the running mean, if the run keeps one."""
+        return self.mean.applied() if self.mean and wanted else nullcontext()
 
     def _note(self, text: str):
         self.data.notes.append(text)
@@ -201,6 +225,7 @@ class Training:
             saved = self._save_files(self.run.checkpoint_folder(step), f"{self.run.name}_step{step:06d}", step)
             self.run.save_state(step, {
                 "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
+                "mean": self.mean.state_dict() if self.mean else {},
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
@@ -213,7 +238,8 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         metadata = training_metadata(self.spec, self.family.metadata, step, step / self.data.steps_per_epoch,
                                      self.data.buckets, time.time())
-        return self.method.save(self.parts, folder, name, metadata)
+        with self._mean_weights():
+            return self.method.save(self.parts, folder, name, metadata)
 
     def _finish(self) -> dict:
         report = {}

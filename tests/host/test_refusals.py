@@ -84,7 +84,8 @@ def test_checkpoints(host, checkpoints, name, words):
 
 @pytest.mark.parametrize("widgets, words", [
     ({"rank": 0}, "Value 0 smaller than min of 1"),
-    ({"learning_rate": 5.0}, "Value 5.0 bigger than max of 0.1"),
+    ({"learning_rate": 50.0}, "Value 50.0 bigger than max of 10.0"),
+    ({"learning_rate": 5.0}, "learning rate 5 is too high for adamw"),
     ({"name": "../evil"}, "cannot name a run"),
     ({"name": ""}, "name is ''"),
     ({"targets": "pattern"}, "the pattern is empty"),

@@ -21,7 +21,7 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
                       buckets: Mapping[tuple[int, int], int], finished: float) -> dict[str, str]:
     """What can be told about a run after `steps` steps. `buckets` counts pictures per (width, height); `finished` is a
     Unix time in seconds."""
-    method, training, optimizer = spec.method, spec.training, spec.optimizer
+    method, training, optimizer, objective = spec.method, spec.training, spec.optimizer, spec.objective
     pictures = spec.dataset.pictures
     base_version = family_metadata["ss_base_model_version"]
     if spec.base.objective == "v_prediction" and spec.base.family != "sdxl":
@@ -49,8 +49,17 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
         "ss_steps": steps,
         "ss_max_train_steps": training.steps,
         "ss_epoch": round(epochs),
-        "ss_min_snr_gamma": spec.objective.min_snr_gamma or None,
-        "ss_noise_offset": spec.objective.noise_offset or None,
+        "ss_min_snr_gamma": objective.min_snr_gamma or None,
+        "ss_debiased_estimation": objective.debiased,
+        "ss_noise_offset": objective.noise_offset or None,
+        "ss_multires_noise_iterations": objective.multires_iterations or None,
+        "ss_multires_noise_discount": objective.multires_discount if objective.multires_iterations else None,
+        "ss_ip_noise_gamma": objective.input_perturbation or None,
+        "ss_zero_terminal_snr": objective.zero_terminal_snr,
+        "ss_loss_type": objective.loss,
+        "ss_huber_c": objective.huber_c if objective.loss == "huber" else None,
+        "ss_huber_schedule": objective.huber_schedule if objective.loss == "huber" else None,
+        "ss_masked_loss": objective.masked,
         "ss_caption_dropout_rate": training.caption_dropout,
         "ss_resolution": f"({training.resolution}, {training.resolution})",
         "ss_enable_bucket": training.buckets,
@@ -75,6 +84,7 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
         "modelspec.resolution": f"{training.resolution}x{training.resolution}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(finished)),
         "modelspec.prediction_type": PREDICTION[spec.base.objective],
+        "modelspec.timestep_range": timestep_range(objective),
         "modelspec.trigger_phrase": spec.dataset.trigger or None,
     }
     return {name: str(value) for name, value in entries.items() if value is not None}
@@ -89,6 +99,13 @@ def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
         "ss_network_args": json.dumps({"targets": method.pattern or method.targets}),
     }
     return {name: str(value) for name, value in entries.items()}
+
+
+def timestep_range(objective) -> str | None:
+    """Modelspec's "first,last" in thousandths of the noise schedule; None for all of it."""
+    if (objective.minimum_timestep, objective.maximum_timestep) == (0, 1):
+        return None
+    return f"{round(1000 * objective.minimum_timestep)},{round(1000 * objective.maximum_timestep)}"
 
 
 def tag_frequency(spec: RunSpec) -> dict[str, int]:

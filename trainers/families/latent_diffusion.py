@@ -48,8 +48,8 @@ class LatentDiffusion:
     def alphas_cumprod(self, base) -> Tensor:
         return loading.load_alphas_cumprod(base)
 
-    def sampler(self, base):
-        return loading.load_sampler(base)
+    def sampler(self, base, zero_terminal_snr: bool = False):
+        return loading.load_sampler(base, zero_terminal_snr)
 
     @torch.no_grad()
     def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:

@@ -140,12 +140,15 @@ def load_alphas_cumprod(base) -> torch.Tensor:
     return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
 
 
-def load_sampler(base):
-    """DPM++ 2M (Lu et al. 2022, arXiv:2211.01095) for previews."""
+def load_sampler(base, zero_terminal_snr: bool = False):
+    """DPM++ 2M (Lu et al. 2022, arXiv:2211.01095) for previews. With zero terminal SNR it must start at the last timestep
+    (Lin et al. 2023, arXiv:2305.08891, section 3.3)."""
     from diffusers import DPMSolverMultistepScheduler
 
+    rescaled = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing") if zero_terminal_snr else {}
     return DPMSolverMultistepScheduler.from_config(
-        component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2, prediction_type=base.objective
+        component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2, prediction_type=base.objective,
+        **rescaled,
     )
 
 

@@ -76,8 +76,8 @@ class Family(Protocol):
     def alphas_cumprod(self, base) -> Tensor | None:
         """The discrete noise schedule, float32 [steps]; None for flow models."""
 
-    def sampler(self, base):
-        """A fresh diffusers scheduler for previews."""
+    def sampler(self, base, zero_terminal_snr: bool = False):
+        """A fresh diffusers scheduler for previews; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
 
     def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """Pixels float [batch, 3, height, width] in -1…1 → latents [batch, channels, height / 8, width / 8]."""

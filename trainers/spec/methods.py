@@ -8,7 +8,8 @@ from .blocks import BlockNames, BlockValues
 from .part import Part
 
 FilePrecision = Literal["fp32", "fp16", "bf16"]
-Rate = Annotated[float, Field(ge=0, le=0.1)]
+Rate = Annotated[float, Field(ge=0, le=10)]
+"""The run refuses more than 0.1 unless the optimizer takes factors."""
 
 
 class LoraSpec(Part):
@@ -136,7 +137,7 @@ class PivotalSpec(Part):
     kind: Literal["pivotal"] = "pivotal"
     embedding: TextualInversionSpec
     lora: LoraSpec
-    embedding_learning_rate: float = Field(1e-3, gt=0, le=0.1)
+    embedding_learning_rate: float = Field(1e-3, gt=0, le=10)
 
     @property
     def text_encoder_learning_rate(self) -> float:

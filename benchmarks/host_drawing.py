@@ -1,0 +1,78 @@
+"""The demo base in ComfyUI, in this process: finished files applied by its own loaders, pictures drawn, losses measured.
+
+Import only after `pack.become_host`.
+"""
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import folder_paths
+import numpy as np
+import torch
+from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
+from finetune.nodes import host
+
+STEPS, GUIDANCE, SIZE = 20, 4.0, 64
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A native MODEL, CLIP and VAE."""
+
+    model: object
+    clip: object
+    vae: object
+
+    def with_lora(self, file: Path) -> "Drawer":
+        lora = comfy.utils.load_torch_file(str(file), safe_load=True)
+        model, clip = comfy.sd.load_lora_for_models(self.model, self.clip, lora, 1.0, 1.0)
+        return replace(self, model=model, clip=clip)
+
+    def with_hypernetwork(self, file: Path) -> "Drawer":
+        patch, model = load_hypernetwork_patch(str(file), 1.0), self.model.clone()
+        model.set_model_attn1_patch(patch)
+        model.set_model_attn2_patch(patch)
+        return replace(self, model=model)
+
+    def condition(self, captions: list[str]) -> list:
+        """All captions as one batch of conditioning."""
+        encoded = [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))[0] for caption in captions]
+        return [[torch.cat([each[0] for each in encoded]), {}]]
+
+    @torch.no_grad()
+    def draw(self, captions: list[str], seed: int) -> np.ndarray:
+        """One picture per caption, float32 [count, 64, 64, 3] in 0…1; the same seed starts from the same noise."""
+        empty = torch.zeros((len(captions), 4, SIZE // 8, SIZE // 8))
+        latents = comfy.sample.sample(
+            self.model, comfy.sample.prepare_noise(empty, seed), STEPS, GUIDANCE, "dpmpp_2m", "normal",
+            self.condition(captions), self.condition([""] * len(captions)), empty, seed=seed, disable_pbar=True,
+        )
+        return self.vae.decode(latents).reshape(-1, SIZE, SIZE, 3).clamp(0, 1).cpu().numpy()
+
+    @torch.no_grad()
+    def denoising_loss(self, captions: list[str], pictures: np.ndarray, rounds: int = 8) -> float:
+        """Mean squared error of the noise prediction on true pictures, at noise and timesteps that never change."""
+        comfy.model_management.load_models_gpu([self.model])
+        process, device = self.model.model, self.model.load_device
+        latents = process.process_latent_in(self.vae.encode(torch.from_numpy(pictures))).to(device)
+        context = self.condition(captions)[0][0].to(device)
+        draw, count, total = torch.Generator().manual_seed(7), len(latents), 0.0
+        spread = torch.arange(count) * 1000 // count
+        for number in range(rounds):
+            noise = torch.randn(latents.shape, generator=draw).to(device)
+            timesteps = (spread + torch.randint(0, 1000 // count, (count,), generator=draw)).roll(number)
+            sigmas = process.model_sampling.sigma(timesteps.float().to(device))
+            wide = sigmas.reshape(-1, 1, 1, 1)
+            clean = process.apply_model(latents + wide * noise, sigmas, c_crossattn=context)
+            # The host predicts the clean latents: e - e' = (x' - x) / sigma, with x_t = x + sigma e.
+            total += ((clean - latents) / wide).square().mean().item()
+        return total / rounds
+
+
+def demo_drawer(embeddings: Path) -> Drawer:
+    """The base; `embedding:name` in captions is looked up in the folder `embeddings` too."""
+    folder_paths.add_model_folder_path("embeddings", str(embeddings))
+    return Drawer(*host.load_native(host.DEMO_BASE))
