@@ -22,9 +22,10 @@ class TrainHypernetwork(io.ComfyNode):
                 *training.data_inputs("file in models/hypernetworks", "my_hypernetwork"),
                 io.Int.Input("steps", default=2000, min=1, max=1_000_000,
                              tooltip="Optimizer steps. A hypernetwork needs more of them than a LoRA."),
-                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=0.1, step=1e-6,
+                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-6,
                                tooltip="1e-4 for a few thousand steps; recipes for A1111 use 1e-5 for 10 000 and more. The "
-                                       "demo base takes 1e-3. Too high: pictures break or the loss becomes NaN."),
+                                       "demo base takes 1e-3; the optimizer prodigy 1. Too high: pictures break or the "
+                                       "loss becomes NaN."),
                 io.String.Input("layer_structure", default="1, 2, 1",
                                 tooltip="Widths of the layers as multiples of the context's width, from 1 to 1. "
                                         "1, 2, 1 is usual; 1, 2, 2, 1 is deeper; 1, 0.5, 1 makes a small file."),
