@@ -5,4 +5,8 @@ METHODS = {
     "attention": specs.LoraSpec(rank=2, alpha=2),
     "all layers, dropout": specs.LoraSpec(rank=2, alpha=1, targets="all with convolutions", dropout=0.3),
     "with text encoder": specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3),
+    "hypernetwork": specs.HypernetworkSpec(),
+    "hypernetwork, deep": specs.HypernetworkSpec(
+        layer_structure=(1, 1.5, 0.5, 1), activation="mish", layer_norm=True, dropout=0.3, widths="cross-attention",
+        initialisation="kaiming normal"),
 }

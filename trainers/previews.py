@@ -28,24 +28,25 @@ def draw_previews(
         positive, pictures = conditioning(prompt), []
         draws = [randomness.generator(spec.seed, number, picture) for picture in range(spec.pictures)]
         for start in range(0, spec.pictures, AT_ONCE):
-            pictures += draw_pictures(family, base, denoiser, vae, form, positive, negative, draws[start:start + AT_ONCE],
-                                      spec.sampler_steps, spec.guidance, resolution, device, zero_terminal_snr)
+            pictures += draw_pictures(
+                family, denoiser, vae, form, family.sampler(base, zero_terminal_snr), positive, negative,
+                draws[start:start + AT_ONCE], spec.sampler_steps, spec.guidance, resolution, device)
         yield pictures
 
 
 @torch.no_grad()
 def draw_pictures(
-    family: Family, base, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, positive: Conditioning,
+    family: Family, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, sampler, positive: Conditioning,
     negative: Conditioning, draws: Sequence[torch.Generator], sampler_steps: int, guidance: float, resolution: int,
-    device: torch.device, zero_terminal_snr: bool = False,
+    device: torch.device,
 ) -> list[Image.Image]:
-    """A batch of square pictures, `resolution` pixels wide, each from the noise of its own generator in `draws`. Both
-    conditionings are batches of one."""
+    """A batch of square pictures, `resolution` pixels wide, each from the noise of its own generator in `draws`. `sampler`
+    is a fresh diffusers scheduler; both conditionings are batches of one."""
     count, side = len(draws), resolution // form.downscale
     pair = {name: torch.cat([negative[name].repeat_interleave(count, 0), positive[name].repeat_interleave(count, 0)])
             .to(device) for name in positive}
     sizes = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]], dtype=torch.float32, device=device)
-    sizes, sampler = sizes.repeat(2 * count, 1), family.sampler(base, zero_terminal_snr)
+    sizes = sizes.repeat(2 * count, 1)
     sampler.set_timesteps(sampler_steps, device=device)
     latents = torch.stack([torch.randn((form.channels, side, side), generator=draw) for draw in draws])
     latents = latents.to(device) * sampler.init_noise_sigma

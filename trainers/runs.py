@@ -74,8 +74,8 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"The run {self.name!r} is being trained by another process. Wait for it, or choose another "
-                            "run name.") from None
+            raise UserError(f"{self.name!r} is being worked on by another process. Wait for it, or choose another "
+                            "name.") from None
         return lock
 
     def events(self) -> Iterator[dict]:

@@ -3,9 +3,9 @@
 Runs in the worker process. Everything it has to tell goes through `emit`; `stop_requested` is asked after every step.
 """
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Callable, ContextManager, Protocol
+from typing import Callable, ContextManager, Iterator, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -39,19 +39,29 @@ def train_run(spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], 
 
     Raises UserError with a sentence, or Cancelled once a requested stop has been saved.
     """
+    with accelerated(spec) as accelerator:
+        wanted = spec.validation.tensorboard and accelerator.is_main_process
+        board = Board(emit, run.folder / "tensorboard") if wanted else None
+        try:
+            return Training(spec, run, board or emit, stop_requested, accelerator).execute()
+        finally:
+            if board:
+                board.close()
+
+
+@contextmanager
+def accelerated(spec) -> Iterator[Accelerator]:
+    """The Accelerator of a run, given back afterwards: the next run may choose another precision."""
     accelerator = make_accelerator(spec)
-    board = Board(emit, run.folder / "tensorboard") if spec.validation.tensorboard and accelerator.is_main_process else None
     try:
-        return Training(spec, run, board or emit, stop_requested, accelerator).execute()
+        yield accelerator
     finally:
-        if board:
-            board.close()
         accelerator.free_memory()
-        AcceleratorState._reset_state(reset_partial_state=True)  # the next run may choose another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
 
-def make_accelerator(spec: RunSpec) -> Accelerator:
+def make_accelerator(spec) -> Accelerator:
     """An Accelerator with the spec's precision: bf16 where the GPU has it, else fp16 on CUDA, else fp32."""
     on_cpu, precision = spec.device == "cpu", spec.memory.precision
     on_cuda = PartialState(cpu=on_cpu).device.type == "cuda"
@@ -62,6 +72,10 @@ def make_accelerator(spec: RunSpec) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
 
 
+def dtype_of(accelerator: Accelerator) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+
+
 class Training:
     """One run in memory: what the steps of the story share."""
 
@@ -69,7 +83,7 @@ class Training:
                  accelerator: Accelerator):
         self.spec, self.run, self.emit, self.stop_requested = spec, run, emit, stop_requested
         self.accelerator, self.device = accelerator, accelerator.device
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        self.dtype = dtype_of(accelerator)
         self.family = families.get(spec.base.family)
         self.method = methods.make(spec.method, spec.optimizer.learning_rate, self.family)
         if spec.training.batch_size % accelerator.num_processes:

@@ -19,11 +19,11 @@ from .folders import (  # noqa: E402
     saved_picture,
 )
 from .native import load_native  # noqa: E402
-from .proof import unmatched_keys  # noqa: E402
+from .proof import unloaded_widths, unmatched_keys  # noqa: E402
 from .running import NodeProgress, follow, free_memory, require_packages, training_device  # noqa: E402
 
 __all__ = [
     "DEMO_BASE", "NodeProgress", "base_choices", "base_path", "dataset_choices", "dataset_folder", "follow", "free_memory",
-    "load_native", "output_folder", "place", "require_packages", "saved_picture", "training_device",
+    "load_native", "output_folder", "place", "require_packages", "saved_picture", "training_device", "unloaded_widths",
     "unmatched_keys",
 ]

@@ -1,9 +1,12 @@
 """Proof that a finished file loads: the host's own loaders are asked, without weights where that is possible."""
+from pathlib import Path
+
 import comfy.lora
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.text_encoders.sd2_clip
 import torch
+from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
 from .native import host_model, host_text_options
 
@@ -30,3 +33,11 @@ def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict
 
 def _layer(key: str) -> str:
     return key.removesuffix(".alpha").split(".lora_", 1)[0]
+
+
+def unloaded_widths(hypernetwork: Path, widths: list[int]) -> list[str]:
+    """Those of a hypernetwork file's widths that the host would not act on. It refuses a file with no more than a line in
+    its log, so it is asked for the patch that HypernetworkLoader would set."""
+    patch = load_hypernetwork_patch(str(hypernetwork), 1.0)
+    loaded = patch.hypernet if patch else {}
+    return [f"width {width}" for width in widths if len(loaded.get(width, ())) != 2]

@@ -5,6 +5,7 @@ import urllib.request
 from pathlib import Path
 
 SNAPSHOT = Path(__file__).with_name("schemas.json")
+EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 KEPT = ("default", "min", "max", "step", "options", "multiline")
 
 
@@ -55,5 +56,5 @@ def test_help_pages_and_templates_are_served(host):
         assert fetch(host, f"/extensions/finetune-nodes/docs/{name}.md").startswith("# ")
     assert "/extensions/finetune-nodes/js/precise_numbers.js" in json.loads(fetch(host, "/extensions"))
     templates = json.loads(fetch(host, "/workflow_templates"))
-    assert templates["finetune-nodes"] == ["train_lora"]
+    assert set(templates["finetune-nodes"]) == {path.stem for path in EXAMPLES.glob("*.json")}
     assert json.loads(fetch(host, "/api/workflow_templates/finetune-nodes/train_lora.json"))["nodes"]

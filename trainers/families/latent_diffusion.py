@@ -27,7 +27,7 @@ TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 class LatentDiffusion:
     """The half of the family protocol that does not differ between the generations."""
 
-    capabilities = frozenset({"lora", "text_encoder"})
+    capabilities = frozenset({"lora", "text_encoder", "hypernetwork"})
     lora_targets = LORA_TARGETS
 
     def latent_format(self, base) -> LatentFormat:
@@ -73,6 +73,15 @@ class LatentDiffusion:
         """Since transformers 5.6 the names of CLIPTextModel's modules lack `text_model.`."""
         return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
 
+
+    def attention_widths(self, base) -> dict[str, frozenset[int]]:
+        config = component_config(base, "unet")
+        levels = zip(config["block_out_channels"], config["down_block_types"])
+        inner = [width for width, block in levels if block.startswith("CrossAttn")]
+        return {
+            "self-attention": frozenset([*inner, config["block_out_channels"][-1]]),  # the middle block attends too
+            "cross-attention": frozenset([config["cross_attention_dim"]]),
+        }
 
     def block_of(self, module_name: str) -> str:
         match = re.match(r"(down|up)_blocks\.(\d+)\.|mid_block\.", module_name)

@@ -106,6 +106,9 @@ class Family(Protocol):
 
     def text_key(self, encoder_name: str, module_name: str) -> str: ...
 
+    def attention_widths(self, base) -> dict[str, frozenset[int]]:
+        """Widths of what keys and values are made of, in "self-attention" and in "cross-attention"."""
+
     def block_of(self, module_name: str) -> str:
         """The block that a denoiser module belongs to: "down.0", "mid", "up.2", or "other"."""
 

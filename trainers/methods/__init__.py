@@ -5,7 +5,10 @@ from ..errors import UserError
 from ..families.protocol import Family
 from .protocol import Method
 
-_WHERE = {"lora": ("lora", "Lora")}
+_WHERE = {
+    "lora": ("lora", "Lora"),
+    "hypernetwork": ("hypernetwork", "Hypernetwork"),
+}
 KINDS = tuple(_WHERE)
 
 
