@@ -38,10 +38,9 @@ class Lora:
                 if not any(covers(name, block) for block in blocks):
                     raise UserError(f"{field} names {name!r}, which is no block of {spec.base.name}. "
                                     f"Its blocks are {', '.join(blocks)}.")
-        notes = []
         if self.spec.convolution_rank and self.spec.targets.startswith("attention"):
-            notes.append(f"convolution_rank has no effect: there are no convolutions among the targets {self.spec.targets!r}")
-        return notes
+            return [f"convolution_rank has no effect, because the targets {self.spec.targets!r} have no convolutions"]
+        return []
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         pattern = self.spec.pattern if self.spec.targets == "pattern" else parts.family.lora_targets[self.spec.targets]

@@ -65,8 +65,8 @@ class LoraSpec(Part):
                 raise ValueError(f"block_ranks: the rank of {block!r} is {rank:g}; write a whole number from 0 to 1024")
         for block, factor in self.block_rates:
             if not 0 < factor <= 100:
-                raise ValueError(f"block_rates: the factor of {block!r} is {factor:g}; write a number above 0, up to 100. To "
-                                 f"leave the block out, write {block}=0 into block_ranks")
+                raise ValueError(f"block_rates: the factor of {block!r} is {factor:g}; write a number above 0, up to "
+                                 f"100. To leave the block out, write {block}=0 into block_ranks")
         if self.kronecker_factor == 0:
             raise ValueError("kronecker_factor is 0; write a size of at least 1, or -1 for the one that fits best")
         if self.adapter in ("loha", "lokr"):
