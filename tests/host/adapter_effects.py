@@ -43,7 +43,7 @@ KINDS = {
     "dora": specs.LoraSpec(**COMMON, adapter="dora"),
     "loha": specs.LoraSpec(**COMMON, adapter="loha", convolution_rank=2),
     "lokr": specs.LoraSpec(**COMMON, adapter="lokr"),  # rank 4: layers of both forms
-    "lokr, whole factors": specs.LoraSpec(**{**COMMON, "rank": 100}, adapter="lokr", kronecker_factor=4),
+    "lokr, whole factors": specs.LoraSpec(**{**COMMON, "rank": 100, "alpha": 100}, adapter="lokr", kronecker_factor=4),
 }
 PROMPT = "noto emoji of a lion"
 
@@ -106,7 +106,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-def compare_denoising(training: Training, folder: Path) -> dict:
+def compare_denoising(training: Training, folder: Path, name: str) -> dict:
     """One denoising call of the host with the file, and with none, against the engine's own. Relative to the latter."""
     draw = torch.Generator().manual_seed(1)
     noise, results = torch.randn((1, 4, 8, 8), generator=draw), {}
@@ -114,8 +114,8 @@ def compare_denoising(training: Training, folder: Path) -> dict:
         model, clip, _ = host.load_native(host.DEMO_BASE)
         if precision != "none":
             training.method.spec = training.method.spec.model_copy(update={"file_precision": precision})
-            training.method.save(training.parts, folder, precision, {})
-            lora = load_file(folder / f"{precision}.safetensors")
+            training.method.save(training.parts, folder, f"{name} {precision}", {})
+            lora = load_file(folder / f"{name} {precision}.safetensors")
             model, clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
         hidden = clip.encode_from_tokens(clip.tokenize(PROMPT))
         comfy.model_management.load_models_gpu([model])
@@ -143,11 +143,11 @@ def main():
             results[kind] = {}
             for family, base in bases.items():
                 with torch.enable_grad():
-                    training = trained(base, method, squares, folder / f"{kind} {family}", 6)
+                    training = trained(base, method, squares, folder / f"{kind} {family}", 4)
                 results[kind][family] = {"layers": compare_layers(training), "unmatched": unmatched(training)}
             with torch.enable_grad():
                 training = trained(demo, method, emoji, folder / f"{kind} demo", 3)
-            results[kind]["demo"] = compare_denoising(training, folder)
+            results[kind]["demo"] = compare_denoising(training, folder, kind)
     Path(sys.argv[3]).write_text(json.dumps(results), encoding="utf-8")
 
 
