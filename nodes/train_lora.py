@@ -149,6 +149,8 @@ def describe(method: LoraSpec) -> str:
     """The adapters in words: their kind if it is another than LoRA, and what differs from the usual."""
     parts = [] if method.adapter == "lora" else [{"dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}[method.adapter]]
     parts += [f"rank {method.rank}", f"alpha {method.alpha:g}"]
+    if method.adapter == "lokr" and method.kronecker_factor > 0:
+        parts.append(f"factor {method.kronecker_factor}")
     if method.convolution_rank:
         parts.append(f"convolutions rank {method.convolution_rank}")
     for words, values in (("rank", method.block_ranks), ("learning rate ×", method.block_rates)):
