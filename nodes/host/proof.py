@@ -27,12 +27,9 @@ def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict
         text = text_classes[family](device="meta", dtype=torch.float32, model_options=options)
         key_map = comfy.lora.model_lora_keys_clip(text, key_map)
     patches = comfy.lora.load_lora(dict(lora), key_map, log_missing=False)
-    loaded = {name for name, target in key_map.items() if target in patches}
-    return sorted(key for key in lora if _layer(key) not in loaded)
-
-
-def _layer(key: str) -> str:
-    return key.removesuffix(".alpha").split(".lora_", 1)[0]
+    # An adapter remembers every key that the host has taken up to it.
+    loaded = set().union(*(patch.loaded_keys for patch in patches.values()))
+    return sorted(set(lora) - loaded)
 
 
 def unloaded_widths(hypernetwork: Path, widths: list[int]) -> list[str]:

@@ -78,7 +78,7 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
             "class_tokens": spec.dataset.trigger or None, "img_count": len(pictures),
             "num_repeats": pictures[0].repeats, "image_dir": spec.dataset.name,
         }]}], ensure_ascii=False),
-        "ss_training_finished_at": finished,
+        "ss_training_finished_at": f"{finished:.6f}",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers" if spec.base.family != "sdxl" else "https://github.com/Stability-AI/generative-models",
         "modelspec.title": spec.name,
@@ -92,12 +92,31 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
 
 
 def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
-    """What readers of LoRA files want to know about the adapters. `method` is a spec's LoraSpec."""
+    """What readers of LoRA files want to know about the adapters. `method` is a spec's LoraSpec.
+
+    Only plain LoRA, with convolutions or without, is kohya's `networks.lora`; the others are LyCORIS', whose arguments
+    (`lycoris/wrapper.py`) say the kind.
+    """
+    # Readers divide alpha by the rank to get the scale.
+    alpha = method.alpha * method.rank**0.5 if method.rank_stabilised else method.alpha
+    kinds = {
+        "lora": {}, "dora": {"algo": "lora", "dora_wd": True, "wd_on_output": False}, "loha": {"algo": "loha"},
+        "lokr": {"algo": "lokr", "factor": method.kronecker_factor},
+    }
+    convolutions = method.convolution_rank or method.convolution_alpha
+    arguments = {
+        "targets": method.pattern if method.targets == "pattern" else method.targets, **kinds[method.adapter],
+        "conv_dim": (method.convolution_rank or method.rank) if convolutions else None,
+        "conv_alpha": method.convolution_alpha or None,
+        "loraplus_lr_ratio": method.plus_ratio if method.plus_ratio != 1 else None,
+        "rank_stabilised": method.rank_stabilised or None,
+        "block_ranks": _typed(method.block_ranks), "block_rates": _typed(method.block_rates),
+    }
     entries = {
         "modelspec.architecture": family_metadata["modelspec.architecture"] + "/lora",
-        "ss_network_module": "networks.lora", "ss_network_dim": method.rank, "ss_network_alpha": method.alpha,
-        "ss_network_dropout": method.dropout,
-        "ss_network_args": json.dumps({"targets": method.pattern or method.targets}),
+        "ss_network_module": "networks.lora" if method.adapter == "lora" else "lycoris.kohya",
+        "ss_network_dim": method.rank, "ss_network_alpha": alpha, "ss_network_dropout": method.dropout,
+        "ss_network_args": json.dumps({name: str(value) for name, value in arguments.items() if value is not None}),
     }
     return {name: str(value) for name, value in entries.items()}
 
@@ -112,6 +131,10 @@ def timestep_range(objective) -> str | None:
 def trained_pictures(spec: RunSpec):
     """Those that are not held out for validation."""
     return split(spec.dataset.pictures, spec.validation.share)[0]
+
+
+def _typed(values) -> str | None:
+    return ", ".join(f"{block}={number:g}" for block, number in values) or None
 
 
 def tag_frequency(spec: RunSpec) -> dict[str, int]:
