@@ -5,7 +5,11 @@ from ..errors import UserError
 from ..families.protocol import Family
 from .protocol import Method
 
-_WHERE = {"lora": ("lora", "Lora")}
+_WHERE = {
+    "lora": ("lora", "Lora"),
+    "textual_inversion": ("textual_inversion", "TextualInversion"),
+    "pivotal": ("pivotal", "Pivotal"),
+}
 KINDS = tuple(_WHERE)
 
 
