@@ -1,10 +1,14 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model import BaseModel, LoadDemoBase
 from .dataset import LoadImageDataset
+from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .prompts import PromptList
 from .settings import ObjectiveSettings, OptimizerSettings, ScheduleSettings
 from .train_lora import TrainLora
+from .train_pivotal import TrainPivotal
+from .train_textual_inversion import TrainTextualInversion
 
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
+    TrainTextualInversion, TrainPivotal, MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary,
 ]

@@ -22,11 +22,15 @@ def train(spec, path, launch) -> list[float]:
     return open_run(spec).losses()
 
 
-def test_two_processes_equal_one(tiny_bases, make_spec, tmp_path):
+@pytest.mark.parametrize("method, dropout", [
+    (specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3), 0.0),
+    (specs.TextualInversionSpec(token="square"), 0.5),  # some batches of a process do not hold the word
+], ids=["LoRA", "new word"])
+def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_path):
     dataset = scan_folder(str(tiny.make_pictures(tmp_path / "eight", 8)), "eight")
     parts = dict(
-        dataset=dataset, method=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3),
-        training=specs.TrainingSpec(steps=4, batch_size=4, accumulation=2, resolution=64),
+        dataset=dataset, method=method,
+        training=specs.TrainingSpec(steps=4, batch_size=4, accumulation=2, resolution=64, caption_dropout=dropout),
     )
     one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", [])
     two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", LAUNCH)
