@@ -71,7 +71,7 @@ class TrainPivotal(io.ComfyNode):
         def load_check(run, report) -> list[str]:
             lora, word = (run.folder / file["name"] for file in report["files"])
             configs = component_config(base, "unet"), component_config(base, "text_encoder")
-            return [*host.unmatched_keys(load_file(lora), base.family, *configs), *host.unloaded_vectors(word)]
+            return [*host.unmatched_keys(load_file(lora), base.family, *configs), *host.unloaded_vectors(word, base.family)]
 
         finished = training.run_training(spec, cls.hidden.unique_id, load_check)
         lora_name, prompt = finished.names["lora"], host.embedding_prompt(finished.names["embedding"])

@@ -77,7 +77,7 @@ class TrainTextualInversion(io.ComfyNode):
     def execute(cls, base, dataset, name, **widgets):
         spec = make_spec(base, dataset, name, **widgets)
         finished = training.run_training(
-            spec, cls.hidden.unique_id, lambda run, report: host.unloaded_vectors(run.artifact))
+            spec, cls.hidden.unique_id, lambda run, report: host.unloaded_vectors(run.artifact, base.family))
         prompt, report = host.embedding_prompt(finished.names["embedding"]), finished.report
         summary = finished.summarise(f"{prompt} calls the word in a prompt; ComfyUI loads all of it", word_line(report))
         finished.show(summary)

@@ -50,11 +50,13 @@ def place_library(file: Path, name: str) -> str:
     return place_copy(file, artifact_folder("embedding") / LIBRARIES, name, others).stem
 
 
-def unloaded_vectors(file: Path) -> list[str]:
-    """Names of an embedding's tensors that the host's own loader would not read as they are in the file."""
+def unloaded_vectors(file: Path, family: str) -> list[str]:
+    """Names of an embedding's tensors that the host's own loader would not read as they are in the file, asked for what
+    the family's tokenizers ask for."""
     unloaded = []
     for name, tensor in load_file(file).items():
-        loaded = comfy.sd1_clip.load_embed(file.name, str(file.parent), tensor.shape[1], name)
+        wanted = {"sd1": "clip_l", "sd2": "clip_h"}.get(family, name)
+        loaded = comfy.sd1_clip.load_embed(file.name, str(file.parent), tensor.shape[1], wanted)
         if loaded is None or loaded.dtype != tensor.dtype or not loaded.equal(tensor):
             unloaded.append(name)
     return unloaded

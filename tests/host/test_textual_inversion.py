@@ -183,7 +183,9 @@ def test_a_merge_is_a_file_over_nothing(host, words):
     assert torch.allclose(load_embedding(words / "again.safetensors").tensors["emb_params"], torch.tensor(3.25))
     assert load_embedding(words / "again.safetensors").trigger == "the_one + the_four"
     other = merging(embedding_1="one.safetensors", embedding_2="two.safetensors")
-    assert shown(host, {"a": other}, "a", 1) == [["merged-2"]]
+    (words / "styles" / "merged-2.safetensors").write_bytes(b"prompts would find this one too")
+    assert shown(host, {"a": other}, "a", 1) == [["merged-3"]]
+    (words / "styles" / "merged-2.safetensors").unlink()
     assert torch.allclose(load_embedding(words / "merged.safetensors").tensors["emb_params"], torch.tensor(2.5))
 
 
