@@ -18,4 +18,10 @@ METHODS = {
                            text_encoder_learning_rate=1e-3),
     "LoKr": specs.LoraSpec(adapter="lokr", rank=2, alpha=1, targets="all with convolutions", dropout=0.1,
                            kronecker_factor=4, text_encoder_learning_rate=1e-3),
+    "new word": specs.TextualInversionSpec(token="square", vectors=2),
+    "new word, fixed length": specs.TextualInversionSpec(
+        token="square", vectors=3, initial_text="red dog", norm="fixed", cosine_weight=0.1),
+    "new word and LoRA": specs.PivotalSpec(
+        embedding=specs.TextualInversionSpec(token="square", vectors=2, initial_text="red"),
+        lora=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3)),
 }

@@ -8,6 +8,15 @@ OLDEST_HOST = (0, 3, 75)
 if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLDEST_HOST:
     raise ImportError(f"this is ComfyUI {comfyui_version.__version__}, but 0.3.75 or newer is needed; update ComfyUI")
 
+from .embeddings import (  # noqa: E402
+    embedding_choices,
+    embedding_path,
+    embedding_prompt,
+    library_choices,
+    library_path,
+    place_library,
+    unloaded_vectors,
+)
 from .folders import (  # noqa: E402
     DEMO_BASE,
     base_choices,
@@ -24,6 +33,7 @@ from .running import NodeProgress, follow, free_memory, require_packages, traini
 
 __all__ = [
     "DEMO_BASE", "NodeProgress", "base_choices", "base_path", "dataset_choices", "dataset_folder", "follow", "free_memory",
-    "load_native", "output_folder", "place", "require_packages", "saved_picture", "training_device", "unloaded_widths",
-    "unmatched_keys",
+    "embedding_choices", "embedding_path", "embedding_prompt", "library_choices", "library_path", "load_native",
+    "output_folder", "place", "place_library", "require_packages", "saved_picture", "training_device", "unloaded_vectors",
+    "unloaded_widths", "unmatched_keys",
 ]

@@ -42,6 +42,8 @@ def place(kind: str, file: Path, stem: str) -> str:
     """
     folder = artifact_folder(kind)
     others = [Path(other) for other in folder_paths.get_folder_paths(f"{kind}s")]
+    if kind == "embedding":  # the host looks for a prompt's word in all sub-folders, in no certain order
+        others += [below for other in others for below in other.rglob("*") if below.is_dir()]
     return place_copy(file, folder, stem, [other for other in others if other != folder], kind == "checkpoint").name
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 SNAPSHOT = Path(__file__).with_name("schemas.json")
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_workflows"
 KEPT = ("default", "min", "max", "step", "options", "multiline")
+LISTINGS = ("folder", "checkpoint", "library", *(f"embedding_{row}" for row in range(1, 5)))
+"""Inputs whose choices are files."""
 
 
 def schemas(host) -> dict:
@@ -20,9 +22,9 @@ def schemas(host) -> dict:
             for key, (kind, *rest) in node["input"].get(group, {}).items():
                 facts = {fact: rest[0][fact] for fact in KEPT if rest and fact in rest[0]}
                 options = kind if isinstance(kind, list) else facts.pop("options", None)
-                if key not in ("folder", "checkpoint") and options is not None:
+                if key not in LISTINGS and options is not None:
                     facts["options"] = options
-                facts = facts if key not in ("folder", "checkpoint") else {}
+                facts = facts if key not in LISTINGS else {}
                 inputs[key] = {"group": group, "type": "COMBO" if isinstance(kind, list) else kind, **facts}
         result[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"], strict=True))}
     return result

@@ -42,8 +42,14 @@ def tensors(path) -> dict:
     return {name: value for name, value in load_file(path).items() if not name.endswith("alpha")}
 
 
-def test_two_processes_equal_one(tiny_bases, make_spec, tmp_path):
+@pytest.mark.parametrize("method, dropout", [
+    (None, 0.0),
+    (specs.TextualInversionSpec(token="square"), 0.5),  # some batches of a process do not hold the word
+], ids=["LoRA", "new word"])
+def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_path):
     parts = parts_with_everything(tmp_path)
+    parts["method"] = method or parts["method"]
+    parts["training"] = parts["training"].model_copy(update={"caption_dropout": dropout})
     one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", [])
     two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", LAUNCH)
     assert next(event["processes"] for event in two.events() if event["event"] == "model") == 2

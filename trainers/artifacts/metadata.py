@@ -137,6 +137,15 @@ def _typed(values) -> str | None:
     return ", ".join(f"{block}={number:g}" for block, number in values) or None
 
 
+def embedding_metadata(metadata: Mapping[str, str], family_metadata: Mapping[str, str], token: str,
+                       vectors: int) -> dict[str, str]:
+    """A run's metadata as that of its embedding. `token` is the word of the captions."""
+    kept = {name: value for name, value in metadata.items() if name not in ("ss_unet_lr", "ss_text_encoder_lr")}
+    architecture = family_metadata["modelspec.architecture"] + "/textual-inversion"
+    return {**kept, "modelspec.architecture": architecture, "modelspec.trigger_phrase": token,
+            "ss_num_vectors_per_token": str(vectors)}
+
+
 def tag_frequency(spec: RunSpec) -> dict[str, int]:
     """How often each comma-separated tag occurs in the captions, most frequent first."""
     counts: Counter[str] = Counter()

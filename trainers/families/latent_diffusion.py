@@ -27,8 +27,9 @@ TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 class LatentDiffusion:
     """The half of the family protocol that does not differ between the generations."""
 
-    capabilities = frozenset({"lora", "text_encoder", "hypernetwork"})
+    capabilities = frozenset({"lora", "text_encoder", "hypernetwork", "textual_inversion"})
     lora_targets = LORA_TARGETS
+    embedding_keys: Mapping[str, str] = MappingProxyType({"te": "emb_params"})
 
     def latent_format(self, base) -> LatentFormat:
         config = component_config(base, "vae")

@@ -3,7 +3,6 @@
 diffusers and transformers are imported where they are needed: the nodes read a family's title and presets inside
 ComfyUI's process, which should neither wait for these libraries nor carry them.
 """
-import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import nn
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
 from ..errors import UserError
-from .protocol import TextEncoders
+from .protocol import TextEncoders, whole_word
 from .recognition import CONFIGS, UNET, component_config, config_folder
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
@@ -156,8 +155,7 @@ def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:
     """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
     tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
     for word, replacement in text.aliases.items():
-        whole_word = re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
-        captions = [whole_word.sub(lambda _: replacement, caption) for caption in captions]
+        captions = [whole_word(word).sub(lambda _: replacement, caption) for caption in captions]
     batch = tokenizer(list(captions), padding="max_length", max_length=module.config.max_position_embeddings,
                       truncation=True, return_tensors="pt")
     return batch.input_ids.to(next(module.parameters()).device)

@@ -3,6 +3,7 @@
 A family is one object. It holds no weights: `load_*` functions return modules and the other functions take them, so
 that parts can be loaded, used and freed one at a time.
 """
+import re
 from dataclasses import dataclass
 from typing import Mapping, Protocol, Sequence
 
@@ -52,6 +53,11 @@ class TextEncoders(nn.Module):
         self.aliases: dict[str, str] = {}
 
 
+def whole_word(word: str) -> re.Pattern:
+    """Finds a word in captions, whatever its case, but not as a part of a longer one."""
+    return re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
+
+
 class Family(Protocol):
     name: str
     """Identifier in specs, for example "sd1"."""
@@ -61,6 +67,8 @@ class Family(Protocol):
     lora_targets: Mapping[str, str]
     """Choice of `LoraSpec.targets` → regular expression over the denoiser's module names."""
     lora_preset: LoraPreset
+    embedding_keys: Mapping[str, str]
+    """Text encoder → the name of its vectors in embedding files."""
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
 

@@ -19,6 +19,7 @@ class StableDiffusionXL(LatentDiffusion):
         text_encoder_learning_rate=0.0,
         source="diffusers README: 1e-4; kohya docs: denoiser only; min-SNR gamma 5 in the kohya GUI's SDXL presets",
     )
+    embedding_keys = MappingProxyType({"te1": "clip_l", "te2": "clip_g"})
     metadata = MappingProxyType({
         "ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False",
         "modelspec.architecture": "stable-diffusion-xl-v1-base",

@@ -8,6 +8,8 @@ from .protocol import Method
 _WHERE = {
     "lora": ("lora", "Lora"),
     "hypernetwork": ("hypernetwork", "Hypernetwork"),
+    "textual_inversion": ("textual_inversion", "TextualInversion"),
+    "pivotal": ("pivotal", "Pivotal"),
 }
 KINDS = tuple(_WHERE)
 
