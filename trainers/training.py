@@ -104,7 +104,10 @@ class Training:
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         count = sum(each.numel() for each in self.parameters.values())
         # Weights and two moments in float32 per checkpoint, one checkpoint more than kept while saving.
-        ensure_space(self.run.folder, 12 * count * (spec.checkpoints.keep + 1))
+        # Where the base itself is trained, each has a file of the whole model: half as much again as the denoiser at most.
+        whole = 1.5 * sum(each.numel() for each in denoiser.parameters()) if self.method.trains_base() else 0
+        per_checkpoint = 12 * count + int(whole * (4 if spec.method.file_precision == "fp32" else 2))
+        ensure_space(self.run.folder, per_checkpoint * (spec.checkpoints.keep + 1))
         self.emit("model", family=self.family.title, objective=spec.base.objective, device=str(self.device),
                   precision=str(self.dtype).removeprefix("torch."), trainable=count,
                   processes=self.accelerator.num_processes)
@@ -213,7 +216,8 @@ class Training:
             report = {
                 "steps": self.finished_steps, **facts,
                 "loss_first_tenth": sum(losses[:tenth]) / tenth, "loss_last_tenth": sum(losses[-tenth:]) / tenth,
-                "seconds": round(time.monotonic() - self.began, 1), "notes": self.data.notes,
+                "seconds": round(time.monotonic() - self.began, 1),
+                "notes": [*self.data.notes, *facts.get("notes", [])],
             }
             write_json(self.run.report_path, report)
         self.accelerator.wait_for_everyone()

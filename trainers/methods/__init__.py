@@ -5,7 +5,7 @@ from ..errors import UserError
 from ..families.protocol import Family
 from .protocol import Method
 
-_WHERE = {"lora": ("lora", "Lora")}
+_WHERE = {"lora": ("lora", "Lora"), "full": ("full", "Full")}
 KINDS = tuple(_WHERE)
 
 
