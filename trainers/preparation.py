@@ -13,6 +13,7 @@ from .data.batches import BatchOrder, CachedPicture, Source, prior_batches
 from .data.buckets import Crop, bucket_sizes, fit
 from .data.caches import TensorCache
 from .data.pictures import crop_pixels, read_picture
+from .data.triggers import trigger_notes
 from .errors import UserError
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
 from .files import ensure_space
@@ -56,7 +57,9 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         vae = latents.fill(crops, accelerator.device, emit)
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
-    notes += length_notes(family, spec)
+    tokenizers = family.load_tokenizers(spec.base)
+    notes += length_notes(family, tokenizers, spec)
+    notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
     if keep_text is not None:
         text = load_text(spec, family, keep_text)
     elif accelerator.is_main_process:
@@ -192,9 +195,8 @@ def crop_notes(pictures: Sequence[Picture], crops: Sequence[Crop]) -> list[str]:
     return notes
 
 
-def length_notes(family: Family, spec: RunSpec) -> list[str]:
+def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:
     """Which captions are cut because they have more tokens than the text encoder takes."""
-    tokenizers = family.load_tokenizers(spec.base)
     long = [(count, picture.name, room) for picture in spec.dataset.pictures
             for count, room in [family.token_count(tokenizers, picture.caption)] if count > room]
     if not long:
