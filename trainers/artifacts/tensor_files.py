@@ -111,7 +111,7 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, s
     digest = hashlib.sha256()
     with temporary_beside(path) as temporary:
         with open(temporary, "wb") as file:
-            file.write(_header(ordered, metadata, "0" * 64))
+            file.write(header_bytes(ordered, metadata, "0" * 64))
             for entry in ordered:
                 for piece in entry.pieces():
                     data = _bytes(piece, entry.dtype)
@@ -119,12 +119,12 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, s
                     file.write(data)
             size = file.tell()
             file.seek(0)
-            file.write(_header(ordered, metadata, digest.hexdigest()))
+            file.write(header_bytes(ordered, metadata, digest.hexdigest()))
         os.replace(temporary, path)
     return size
 
 
-def _header(entries: Sequence[Entry], metadata: Mapping[str, str], digest: str) -> bytes:
+def header_bytes(entries: Sequence[Entry], metadata: Mapping[str, str], digest: str) -> bytes:
     content: dict = {"__metadata__": {**metadata, "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}}
     place = 0
     for entry in entries:
