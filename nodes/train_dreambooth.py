@@ -79,7 +79,7 @@ class TrainDreamBooth(io.ComfyNode):
                                                "Train nodes read. Set shard_size to 0 on Train DreamBooth.")
         return io.NodeOutput(
             model, clip, vae, trained, ckpt_name, {"loss": finished.run.losses()}, summary,
-            ui={"text": [summary], **({"checkpoint": [ckpt_name]} if files == [finished.run.artifact] else {})},
+            ui={"text": [summary], **({"checkpoint": [ckpt_name]} if "checkpoint" in finished.names else {})},
         )
 
 

@@ -106,7 +106,7 @@ class Training:
         # Weights and two moments in float32 per checkpoint, one checkpoint more than kept while saving.
         # Where the base itself is trained, each has a file of the whole model: half as much again as the denoiser at most.
         whole = 1.5 * sum(each.numel() for each in denoiser.parameters()) if self.method.trains_base() else 0
-        per_checkpoint = 12 * count + int(whole * (4 if spec.method.file_precision == "fp32" else 2))
+        per_checkpoint = 12 * count + int(whole * (4 if getattr(spec.method, "file_precision", "fp32") == "fp32" else 2))
         ensure_space(self.run.folder, per_checkpoint * (spec.checkpoints.keep + 1))
         self.emit("model", family=self.family.title, objective=spec.base.objective, device=str(self.device),
                   precision=str(self.dtype).removeprefix("torch."), trainable=count,

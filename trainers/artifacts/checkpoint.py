@@ -39,19 +39,20 @@ def _name(dtype: torch.dtype) -> str:
 
 def save_checkpoint(folder: Path, name: str, entries: Sequence[Entry], metadata: Mapping[str, str],
                     shard_size: float = 0.0) -> dict:
-    """Write a checkpoint, one tensor in memory at a time. `shard_size` is in GB; 0 writes one file.
+    """Write a checkpoint, one tensor in memory at a time. `shard_size` is in GB; 0 writes one file, and so does
+    a size that the whole of it fits in.
 
     Returns {"files", "keys", "bytes"} for the report. Files are of the kind "checkpoint"; those of a sharded one are of
     the kind "shard", because only all of them together can be loaded.
     """
     shards = _shards(entries, int(shard_size * 1e9)) if shard_size else [list(entries)]
-    files, places = [], {}
+    files, places, several = [], {}, len(shards) > 1
     for number, shard in enumerate(shards, start=1):
-        stem = f"{name}-{number:05}-of-{len(shards):05}" if shard_size else name
+        stem = f"{name}-{number:05}-of-{len(shards):05}" if several else name
         size = write_entries(folder / f"{stem}.safetensors", shard, metadata)
-        files.append({"kind": "shard" if shard_size else "checkpoint", "name": f"{stem}.safetensors", "bytes": size})
+        files.append({"kind": "shard" if several else "checkpoint", "name": f"{stem}.safetensors", "bytes": size})
         places |= {entry.name: f"{stem}.safetensors" for entry in shard}
-    if shard_size:
+    if several:
         index = folder / f"{name}.safetensors.index.json"
         write_json(index, {"metadata": {"total_size": sum(entry.bytes for entry in entries)}, "weight_map": places})
         files.append({"kind": "shard", "name": index.name, "bytes": index.stat().st_size})
