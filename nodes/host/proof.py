@@ -68,7 +68,7 @@ def unmatched_tensors(files: list[Path], base_files: list[Path], family: str, co
         found["text encoder"] = model_config.process_clip_state_dict(dict(shapes))
         return [each for part in wanted for each in _differences(part, found[part], wanted[part])]
 
-    before = set(problems(base_files))
+    before = set(problems(base_files) if base_files else [])
     return [problem for problem in problems(files) if problem not in before]
 
 

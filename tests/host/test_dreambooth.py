@@ -6,8 +6,8 @@ import pytest
 from graphs import dreambooth, sampling
 from host_server import NodeFailed, PromptInterrupted
 from safetensors import safe_open
-from safetensors.torch import load_file
-from test_training import pictures_of
+from safetensors.torch import load_file, save_file
+from test_training import forget, pictures_of
 
 
 def test_the_checkpoint_draws_otherwise_and_is_a_base_again(host):
@@ -58,6 +58,21 @@ def test_shards_are_used_here_and_refused_as_a_file(host):
     prompt["again"] = {"class_type": "FineTuneTrainDreamBooth",
                        "inputs": {**prompt["train"]["inputs"], "base": ["train", 3], "name": "never"}}
     with pytest.raises(NodeFailed, match="Set shard_size to 0"):
+        host.run(prompt)
+
+
+def test_a_file_that_lacks_a_tensor_is_noticed(host):
+    prompt = dreambooth(name="damaged", steps=1)
+    host.run(prompt)
+    run = host.output / "finetune" / "damaged"
+    weights, report = load_file(run / "damaged.safetensors"), json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert report.pop("unmatched_keys") == []
+    del weights["first_stage_model.decoder.conv_in.bias"]
+    (run / "damaged.safetensors").unlink()
+    save_file(weights, run / "damaged.safetensors")
+    (run / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    forget(host)
+    with pytest.raises(NodeFailed, match="would not load 1 weights of its file, for example 'VAE: decoder.conv_in.bias is"):
         host.run(prompt)
 
 
