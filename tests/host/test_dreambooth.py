@@ -1,13 +1,20 @@
 """DreamBooth in a real ComfyUI: the checkpoint is drawn with, loaded by name, and trained on again."""
 import json
+import time
 
 import numpy as np
 import pytest
 from graphs import dreambooth, sampling
 from host_server import NodeFailed, PromptInterrupted
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_training import forget, pictures_of
+
+
+def pictures_of(host, outputs: dict, node: str) -> np.ndarray:
+    """The pictures that a SaveImage node wrote, float32 [count, height, width, 3] in 0…1."""
+    files = [host.output / image["subfolder"] / image["filename"] for image in outputs[node]["images"]]
+    return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
 
 
 def test_the_checkpoint_draws_otherwise_and_is_a_base_again(host):
@@ -71,7 +78,8 @@ def test_a_file_that_lacks_a_tensor_is_noticed(host):
     (run / "damaged.safetensors").unlink()
     save_file(weights, run / "damaged.safetensors")
     (run / "report.json").write_text(json.dumps(report), encoding="utf-8")
-    forget(host)
+    host._request("/free", {"unload_models": True, "free_memory": True})  # or the host's cache would answer
+    time.sleep(1.5)
     with pytest.raises(NodeFailed, match="would not load 1 weights of its file, for example 'VAE: decoder.conv_in.bias is"):
         host.run(prompt)
 
