@@ -5,6 +5,7 @@ from .dataset import LoadImageDataset
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .prompts import PromptList
 from .settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
+from .train_dreambooth import TrainDreamBooth
 from .train_hypernetwork import TrainHypernetwork
 from .train_lora import TrainLora
 from .train_pivotal import TrainPivotal
@@ -14,5 +15,5 @@ from .watching import PreviewsAndCheckpoints
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
     MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
-    MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary,
+    MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
 ]

@@ -213,8 +213,14 @@ def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], 
     if run.report is None:
         train(run, spec, progress)
     report = with_load_check(run, load_check)
-    names = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name) for file in report["files"]}
+    files = placeable(report["files"])
+    names = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name) for file in files}
     return Finished(run, spec, report, names, progress)
+
+
+def placeable(files: list[dict]) -> list[dict]:
+    """Files that loaders of the host take. The shards of a checkpoint stay in the folder of the run."""
+    return [file for file in files if file["kind"] != "shard"]
 
 
 def train(run: Run, spec: RunSpec, progress: host.NodeProgress):
@@ -281,7 +287,9 @@ class Display:
         files = [file for file in self.saved if (folder / file["name"]).exists()]
         if not files:
             return "cancelled before the first step"
-        names = [host.place(file["kind"], folder / file["name"], (folder / file["name"]).stem) for file in files]
+        if not placeable(files):
+            return f"cancelled and saved at step {step} in {self.run.name}/checkpoints. Queue again to go on."
+        names = [host.place(file["kind"], folder / file["name"], (folder / file["name"]).stem) for file in placeable(files)]
         return f"cancelled and saved at step {step}: {', '.join(names)}. Queue again to go on."
 
 

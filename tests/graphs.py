@@ -34,6 +34,16 @@ def training_node(node: str, **widgets) -> dict:
     return {**prompt, "train": {"class_type": node, "inputs": {**inputs, **widgets}}}
 
 
+def dreambooth(**widgets) -> dict:
+    """Demo base + example dataset, and the same as class pictures → Train DreamBooth ("train")."""
+    prompt = training()
+    prompt["train"] = {"class_type": "FineTuneTrainDreamBooth", "inputs": {
+        "base": ["demo", 3], "dataset": ["data", 0], "class_images": ["data", 0], "name": "test", "steps": 3,
+        "learning_rate": 1e-3, "text_encoder_learning_rate": 0.0, "batch_size": 2, "resolution": 64,
+        "preview_prompts": "", "preview_every": 0, "checkpoint_every": 0, "training_seed": 0, **widgets}}
+    return prompt
+
+
 def sampling(prompt: dict, model: list, clip: list, prefix: str, seeds: int = 8) -> dict:
     """Add: one picture batch of a lion, drawn by the core's nodes, saved under `prefix`."""
     prompt = copy.deepcopy(prompt)

@@ -24,4 +24,6 @@ METHODS = {
     "new word and LoRA": specs.PivotalSpec(
         embedding=specs.TextualInversionSpec(token="square", vectors=2, initial_text="red"),
         lora=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3)),
+    "full": specs.FullSpec(frozen_blocks=("down.0", "mid")),
+    "full with text encoder": specs.FullSpec(text_encoder_learning_rate=1e-3, file_precision="fp32"),
 }

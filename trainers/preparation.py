@@ -15,6 +15,7 @@ from .data.caches import TensorCache
 from .data.masks import MaskCache
 from .data.pictures import crop_pixels, read_picture
 from .data.split import split
+from .data.triggers import trigger_notes
 from .errors import UserError
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
 from .files import ensure_space
@@ -65,7 +66,9 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         vae = latents.fill(crops, accelerator.device, emit)
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
-    notes += length_notes(family, spec)
+    tokenizers = family.load_tokenizers(spec.base)
+    notes += length_notes(family, tokenizers, spec)
+    notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
     if keep_text is not None:
         text = load_text(spec, family, keep_text)
     elif accelerator.is_main_process:
@@ -222,9 +225,8 @@ def held_out_notes(pictures: Sequence[Picture], held_out: Sequence[Picture]) -> 
     return [f"{len(held_out)} of {len(pictures)} pictures are held out for validation and not trained: {names}"]
 
 
-def length_notes(family: Family, spec: RunSpec) -> list[str]:
+def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:
     """Which captions are cut because they have more tokens than the text encoder takes."""
-    tokenizers = family.load_tokenizers(spec.base)
     long = [(count, picture.name, room) for picture in spec.dataset.pictures
             for count, room in [family.token_count(tokenizers, picture.caption)] if count > room]
     if not long:

@@ -142,8 +142,11 @@ class Training:
         decay = spec.training.ema_decay
         self.mean = ParameterMean(self.parameters, decay) if decay else None
         # Weights in float32, their mean and the optimizer's state; one checkpoint more than kept while saving.
+        # Where the base itself is trained, each has a file of the whole model: half as much again as the denoiser at most.
         size = 4 + optimizers.STATE_BYTES[spec.optimizer.name] + (4 if self.mean else 0)
-        ensure_space(self.run.folder, size * count * (spec.checkpoints.keep + 1))
+        whole = 1.5 * sum(each.numel() for each in denoiser.parameters()) if self.method.trains_base() else 0
+        per_file = int(whole * (4 if getattr(spec.method, "file_precision", "fp32") == "fp32" else 2))
+        ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1))
         self.emit("model", family=self.family.title, objective=spec.base.objective, device=str(self.device),
                   precision=str(self.dtype).removeprefix("torch."), trainable=count,
                   processes=self.accelerator.num_processes)
@@ -261,7 +264,8 @@ class Training:
             report = {
                 "steps": self.finished_steps, **facts,
                 "loss_first_tenth": sum(losses[:tenth]) / tenth, "loss_last_tenth": sum(losses[-tenth:]) / tenth,
-                "seconds": round(time.monotonic() - self.began, 1), "notes": self.data.notes,
+                "seconds": round(time.monotonic() - self.began, 1),
+                "notes": [*self.data.notes, *facts.get("notes", [])],
                 "stopped_early": early, **self.watching.report(),
             }
             write_json(self.run.report_path, report)

@@ -27,13 +27,13 @@ from .folders import (  # noqa: E402
     place,
     saved_picture,
 )
-from .native import load_native  # noqa: E402
-from .proof import unloaded_widths, unmatched_keys  # noqa: E402
-from .running import NodeProgress, follow, free_memory, require_packages, training_device  # noqa: E402
+from .native import load_checkpoint, load_native  # noqa: E402
+from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
+from .running import NodeProgress, blocked, follow, free_memory, require_packages, training_device  # noqa: E402
 
 __all__ = [
-    "DEMO_BASE", "NodeProgress", "base_choices", "base_path", "dataset_choices", "dataset_folder", "follow", "free_memory",
-    "embedding_choices", "embedding_path", "embedding_prompt", "library_choices", "library_path", "load_native",
-    "output_folder", "place", "place_library", "require_packages", "saved_picture", "training_device", "unloaded_vectors",
-    "unloaded_widths", "unmatched_keys",
+    "base_choices", "base_path", "blocked", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices",
+    "embedding_path", "embedding_prompt", "follow", "free_memory", "library_choices", "library_path", "load_checkpoint",
+    "load_native", "NodeProgress", "output_folder", "place", "place_library", "require_packages", "saved_picture",
+    "training_device", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors",
 ]

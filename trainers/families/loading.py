@@ -19,6 +19,8 @@ TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
 SINGLE_FILE_PREFIXES = {"unet": UNET, "vae": "first_stage_model."}
 TENSORS_AT_ONCE = 32
+DIFFUSION_STEM, TEXT_STEM = "diffusion_pytorch_model", "model"
+"""Names of weight files in diffusers folders."""
 
 
 @contextmanager
@@ -42,13 +44,20 @@ def _variant(folder: Path, stem: str) -> str | None:
     return None if plain else "fp16"
 
 
+def component_files(base, component: str, stem: str) -> list[Path]:
+    """The weight files that a component of a diffusers folder is loaded from."""
+    folder = Path(base.path) / component
+    half = _variant(folder, stem) is not None
+    return [file for file in sorted(folder.glob(f"{stem}*.safetensors")) if (".fp16" in file.name) == half]
+
+
 def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Module:
     """A diffusers model (UNet or VAE), frozen, in evaluation mode, on the CPU."""
     with explained(component, base):
         if base.layout == "diffusers":
             model = model_class.from_pretrained(
                 base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
-                variant=_variant(Path(base.path) / component, "diffusion_pytorch_model"),
+                variant=_variant(Path(base.path) / component, DIFFUSION_STEM),
             )
         else:
             model = model_class.from_single_file(
@@ -99,7 +108,7 @@ def load_text_encoder(base, component: str, dtype: torch.dtype, prefix: str, pro
         if base.layout == "diffusers":
             model = model_class.from_pretrained(
                 base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
-                variant=_variant(Path(base.path) / component, "model"),
+                variant=_variant(Path(base.path) / component, TEXT_STEM),
             )
         else:
             model = model_class(CLIPTextConfig.from_dict(component_config(base, component)))

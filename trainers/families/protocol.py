@@ -5,10 +5,12 @@ that parts can be loaded, used and freed one at a time.
 """
 import re
 from dataclasses import dataclass
-from typing import Mapping, Protocol, Sequence
+from typing import Iterator, Mapping, Protocol, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ..artifacts.tensor_files import Entry
 
 Conditioning = dict[str, Tensor]
 """Named tensors with a leading batch dimension, as the family's denoiser wants them."""
@@ -122,3 +124,16 @@ class Family(Protocol):
 
     def block_names(self, base) -> list[str]:
         """All blocks of a base model's denoiser, in the order of the data flow."""
+
+    def checkpoint_entries(self, base, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype,
+                           zero_terminal: bool = False) -> list[Entry]:
+        """Every tensor of a single file in the original layout, in `dtype`: the trained denoiser and text encoders (those
+        in `encoders`), all else as the base has it. Tensors are read when they are written. `zero_terminal`: trained with
+        a noise schedule that ends in pure noise."""
+
+    def trained_and_base(self, base, denoiser: nn.Module,
+                         encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of trained tensors and those they started as, which are read from the base one at a time."""
+
+    def objective_note(self, base, denoiser: nn.Module) -> str | None:
+        """A sentence when ComfyUI cannot tell from a checkpoint what the model predicts."""

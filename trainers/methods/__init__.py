@@ -7,8 +7,9 @@ from .protocol import Method
 
 _WHERE = {
     "lora": ("lora", "Lora"),
-    "hypernetwork": ("hypernetwork", "Hypernetwork"),
+    "full": ("full", "Full"),
     "textual_inversion": ("textual_inversion", "TextualInversion"),
+    "hypernetwork": ("hypernetwork", "Hypernetwork"),
     "pivotal": ("pivotal", "Pivotal"),
 }
 KINDS = tuple(_WHERE)
