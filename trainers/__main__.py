@@ -4,7 +4,8 @@
     python -m trainers class-pictures SPEC.json   let a base draw class pictures, or the missing ones
     python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
 
-For several processes, put `accelerate launch --num_processes N` before `trainers/__main__.py` instead of `-m trainers`.
+For several processes, put `accelerate launch --multi_gpu --num_processes N` before `trainers/__main__.py` instead of
+`-m trainers`; on CPUs too, where accelerate's own --cpu would start only one.
 """
 import argparse
 import os

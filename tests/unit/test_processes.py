@@ -13,8 +13,10 @@ from finetune.trainers.run import SCRIPT, TrainingProcess
 from finetune.trainers.runs import open_run
 from safetensors.torch import load_file
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no"]
+# With --cpu, accelerate starts a single process whatever --num_processes says; --multi_gpu starts as many as asked for, and
+# the spec's device makes them train on the CPU. Port 0 is a free one.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+          "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
 def train(spec, path, launch):
