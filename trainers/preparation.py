@@ -92,7 +92,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         prior = source(class_pictures, size, randomness.CLASS_ORDER)
     return Prepared(
         subject=subject, prior=prior, prior_rate=rate,
-        held_out={picture.digest: cached(picture) for picture in held_out},
+        held_out={picture.digest: cached(picture, masks) for picture in held_out},
         steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
         buckets=Counter(crops[picture].bucket for picture in trained), latent_format=form,
         vae=vae.cpu() if vae is not None and spec.previews.every else None, text=text, captions=captions,

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from . import randomness
 from .data.batches import Batch, CachedPicture
 from .data.split import number_of
 from .families.protocol import Conditioning
+from .losses import weighted_loss
 from .objectives import FlowObjective, Objective
 
 LEVELS = 4
@@ -25,7 +25,8 @@ LEVELS = 4
 def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objective, held_out: Mapping[str, CachedPicture],
                     conditioning: Callable[[str], Conditioning] | None, seed: int,
                     on_progress: Callable[[int, int], None] = lambda done, total: None) -> float:
-    """Mean squared error over all pictures of `held_out` (by digest) and their noise levels, without weights or dropout.
+    """Mean squared error over all pictures of `held_out` (by digest) and their noise levels, without weights or dropout; in
+    a masked run with the masks of the pictures.
 
     The processes share the pictures; all of them must call this and all get the same number, which does not depend on how
     many they are. `conditioning` is None when the text encoders train. Leaves the model in evaluation mode.
@@ -39,7 +40,8 @@ def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objec
             noisy, timesteps, target = noised(objective, batch.latents, draw)
             with accelerator.autocast():
                 prediction = model(noisy, timesteps, batch)
-            losses[place] = F.mse_loss(prediction.float(), target.float())
+            losses[place] = weighted_loss(prediction, target, torch.ones(LEVELS, device=accelerator.device), "l2",
+                                          masks=batch.masks, unmasked_weight=objective.settings.unmasked_weight)
             on_progress(place + 1, len(held_out))
     return float(accelerator.reduce(losses, reduction="sum").mean())
 
@@ -50,7 +52,8 @@ def batch_of(picture: CachedPicture, conditioning, device: torch.device) -> Batc
         name: tensor.to(device).repeat_interleave(LEVELS, 0) for name, tensor in conditioning(picture.caption).items()}
     sizes = torch.tensor([picture.crop.sizes] * LEVELS, dtype=torch.float32, device=device)
     latents = picture.latents().to(device).expand(LEVELS, -1, -1, -1)
-    return Batch(latents, (picture.caption,) * LEVELS, known, sizes, generators=())
+    masks = picture.mask().to(device).expand(LEVELS, -1, -1, -1) if picture.mask else None
+    return Batch(latents, (picture.caption,) * LEVELS, known, sizes, generators=(), masks=masks)
 
 
 def noised(objective: Objective, latents: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

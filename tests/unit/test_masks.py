@@ -10,7 +10,7 @@ from finetune.trainers.data.masks import MaskCache, fits, latent_mask, read_mask
 from finetune.trainers.errors import UserError
 from finetune.trainers.objectives import make_objective
 from finetune.trainers.runs import open_run
-from finetune.trainers.training import Training, make_accelerator
+from finetune.trainers.training import Training, make_accelerator, train_run
 from PIL import Image
 from tiny import half_mask, make_masked_pictures
 
@@ -187,3 +187,23 @@ def test_training_ignores_what_the_mask_leaves_black(tiny_bases, make_spec, tmp_
     masked_left, masked_right = errors("masked", objective=MASKED)
     assert masked_left < 1.05 * left
     assert masked_right > 1.4 * right
+
+
+def test_validation_looks_where_the_training_does(tiny_bases, make_spec, tmp_path):
+    """The weight is linear: 0.25 everywhere and 0.75 more in the mask."""
+    dataset = scan_folder(str(make_masked_pictures(tmp_path / "pictures")), "pictures")
+
+    def before_training(**objective) -> float:
+        losses, spec = [], make_spec(
+            tiny_bases["sd1"], dataset=dataset, objective=specs.ObjectiveSpec(**objective), name=f"run{len(objective)}",
+            training=specs.TrainingSpec(steps=1, resolution=64), validation=specs.ValidationSpec(share=0.5))
+
+        def emit(event, **fields):
+            losses.extend([fields["loss"]] if event == "validation" else [])
+
+        train_run(spec, open_run(spec), emit)
+        return losses[0]
+
+    everywhere, inside, between = (before_training(masked=True, unmasked_weight=weight) for weight in (1.0, 0.0, 0.25))
+    assert everywhere == before_training() and 0 < inside < 0.9 * everywhere
+    assert between == pytest.approx(0.25 * everywhere + 0.75 * inside, rel=1e-5)
