@@ -1,5 +1,6 @@
 """Learnt words in a real ComfyUI: trained by the node, called by prompts, merged, kept in libraries."""
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from graphs import training
 from host_server import NodeFailed, PromptRejected
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+NOT_THERE = "is not there|not in list"
+"""Newer hosts compare choices with their lists themselves."""
 
 
 def word_training(class_type="FineTuneTrainTextualInversion", **widgets) -> dict:
@@ -193,12 +197,12 @@ def test_a_merge_is_a_file_over_nothing(host, words):
     ({"embedding_1": "one.safetensors"}, "at least two embeddings"),
     ({"embedding_1": "one.safetensors", "embedding_2": "xl.safetensors"}, "is for Stable Diffusion 1.x"),
     ({"embedding_1": "one.safetensors", "embedding_2": "two.safetensors", "weight_2": -1.0}, "sum to 0"),
-    ({"embedding_1": "one.safetensors", "embedding_2": "../../secret.pt"}, "not in list"),
+    ({"embedding_1": "one.safetensors", "embedding_2": "../../secret.pt"}, NOT_THERE),
     ({"name": "../evil", "embedding_1": "one.safetensors", "embedding_2": "two.safetensors"}, "name is '../evil'"),
     ({"name": "two words", "embedding_1": "one.safetensors", "embedding_2": "two.safetensors"}, "cannot call a name"),
 ])
 def test_merges_that_cannot_be(host, words, rows, words_):
-    assert words_ in sentence(host, {"a": merging(**rows)})
+    assert re.search(words_, sentence(host, {"a": merging(**rows)}))
 
 
 def test_a_library_from_saving_to_prompts(host, words):
@@ -236,9 +240,9 @@ def test_libraries_that_lead_elsewhere_are_refused(host, words):
             "format": "embedding library", "version": 1, "embeddings": {"secret": {"file": file}}}), encoding="utf-8")
     view = {"class_type": "PreviewAny", "inputs": {"source": ["load", 0]}}
     for name, said in (("up", "no file inside the embeddings folder"), ("absolute", "no file inside the embeddings folder"),
-                       ("../../secret", "not in list")):
+                       ("../../secret", NOT_THERE)):
         load = {"class_type": "FineTuneLoadEmbeddingLibrary", "inputs": {"library": name, "entry": "", "text": "{}"}}
-        assert said in sentence(host, {"load": load, "show": view})
+        assert re.search(said, sentence(host, {"load": load, "show": view}))
     for name, entries, said in (("../evil", "one", "name is '../evil'"), ("fine", "../secret", "not there"),
                                 ("fine", "nobody", "'nobody' is not there"), ("fine", "a\nb = a", "not there"),
                                 ("fine", "one\none = two", "Two embeddings are called 'one'")):
