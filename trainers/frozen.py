@@ -1,8 +1,9 @@
 """Frozen layers whose weights are stored in 8 bits and computed with in the run's precision.
 
-The backward pass through a frozen layer needs its weight again. Wrappers made for inference (diffusers' layerwise casting,
-torchao's weight-only tensors) leave the unpacked weight of every layer to autograd until then, which costs more than was
-saved. These layers keep the packed weight alone and unpack it a second time.
+The backward pass through a frozen layer needs its weight again. Wrappers made for inference do not provide for that:
+diffusers' layerwise casting leaves the unpacked weights of linear layers to autograd until then and fails at convolutions
+in float32; torchao's weight-only tensors leave them too, and have no convolutions. These layers keep the packed weight
+alone and unpack it a second time.
 """
 from typing import Literal
 
@@ -51,7 +52,8 @@ def pack(weight: Tensor, precision: Literal["fp8", "int8"]) -> tuple[Tensor, Ten
 
 def unpack(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     values = packed if packed.dtype == torch.int8 else packed.view(FP8)
-    return (values.float() * scale).to(dtype)  # a scale may be too small a number for fp16
+    # Packed values are exact in every dtype, but scales are not, and may be too small for fp16: multiplied as float32.
+    return values.to(dtype).mul_(scale)
 
 
 class _Layer:
