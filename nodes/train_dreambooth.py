@@ -79,7 +79,8 @@ class TrainDreamBooth(io.ComfyNode):
                                                "Train nodes read. Set shard_size to 0 on Train DreamBooth.")
         return io.NodeOutput(
             model, clip, vae, trained, ckpt_name, {"loss": finished.run.losses()}, summary,
-            ui={"text": [summary], **({"checkpoint": [ckpt_name]} if "checkpoint" in finished.names else {})},
+            ui={"text": [summary], "images": finished.pictures(),
+                **({"checkpoint": [ckpt_name]} if "checkpoint" in finished.names else {})},
         )
 
 

@@ -84,7 +84,7 @@ class TrainHypernetwork(io.ComfyNode):
         )
         finished.show(summary)
         return io.NodeOutput(file, {"loss": finished.run.losses()}, summary,
-                             ui={"text": [summary], "hypernetwork": [file]})
+                             ui={"text": [summary], "hypernetwork": [file], "images": finished.pictures()})
 
 
 def parse_structure(text: str) -> tuple[float, ...]:

@@ -83,7 +83,8 @@ class TrainPivotal(io.ComfyNode):
         finished.show(summary)
         return io.NodeOutput(
             load_file(finished.path("lora")), lora_name, load_embedding(finished.path("embedding")), prompt,
-            {"loss": finished.run.losses()}, summary, ui={"text": [summary], "lora": [lora_name]},
+            {"loss": finished.run.losses()}, summary,
+            ui={"text": [summary], "lora": [lora_name], "images": finished.pictures()},
         )
 
 

@@ -83,7 +83,8 @@ class TrainTextualInversion(io.ComfyNode):
         finished.show(summary)
         return io.NodeOutput(
             load_embedding(finished.path("embedding")), prompt.removeprefix("embedding:"), prompt,
-            {"loss": finished.run.losses()}, summary, ui={"text": [summary]},
+            {"loss": finished.run.losses()}, summary,
+            ui={"text": [summary], "images": finished.pictures()},
         )
 
 

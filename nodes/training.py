@@ -266,7 +266,7 @@ class Display:
                     f"{clock(event['seconds_left'])} left")
             rates = event["learning_rates"]
             if len(set(rates.values())) > 1:
-                line += "\nlearning rate " + ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
+                line += "\nlearning rate " + ", ".join(f"{name}: {rate:.3g}" for name, rate in rates.items())
             self.progress.show("\n".join([line, *self.notes]), self.step, total)
         elif kind == "preview":
             picture = Image.open(event["path"]).convert("RGB")

@@ -146,7 +146,8 @@ class Training:
         size = 4 + optimizers.STATE_BYTES[spec.optimizer.name] + (4 if self.mean else 0)
         whole = 1.5 * sum(each.numel() for each in denoiser.parameters()) if self.method.trains_base() else 0
         per_file = int(whole * (4 if getattr(spec.method, "file_precision", "fp32") == "fp32" else 2))
-        ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1))
+        best = per_file if spec.validation.share else 0
+        ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1) + best)
         self.emit("model", family=self.family.title, objective=spec.base.objective, device=str(self.device),
                   precision=str(self.dtype).removeprefix("torch."), trainable=count,
                   processes=self.accelerator.num_processes)

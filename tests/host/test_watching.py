@@ -24,7 +24,7 @@ def test_a_run_that_is_watched(host):
     shown = f"Validation loss {validation['first']:.4f} before the training, best {validation['best']:.4f}"
     assert shown in outputs["text"][0] and validation["best"] < validation["first"]
     assert any("validation 0." in text and "step" in text for text in texts)
-    assert any("learning rate denoiser 0.001, te 0.0001" in text for text in texts)
+    assert any("learning rate denoiser: 0.001, te: 0.0001" in text for text in texts)
     assert "are held out for validation" in outputs["text"][0]
     sheets = sorted(path.name for path in (run / "previews").iterdir())
     assert sheets == ["progress.png", "step_000000.png", "step_000006.png", "step_000012.png"]

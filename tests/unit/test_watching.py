@@ -168,6 +168,21 @@ def test_validation_equals_plain_diffusers(family, make_spec, tiny_bases, twelve
     assert (first["step"], last["step"]) == (0, 1) and first["loss"] != last["loss"]
 
 
+def test_what_is_measured_and_drawn_are_the_mean_weights_that_are_saved(make_spec, tiny_bases, twelve):
+    def watched(name, ema_decay, **previews):
+        run, events = train(make_spec(
+            tiny_bases["sd1"], name=name, dataset=twelve, validation=specs.ValidationSpec(share=SHARE),
+            training=specs.TrainingSpec(steps=6, batch_size=2, resolution=64, ema_decay=ema_decay),
+            previews=specs.PreviewSpec(prompts=("a square",), every=6, sampler_steps=2, **previews)))
+        sheets_of_run = [np.asarray(Image.open(path)) for _, path in run.sheets()]
+        return run.losses(), list(run.curve("validation").values()), sheets_of_run
+
+    plain, mean, raw = watched("plain", 0.0), watched("mean", 0.9), watched("raw", 0.9, from_ema=False)
+    assert plain[0] == mean[0] == raw[0], "a mean beside the weights does not change them"
+    assert mean[1] == raw[1] and plain[1][0] == mean[1][0] and plain[1][1] != mean[1][1]
+    assert np.array_equal(plain[2][1], raw[2][1]) and not np.array_equal(plain[2][1], mean[2][1])
+
+
 def test_held_out_pictures_are_not_trained(make_spec, tiny_bases, twelve):
     """Their content does not matter to the training, nor to the file's account of what was trained."""
     held_out = split(twelve.pictures, SHARE)[1]
@@ -204,22 +219,23 @@ def scripted(monkeypatch):
     monkeypatch.setattr(watching.Watching, "_validate", remember)
 
 
-def patient(make_spec, base, dataset, **parts):
+def patient(make_spec, base, dataset, ema_decay=0.0):
     return make_spec(base, dataset=dataset, validation=specs.ValidationSpec(share=SHARE, every=1, patience=3),
-                     training=specs.TrainingSpec(steps=12, batch_size=2, resolution=64), **parts)
+                     training=specs.TrainingSpec(steps=12, batch_size=2, resolution=64, ema_decay=ema_decay))
 
 
-def test_early_stop_ends_where_a_hand_says_and_gives_the_best(make_spec, tiny_bases, twelve, scripted):
-    run, events = train(patient(make_spec, tiny_bases["sd1"], twelve))
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_early_stop_ends_where_a_hand_says_and_gives_the_best(ema_decay, make_spec, tiny_bases, twelve, scripted):
+    run, events = train(patient(make_spec, tiny_bases["sd1"], twelve, ema_decay))
     assert len(run.losses()) == run.report["steps"] == 7 and run.report["stopped_early"]
     assert run.report["validation"] == {"first": 0.5, "best": 0.7, "best_step": 4, "last": 0.71}
     assert any("stopped early, because 3 validations in a row" in note and "that of step 4" in note
                for note in run.report["notes"])
     # The same training cut off at step 4 gives the same file.
-    spec = patient(make_spec, tiny_bases["sd1"], twelve)
+    spec = patient(make_spec, tiny_bases["sd1"], twelve, ema_decay)
     short, _ = train(spec.model_copy(update={
         "name": "short", "validation": specs.ValidationSpec(share=SHARE, every=100),
-        "training": specs.TrainingSpec(steps=4, batch_size=2, resolution=64)}))
+        "training": spec.training.model_copy(update={"steps": 4})}))
     one, other = load_file(run.artifact), load_file(short.artifact)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
     last = load_file(run.checkpoint_folder(7) / "run_step000007.safetensors")
