@@ -161,6 +161,13 @@ class HostServer:
         """Stop the prompt that is running."""
         self._request("/interrupt", {})
 
+    def forget(self) -> None:
+        """Make ComfyUI drop its cached outputs, as it does under memory pressure or after a restart. It does so at the
+        latest after the prompt that it works on, so it gets a trifle to work on."""
+        self._request("/free", {"unload_models": True, "free_memory": True})
+        trifle = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+        self.run({"trifle": trifle, "shown": {"class_type": "PreviewImage", "inputs": {"images": ["trifle", 0]}}})
+
     def history(self, prompt_id: str) -> dict:
         """ComfyUI's record of a finished prompt; empty while it waits or runs."""
         return self._request(f"/history/{prompt_id}").get(prompt_id, {})

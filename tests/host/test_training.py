@@ -18,12 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
-def forget(host):
-    """Make the host drop its cached outputs, as it does under memory pressure or after a restart."""
-    host._request("/free", {"unload_models": True, "free_memory": True})
-    time.sleep(1.5)
-
-
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_workflows_fit_the_nodes(host, path):
     assert workflows.check(json.loads(path.read_text(encoding="utf-8")), host.object_info()) == []
@@ -106,7 +100,7 @@ def test_the_cores_nodes_take_the_lora_and_the_losses_from_their_sockets(host):
 def test_a_finished_graph_returns_at_once(host):
     prompt = training(name="again")
     first = host.run(prompt)
-    forget(host)
+    host.forget()
     started, kinds = time.monotonic(), []
     second = host.run(prompt, lambda event: kinds.append((event.kind, event.node)))
     seconds = time.monotonic() - started
