@@ -22,17 +22,17 @@ from .demo_training import DATA, HELD_OUT, Trained, demo_spec, train
 from .pack import become_host, comfyui_folder, load_pack
 from .report import RESULTS, finish
 
-TOKEN = "openmojistyle"
+WORD = "noto"
+"""The word of the captions that Textual Inversion learns anew: the name of the style."""
 ALL = "all with convolutions"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with the rate that suits it; `token`: the word that its captions need in front."""
+    """A method with the rate that suits it."""
 
     method: object
     learning_rate: float
-    token: str = ""
 
 
 CONTENDERS = {
@@ -43,11 +43,11 @@ CONTENDERS = {
     "LoKr": Contender(specs.LoraSpec(adapter="lokr", rank=8, alpha=8, targets=ALL), 4e-3),
     "DreamBooth": Contender(specs.FullSpec(), 1e-4),
     "DreamBooth, text too": Contender(specs.FullSpec(text_encoder_learning_rate=5e-5), 1e-4),
-    "Textual Inversion": Contender(specs.TextualInversionSpec(token=TOKEN, vectors=8), 1e-2, TOKEN),
-    "Hypernetwork": Contender(specs.HypernetworkSpec(), 1e-3),
+    "Textual Inversion": Contender(specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=8), 2e-2),
+    "Hypernetwork": Contender(specs.HypernetworkSpec(), 3e-4),
     "Pivotal": Contender(specs.PivotalSpec(
-        embedding=specs.TextualInversionSpec(token=TOKEN, vectors=4),
-        lora=specs.LoraSpec(rank=8, alpha=8, targets=ALL), embedding_learning_rate=5e-3), 4e-4, TOKEN),
+        embedding=specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=4, stop_at=0.5),
+        lora=specs.LoraSpec(rank=8, alpha=8, targets=ALL), embedding_learning_rate=1e-2), 4e-4),
 }
 COLUMNS = ("distance", "loss", "drift")
 
@@ -76,7 +76,7 @@ def run(name: str, data: str, options, folder: Path) -> Trained:
     safe = "".join(letter if letter.isalnum() else "_" for letter in f"{name} {data}")
     print(f"training: {name}, {data}", flush=True)
     return train(demo_spec(safe, data, contender.method, contender.learning_rate, folder, steps=options.steps,
-                           seed=options.training_seed, trigger=contender.token))
+                           seed=options.training_seed))
 
 
 # ---- measuring, in ComfyUI -----------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def evaluate(trained: dict, seeds: int, folder: Path) -> list[dict]:
             path = result.run.folder / file["name"]
             if file["kind"] == "embedding":
                 (embeddings / path.name).write_bytes(path.read_bytes())
-                prompts = [f"embedding:{path.stem}, {caption}" for caption in captions]
+                prompts = [caption.replace(WORD, f"embedding:{path.stem}") for caption in captions]
             else:
                 drawer = getattr(drawer, f"with_{file['kind']}")(path)
         rows.append({

@@ -79,7 +79,7 @@ def change(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[s
     """
     moved = length = 0.0
     for trained, base in pairs:
-        base = base.to(dtype).float()
-        moved += float((trained.to("cpu", dtype).float() - base).square().sum(dtype=torch.float64))
-        length += float(base.square().sum(dtype=torch.float64))
+        base = base.to(dtype).to(torch.float32, copy=True)
+        length += float(torch.linalg.vector_norm(base)) ** 2
+        moved += float(torch.linalg.vector_norm(base.sub_(trained.to("cpu", dtype)))) ** 2
     return {"change_norm": moved**0.5, "relative_change": (moved / length) ** 0.5 if length else 0.0}
