@@ -24,7 +24,7 @@ class MergeEmbeddings(io.ComfyNode):
         for row in range(1, ROWS + 1):
             rows += [
                 io.Combo.Input(f"embedding_{row}", options=choices, default=NONE,
-                               tooltip="A file in models/embeddings. An embedding connected to the socket of this row "
+                               tooltip="A file in models/embeddings. An embedding connected to this row "
                                        "counts instead."),
                 io.Float.Input(f"weight_{row}", default=1.0, min=-4.0, max=4.0, step=0.05,
                                tooltip="Its part of the average: the weights are divided by their sum. Below 0 leads away "
@@ -71,7 +71,7 @@ class MergeEmbeddings(io.ComfyNode):
             elif choice != NONE:
                 chosen[row] = (choice, load_embedding(host.embedding_path(existing(choice))))
         if len(chosen) < 2:
-            raise UserError("A merge needs at least two embeddings. Choose files in two of the rows, or connect sockets.")
+            raise UserError("A merge needs at least two embeddings. Choose files in two of the rows, or connect embeddings.")
         names, embeddings = zip(*chosen.values())
         weights = [rows[f"weight_{row}"] for row in chosen]
         tensors, total = merge(embeddings, weights, names), sum(weights)
