@@ -57,37 +57,7 @@ def of_kind(events, kind):
     return [event for event in events if event["event"] == kind]
 
 
-def picture(number: int) -> specs.Picture:
-    return specs.Picture(path="", name=str(number), caption="", size=(64, 64),
-                         digest=hashlib.sha256(str(number).encode()).hexdigest())
-
-
-# ---- the split -----------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
-def test_a_picture_keeps_its_side_when_others_come_and_the_share_is_met(share):
-    pictures = [picture(number) for number in range(20_000)]
-    trained, held_out = split(pictures, share)
-    assert len(held_out) / len(pictures) == pytest.approx(share, abs=4 * (share * (1 - share) / len(pictures)) ** 0.5)
-    assert sorted(trained + held_out, key=lambda each: int(each.name)) == pictures
-    fewer_trained, fewer_held_out = split(pictures[::7][::-1], share)
-    assert set(fewer_trained) <= set(trained) and set(fewer_held_out) <= set(held_out)
-
-
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_both_sides_have_a_picture_in_every_small_dataset(count):
-    for start in range(0, 300, count):
-        for share in (0.01, 0.5):
-            trained, held_out = split([picture(number) for number in range(start, start + count)], share)
-            assert trained and held_out and len(trained) + len(held_out) == count
-
-
-def test_copies_of_a_picture_stay_together():
-    copies = [picture(1), picture(2), picture(1).model_copy(update={"name": "copy"})]
-    for side in split(copies, 0.3):
-        assert len({each.digest for each in side}) == 1
-    assert split(copies, 0.0) == (copies, [])
-
+# ---- before it starts -----------------------------------------------------------------------------------------------
 
 def test_what_cannot_be_validated_is_refused_before_it_starts(make_spec, tiny_bases, twelve):
     one = twelve.model_copy(update={"pictures": twelve.pictures[:1]})
