@@ -27,7 +27,7 @@ def test_all_settings_at_once(host):
 
 
 @pytest.mark.parametrize("optimizer, schedule, words", [
-    ("prodigy", "constant", "prodigy finds the learning rate itself"),
+    ("prodigy", "constant", "rodigy finds the learning rate itself"),
     ("adamw", "one_cycle", "a warm-up of its own"),
 ])
 def test_what_does_not_fit_is_a_sentence(host, optimizer, schedule, words):
