@@ -5,8 +5,9 @@
 Every method trains on the 20 OpenMoji pictures, and one of each kind once more on a control: 20 pictures of the base's
 own style under the same captions. ComfyUI's own loaders apply the files, and its sampler draws 20 names that were never
 trained. Reported: trainable parameters, file size, seconds per step, peak memory, distance to the true OpenMoji of those
-names (colour and edge statistics), the denoising loss on them, and drift: how far pictures of prompts that have nothing to do
-with the training ("twemoji of a …") have moved. It is the comparison of DreamBooth with LoRA of the literature at small scale.
+names (colour and edge statistics), the denoising loss on them, and drift: how far pictures of prompts that have nothing to
+do with the training ("twemoji of a …") have moved. It is the comparison of DreamBooth with LoRA of the literature at small
+scale.
 """
 import argparse
 import tempfile
