@@ -24,10 +24,10 @@ class TrainDreamBooth(io.ComfyNode):
                 *training.data_inputs("checkpoint in output/checkpoints", "my_dreambooth"),
                 io.Int.Input("steps", default=800, min=1, max=1_000_000,
                              tooltip="Optimizer steps. 800 is usual for a subject with class images, 400 without."),
-                io.Float.Input("learning_rate", default=5e-6, min=1e-9, max=0.1, step=1e-7,
+                io.Float.Input("learning_rate", default=5e-6, min=1e-9, max=10.0, step=1e-7,
                                tooltip="5e-6 is usual; 2e-6 when the text encoder learns too. Much lower than for a LoRA. "
                                        "Too high: the model forgets, pictures break, or the loss becomes NaN."),
-                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=0.1, step=1e-7,
+                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=10.0, step=1e-7,
                                tooltip="Above 0 the text encoder learns too, usually at the same 2e-6. Catches faces and "
                                        "new words better, and needs more memory."),
                 *training.run_inputs(),

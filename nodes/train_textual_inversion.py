@@ -51,7 +51,7 @@ class TrainTextualInversion(io.ComfyNode):
                 *word_inputs(),
                 io.Int.Input("steps", default=1500, min=1, max=1_000_000,
                              tooltip="Optimizer steps. 1000 to 3000 for SD 1.x and 2.x, 500 to 1500 for SDXL."),
-                io.Float.Input("learning_rate", default=5e-4, min=1e-8, max=0.1, step=1e-5,
+                io.Float.Input("learning_rate", default=5e-4, min=1e-8, max=10.0, step=1e-5,
                                tooltip="0.0005 is usual with AdamW; 0.005 is fast and rough. A few warm-up steps (Learning "
                                        "Rate Schedule) steady the start."),
                 *run_inputs(),
