@@ -215,10 +215,11 @@ def node_problems(node: dict, graph: Graph, definition: dict) -> list[str]:
     problems = []
     widgets = widgets_of(definition)
     saved = node.get("widgets_values") or []
-    fewest = len(widgets)
-    most = fewest + sum(widget.has_control + widget.extra_values for widget in widgets)
+    # Optional widgets that a type has got since the workflow was saved take their defaults.
+    fewest = sum(widget.name in (definition["input"].get("required") or {}) for widget in widgets)
+    most = len(widgets) + sum(widget.has_control + widget.extra_values for widget in widgets)
     if isinstance(saved, list) and not fewest <= len(saved) <= most:
-        problems.append(f"The {label(node)} has {len(saved)} widget values, but its type has {fewest} widgets.")
+        problems.append(f"The {label(node)} has {len(saved)} widget values, but its type has {len(widgets)} widgets.")
     known = input_specifications(definition)
     slots = {slot["name"]: slot for slot in node.get("inputs") or []}
     problems += [f"The {label(node)} has an input {name} that its type lacks." for name in slots if name not in known]
