@@ -82,6 +82,35 @@ def test_widths_are_chosen_and_an_ambiguous_one_is_told(widths, expected, tiny_b
     assert [("width 32 in common" in note) for note in notes] == ([] if widths == "all" else [True])
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("family", families.NAMES)
+@torch.no_grad()
+def test_the_same_added_to_all_keys_changes_nothing_so_it_is_not_trained(family, layer_norm, tiny_bases):
+    spec, base = HypernetworkSpec(activation="mish", layer_norm=layer_norm), tiny_bases[family]
+    denoiser, draw = attached(base, spec), torch.Generator().manual_seed(0)
+    cross = denoiser.config.cross_attention_dim
+    conditioning = {"hidden": torch.randn((1, 77, cross), generator=draw), "pooled": torch.randn((1, 32), generator=draw)}
+
+    def predict():
+        latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+        return families.get(family).predict(denoiser, latents, torch.tensor([500]), conditioning, torch.full((1, 6), 64.0))
+
+    before = predict()
+    pairs = list(denoiser.hypernetwork.values())
+    for keys, _ in pairs:
+        bias = keys.linear[-1].bias
+        assert not bias.requires_grad and not bias.any()
+        bias.copy_(torch.randn(bias.shape, generator=draw))
+    assert torch.allclose(predict(), before, atol=1e-5)
+    for _, values in pairs:
+        bias = values.linear[-1].bias
+        assert bias.requires_grad
+        bias.copy_(torch.randn(bias.shape, generator=draw))
+    assert not torch.allclose(predict(), before, atol=1e-3)
+    pair = attached(base, spec.model_copy(update={"activate_output": True, "layer_norm": False})).hypernetwork
+    assert all(parameter.requires_grad for parameter in pair.parameters())  # behind an activation they are no constants
+
+
 def test_a_layer_of_no_width_is_refused_before_anything_is_loaded(tiny_bases, make_spec):
     spec = make_spec(tiny_bases["sd1"], method=HypernetworkSpec(layer_structure=(1, 0.01, 1)))
     with pytest.raises(UserError, match="layer_structure holds 0.01"):

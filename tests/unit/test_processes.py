@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from finetune.trainers import spec as specs
+from finetune.trainers.artifacts.hypernetwork import read_hypernetwork
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.run import SCRIPT, TrainingProcess
 from finetune.trainers.runs import open_run
@@ -41,13 +42,18 @@ def parts_with_everything(tmp_path) -> dict:
 
 
 def tensors(path) -> dict:
-    return {name: value for name, value in load_file(path).items() if not name.endswith("alpha")}
+    if path.suffix == ".safetensors":
+        return {name: value for name, value in load_file(path).items() if not name.endswith("alpha")}
+    networks, _ = read_hypernetwork(path)
+    return {(width, part, name): value for width, pair in networks.items() for part, state in enumerate(pair)
+            for name, value in state.items()}
 
 
 @pytest.mark.parametrize("method, dropout", [
     (None, 0.0),
     (specs.TextualInversionSpec(token="square"), 0.5),  # some batches of a process do not hold the word
-], ids=["LoRA", "new word"])
+    (specs.HypernetworkSpec(activation="mish", layer_norm=True), 0.0),  # networks that many layers share
+], ids=["LoRA", "new word", "hypernetwork"])
 def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_path):
     parts = parts_with_everything(tmp_path)
     parts["method"] = method or parts["method"]
@@ -59,8 +65,8 @@ def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_pat
     validation = one.curve("validation")
     assert list(validation) == [0, 2, 4] and two.curve("validation") == pytest.approx(validation, abs=1e-5)
     assert one.checkpoints() == two.checkpoints() == [2, 3]
-    for name in ("checkpoints/step_000002/{}_step000002.safetensors", "{}.safetensors"):  # means of the weights
-        expected, found = (tensors(run.folder / name.format(run.name)) for run in (one, two))
+    for name in ("checkpoints/step_000002/{}_step000002", "{}"):  # means of the weights
+        expected, found = (tensors(run.folder / (name.format(run.name) + run.artifact.suffix)) for run in (one, two))
         assert expected.keys() == found.keys() and any(value.abs().max() > 1e-3 for value in expected.values())
         for key, value in expected.items():
             assert torch.allclose(value, found[key], atol=1e-4), key

@@ -118,6 +118,11 @@ class Hypernetwork:
                 str(width): nn.ModuleList([Network(width, self.spec), Network(width, self.spec)])
                 for width in self._widths(parts.family, parts.base)
             })
+        for keys, _ in networks.values():
+            # What is added to all keys alike cancels in the softmax of attention. Its gradient would be nothing but
+            # rounding, which Adam blows up to full steps.
+            if isinstance(keys.linear[-1], (nn.Linear, nn.LayerNorm)):
+                keys.linear[-1].bias.requires_grad_(False)
         for layer in [*denoiser.modules()]:
             if hasattr(layer, "to_k") and str(layer.to_k.in_features) in networks:
                 keys, values = networks[str(layer.to_k.in_features)]
