@@ -50,8 +50,8 @@ class ExtractionSpec(Part):
             raise ValueError(f"threshold is {self.threshold:g}, but with the rule \"energy\" it is a share, at most 1; "
                              "0.9 keeps nine tenths")
         if self.rule == "ratio" and self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold:g}, but with the rule \"ratio\" it is how many times smaller than "
-                             "the largest a value may be; 10 is usual")
+            raise ValueError(f"threshold is {self.threshold:g}, but with the rule \"ratio\" it is how many times smaller "
+                             "than the largest a value may be; 10 is usual")
         return self
 
 
@@ -90,8 +90,8 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
                 weights.append(weight)
                 rows.append(row)
     if not weights:
-        raise UserError(f"{tuned_path.name!r} and {base_path.name!r} do not differ in any layer that was asked for: there is "
-                        "nothing to extract. Choose the tuned model first and the model it was tuned from second.")
+        raise UserError(f"{tuned_path.name!r} and {base_path.name!r} do not differ in any layer that was asked for: there "
+                        "is nothing to extract. Choose the tuned model first and the model it was tuned from second.")
     facts = save_lora(path, weights, spec.file_precision, metadata or {})
     return {**facts, "rows": [asdict(row) for row in rows], "left_out": left_out, "energy": changed,
             "kept": {precision: sum(row.energy * row.kept[precision] for row in rows) / changed for precision in PRECISIONS}}
@@ -140,8 +140,8 @@ def extract_layer(spec: ExtractionSpec, layer: Layer, tuned: TensorFile,
     shape = tuple(change.shape)
     matrix = change.flatten(1)
     if not torch.isfinite(matrix).all():
-        raise UserError(f"{layer.tensor} holds values that are not numbers, in {tuned.path.name!r} or {base.path.name!r}. The "
-                        "file is damaged, or its training broke; choose another.")
+        raise UserError(f"{layer.tensor} holds values that are not numbers, in {tuned.path.name!r} or {base.path.name!r}. "
+                        "The file is damaged, or its training broke; choose another.")
     if float(matrix.norm()) <= SAME * float(original.norm()):
         return None, ExtractedLayer(layer.key, layer.block, 0, 0.0, {}, 0)
     cap = (spec.convolution_rank or spec.rank) if is_convolution(shape) else spec.rank

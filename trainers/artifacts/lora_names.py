@@ -44,7 +44,8 @@ def layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Layer]:
             continue
         if name.startswith(UNET) or not name.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")):
             module = name.removeprefix(UNET).removesuffix(".weight")
-            yield Layer("lora_unet_" + (diffusers[module] if diffusers else module).replace(".", "_"), name, block_of(module))
+            key = diffusers[module] if diffusers else module
+            yield Layer("lora_unet_" + key.replace(".", "_"), name, block_of(module))
         else:
             yield from _text_layers(name)
 
