@@ -36,7 +36,8 @@ def plant(path, target, rank, size=0.01, noise=0.0):
 
 def extracted(files, tmp_path, family="sd1", planted=2, noise=0.0, **fields):
     updates = plant(files[family], tmp_path / "tuned.safetensors", planted, noise=noise)
-    spec = ExtractionSpec(tuned=str(tmp_path / "tuned.safetensors"), base=str(files[family]), file_precision="fp32", **fields)
+    tuned = str(tmp_path / "tuned.safetensors")
+    spec = ExtractionSpec(tuned=tuned, base=str(files[family]), file_precision="fp32", **fields)
     return extract(spec, tmp_path / "lora.safetensors"), updates
 
 
