@@ -4,7 +4,8 @@
 
 First a real server: a LoRA of every adaptable layer, text encoder included, is trained by the nodes on a Stable Diffusion
 1.x checkpoint of full size with random weights and applied by the core's LoraLoader. Then, without weights, all families at
-full size: the file of every choice of targets is compared with the host's key map.
+full size: the file of every choice of targets and of every kind of adapter is compared with the host's key map
+(`--key-maps` does only this).
 """
 import argparse
 import json
@@ -17,6 +18,7 @@ from .report import finish
 
 CHECKPOINT = "random.safetensors"
 STEPS, LEARNING_RATE = 2, 1e-2  # AdamW's first steps are as long as the learning rate: two long ones show
+KINDS = ("lora", "dora", "loha", "lokr")
 COMPLAINTS = ("lora key not loaded", "ERROR lora")
 """What the host logs for a key that it does not know, and for one whose shape does not fit."""
 
@@ -120,36 +122,52 @@ def shapes_only(family: str):
     return unet, text, configs
 
 
-def exported(family: str, targets: str, unet, text: dict, path: Path) -> dict:
-    """The tensors of the file that a run with these targets would end in."""
+def exported(family: str, fields: dict, unet, text: dict, path: Path) -> dict:
+    """The tensors of the file that a run with these fields of a LoraSpec would end in."""
     from finetune.trainers import families, methods
     from finetune.trainers.families.protocol import TextEncoders
     from finetune.trainers.methods.protocol import Parts
     from finetune.trainers.spec import LoraSpec
     from safetensors.torch import load_file
 
-    spec = LoraSpec(rank=1, alpha=1, targets=targets, text_encoder_learning_rate=1e-4)
+    spec = LoraSpec(rank=1, alpha=1, **fields, text_encoder_learning_rate=1e-4)
     method = methods.make(spec, 1e-4, families.get(family))
     parts = Parts(families.get(family), unet, TextEncoders({}, text))
     method.attach(parts, seed=0)
     for module in (unet, *text.values()):
-        fill_trainable(module)
+        fill_adapters(module)
     saved = method.save(parts, path.parent, path.stem, {})
     return load_file(path.parent / saved["files"][0]["name"])
 
 
-def fill_trainable(module):
+def fill_adapters(module):
     """Real zeros for the adapters; the frozen weights stay shapes."""
     import torch
+    from finetune.trainers.methods import adapters
 
-    for part in list(module.modules()):
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            if parameter.requires_grad:
-                setattr(part, name, torch.nn.Parameter(torch.zeros(parameter.shape)))
+    for _, layer in adapters.adapter_layers(module):
+        for part in list(layer.modules()):
+            for name, parameter in list(part.named_parameters(recurse=False)):
+                if parameter.requires_grad:
+                    replace(part, name, torch.nn.Parameter(torch.zeros(parameter.shape)))
+            for name, buffer in list(part.named_buffers(recurse=False)):
+                setattr(part, name, torch.zeros(buffer.shape))
+        if hasattr(layer, "lengths"):  # it looks at the frozen weight
+            frozen = layer.get_base_layer()
+            frozen.weight = torch.nn.Parameter(torch.zeros(1).expand(frozen.weight.shape), requires_grad=False)
+
+
+def replace(part, name: str, parameter):
+    import torch
+
+    if isinstance(part, torch.nn.ParameterDict):
+        part[name] = parameter
+    else:
+        setattr(part, name, parameter)
 
 
 def compare_key_maps(folder: Path) -> tuple[list[dict], dict]:
-    """Every choice of targets of every family, text encoders included."""
+    """Every choice of targets and every kind of adapter for every family, text encoders included."""
     become_host(comfyui_folder())
     load_pack()
     from finetune.nodes import host
@@ -157,14 +175,15 @@ def compare_key_maps(folder: Path) -> tuple[list[dict], dict]:
 
     results, unmatched = [], {}
     for family in families.NAMES:
-        for targets in families.get(family).lora_targets:
+        *few, most = families.get(family).lora_targets
+        for targets, adapter in [*((each, "lora") for each in few), *((most, each) for each in KINDS)]:
             unet, text, configs = shapes_only(family)
-            lora = exported(family, targets, unet, text, folder / "shapes.safetensors")
+            lora = exported(family, {"targets": targets, "adapter": adapter}, unet, text, folder / "shapes.safetensors")
             missing = host.unmatched_keys(lora, family, *configs)
-            unmatched[f"{family}, {targets}"] = missing
-            print(f"{family}, {targets}: {len(missing)} of {len(lora)} keys unmatched", flush=True)
-            results.append(row(f"unmatched of {len(lora)} keys: {family}, {targets}, text encoders", len(missing), "keys",
-                               "0", not missing))
+            unmatched[f"{family}, {targets}, {adapter}"] = missing
+            print(f"{family}, {targets}, {adapter}: {len(missing)} of {len(lora)} keys unmatched", flush=True)
+            results.append(row(f"unmatched of {len(lora)} keys: {family}, {targets}, {adapter}, text encoders", len(missing),
+                               "keys", "0", not missing))
     return results, unmatched
 
 
@@ -173,10 +192,15 @@ def row(measure: str, value: float, unit: str, goal: str, met: bool) -> dict:
 
 
 def main():
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--key-maps", action="store_true", help="only compare names; writes no result")
+    arguments = parser.parse_args()
     if comfyui_folder() is None:
         raise SystemExit("This needs a ComfyUI: run scripts/demo.py once, which gets one, or set COMFYUI_PATH.")
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.key_maps:
+            results, _ = compare_key_maps(Path(folder))
+            raise SystemExit(0 if all(result["met"] for result in results) else 1)
         served, details = run_server(Path(folder))
         compared, unmatched = compare_key_maps(Path(folder))
     finish("native_loading", [*served, *compared], {**details, "unmatched": unmatched})

@@ -1,10 +1,19 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model import BaseModel, LoadDemoBase
+from .class_images import ClassImages
 from .dataset import LoadImageDataset
+from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .prompts import PromptList
-from .settings import ObjectiveSettings, OptimizerSettings, ScheduleSettings
+from .settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
+from .train_dreambooth import TrainDreamBooth
+from .train_hypernetwork import TrainHypernetwork
 from .train_lora import TrainLora
+from .train_pivotal import TrainPivotal
+from .train_textual_inversion import TrainTextualInversion
+from .watching import PreviewsAndCheckpoints
 
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
+    MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
+    MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
 ]

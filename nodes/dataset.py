@@ -37,7 +37,8 @@ class LoadImageDataset(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs):
         folder = host.dataset_folder(inputs["folder"])
-        return sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir())
+        files = [*folder.iterdir(), *folder.glob("masks/*")]
+        return sorted((str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
     @classmethod
     def execute(cls, folder, trigger, default_caption, repeats):

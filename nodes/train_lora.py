@@ -11,6 +11,36 @@ from .training import advanced, late_batch_inputs, prior_inputs, watching_inputs
 CUSTOM, RECOMMENDED = "custom", "recommended for the base"
 
 
+def adapter_inputs() -> list:
+    """The kind of adapter, and control by layer."""
+    return [
+        advanced(io.Combo.Input("adapter", options=["lora", "dora", "loha", "lokr"], default="lora", optional=True,
+                                tooltip="lora: the usual. dora: learns lengths of columns too; for low ranks; slower. loha, "
+                                        "lokr: other products of small matrices (LyCORIS), slower to learn: raise the "
+                                        "learning rate 3 to 10 times. lokr files are tiny.")),
+        advanced(io.Int.Input("convolution_rank", default=0, min=0, max=1024, optional=True,
+                              tooltip="Rank of 3×3 convolutions, for targets: all with convolutions (LoCon). A quarter or "
+                                      "half of the rank keeps files small. 0: the same as rank.")),
+        advanced(io.Float.Input("convolution_alpha", default=0.0, min=0.0, max=4096.0, step=0.5, optional=True,
+                                tooltip="Alpha of 3×3 convolutions. 0: as strong for their rank as alpha is for rank.")),
+        advanced(io.String.Input("block_ranks", default="", optional=True,
+                                 tooltip="Other ranks for blocks of the model, for example: down=4, mid=16, up.1=8. 0 "
+                                         "leaves a block out. Blocks: down.0, down.1, …, mid, up.0, …; down means all "
+                                         "of that side.")),
+        advanced(io.String.Input("block_rates", default="", optional=True,
+                                 tooltip="Factors of the learning rate for blocks: down=0.5, up.1=2.")),
+        advanced(io.Float.Input("plus_ratio", default=1.0, min=1.0, max=1000.0, step=1.0, optional=True,
+                                tooltip="LoRA+: how many times faster the up matrices learn. 4 to 16 learns in fewer "
+                                        "steps; 1 is plain LoRA. For lora and dora.")),
+        advanced(io.Boolean.Input("rank_stabilised", default=False, optional=True,
+                                  tooltip="The LoRA acts with alpha ÷ √rank instead of alpha ÷ rank, so that high ranks "
+                                          "do not learn more weakly. For lora and dora.")),
+        advanced(io.Int.Input("kronecker_factor", default=-1, min=-1, max=1024, optional=True,
+                              tooltip="lokr: size of the small matrix. -1: both about equal, the smallest file; 4 to 16 "
+                                      "can learn more and make larger files.")),
+    ]
+
+
 class TrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -34,8 +64,9 @@ class TrainLora(io.ComfyNode):
                                        "base's family, and those widgets are not read; the summary shows the values."),
                 io.Int.Input("steps", default=1500, min=1, max=1_000_000,
                              tooltip="Optimizer steps. 50 to 100 per picture is a start for a subject or style."),
-                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=0.1, step=1e-6,
-                               tooltip="1e-4 is usual for LoRA. Too high: pictures break or the loss becomes NaN."),
+                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-6,
+                               tooltip="1e-4 is usual for LoRA, 1 with the optimizer prodigy. Too high: pictures break or "
+                                       "the loss becomes NaN."),
                 io.Int.Input("rank", default=16, min=1, max=1024,
                              tooltip="Size of the LoRA. 4 to 16 for a style or subject, 32 and more for many concepts."),
                 io.Float.Input("alpha", default=16.0, min=0.01, max=4096.0, step=0.5,
@@ -48,7 +79,7 @@ class TrainLora(io.ComfyNode):
                 io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
                              tooltip="Pixels of a square picture's side; other shapes get about the same area. SD 1.x "
                                      "512, SD 2.x 768, SDXL 1024, demo base 64."),
-                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=0.1, step=1e-6,
+                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=10.0, step=1e-6,
                                tooltip="Above 0 the text encoder learns too, at about a half to a tenth of the learning "
                                        "rate. Helps new words; needs more memory."),
                 io.Combo.Input("precision", options=["auto", "bf16", "fp16", "fp32"], default="auto",
@@ -85,6 +116,7 @@ class TrainLora(io.ComfyNode):
                 *prior_inputs(),
                 *watching_inputs(),
                 *late_batch_inputs(),
+                *adapter_inputs(),
             ],
             outputs=[
                 types.LoraModel.Output(display_name="lora", tooltip="For Load LoRA Model and Save LoRA."),
@@ -105,18 +137,38 @@ class TrainLora(io.ComfyNode):
         lora_name, report, method = finished.names["lora"], finished.report, spec.method
         summary = finished.summarise(
             f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {report['layers']} layers",
-            f"Rank {method.rank}, alpha {method.alpha:g}, {method.targets}, {report['bytes'] / 1e6:.2f} MB.",
+            f"{describe(method)}, {report['bytes'] / 1e6:.2f} MB.",
         )
         finished.show(summary)
         return io.NodeOutput(
             load_file(finished.path("lora")), {"loss": finished.run.losses()}, lora_name, [(lora_name, 1.0, 1.0)], summary,
-            ui={"text": [summary], "lora": [lora_name]},
+            ui={"text": [summary], "lora": [lora_name], "images": finished.pictures()},
         )
+
+
+def describe(method: LoraSpec) -> str:
+    """The adapters in words: their kind if it is another than LoRA, and what differs from the usual."""
+    parts = [] if method.adapter == "lora" else [{"dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}[method.adapter]]
+    parts += [f"rank {method.rank}", f"alpha {method.alpha:g}"]
+    if method.adapter == "lokr" and method.kronecker_factor > 0:
+        parts.append(f"factor {method.kronecker_factor}")
+    if method.convolution_rank:
+        parts.append(f"convolutions rank {method.convolution_rank}")
+    for words, values in (("rank", method.block_ranks), ("learning rate ×", method.block_rates)):
+        parts += [f"{block} {words} {number:g}" for block, number in values]
+    if method.rank_stabilised:
+        parts.append("rank-stabilised")
+    if method.plus_ratio != 1:
+        parts.append(f"LoRA+ {method.plus_ratio:g}")
+    text = ", ".join([*parts, method.targets])
+    return text[0].upper() + text[1:]
 
 
 def make_spec(base, dataset, name, preset, steps, learning_rate, rank, alpha, targets, resolution,
               text_encoder_learning_rate, precision, gradient_checkpointing, objective=None, memory=None, dropout=0.0,
-              target_pattern="", file_precision="fp16", **widgets) -> RunSpec:
+              target_pattern="", file_precision="fp16", adapter="lora", convolution_rank=0, convolution_alpha=0.0,
+              block_ranks="", block_rates="", plus_ratio=1.0, rank_stabilised=False, kronecker_factor=-1,
+              **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     if preset == RECOMMENDED:
         recipe = families.get(base.family).lora_preset
@@ -124,7 +176,10 @@ def make_spec(base, dataset, name, preset, steps, learning_rate, rank, alpha, ta
         resolution, text_encoder_learning_rate = recipe.resolution, recipe.text_encoder_learning_rate
         objective = objective or checked(ObjectiveSpec, min_snr_gamma=recipe.min_snr_gamma)
     method = checked(LoraSpec, rank=rank, alpha=alpha, dropout=dropout, targets=targets, pattern=target_pattern,
-                     text_encoder_learning_rate=text_encoder_learning_rate, file_precision=file_precision)
+                     text_encoder_learning_rate=text_encoder_learning_rate, file_precision=file_precision,
+                     adapter=adapter, convolution_rank=convolution_rank, convolution_alpha=convolution_alpha,
+                     block_ranks=block_ranks, block_rates=block_rates, plus_ratio=plus_ratio,
+                     rank_stabilised=rank_stabilised, kronecker_factor=kronecker_factor)
     memory = memory or checked(MemorySpec, precision=precision, gradient_checkpointing=gradient_checkpointing)
     return training.make_spec(base, dataset, name, method, steps=steps, learning_rate=learning_rate,
                               resolution=resolution, objective=objective, memory=memory, **widgets)

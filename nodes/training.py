@@ -7,6 +7,7 @@ from PIL import Image
 
 from ..trainers.errors import UserError
 from ..trainers.files import write_json
+from ..trainers.optional import require_packages
 from ..trainers.run import TrainingProcess
 from ..trainers.runs import Run, open_run
 from ..trainers.spec import (
@@ -178,12 +179,28 @@ class Finished:
             f"{report['loss_last_tenth']:.4f} in the last.",
             f"{report['steps']} steps × {training.batch_size * training.accumulation} pictures of {training.resolution} px "
             f"on {self.spec.base.name}, learning rate {self.spec.optimizer.learning_rate:g}.",
+            *validation_lines(report),
             *lines,
         ]
         return "\n".join([*lines, *(f"Note: {note}." for note in report["notes"])])
 
+    def pictures(self) -> list[dict]:
+        """The strip of previews and the chart of the losses, for the node's own display."""
+        return [host.saved_picture(path) for path in (self.run.strip_path, self.run.chart_path) if path.exists()]
+
     def show(self, summary: str):
         self.progress.show(summary, self.spec.training.steps, self.spec.training.steps, last_preview(self.run))
+
+
+def validation_lines(report: dict) -> list[str]:
+    if "validation" not in report:
+        return []
+    first, best, step, last = (report["validation"][name] for name in ("first", "best", "best_step", "last"))
+    lines = [f"Validation loss {first:.4f} before the training, best {best:.4f} at step {step}, last {last:.4f}."]
+    if best >= first:
+        lines.append("It never fell below that of the base: nothing was learnt that holds for other pictures. Use more "
+                     "pictures, a lower learning rate or a lower rank.")
+    return lines
 
 
 def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], list[str]]) -> Finished:
@@ -196,13 +213,20 @@ def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], 
     if run.report is None:
         train(run, spec, progress)
     report = with_load_check(run, load_check)
-    names = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name) for file in report["files"]}
+    files = placeable(report["files"])
+    names = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name) for file in files}
     return Finished(run, spec, report, names, progress)
+
+
+def placeable(files: list[dict]) -> list[dict]:
+    """Files that loaders of the host take. The shards of a checkpoint stay in the folder of the run."""
+    return [file for file in files if file["kind"] != "shard"]
 
 
 def train(run: Run, spec: RunSpec, progress: host.NodeProgress):
     """Run the worker until the file is there. Raises UserError when it fails, the host's interrupt when cancelled."""
     host.require_packages()
+    require_packages(spec)
     host.free_memory()
     with TrainingProcess(run) as process:
         host.follow(process.events(), process.cancel, Display(run, spec, progress).show)
@@ -240,10 +264,16 @@ class Display:
             self.step = event["step"]
             line = (f"step {self.step} of {total} · loss {event['loss']:.4f}{self.validation} · "
                     f"{clock(event['seconds_left'])} left")
+            rates = event["learning_rates"]
+            if len(set(rates.values())) > 1:
+                line += "\nlearning rate " + ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
             self.progress.show("\n".join([line, *self.notes]), self.step, total)
         elif kind == "preview":
             picture = Image.open(event["path"]).convert("RGB")
             self.progress.show(f"preview at step {event['step']}", event["step"], total, picture)
+        elif kind == "overview":
+            picture = Image.open(event["path"]).convert("RGB")
+            self.progress.show("the whole run at a glance", self.step, total, picture)
         elif kind == "checkpoint":
             self.saved = event["files"]
         elif kind == "cancelled":
@@ -257,14 +287,16 @@ class Display:
         files = [file for file in self.saved if (folder / file["name"]).exists()]
         if not files:
             return "cancelled before the first step"
-        names = [host.place(file["kind"], folder / file["name"], (folder / file["name"]).stem) for file in files]
+        if not placeable(files):
+            return f"cancelled and saved at step {step} in {self.run.name}/checkpoints. Queue again to go on."
+        names = [host.place(file["kind"], folder / file["name"], (folder / file["name"]).stem) for file in placeable(files)]
         return f"cancelled and saved at step {step}: {', '.join(names)}. Queue again to go on."
 
 
 def last_preview(run: Run) -> Image.Image | None:
-    """The newest preview, so that a node shows it too when the run was already finished."""
-    files = sorted((run.folder / "previews").glob("*.png"))
-    return Image.open(files[-1]).convert("RGB") if files else None
+    """The strip of all previews, so that a node shows it too when the run was already finished."""
+    path = run.strip_path if run.strip_path.exists() else run.chart_path
+    return Image.open(path).convert("RGB") if path.exists() else None
 
 
 def with_load_check(run: Run, load_check: Callable[[Run, dict], list[str]]) -> dict:

@@ -1,5 +1,14 @@
-"""API prompts that the host tests share."""
+"""API prompts that the host tests share, and what comes out of them."""
 import copy
+
+import numpy as np
+from PIL import Image
+
+
+def pictures_of(host, outputs: dict, node: str) -> np.ndarray:
+    """The pictures that a SaveImage node wrote, float32 [count, height, width, 3] in 0…1."""
+    files = [host.output / image["subfolder"] / image["filename"] for image in outputs[node]["images"]]
+    return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
 
 
 def training(**widgets) -> dict:
@@ -14,6 +23,25 @@ def training(**widgets) -> dict:
             "text_encoder_learning_rate": 0.0, "precision": "fp32", "gradient_checkpointing": False,
             "preview_prompts": "", "preview_every": 0, "checkpoint_every": 0, "training_seed": 0, **widgets}},
     }
+
+
+def training_node(node: str, **widgets) -> dict:
+    """The same with another Train node and its own widgets; those that all of them have are filled in."""
+    prompt = training()
+    shared = ("base", "dataset", "name", "steps", "learning_rate", "batch_size", "resolution", "preview_prompts",
+              "preview_every", "checkpoint_every", "training_seed")
+    inputs = {name: prompt["train"]["inputs"][name] for name in shared}
+    return {**prompt, "train": {"class_type": node, "inputs": {**inputs, **widgets}}}
+
+
+def dreambooth(**widgets) -> dict:
+    """Demo base + example dataset, and the same as class pictures → Train DreamBooth ("train")."""
+    prompt = training()
+    prompt["train"] = {"class_type": "FineTuneTrainDreamBooth", "inputs": {
+        "base": ["demo", 3], "dataset": ["data", 0], "class_images": ["data", 0], "name": "test", "steps": 3,
+        "learning_rate": 1e-3, "text_encoder_learning_rate": 0.0, "batch_size": 2, "resolution": 64,
+        "preview_prompts": "", "preview_every": 0, "checkpoint_every": 0, "training_seed": 0, **widgets}}
+    return prompt
 
 
 def sampling(prompt: dict, model: list, clip: list, prefix: str, seeds: int = 8) -> dict:

@@ -125,3 +125,22 @@ def make_pictures(folder: Path, count: int = 4, size=(64, 64)) -> Path:
         Image.new("RGB", size, colour).save(folder / f"square_{number}.png")
         (folder / f"square_{number}.txt").write_text(f"a square, number {number}", encoding="utf-8")
     return folder
+
+
+def half_mask(size=(64, 64), white="left") -> Image.Image:
+    """A mask whose left or right half is white."""
+    mask, middle = Image.new("L", size, 0), size[0] // 2
+    mask.paste(255, (0, 0, middle, size[1]) if white == "left" else (middle, 0, *size))
+    return mask
+
+
+def make_masked_pictures(folder: Path, count: int = 4) -> Path:
+    """Captioned pictures whose halves differ in colour, with masks that leave the left half white."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture = Image.new("RGB", (64, 64), (255, 40 * number, 0))
+        picture.paste((0, 60 * number, 255), (32, 0, 64, 64))
+        picture.save(folder / f"{number}.png")
+        half_mask().save(folder / f"{number}-masklabel.png")
+        (folder / f"{number}.txt").write_text(f"picture {number}", encoding="utf-8")
+    return folder

@@ -6,6 +6,9 @@ Where to look:
     preparation.py  before the loop: every picture and caption encoded once
     loop.py         the training loop
     objectives.py   noising, targets and loss weights, with their equations
+    optimizers.py   by name; schedules.py their rates; ema.py the running mean of the weights
+    frozen.py       weights in 8 bits; compilation.py whether torch can compile
+    optional.py     packages that are not required, and what is said without them
     families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call
     methods/        what becomes trainable and what is saved
     data/           pictures, captions, buckets, caches, batches

@@ -1,9 +1,11 @@
 """The command line of the engine.
 
     python -m trainers train SPEC.json     train the run that a spec describes, or go on with it
+    python -m trainers class-pictures SPEC.json   let a base draw class pictures, or the missing ones
     python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
 
-For several processes, put `accelerate launch --num_processes N` before `trainers/__main__.py` instead of `-m trainers`.
+For several processes, put `accelerate launch --multi_gpu --num_processes N` before `trainers/__main__.py` instead of
+`-m trainers`; on CPUs too, where accelerate's own --cpu would start only one.
 """
 import argparse
 import os
@@ -25,23 +27,25 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train the run of a spec").add_argument("spec", help="path of a spec.json")
+    commands.add_parser("class-pictures", help="draw the class pictures of a spec").add_argument(
+        "spec", help="path of a spec.json")
     commands.add_parser("work", help="worker process of a node").add_argument("folder", help="run folder")
     options = parser.parse_args(arguments)
     if options.command == "work":
         return worker.main(options.folder, piped=True)
-    return train(options.spec)
+    return perform(open_training if options.command == "train" else open_class_pictures, options.spec)
 
 
-def train(path: str) -> int:
+def perform(open_folder, path: str) -> int:
+    """Do what the spec at `path` asks for, in the folder that `open_folder(content)` returns; None: it is done."""
     from pydantic import ValidationError
 
     from trainers import worker
     from trainers.errors import UserError
-    from trainers.runs import open_run
-    from trainers.spec import RunSpec, explain
+    from trainers.spec import explain
 
     try:
-        run = open_run(RunSpec.model_validate_json(Path(path).read_bytes()))
+        run = open_folder(Path(path).read_bytes())
     except OSError as problem:
         print(f"{path} cannot be read: {problem.strerror}.", file=sys.stderr)
         return 1
@@ -51,10 +55,30 @@ def train(path: str) -> int:
     except UserError as problem:
         print(problem, file=sys.stderr)
         return 1
+    return worker.main(str(run.folder), piped=False) if run else 0
+
+
+def open_training(content: bytes):
+    from trainers.runs import open_run
+    from trainers.spec import RunSpec
+
+    run = open_run(RunSpec.model_validate_json(content))
     if run.report:
         print(f"{run.name} is finished: {run.artifact}")
-        return 0
-    return worker.main(str(run.folder), piped=False)
+        return None
+    return run
+
+
+def open_class_pictures(content: bytes):
+    from trainers.class_pictures import class_dataset, open_folder, pictures_of
+    from trainers.spec.class_pictures import ClassPicturesSpec
+
+    spec = ClassPicturesSpec.model_validate_json(content)
+    folder = open_folder(spec)
+    if class_dataset(spec):
+        print(f"all {spec.count} pictures are there: {pictures_of(folder)}")
+        return None
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The training loop: the only one, for every model family and every method.
 
 A step draws its batch and noise from (seed, step), so the loop can stop after any step and go on later as if it never
-had. Families, methods, files and progress live elsewhere; they reach the loop as `model`, `parameters` and `after_step`.
+had. Families, methods, files and progress live elsewhere; they reach the loop as `model`, `optimizer` and `after_step`.
 """
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable, Iterable
+from typing import Callable
 
 import torch
 from accelerate import Accelerator
@@ -21,12 +21,12 @@ from .spec import RunSpec
 @dataclass(frozen=True)
 class StepResult:
     """What one optimizer step did. `step` counts finished steps; `loss` is averaged over the whole batch;
-    `gradient_norm` is taken before clipping."""
+    `gradient_norm` is taken before clipping; `learning_rates` are those of the optimizer's groups, by name."""
 
     step: int
     loss: float
     gradient_norm: float
-    learning_rate: float
+    learning_rates: dict[str, float]
 
 
 def train(
@@ -34,7 +34,6 @@ def train(
     model: nn.Module,
     batches: Batches,
     objective: Objective,
-    parameters: Iterable[nn.Parameter],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     spec: RunSpec,
@@ -48,7 +47,6 @@ def train(
     `accelerator.prepare`. What `regulariser()` returns is added to every step's
     loss. Raises UserError when the loss is no longer a number.
     """
-    parameters = list(parameters)
     model.train()
     for step in range(start, spec.training.steps):
         # Dropout inside the model draws from the global generator.
@@ -57,12 +55,12 @@ def train(
         if not torch.isfinite(loss):
             raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
                             "the precision bf16 or fp32; then queue again.")
-        gradient_norm = clip(accelerator, parameters, spec.optimizer.maximum_gradient_norm)
-        learning_rate = schedule.get_last_lr()[0]
+        gradient_norm = clip(accelerator, optimizer, step, spec.optimizer.maximum_gradient_norm)
+        learning_rates = dict(zip((group["name"] for group in optimizer.param_groups), schedule.get_last_lr()))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        result = StepResult(step + 1, float(loss), float(gradient_norm), learning_rate)
+        result = StepResult(step + 1, float(loss), float(gradient_norm), learning_rates)
         if not agreed(accelerator, after_step(result)):
             return result.step
         model.train()  # a preview may have switched it
@@ -86,9 +84,18 @@ def accumulate_gradients(accelerator, model, batches, objective, step: int, regu
     return accelerator.reduce(total, reduction="mean")
 
 
-def clip(accelerator: Accelerator, parameters: list[nn.Parameter], maximum: float) -> torch.Tensor:
-    """Scale gradients down to the norm `maximum` (0: leave them); returns the norm they had."""
-    return accelerator.clip_grad_norm_(parameters, maximum or float("inf"))
+def clip(accelerator: Accelerator, optimizer: torch.optim.Optimizer, step: int, maximum: float) -> torch.Tensor:
+    """Scale gradients down to the norm `maximum` (0: leave them); returns the norm they had.
+
+    Groups that have stopped do not count, and lose their gradients: then no momentum and no decay moves them either.
+    """
+    training, stopped = [], []
+    for group in optimizer.param_groups:
+        (training if step < group["stop_step"] else stopped).extend(group["params"])
+    norm = accelerator.clip_grad_norm_(training, maximum or float("inf"))
+    for parameter in stopped:
+        parameter.grad = None
+    return norm
 
 
 def agreed(accelerator: Accelerator, go_on: bool) -> bool:

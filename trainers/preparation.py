@@ -12,7 +12,10 @@ from . import randomness
 from .data.batches import BatchOrder, CachedPicture, Source, prior_batches
 from .data.buckets import Crop, bucket_sizes, fit
 from .data.caches import TensorCache
+from .data.masks import MaskCache
 from .data.pictures import crop_pixels, read_picture
+from .data.split import split
+from .data.triggers import trigger_notes
 from .errors import UserError
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
 from .files import ensure_space
@@ -21,11 +24,13 @@ from .spec import Picture, RunSpec
 
 @dataclass
 class Prepared:
-    """What the loop needs of the data. `text` and `vae` are there only if something still needs them."""
+    """What the loop needs of the data. `held_out` are the pictures for validation, by digest. `text` and `vae` are there
+    only if something still needs them."""
 
     subject: Source
     prior: Source | None
     prior_rate: float
+    held_out: Mapping[str, CachedPicture]
     steps_per_epoch: float
     buckets: Mapping[tuple[int, int], int]
     latent_format: LatentFormat
@@ -48,15 +53,22 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     pictures = spec.dataset.pictures
     class_pictures = spec.prior.dataset.pictures if spec.prior else ()
     crops = {picture: fit(picture.size, sizes) for picture in (*pictures, *class_pictures)}
-    notes = [*spec.dataset.notes, *notes, *crop_notes(pictures, [crops[picture] for picture in pictures])]
+    trained, held_out = split(pictures, spec.validation.share)
+    notes = [*spec.dataset.notes, *notes, *crop_notes(pictures, [crops[picture] for picture in pictures]),
+             *mask_notes(spec), *held_out_notes(pictures, held_out)]
+    masks = MaskCache(spec.folders.caches, form.downscale) if spec.objective.masked else None
     latents = LatentCache(spec, family, form)
     captions = CaptionCache(spec, family, dtype)
     vae = text = None
     if accelerator.is_main_process:
+        if masks:
+            masks.fill({picture: crops[picture] for picture in pictures}, emit)
         vae = latents.fill(crops, accelerator.device, emit)
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
-    notes += length_notes(family, spec)
+    tokenizers = family.load_tokenizers(spec.base)
+    notes += length_notes(family, tokenizers, spec)
+    notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
     if keep_text is not None:
         text = load_text(spec, family, keep_text)
     elif accelerator.is_main_process:
@@ -65,20 +77,24 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     for note in notes:
         emit("note", text=note)
 
-    def source(chosen: Sequence[Picture], batch_size: int, stream: int) -> Source:
+    def cached(picture: Picture, masks: MaskCache | None = None) -> CachedPicture:
+        return CachedPicture(picture.caption, crops[picture], latents.reader(picture, crops[picture]),
+                             masks.reader(picture, crops[picture]) if masks else None)
+
+    def source(chosen: Sequence[Picture], batch_size: int, stream: int, masks: MaskCache | None = None) -> Source:
         order = BatchOrder([crops[picture].bucket for picture in chosen], [picture.repeats for picture in chosen],
                            batch_size, training.seed, stream)
-        return Source([CachedPicture(picture.caption, crops[picture], latents.reader(picture, crops[picture]))
-                       for picture in chosen], order)
+        return Source([cached(picture, masks) for picture in chosen], order)
 
-    subject, prior, rate = source(pictures, training.batch_size, randomness.ORDER), None, 0.0
+    subject, prior, rate = source(trained, training.batch_size, randomness.ORDER, masks), None, 0.0
     if spec.prior:
         size, rate = prior_batches(training.batch_size, spec.prior.ratio, accelerator.num_processes)
         prior = source(class_pictures, size, randomness.CLASS_ORDER)
     return Prepared(
         subject=subject, prior=prior, prior_rate=rate,
+        held_out={picture.digest: cached(picture) for picture in held_out},
         steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
-        buckets=Counter(crops[picture].bucket for picture in pictures), latent_format=form,
+        buckets=Counter(crops[picture].bucket for picture in trained), latent_format=form,
         vae=vae.cpu() if vae is not None and spec.previews.every else None, text=text, captions=captions,
         preview_resolution=training.resolution // form.downscale * form.downscale, notes=notes,
     )
@@ -192,9 +208,25 @@ def crop_notes(pictures: Sequence[Picture], crops: Sequence[Crop]) -> list[str]:
     return notes
 
 
-def length_notes(family: Family, spec: RunSpec) -> list[str]:
+def mask_notes(spec: RunSpec) -> list[str]:
+    """In a masked run, how many pictures have no mask."""
+    pictures = spec.dataset.pictures
+    without = [picture for picture in pictures if not picture.mask]
+    if not spec.objective.masked or not without:
+        return []
+    return [f"{len(without)} of {len(pictures)} pictures have no mask and count everywhere, {without[0].name} for example"]
+
+
+def held_out_notes(pictures: Sequence[Picture], held_out: Sequence[Picture]) -> list[str]:
+    """Which pictures are not trained; people may want to exchange them."""
+    if not held_out:
+        return []
+    names = ", ".join(picture.name for picture in held_out[:3]) + (", …" if len(held_out) > 3 else "")
+    return [f"{len(held_out)} of {len(pictures)} pictures are held out for validation and not trained: {names}"]
+
+
+def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:
     """Which captions are cut because they have more tokens than the text encoder takes."""
-    tokenizers = family.load_tokenizers(spec.base)
     long = [(count, picture.name, room) for picture in spec.dataset.pictures
             for count, room in [family.token_count(tokenizers, picture.caption)] if count > room]
     if not long:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from .runs import Run
+from .tasks import task_of
 
 SCRIPT = Path(__file__).parent / "__main__.py"
 FINAL_EVENTS = frozenset({"finished", "cancelled", "failed"})
@@ -93,14 +94,12 @@ class TrainingProcess:
         self.log.close()
 
     def _obituary(self) -> str:
-        code = self.process.wait()
-        checkpoints = self.run.checkpoints()
-        resume = (f"Queue again to go on from the checkpoint of step {checkpoints[-1]}." if checkpoints
-                  else "There was no checkpoint yet; queue again to start anew.")
+        code, task = self.process.wait(), task_of(self.run)
+        resume = task.resume_advice(self.run)
         if code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
             hint = " The system ends processes this way when memory runs out." if name == "SIGKILL" else ""
-            return f"The training process was ended from outside ({name}).{hint} {resume}"
+            return f"The {task.title.lower()} process was ended from outside ({name}).{hint} {resume}"
         tail = self.run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         last = f" Its last words: {tail[0][:300]}" if tail else ""
-        return f"The training process ended unexpectedly (code {code}).{last} {resume}"
+        return f"The {task.title.lower()} process ended unexpectedly (code {code}).{last} {resume}"

@@ -6,7 +6,10 @@
         events.jsonl        everything that happened, one JSON object a line
         log.txt             what libraries printed
         checkpoints/step_000250/   state.pt and the file as it was then
-        previews/           step_000100.png …
+        checkpoints/best/   the file of the best validation and what its report says
+        previews/           step_000100.png …, and progress.png: all of the run at a glance
+        loss.png            chart of the losses
+        tensorboard/        for TensorBoard, if that was asked for
         <name>.safetensors  the finished file (embeddings and hypernetworks too, by their own suffixes)
         report.json         present once the run is finished
 """
@@ -71,8 +74,8 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"The run {self.name!r} is being trained by another process. Wait for it, or choose another "
-                            "run name.") from None
+            raise UserError(f"{self.name!r} is being worked on by another process. Wait for it, or choose another "
+                            "name.") from None
         return lock
 
     def events(self) -> Iterator[dict]:
@@ -86,10 +89,33 @@ class Run:
                 except ValueError:
                     continue
 
+    def curve(self, kind: str, field: str = "loss") -> dict[int, float]:
+        """A number of all events of a kind by their step, ascending. Steps that were repeated after a kill count once."""
+        by_step = {event["step"]: event[field] for event in self.events() if event.get("event") == kind}
+        return {step: by_step[step] for step in sorted(by_step) if by_step[step] is not None}
+
     def losses(self) -> list[float]:
-        """The loss of every step in order. Steps that were repeated after a kill count once."""
-        by_step = {event["step"]: event["loss"] for event in self.events() if event.get("event") == "step"}
-        return [by_step[step] for step in sorted(by_step)]
+        """The loss of every step in order."""
+        return list(self.curve("step").values())
+
+    def sheets(self) -> list[tuple[int, Path]]:
+        """The previews, as (step, file), ascending."""
+        return sorted((int(path.stem.split("_")[1]), path) for path in self.folder.glob("previews/step_*.png"))
+
+    @property
+    def strip_path(self) -> Path:
+        return self.folder / "previews" / "progress.png"
+
+    @property
+    def chart_path(self) -> Path:
+        return self.folder / "loss.png"
+
+    @property
+    def best_folder(self) -> Path:
+        return self.folder / "checkpoints" / "best"
+
+    def sheet_path(self, step: int) -> Path:
+        return self.folder / "previews" / f"step_{step:06d}.png"
 
     def checkpoint_folder(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step_{step:06d}"

@@ -3,26 +3,31 @@
 Runs in the worker process. Everything it has to tell goes through `emit`; `stop_requested` is asked after every step.
 """
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Callable, ContextManager, Iterator, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from . import families, loop, methods, previews
+from . import compilation, families, frozen, loop, methods, optimizers
 from .artifacts.metadata import training_metadata
+from .board import Board
 from .data.batches import Batches
+from .ema import ParameterMean
 from .errors import Cancelled, UserError
 from .files import ensure_space, write_json
 from .methods.protocol import Parts
 from .model import ConditionedModel
-from .objectives import make_objective
+from .objectives import make_objective, objective_notes
 from .optimizers import make_optimizer
+from .optional import require_packages
 from .preparation import prepare_data
 from .runs import Run
 from .schedules import make_schedule
 from .spec import RunSpec
+from .watching import Watching
 
 
 class Emit(Protocol):
@@ -34,16 +39,29 @@ def train_run(spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], 
 
     Raises UserError with a sentence, or Cancelled once a requested stop has been saved.
     """
+    with accelerated(spec) as accelerator:
+        wanted = spec.validation.tensorboard and accelerator.is_main_process
+        board = Board(emit, run.folder / "tensorboard") if wanted else None
+        try:
+            return Training(spec, run, board or emit, stop_requested, accelerator).execute()
+        finally:
+            if board:
+                board.close()
+
+
+@contextmanager
+def accelerated(spec) -> Iterator[Accelerator]:
+    """The Accelerator of a run, given back afterwards: the next run may choose another precision."""
     accelerator = make_accelerator(spec)
     try:
-        return Training(spec, run, emit, stop_requested, accelerator).execute()
+        yield accelerator
     finally:
         accelerator.free_memory()
-        AcceleratorState._reset_state(reset_partial_state=True)  # the next run may choose another precision
+        AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
 
-def make_accelerator(spec: RunSpec) -> Accelerator:
+def make_accelerator(spec) -> Accelerator:
     """An Accelerator with the spec's precision: bf16 where the GPU has it, else fp16 on CUDA, else fp32."""
     on_cpu, precision = spec.device == "cpu", spec.memory.precision
     on_cuda = PartialState(cpu=on_cpu).device.type == "cuda"
@@ -54,6 +72,10 @@ def make_accelerator(spec: RunSpec) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
 
 
+def dtype_of(accelerator: Accelerator) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+
+
 class Training:
     """One run in memory: what the steps of the story share."""
 
@@ -61,24 +83,34 @@ class Training:
                  accelerator: Accelerator):
         self.spec, self.run, self.emit, self.stop_requested = spec, run, emit, stop_requested
         self.accelerator, self.device = accelerator, accelerator.device
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+        self.dtype = dtype_of(accelerator)
         self.family = families.get(spec.base.family)
         self.method = methods.make(spec.method, spec.optimizer.learning_rate, self.family)
         if spec.training.batch_size % accelerator.num_processes:
             raise UserError(f"batch_size is {spec.training.batch_size}, which {accelerator.num_processes} processes "
                             "cannot share evenly. Choose a multiple.")
+        require_packages(spec)
+        optimizers.require_support(spec.optimizer, self.device)
+        if spec.memory.frozen_precision != "same":
+            frozen.require_support(spec.memory.frozen_precision, self.device)
+        if spec.memory.compile:
+            compilation.require_compiler(self.device)
 
     def execute(self) -> dict:
-        notes = self.method.check(self.family, self.spec)
+        notes = [*self.method.check(self.family, self.spec),
+                 *objective_notes(self.spec.base.objective, self.spec.objective)]
         trained_dtype = torch.float32 if self.method.trains_base() else self.dtype
         self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
                                  trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
         self._attach()
+        self.watching = Watching(self)
         start = self._resume()
         self._loop(start)
         if self.finished_steps < self.spec.training.steps:
             self._checkpoint(self.finished_steps)
-            raise Cancelled
+            if not self.watching.ended:
+                self.watching.draw_overviews()
+                raise Cancelled
         return self._finish()
 
     def _emit_encoding(self, event: str, **fields):
@@ -94,17 +126,27 @@ class Training:
         self.parts = Parts(self.family, denoiser, self.data.text, spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
+        if spec.memory.frozen_precision != "same":
+            frozen.store_frozen(denoiser, spec.memory.frozen_precision, self.dtype)
+        if spec.memory.compile:
+            denoiser.compile()  # in place: names of weights stay as they are
         if spec.memory.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
             for encoder in self.data.text.encoders.values() if self.data.text else ():
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer = make_optimizer(spec.optimizer, groups)
+        optimizer = make_optimizer(spec.optimizer, groups, spec.training.steps)
         self.schedule = make_schedule(spec.schedule, optimizer, spec.training.steps)
         model = ConditionedModel(self.family, denoiser, self.data.text)
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         count = sum(each.numel() for each in self.parameters.values())
-        # Weights and two moments in float32 per checkpoint, one checkpoint more than kept while saving.
-        ensure_space(self.run.folder, 12 * count * (spec.checkpoints.keep + 1))
+        decay = spec.training.ema_decay
+        self.mean = ParameterMean(self.parameters, decay) if decay else None
+        # Weights in float32, their mean and the optimizer's state; one checkpoint more than kept while saving.
+        # Where the base itself is trained, each has a file of the whole model: half as much again as the denoiser at most.
+        size = 4 + optimizers.STATE_BYTES[spec.optimizer.name] + (4 if self.mean else 0)
+        whole = 1.5 * sum(each.numel() for each in denoiser.parameters()) if self.method.trains_base() else 0
+        per_file = int(whole * (4 if getattr(spec.method, "file_precision", "fp32") == "fp32" else 2))
+        ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1))
         self.emit("model", family=self.family.title, objective=spec.base.objective, device=str(self.device),
                   precision=str(self.dtype).removeprefix("torch."), trainable=count,
                   processes=self.accelerator.num_processes)
@@ -117,68 +159,70 @@ class Training:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
+        if self.mean:
+            self.mean.load_state_dict(state["mean"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.watching.resume(state["validation"])
         self.emit("resumed", step=step)
         return step
 
     def _loop(self, start: int):
         spec = self.spec
-        objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective)
+        self.objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective)
         batches = Batches(
             self.data.subject, spec.training.accumulation, spec.training.seed, spec.training.caption_dropout,
             None if self.data.text else self.data.conditioning, self.device, self.accelerator.process_index,
             self.accelerator.num_processes, self.data.prior, spec.prior.weight if spec.prior else 0.0, self.data.prior_rate,
         )
-        self.began, self.began_step = time.monotonic(), start
+        self.began = self.saved_at = time.monotonic()
         if start == 0:
-            self._preview(0)
+            self.watching.begin()
+        self.step_seconds, self.first_step, self.step_began = 0.0, start, time.monotonic()
+        if self.watching.ended:  # it was killed after it had stopped early
+            self.finished_steps = start
+            return
         self.finished_steps = loop.train(
-            self.accelerator, self.model, batches, objective, self.parameters.values(), self.optimizer, self.schedule,
-            spec, start, self._after_step, self.method.regulariser,
+            self.accelerator, self.model, batches, self.objective, self.optimizer, self.schedule, spec, start,
+            self._after_step, self.method.regulariser,
         )
 
     def _after_step(self, result: loop.StepResult) -> bool:
-        """Report, preview, checkpoint. Returns whether to go on."""
+        """Report, watch, checkpoint. Returns whether to go on."""
         spec, step = self.spec, result.step
         self.method.after_step(step)
-        elapsed = time.monotonic() - self.began
-        per_step = elapsed / (step - self.began_step)
-        self.emit("step", step=step, total=spec.training.steps, loss=result.loss, learning_rate=result.learning_rate,
+        if self.mean:
+            self.mean.update()
+        # Only steps count: previews and checkpoints between them would spoil the time left.
+        self.step_seconds += time.monotonic() - self.step_began
+        per_step = self.step_seconds / (step - self.first_step)
+        rates = result.learning_rates
+        self.emit("step", step=step, total=spec.training.steps, loss=result.loss,
+                  learning_rate=next(iter(rates.values())), learning_rates=rates,
                   gradient_norm=result.gradient_norm, epoch=round(step / self.data.steps_per_epoch, 3),
                   seconds_per_step=round(per_step, 4), seconds_left=round(per_step * (spec.training.steps - step), 1))
-        last = step == spec.training.steps
-        if spec.previews.every and (step % spec.previews.every == 0 or last):
-            self._preview(step)
-        if spec.checkpoints.every and step % spec.checkpoints.every == 0 and not last:
+        self.watching.after_step(step)
+        if self._checkpoint_due(step) and step < spec.training.steps:
             self._checkpoint(step)
-        return not self.stop_requested()
+        self.step_began = time.monotonic()
+        return not (self.stop_requested() or self.watching.ended)
 
-    def _preview(self, step: int):
-        spec = self.spec
-        if not (spec.previews.every and spec.previews.prompts and self.accelerator.is_main_process):
-            return
-        model, vae = self.accelerator.unwrap_model(self.model).eval(), self.data.vae
-        try:
-            with self.accelerator.autocast():
-                pictures = list(previews.draw_previews(
-                    self.family, spec.base, model.denoiser, vae.to(self.device), self.data.latent_format, spec.previews,
-                    lambda prompt: model.condition([prompt]) if self.data.text else self.data.conditioning([prompt]),
-                    self.data.preview_resolution, self.device,
-                ))
-        except torch.OutOfMemoryError:
-            self._note(f"the preview at step {step} was left out, because it needs more memory than is free")
-            return
-        finally:
-            vae.cpu()
-        path = self.run.folder / "previews" / f"step_{step:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        previews.contact_sheet(pictures).save(path)
-        self.emit("preview", step=step, path=str(path))
+    def _checkpoint_due(self, step: int) -> bool:
+        """Every so many steps or minutes, whichever comes first."""
+        spec = self.spec.checkpoints
+        due = bool(spec.every) and step % spec.every == 0
+        if spec.minutes:
+            early = time.monotonic() - self.saved_at < 60 * spec.minutes
+            due = not loop.agreed(self.accelerator, early) or due  # clocks differ, but processes must save together
+        return due
 
-    def _note(self, text: str):
+    def mean_weights(self, wanted: bool = True) -> ContextManager:
+        """Inside, the parameters are those that a file gets: the running mean, if the run keeps one."""
+        return self.mean.applied() if self.mean and wanted else nullcontext()
+
+    def note(self, text: str):
         self.data.notes.append(text)
         self.emit("note", text=text)
 
@@ -186,34 +230,43 @@ class Training:
         """State to resume from, and beside it the file as it is now. Only the main process writes."""
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            saved = self._save_files(self.run.checkpoint_folder(step), f"{self.run.name}_step{step:06d}", step)
+            saved = self.save_files(self.run.checkpoint_folder(step), f"{self.run.name}_step{step:06d}", step)
             self.run.save_state(step, {
                 "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
+                "mean": self.mean.state_dict() if self.mean else {},
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
                 "scaler": scaler.state_dict() if scaler is not None else {},
+                "validation": self.watching.state(),
             })
             self.run.prune_checkpoints(self.spec.checkpoints.keep)
             self.emit("checkpoint", step=step, files=saved["files"])
         self.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
 
-    def _save_files(self, folder: Path, name: str, step: int) -> dict:
+    def save_files(self, folder: Path, name: str, step: int) -> dict:
         folder.mkdir(parents=True, exist_ok=True)
         metadata = training_metadata(self.spec, self.family.metadata, step, step / self.data.steps_per_epoch,
                                      self.data.buckets, time.time())
-        return self.method.save(self.parts, folder, name, metadata)
+        with self.mean_weights():
+            return self.method.save(self.parts, folder, name, metadata)
 
     def _finish(self) -> dict:
         report = {}
         if self.accelerator.is_main_process:
             self.emit("phase", text="saving")
-            facts = self._save_files(self.run.folder, self.run.name, self.finished_steps)
+            early = self.finished_steps < self.spec.training.steps
+            facts = (self.watching.take_best() if early else
+                     self.save_files(self.run.folder, self.run.name, self.finished_steps))
+            self.watching.draw_overviews()
             losses = self.run.losses()
             tenth = max(1, len(losses) // 10)
             report = {
                 "steps": self.finished_steps, **facts,
                 "loss_first_tenth": sum(losses[:tenth]) / tenth, "loss_last_tenth": sum(losses[-tenth:]) / tenth,
-                "seconds": round(time.monotonic() - self.began, 1), "notes": self.data.notes,
+                "seconds": round(time.monotonic() - self.began, 1),
+                "notes": [*self.data.notes, *facts.get("notes", [])],
+                "stopped_early": early, **self.watching.report(),
             }
             write_json(self.run.report_path, report)
         self.accelerator.wait_for_everyone()

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from .errors import Cancelled, UserError
 from .runs import Run
+from .tasks import Task, task_of
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_CANCELLED = 0, 1, 3
 
@@ -73,19 +74,15 @@ class StopRequest:
 
 
 def main(run_folder: str, piped: bool) -> int:
-    """Train the run in `run_folder`. `piped` says that a parent process reads events and may cancel."""
+    """Do what the spec in `run_folder` asks for. `piped` says that a parent process reads events and may cancel."""
     run, rank = Run(Path(run_folder)), int(os.environ.get("RANK", 0))
+    task = task_of(run)
     stream = _private_standard_output() if piped else sys.stdout
     emit = Reporter(run, stream, is_main=rank == 0)
     lock = None
     try:
-        spec = run.read_spec()
         lock = run.lock() if rank == 0 else None
-        emit("started", run=run.name, steps=spec.training.steps)
-        from .training import train_run  # seconds of imports; whoever waits has seen the start
-
-        report = train_run(spec, run, emit, StopRequest(listen=piped))
-        emit("finished", report=report)
+        emit("finished", **task.perform(run, emit, StopRequest(listen=piped)))
         return EXIT_FINISHED
     except Cancelled:
         emit("cancelled", step=run.checkpoints()[-1] if run.checkpoints() else 0)
@@ -94,7 +91,7 @@ def main(run_folder: str, piped: bool) -> int:
         emit("failed", message=str(problem))
     except Exception as problem:
         traceback.print_exc()
-        emit("failed", message=_sentence(problem, run))
+        emit("failed", message=_sentence(problem, run, task))
     finally:
         if lock:
             lock.release()
@@ -108,12 +105,11 @@ def _private_standard_output() -> TextIO:
     return stream
 
 
-def _sentence(problem: Exception, run: Run) -> str:
+def _sentence(problem: Exception, run: Run, task: Task) -> str:
     import torch
 
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
-        return ("The memory is full. Lower batch_size or resolution, or switch gradient_checkpointing on; then queue "
-                "again.")
+        return f"The memory is full. {task.memory_advice}; then queue again."
     reason = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else ""
-    return (f"Training stopped at an error that nobody foresaw: {type(problem).__name__}: {reason} "
+    return (f"{task.title} stopped at an error that nobody foresaw: {type(problem).__name__}: {reason} "
             f"(details in {run.name}/{run.log_path.name}).")

@@ -8,12 +8,32 @@ OLDEST_HOST = (0, 3, 75)
 if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLDEST_HOST:
     raise ImportError(f"this is ComfyUI {comfyui_version.__version__}, but 0.3.75 or newer is needed; update ComfyUI")
 
-from .folders import DEMO_BASE, base_choices, base_path, dataset_choices, dataset_folder, output_folder, place  # noqa: E402
-from .native import load_native  # noqa: E402
-from .proof import unmatched_keys  # noqa: E402
-from .running import NodeProgress, follow, free_memory, require_packages, training_device  # noqa: E402
+from .embeddings import (  # noqa: E402
+    embedding_choices,
+    embedding_path,
+    embedding_prompt,
+    library_choices,
+    library_path,
+    place_library,
+    unloaded_vectors,
+)
+from .folders import (  # noqa: E402
+    DEMO_BASE,
+    base_choices,
+    base_path,
+    dataset_choices,
+    dataset_folder,
+    output_folder,
+    place,
+    saved_picture,
+)
+from .native import load_checkpoint, load_native  # noqa: E402
+from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
+from .running import NodeProgress, blocked, follow, free_memory, require_packages, training_device  # noqa: E402
 
 __all__ = [
-    "DEMO_BASE", "NodeProgress", "base_choices", "base_path", "dataset_choices", "dataset_folder", "follow", "free_memory",
-    "load_native", "output_folder", "place", "require_packages", "training_device", "unmatched_keys",
+    "base_choices", "base_path", "blocked", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices",
+    "embedding_path", "embedding_prompt", "follow", "free_memory", "library_choices", "library_path", "load_checkpoint",
+    "load_native", "NodeProgress", "output_folder", "place", "place_library", "require_packages", "saved_picture",
+    "training_device", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors",
 ]

@@ -21,6 +21,12 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "finetune"
 
 
+def saved_picture(path: Path) -> dict[str, str]:
+    """How the frontend is told of a picture in the output folder."""
+    subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
+    return {"filename": path.name, "subfolder": subfolder, "type": "output"}
+
+
 def artifact_folder(kind: str) -> Path:
     """Where finished files go, by kind ("lora", "checkpoint", "embedding", "hypernetwork"): `output/loras` and
     `output/checkpoints`, which the host puts on its search paths when it starts; for the others the models' folders."""
@@ -36,6 +42,8 @@ def place(kind: str, file: Path, stem: str) -> str:
     """
     folder = artifact_folder(kind)
     others = [Path(other) for other in folder_paths.get_folder_paths(f"{kind}s")]
+    if kind == "embedding":  # the host looks for a prompt's word in all sub-folders, in no certain order
+        others += [below for other in others for below in other.rglob("*") if below.is_dir()]
     return place_copy(file, folder, stem, [other for other in others if other != folder], kind == "checkpoint").name
 
 

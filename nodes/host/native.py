@@ -11,9 +11,13 @@ import comfy.utils
 import folder_paths
 import torch
 
+from ...trainers.errors import UserError
 from ...trainers.files import read_json
 
 MODEL_CLASSES = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}
+ORIGINAL_PREFIXES = {
+    "unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."}
+"""Where a single file of SD 1.x keeps its parts."""
 
 
 def host_unet_config(config: dict) -> dict:
@@ -49,48 +53,83 @@ def host_text_options(config: dict) -> dict:
     return {"clip_l_model_config": {name: config[name] for name in wanted}}
 
 
+def knows_size(config: dict, family: str) -> bool:
+    """Whether the host's own checkpoint loader has a model of this diffusers config; it knows the released sizes only."""
+    return getattr(comfy.supported_models, MODEL_CLASSES[family]).matches(host_unet_config(config))
+
+
+def load_checkpoint(files: list[Path], family: str, configs: Path):
+    """A checkpoint in the original layout, in one file or in shards, as native (MODEL, CLIP, VAE).
+
+    `configs` is the folder of the base's diffusers configs. Sizes that the host does not know are built from them.
+    """
+    known = knows_size(read_json(configs / "unet" / "config.json"), family)
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    if known and len(files) == 1:
+        return comfy.sd.load_checkpoint_guess_config(str(files[0]), embedding_directory=embeddings)[:3]
+    weights = {}
+    for file in files:
+        weights |= comfy.utils.load_torch_file(str(file), safe_load=True)
+    if known:
+        return comfy.sd.load_state_dict_guess_config(weights, embedding_directory=embeddings)[:3]
+    if family != "sd1":
+        raise UserError("The checkpoint is finished, but ComfyUI has no model of its size, so it cannot be drawn with here. "
+                        "Smaller models than the released ones are only drawn with where they are SD 1.x.")
+    return _build({
+        part: {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        for part, prefix in ORIGINAL_PREFIXES.items()
+    }, configs)
+
+
 def load_native(folder: Path):
     """A small SD 1.x diffusers folder as native (MODEL, CLIP, VAE), for every node of the host.
 
     The host's own diffusers loader takes full-size models only: it knows neither other widths nor 8 norm groups.
     """
-    config = {part: read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")}
-    unet = comfy.utils.load_torch_file(str(folder / "unet" / "diffusion_pytorch_model.safetensors"), safe_load=True)
-    names = comfy.utils.unet_to_diffusers(host_unet_config(config["unet"]))
-    unet = {names[name]: tensor for name, tensor in unet.items()}
-    model_config, model = host_model(config["unet"], "sd1", unet)
+    files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+    weights = {part: comfy.utils.load_torch_file(str(folder / part / f"{stem}.safetensors"), safe_load=True)
+               for part, stem in files.items()}
+    names = comfy.utils.unet_to_diffusers(host_unet_config(read_json(folder / "unet" / "config.json")))
+    weights["unet"] = {names[name]: tensor for name, tensor in weights["unet"].items()}
+    return _build(weights, folder)
+
+
+def _build(weights: dict[str, dict], configs: Path):
+    """Native objects of a small SD 1.x: its UNet's weights in the original names, the VAE's in either."""
+    config = {part: read_json(configs / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    model_config, model = host_model(config["unet"], "sd1", weights["unet"])
     model_config.latent_format.scale_factor = model.latent_format.scale_factor = config["vae"]["scaling_factor"]
-    model.load_model_weights(unet, "")
+    model.load_model_weights(weights["unet"], "")
     patcher = comfy.model_patcher.ModelPatcher(
         model, load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    return patcher, _load_native_text(folder, config["text_encoder"]), _load_native_vae(folder, config["vae"])
+    return patcher, _build_text(weights["text_encoder"], config["text_encoder"]), _build_vae(weights["vae"], config["vae"])
 
 
-def _load_native_text(folder: Path, config: dict):
+def _build_text(weights: dict, config: dict):
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
     clip = comfy.sd.CLIP(
         target, embedding_directory=folder_paths.get_folder_paths("embeddings"),
         model_options=host_text_options(config),
     )
-    weights = comfy.utils.load_torch_file(str(folder / "text_encoder" / "model.safetensors"), safe_load=True)
     clip.load_sd({f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()}, full_model=True)
     return clip
 
 
-def _load_native_vae(folder: Path, config: dict):
+def host_vae_config(config: dict) -> dict:
+    """The host's description of a VAE from diffusers' `vae/config.json`."""
     widths = config["block_out_channels"]
-    shape = {
+    return {
         "double_z": True, "z_channels": config["latent_channels"], "resolution": 256, "in_channels": 3, "out_ch": 3,
         "ch": widths[0], "ch_mult": [width // widths[0] for width in widths], "attn_resolutions": [], "dropout": 0.0,
         "num_res_blocks": config["layers_per_block"],
     }
-    weights = comfy.utils.load_torch_file(
-        str(folder / "vae" / "diffusion_pytorch_model.safetensors"), safe_load=True
-    )
+
+
+def _build_vae(weights: dict, config: dict):
     vae = comfy.sd.VAE(
-        sd=weights, config={"params": {"ddconfig": shape, "embed_dim": config["latent_channels"]}}
+        sd=weights, config={"params": {"ddconfig": host_vae_config(config), "embed_dim": config["latent_channels"]}}
     )
     for module in vae.first_stage_model.modules():
         if isinstance(module, torch.nn.GroupNorm):

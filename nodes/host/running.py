@@ -5,6 +5,7 @@ from typing import Callable, Iterable
 
 import comfy.model_management
 import comfy.utils
+from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from server import PromptServer
 
@@ -30,6 +31,11 @@ def free_memory():
 def training_device() -> str:
     """"cpu" when the host runs on the CPU by its own choice; else "auto"."""
     return "cpu" if comfy.model_management.get_torch_device().type == "cpu" else "auto"
+
+
+def blocked(reason: str):
+    """An output that there is not: nodes behind it do not run, and the person is told why."""
+    return ExecutionBlocker(reason)
 
 
 class NodeProgress:

@@ -4,8 +4,11 @@ import os
 import urllib.request
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("schemas.json")
 KEPT = ("default", "min", "max", "step", "options", "multiline")
+LISTINGS = ("folder", "checkpoint", "library", *(f"embedding_{row}" for row in range(1, 5)))
+"""Inputs whose choices are files."""
 
 
 def schemas(host) -> dict:
@@ -19,9 +22,9 @@ def schemas(host) -> dict:
             for key, (kind, *rest) in node["input"].get(group, {}).items():
                 facts = {fact: rest[0][fact] for fact in KEPT if rest and fact in rest[0]}
                 options = kind if isinstance(kind, list) else facts.pop("options", None)
-                if key not in ("folder", "checkpoint") and options is not None:
+                if key not in LISTINGS and options is not None:
                     facts["options"] = options
-                facts = facts if key not in ("folder", "checkpoint") else {}
+                facts = facts if key not in LISTINGS else {}
                 inputs[key] = {"group": group, "type": "COMBO" if isinstance(kind, list) else kind, **facts}
         result[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"], strict=True))}
     return result
@@ -55,5 +58,7 @@ def test_help_pages_and_templates_are_served(host):
         assert fetch(host, f"/extensions/finetune-nodes/docs/{name}.md").startswith("# ")
     assert "/extensions/finetune-nodes/js/precise_numbers.js" in json.loads(fetch(host, "/extensions"))
     templates = json.loads(fetch(host, "/workflow_templates"))
-    assert templates["finetune-nodes"] == ["train_lora"]
-    assert json.loads(fetch(host, "/api/workflow_templates/finetune-nodes/train_lora.json"))["nodes"]
+    examples = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
+    assert sorted(templates["finetune-nodes"]) == examples and "train_lora" in examples
+    for name in examples:
+        assert json.loads(fetch(host, f"/api/workflow_templates/finetune-nodes/{name}.json"))["nodes"]

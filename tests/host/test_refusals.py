@@ -84,11 +84,15 @@ def test_checkpoints(host, checkpoints, name, words):
 
 @pytest.mark.parametrize("widgets, words", [
     ({"rank": 0}, "Value 0 smaller than min of 1"),
-    ({"learning_rate": 5.0}, "Value 5.0 bigger than max of 0.1"),
+    ({"learning_rate": 50.0}, "Value 50.0 bigger than max of 10.0"),
+    ({"learning_rate": 5.0}, "learning rate 5 is too high for adamw"),
     ({"name": "../evil"}, "cannot name a run"),
     ({"name": ""}, "name is ''"),
     ({"targets": "pattern"}, "the pattern is empty"),
     ({"targets": "everything"}, "everything"),
+    ({"block_ranks": "down: 4"}, "is no block with a number"),
+    ({"block_ranks": "left=4"}, "which is no block of"),
+    ({"adapter": "loha", "plus_ratio": 4.0}, "LoRA+ is about the two factors"),
     ({"steps": 10**9}, "bigger than max"),
     ({"resolution": 65}, "resolution is 65"),
     ({"precision": "fp16"}, "only trains on an NVIDIA or AMD GPU"),

@@ -9,19 +9,13 @@ import numpy as np
 import pytest
 import workflow as workflows
 from finetune.benchmarks import emoji_style
-from graphs import sampling, training, with_lora
+from graphs import pictures_of, sampling, training, with_lora
 from host_server import PromptInterrupted
 from PIL import Image
 from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
-
-
-def pictures_of(host, outputs: dict, node: str) -> np.ndarray:
-    """The pictures that a SaveImage node wrote, float32 [count, height, width, 3] in 0…1."""
-    files = [host.output / image["subfolder"] / image["filename"] for image in outputs[node]["images"]]
-    return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
 
 
 def forget(host):

@@ -2,15 +2,8 @@
 import pytest
 import torch
 from finetune.trainers import randomness
-from finetune.trainers.objectives import (
-    DiscreteObjective,
-    FlowObjective,
-    draw_noise,
-    make_objective,
-    min_snr_weight,
-    scaled_linear_alphas,
-    weighted_loss,
-)
+from finetune.trainers.noise import draw_noise, scaled_linear_alphas
+from finetune.trainers.objectives import DiscreteObjective, FlowObjective, make_objective, objective_notes
 from finetune.trainers.spec import ObjectiveSpec
 
 LATENTS = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -40,7 +33,7 @@ def test_noised_latents_and_target_give_the_clean_latents_back(prediction):
 
 
 def test_flow_target_leads_from_noise_to_the_clean_latents():
-    noised = FlowObjective(shift=3.0).noise(LATENTS, generators())
+    noised = FlowObjective(ObjectiveSpec(flow_shift=3.0)).noise(LATENTS, generators())
     sigma = (noised.timesteps / 1000).reshape(-1, 1, 1, 1)
     assert ((0 < sigma) & (sigma < 1)).all()
     torch.testing.assert_close(noised.latents - sigma * noised.target, LATENTS, rtol=1e-4, atol=1e-4)
@@ -49,14 +42,8 @@ def test_flow_target_leads_from_noise_to_the_clean_latents():
 def test_flow_shift_moves_the_median_as_the_formula_says():
     latents = torch.zeros((4001, 1, 1, 1))
     draws = [randomness.generator(1, 0, sample) for sample in range(len(latents))]
-    median = FlowObjective(shift=3.0).noise(latents, draws).timesteps.median() / 1000
+    median = FlowObjective(ObjectiveSpec(flow_shift=3.0)).noise(latents, draws).timesteps.median() / 1000
     assert median == pytest.approx(3 * 0.5 / (1 + 2 * 0.5), abs=0.02)
-
-
-def test_min_snr_weights():
-    snr = torch.tensor([0.1, 5.0, 50.0])
-    torch.testing.assert_close(min_snr_weight(snr, 5.0, "epsilon"), torch.tensor([1.0, 1.0, 0.1]))
-    torch.testing.assert_close(min_snr_weight(snr, 5.0, "v_prediction"), torch.tensor([0.1 / 1.1, 5 / 6, 5 / 51]))
 
 
 def test_noise_offset_shifts_whole_channels():
@@ -69,18 +56,115 @@ def test_noise_offset_shifts_whole_channels():
     assert difference[:, :, 0, 0].std() == pytest.approx(0.5, rel=0.05)
 
 
-def test_a_sample_is_noised_alike_in_any_batch():
-    objective = make_objective("epsilon", scaled_linear_alphas(), ObjectiveSpec())
+ALL = dict(noise_offset=0.1, multires_iterations=6, input_perturbation=0.1, image_noise=0.05, loss="huber",
+           minimum_timestep=0.1, maximum_timestep=0.9, distribution="logit_normal", distribution_mean=0.5,
+           distribution_spread=1.5)
+
+
+@pytest.mark.parametrize("prediction, settings", [
+    ("epsilon", ObjectiveSpec()), ("epsilon", ObjectiveSpec(**ALL, debiased=True)), ("flow", ObjectiveSpec(**ALL)),
+    ("v_prediction", ObjectiveSpec(**ALL, min_snr_gamma=5.0, zero_terminal_snr=True)),
+])
+def test_a_sample_is_noised_alike_in_any_batch(prediction, settings):
+    objective = make_objective(prediction, scaled_linear_alphas(), settings)
     together, alone = objective.noise(LATENTS, generators()), objective.noise(LATENTS[1:2], generators()[1:2])
-    torch.testing.assert_close(together.latents[1:2], alone.latents)
-    assert together.timesteps[1] == alone.timesteps[0]
+    for name in ("latents", "timesteps", "target", "weight", "threshold"):
+        one, other = getattr(together, name), getattr(alone, name)
+        assert one is other is None or torch.equal(one[1:2], other), name
+    assert (together.threshold is not None) == (settings.loss == "huber")
 
 
-def test_weighted_loss_is_the_weighted_mean_of_samples():
-    noised = DiscreteObjective(scaled_linear_alphas(), "epsilon", min_snr_gamma=5.0).noise(LATENTS, generators())
+def test_loss_is_the_weighted_mean_of_samples():
+    objective = DiscreteObjective(scaled_linear_alphas(), "epsilon", ObjectiveSpec(min_snr_gamma=5.0))
+    noised = objective.noise(LATENTS, generators())
     prediction = torch.zeros_like(LATENTS)
     expected = sum(noised.weight[i] * noised.target[i].square().mean() for i in range(3)) / 3
-    torch.testing.assert_close(weighted_loss(prediction, noised), expected)
+    torch.testing.assert_close(objective.loss(prediction, noised), expected)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_a_control_that_is_off_changes_no_number(prediction):
+    """Settings of controls that are off draw nothing, and controls that only weigh leave the noise as it is."""
+    plain = make_objective(prediction, scaled_linear_alphas(), ObjectiveSpec()).noise(LATENTS, generators())
+    others = ObjectiveSpec(multires_discount=0.9, huber_c=0.5, huber_schedule="constant", unmasked_weight=0.7, loss="huber",
+                           debiased=prediction != "flow")
+    same = make_objective(prediction, scaled_linear_alphas(), others).noise(LATENTS, generators())
+    for name in ("latents", "timesteps", "target"):
+        assert torch.equal(getattr(plain, name), getattr(same, name)), name
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_controls_draw_in_a_fixed_order(prediction):
+    """Each control that is switched on draws after those before it: noise level, noise, offset, resolutions, disturbance."""
+    alphas = scaled_linear_alphas()
+
+    def noised(**controls):
+        return make_objective(prediction, alphas, ObjectiveSpec(**controls)).noise(LATENTS, generators())
+
+    plain, offset, perturbed = noised(), noised(noise_offset=0.1), noised(noise_offset=0.1, input_perturbation=0.1)
+    both = noised(noise_offset=0.1, input_perturbation=0.1, image_noise=0.2)
+    assert torch.equal(plain.timesteps, both.timesteps)
+    assert torch.equal(offset.target, perturbed.target)  # the target does not know the perturbation
+    assert not torch.equal(offset.latents, perturbed.latents)
+    if prediction == "epsilon":
+        assert torch.equal(perturbed.target, both.target)  # nor, with epsilon, what the picture was
+
+
+def test_input_perturbation_and_image_noise_by_the_formula():
+    alphas, perturbation, image = scaled_linear_alphas(), 0.1, 0.3
+    objective = make_objective("v_prediction", alphas, ObjectiveSpec(input_perturbation=perturbation, image_noise=image))
+    noised = objective.noise(LATENTS, generators())
+    for number, generator in enumerate(generators()):
+        a = alphas[torch.randint(0, 1000, (1,), generator=generator)]
+        noise, unknown, on_picture = (torch.randn(LATENTS.shape[1:], generator=generator) for _ in range(3))
+        clean = LATENTS[number] + image * on_picture
+        mixed = noise + perturbation * unknown
+        torch.testing.assert_close(noised.latents[number], a.sqrt() * clean + (1 - a).sqrt() * mixed)
+        torch.testing.assert_close(noised.target[number], a.sqrt() * noise - (1 - a).sqrt() * clean)
+
+
+def test_flow_with_perturbation_by_the_formula():
+    noised = make_objective("flow", None, ObjectiveSpec(input_perturbation=0.2)).noise(LATENTS, generators())
+    for number, generator in enumerate(generators()):
+        s = torch.randn((1,), generator=generator).sigmoid()
+        noise, unknown = (torch.randn(LATENTS.shape[1:], generator=generator) for _ in range(2))
+        torch.testing.assert_close(noised.latents[number], (1 - s) * LATENTS[number] + s * (noise + 0.2 * unknown))
+        torch.testing.assert_close(noised.target[number], noise - LATENTS[number])
+
+
+def test_pure_noise_is_weighted_without_a_division_by_zero():
+    """With zero terminal SNR the last step holds nothing of the picture, and its target is the picture itself."""
+    latents = LATENTS[:1].repeat(50, 1, 1, 1)
+    for controls in ({}, {"min_snr_gamma": 5.0}, {"debiased": True}):
+        objective = make_objective("v_prediction", scaled_linear_alphas(), ObjectiveSpec(
+            zero_terminal_snr=True, minimum_timestep=0.999, loss="huber", **controls))
+        noised = objective.noise(latents, [randomness.generator(1, sample) for sample in range(50)])
+        assert (noised.timesteps == 999).all()
+        assert torch.isfinite(noised.weight).all() and torch.isfinite(noised.threshold).all()
+        torch.testing.assert_close(noised.target, -latents)
+        assert torch.isfinite(objective.loss(torch.zeros_like(latents), noised))
+        assert noised.latents.std() == pytest.approx(1, abs=0.05)
+        assert (noised.weight == (0.0 if "min_snr_gamma" in controls else 1.0)).all()
+
+
+@pytest.mark.parametrize("prediction, controls, words", [
+    ("epsilon", {"flow_shift": 3.0}, "flow_shift is not read"),
+    ("flow", {"min_snr_gamma": 5.0}, "min_snr_gamma is not read"),
+    ("epsilon", {"distribution_mean": 1.0}, "distribution_mean is not read by the distribution uniform"),
+    ("flow", {"distribution": "cosine", "distribution_spread": 2.0}, "distribution_spread is not read by"),
+    ("v_prediction", {"zero_terminal_snr": True, "min_snr_gamma": 5.0}, "gives pure noise the weight 0"),
+])
+def test_settings_that_are_not_read_are_noted(prediction, controls, words):
+    [note] = objective_notes(prediction, ObjectiveSpec(**controls))
+    assert words in note
+
+
+@pytest.mark.parametrize("prediction, controls", [
+    ("epsilon", {"min_snr_gamma": 5.0}), ("flow", {"flow_shift": 3.0, "distribution_mean": 1.0, "distribution_spread": 2.0}),
+    ("epsilon", {"distribution": "mode", "distribution_spread": 1.29}), ("v_prediction", {"zero_terminal_snr": True}),
+])
+def test_settings_that_are_read_need_no_note(prediction, controls):
+    assert objective_notes(prediction, ObjectiveSpec(**controls)) == []
 
 
 def test_seeds_are_distinct_and_stable():

@@ -1,33 +1,95 @@
 """`accelerate launch` with two processes trains as one process does: the batch size counts all of them."""
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import tiny
+import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.run import SCRIPT
+from finetune.trainers.run import SCRIPT, TrainingProcess
 from finetune.trainers.runs import open_run
+from safetensors.torch import load_file
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no"]
+# With --cpu, accelerate starts a single process whatever --num_processes says; --multi_gpu starts as many as asked for, and
+# the spec's device makes them train on the CPU. Port 0 is a free one.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+          "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def train(spec, path, launch) -> list[float]:
+def train(spec, path, launch):
+    """Train from the command line; the finished run."""
     path.write_text(spec.model_dump_json())
     result = subprocess.run([sys.executable, *launch, str(SCRIPT), "train", str(path)], capture_output=True, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr[-2000:]
-    return open_run(spec).losses()
+    return open_run(spec)
 
 
-def test_two_processes_equal_one(tiny_bases, make_spec, tmp_path):
-    dataset = scan_folder(str(tiny.make_pictures(tmp_path / "eight", 8)), "eight")
-    parts = dict(
-        dataset=dataset, method=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3),
-        training=specs.TrainingSpec(steps=4, batch_size=4, accumulation=2, resolution=64),
+def parts_with_everything(tmp_path) -> dict:
+    """Accumulation, class pictures, a text encoder that trains, a running mean, checkpoints on the way."""
+    return dict(
+        dataset=scan_folder(str(tiny.make_pictures(tmp_path / "eight", 8)), "eight"),
+        prior=specs.PriorSpec(dataset=scan_folder(str(tiny.make_pictures(tmp_path / "class", 5, (64, 96))), "class"),
+                              weight=0.7, ratio=0.5),
+        method=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3, file_precision="fp32"),
+        training=specs.TrainingSpec(steps=4, batch_size=4, accumulation=2, resolution=64, ema_decay=0.5),
+        validation=specs.ValidationSpec(share=0.3, every=2), checkpoints=specs.CheckpointSpec(every=2, minutes=1e-6),
     )
+
+
+def tensors(path) -> dict:
+    return {name: value for name, value in load_file(path).items() if not name.endswith("alpha")}
+
+
+@pytest.mark.parametrize("method, dropout", [
+    (None, 0.0),
+    (specs.TextualInversionSpec(token="square"), 0.5),  # some batches of a process do not hold the word
+], ids=["LoRA", "new word"])
+def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_path):
+    parts = parts_with_everything(tmp_path)
+    parts["method"] = method or parts["method"]
+    parts["training"] = parts["training"].model_copy(update={"caption_dropout": dropout})
     one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", [])
     two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", LAUNCH)
-    assert len(one) == 4 and two == pytest.approx(one, abs=1e-5)
+    assert next(event["processes"] for event in two.events() if event["event"] == "model") == 2
+    assert len(one.losses()) == 4 and two.losses() == pytest.approx(one.losses(), abs=1e-5)
+    validation = one.curve("validation")
+    assert list(validation) == [0, 2, 4] and two.curve("validation") == pytest.approx(validation, abs=1e-5)
+    assert one.checkpoints() == two.checkpoints() == [2, 3]
+    for name in ("checkpoints/step_000002/{}_step000002.safetensors", "{}.safetensors"):  # means of the weights
+        expected, found = (tensors(run.folder / name.format(run.name)) for run in (one, two))
+        assert expected.keys() == found.keys() and any(value.abs().max() > 1e-3 for value in expected.values())
+        for key, value in expected.items():
+            assert torch.allclose(value, found[key], atol=1e-4), key
+    (_, expected), (_, found) = one.load_state(), two.load_state()
+    for kind in (expected["parameters"], found["parameters"]), (expected["mean"]["means"], found["mean"]["means"]):
+        assert all(torch.allclose(value, kind[1][name], atol=1e-4) for name, value in kind[0].items())
+    assert any(not torch.equal(value, expected["mean"]["means"][name]) for name, value in expected["parameters"].items())
+
+
+def test_two_processes_are_cancelled_and_go_on(tiny_bases, make_spec, tmp_path):
+    """As a node starts and cancels them. Both stop at the same step, and together go on as if they never had."""
+    parts = {**parts_with_everything(tmp_path), "checkpoints": specs.CheckpointSpec(every=0)}
+    parts["training"] = parts["training"].model_copy(update={"steps": 12})
+    parts["memory"] = specs.MemorySpec(frozen_precision="int8")
+    whole = train(make_spec(tiny_bases["sd1"], name="whole", **parts), tmp_path / "whole.json", LAUNCH)
+    spec = make_spec(tiny_bases["sd1"], name="cancelled", **parts)
+    run = open_run(spec)
+    events = []
+    with TrainingProcess(run, [sys.executable, *LAUNCH]) as process:
+        for event in process.events():
+            events += [event] if event else []
+            if event and event["event"] == "step" and event["step"] == 2:
+                process.cancel()
+    last = events[-1]
+    assert last["event"] == "cancelled" and 2 <= last["step"] < 12, json.dumps(events[-3:])
+    assert run.checkpoints() == [last["step"]] and list(run.checkpoint_folder(last["step"]).glob("*.safetensors"))
+    with TrainingProcess(run, [sys.executable, *LAUNCH]) as process:
+        resumed = [event for event in process.events() if event]
+    assert resumed[-1]["event"] == "finished" and {"resumed"} <= {event["event"] for event in resumed}
+    assert run.losses() == pytest.approx(whole.losses(), abs=1e-6) and len(run.losses()) == 12
+    expected, found = tensors(whole.artifact), tensors(run.artifact)
+    assert all(torch.allclose(value, found[key], atol=1e-5) for key, value in expected.items())

@@ -88,24 +88,32 @@ def open_clip_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Keys of `weights` carry the `text_model.` prefix.
     """
+    return {
+        name: torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
+        for name, pieces in open_clip_pieces(weights).items()
+    }
+
+
+def open_clip_pieces(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+    """The same without copies: each tensor as the pieces that make it up along the first axis."""
     renamed = {}
     for name, tensor in weights.items():
         name = name.removeprefix("text_model.")
         if name == "text_projection.weight":
-            renamed["text_projection"] = tensor.T.contiguous()
+            renamed["text_projection"] = (tensor.T,)
         elif name.startswith("embeddings."):
             token = name == "embeddings.token_embedding.weight"
-            renamed["token_embedding.weight" if token else "positional_embedding"] = tensor
+            renamed["token_embedding.weight" if token else "positional_embedding"] = (tensor,)
         elif name.startswith("final_layer_norm"):
-            renamed[name.replace("final_layer_norm", "ln_final")] = tensor
+            renamed[name.replace("final_layer_norm", "ln_final")] = (tensor,)
         elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
-            fused = [weights[f"text_model.{name}".replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")]
-            renamed[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = torch.cat(fused)
+            fused = tuple(weights[f"text_model.{name}".replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj"))
+            renamed[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = fused
         elif not re.search(r"\.self_attn\.[kv]_proj\.", name):
             name = name.replace("encoder.layers.", "transformer.resblocks.")
             for transformers, original in OPEN_CLIP_PARTS:
                 name = name.replace(transformers, original)
-            renamed[name] = tensor
+            renamed[name] = (tensor,)
     return renamed
 
 

@@ -6,7 +6,7 @@ change of a weight is alpha / rank · up · down; a file without alpha is read a
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +17,18 @@ from ..files import temporary_beside
 from .metadata import with_hashes
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class AdapterWeight(Protocol):
+    """What a file stores for one layer: LoraWeight, or one of its relatives in adapters.py."""
+
+    key: str
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The layer's part of a file, on the CPU."""
+
+    def change_norm(self) -> float:
+        """Frobenius norm of the change of the layer's weight; not a finite number if a factor is not finite."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,9 @@ class LoraWeight:
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         return {
-            f"{self.key}.lora_down.weight": self.down.to("cpu", dtype).contiguous(),
-            f"{self.key}.lora_up.weight": self.up.to("cpu", dtype).contiguous(),
-            f"{self.key}.alpha": torch.tensor(self.alpha, dtype=dtype),
+            f"{self.key}.lora_down.weight": stored(self.down, dtype),
+            f"{self.key}.lora_up.weight": stored(self.up, dtype),
+            f"{self.key}.alpha": scalar(self.alpha, dtype),
         }
 
     def change_norm(self) -> float:
@@ -44,8 +56,19 @@ class LoraWeight:
         return float(self.alpha / len(down) * squared.sqrt())
 
 
-def save_lora(path: Path, weights: Iterable[LoraWeight], precision: str, metadata: dict[str, str]) -> dict:
-    """Write a LoRA file whole or not at all. Returns {"layers", "keys", "bytes", "change_norm"} for the report."""
+def stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype).contiguous()
+
+
+def scalar(value: float, dtype: torch.dtype) -> Tensor:
+    """In `dtype` if that is exact, else in float32: rounding an alpha would weaken or strengthen the layer."""
+    rounded = torch.tensor(value, dtype=dtype)
+    return rounded if rounded.item() == value else torch.tensor(value, dtype=torch.float32)
+
+
+def save_lora(path: Path, weights: Iterable[AdapterWeight], precision: str, metadata: dict[str, str]) -> dict:
+    """Write a file whole or not at all. Returns {"layers", "keys", "bytes", "change_norm"} for the report. Raises UserError
+    for values that do not fit the precision."""
     dtype, tensors, layers, squared = PRECISIONS[precision], {}, 0, 0.0
     for weight in weights:
         tensors |= weight.tensors(dtype)

@@ -12,6 +12,7 @@ from typing import Mapping
 from safetensors.torch import save
 from torch import Tensor
 
+from ..data.split import split
 from ..spec import RunSpec
 
 PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
@@ -21,8 +22,8 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
                       buckets: Mapping[tuple[int, int], int], finished: float) -> dict[str, str]:
     """What can be told about a run after `steps` steps. `buckets` counts pictures per (width, height); `finished` is a
     Unix time in seconds."""
-    method, training, optimizer = spec.method, spec.training, spec.optimizer
-    pictures = spec.dataset.pictures
+    method, training, optimizer, objective = spec.method, spec.training, spec.optimizer, spec.objective
+    pictures = trained_pictures(spec)
     base_version = family_metadata["ss_base_model_version"]
     if spec.base.objective == "v_prediction" and spec.base.family != "sdxl":
         base_version += "_v"
@@ -49,8 +50,17 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
         "ss_steps": steps,
         "ss_max_train_steps": training.steps,
         "ss_epoch": round(epochs),
-        "ss_min_snr_gamma": spec.objective.min_snr_gamma or None,
-        "ss_noise_offset": spec.objective.noise_offset or None,
+        "ss_min_snr_gamma": objective.min_snr_gamma or None,
+        "ss_debiased_estimation": objective.debiased,
+        "ss_noise_offset": objective.noise_offset or None,
+        "ss_multires_noise_iterations": objective.multires_iterations or None,
+        "ss_multires_noise_discount": objective.multires_discount if objective.multires_iterations else None,
+        "ss_ip_noise_gamma": objective.input_perturbation or None,
+        "ss_zero_terminal_snr": objective.zero_terminal_snr,
+        "ss_loss_type": objective.loss,
+        "ss_huber_c": objective.huber_c if objective.loss == "huber" else None,
+        "ss_huber_schedule": objective.huber_schedule if objective.loss == "huber" else None,
+        "ss_masked_loss": objective.masked,
         "ss_caption_dropout_rate": training.caption_dropout,
         "ss_resolution": f"({training.resolution}, {training.resolution})",
         "ss_enable_bucket": training.buckets,
@@ -68,33 +78,78 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
             "class_tokens": spec.dataset.trigger or None, "img_count": len(pictures),
             "num_repeats": pictures[0].repeats, "image_dir": spec.dataset.name,
         }]}], ensure_ascii=False),
-        "ss_training_finished_at": finished,
+        "ss_training_finished_at": f"{finished:.6f}",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": "diffusers" if spec.base.family != "sdxl" else "https://github.com/Stability-AI/generative-models",
         "modelspec.title": spec.name,
         "modelspec.resolution": f"{training.resolution}x{training.resolution}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(finished)),
         "modelspec.prediction_type": PREDICTION[spec.base.objective],
+        "modelspec.timestep_range": timestep_range(objective),
         "modelspec.trigger_phrase": spec.dataset.trigger or None,
     }
     return {name: str(value) for name, value in entries.items() if value is not None}
 
 
 def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
-    """What readers of LoRA files want to know about the adapters. `method` is a spec's LoraSpec."""
+    """What readers of LoRA files want to know about the adapters. `method` is a spec's LoraSpec.
+
+    Only plain LoRA, with convolutions or without, is kohya's `networks.lora`; the others are LyCORIS', whose arguments
+    (`lycoris/wrapper.py`) say the kind.
+    """
+    # Readers divide alpha by the rank to get the scale.
+    alpha = method.alpha * method.rank**0.5 if method.rank_stabilised else method.alpha
+    kinds = {
+        "lora": {}, "dora": {"algo": "lora", "dora_wd": True, "wd_on_output": False}, "loha": {"algo": "loha"},
+        "lokr": {"algo": "lokr", "factor": method.kronecker_factor},
+    }
+    convolutions = method.convolution_rank or method.convolution_alpha
+    arguments = {
+        "targets": method.pattern if method.targets == "pattern" else method.targets, **kinds[method.adapter],
+        "conv_dim": (method.convolution_rank or method.rank) if convolutions else None,
+        "conv_alpha": method.convolution_alpha or None,
+        "loraplus_lr_ratio": method.plus_ratio if method.plus_ratio != 1 else None,
+        "rank_stabilised": method.rank_stabilised or None,
+        "block_ranks": _typed(method.block_ranks), "block_rates": _typed(method.block_rates),
+    }
     entries = {
         "modelspec.architecture": family_metadata["modelspec.architecture"] + "/lora",
-        "ss_network_module": "networks.lora", "ss_network_dim": method.rank, "ss_network_alpha": method.alpha,
-        "ss_network_dropout": method.dropout,
-        "ss_network_args": json.dumps({"targets": method.pattern or method.targets}),
+        "ss_network_module": "networks.lora" if method.adapter == "lora" else "lycoris.kohya",
+        "ss_network_dim": method.rank, "ss_network_alpha": alpha, "ss_network_dropout": method.dropout,
+        "ss_network_args": json.dumps({name: str(value) for name, value in arguments.items() if value is not None}),
     }
     return {name: str(value) for name, value in entries.items()}
+
+
+def timestep_range(objective) -> str | None:
+    """Modelspec's "first,last" in thousandths of the noise schedule; None for all of it."""
+    if (objective.minimum_timestep, objective.maximum_timestep) == (0, 1):
+        return None
+    return f"{round(1000 * objective.minimum_timestep)},{round(1000 * objective.maximum_timestep)}"
+
+
+def trained_pictures(spec: RunSpec):
+    """Those that are not held out for validation."""
+    return split(spec.dataset.pictures, spec.validation.share)[0]
+
+
+def _typed(values) -> str | None:
+    return ", ".join(f"{block}={number:g}" for block, number in values) or None
+
+
+def embedding_metadata(metadata: Mapping[str, str], family_metadata: Mapping[str, str], token: str,
+                       vectors: int) -> dict[str, str]:
+    """A run's metadata as that of its embedding. `token` is the word of the captions."""
+    kept = {name: value for name, value in metadata.items() if name not in ("ss_unet_lr", "ss_text_encoder_lr")}
+    architecture = family_metadata["modelspec.architecture"] + "/textual-inversion"
+    return {**kept, "modelspec.architecture": architecture, "modelspec.trigger_phrase": token,
+            "ss_num_vectors_per_token": str(vectors)}
 
 
 def tag_frequency(spec: RunSpec) -> dict[str, int]:
     """How often each comma-separated tag occurs in the captions, most frequent first."""
     counts: Counter[str] = Counter()
-    for picture in spec.dataset.pictures:
+    for picture in trained_pictures(spec):
         counts.update(tag.strip() for tag in picture.caption.split(",") if tag.strip())
     return dict(counts.most_common())
 

@@ -13,8 +13,8 @@ BACKGROUND = (255, 255, 255)
 """What shows through transparent pixels."""
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The first frame, upright by its EXIF tag, as RGB on white. Raises UserError that names a file it cannot read."""
+def open_picture(path: Path) -> Image.Image:
+    """The first frame, upright by its EXIF tag, at most 8 bits deep. Raises UserError that names a file it cannot read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -25,6 +25,12 @@ def read_picture(path: Path) -> Image.Image:
         raise UserError(f"{path.name}: the picture cannot be read ({problem or type(problem).__name__})") from None
     if picture.mode.startswith("I;16") or picture.mode == "I":
         picture = Image.fromarray((np.asarray(picture, dtype=np.float32) / 257).round().clip(0, 255).astype(np.uint8))
+    return picture
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The first frame, upright, as RGB on white. Raises UserError that names a file it cannot read."""
+    picture = open_picture(path)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
@@ -33,9 +39,11 @@ def read_picture(path: Path) -> Image.Image:
     return picture.convert("RGB")
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels of a picture that decodes completely."""
-    return read_picture(path).size
+def examine_picture(path: Path) -> tuple[tuple[int, int], bool]:
+    """((width, height) in pixels, whether parts of it are transparent) of a picture that decodes completely."""
+    picture = open_picture(path)
+    transparent = picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return picture.size, transparent
 
 
 def crop_pixels(picture: Image.Image, crop: Crop) -> torch.Tensor:

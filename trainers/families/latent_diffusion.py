@@ -1,12 +1,13 @@
 """What SD 1.x, SD 2.x and SDXL have in common: a UNet over four-channel latents and CLIP text encoders."""
 import re
 from types import MappingProxyType
-from typing import Mapping
+from typing import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from . import loading
+from ..artifacts.tensor_files import Entry
+from . import checkpoints, loading
 from .protocol import LatentFormat, TextEncoders
 from .recognition import component_config
 
@@ -27,8 +28,11 @@ TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 class LatentDiffusion:
     """The half of the family protocol that does not differ between the generations."""
 
-    capabilities = frozenset({"lora", "text_encoder"})
+    capabilities = frozenset({"lora", "full", "text_encoder", "hypernetwork", "textual_inversion"})
     lora_targets = LORA_TARGETS
+    embedding_keys: Mapping[str, str] = MappingProxyType({"te": "emb_params"})
+    text_places: Mapping[str, tuple[str, str]]
+    """Text encoder → its folder in diffusers' layout, and its prefix in a single file."""
 
     def latent_format(self, base) -> LatentFormat:
         config = component_config(base, "vae")
@@ -48,8 +52,8 @@ class LatentDiffusion:
     def alphas_cumprod(self, base) -> Tensor:
         return loading.load_alphas_cumprod(base)
 
-    def sampler(self, base):
-        return loading.load_sampler(base)
+    def sampler(self, base, zero_terminal_snr: bool = False):
+        return loading.load_sampler(base, zero_terminal_snr)
 
     @torch.no_grad()
     def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
@@ -73,6 +77,51 @@ class LatentDiffusion:
         """Since transformers 5.6 the names of CLIPTextModel's modules lack `text_model.`."""
         return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
 
+    def checkpoint_entries(self, base, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype,
+                           zero_terminal: bool = False) -> list[Entry]:
+        def others() -> checkpoints.Pieces:
+            text = {**self.load_text(base, dtype).encoders, **encoders}
+            return {**checkpoints.vae_pieces(self.load_vae(base)), **self._text_pieces(text), **self.idle_layers(text)}
+
+        trained = {**checkpoints.unet_pieces(denoiser), **self._text_pieces(encoders)}
+        entries = checkpoints.checkpoint_entries(trained, base, others, dtype)
+        return self.marked(list(entries.values()), base, zero_terminal)
+
+    def _text_pieces(self, encoders: Mapping[str, nn.Module]) -> checkpoints.Pieces:
+        return {name: pieces for encoder, module in encoders.items()
+                for name, pieces in checkpoints.text_pieces(module, self.text_places[encoder][1]).items()}
+
+    def idle_layers(self, encoders: Mapping[str, nn.Module]) -> checkpoints.Pieces:
+        """Layers that a single file holds and a diffusers folder has left out, because nobody reads them."""
+        return {}
+
+    def marked(self, entries: list[Entry], base, zero_terminal: bool) -> list[Entry]:
+        """The entries with the marker tensors from which loaders know what the model predicts."""
+        return entries
+
+    def objective_note(self, base, denoiser: nn.Module) -> str | None:
+        """A sentence when ComfyUI cannot tell from the file what the model predicts."""
+        return None
+
+    def trained_and_base(self, base, denoiser: nn.Module,
+                         encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
+        if base.layout == "single_file":
+            trained = {**checkpoints.unet_pieces(denoiser), **self._text_pieces(encoders)}
+            yield from checkpoints.pairs_in_file(trained, base)
+            return
+        yield from checkpoints.pairs_in_folder(denoiser, loading.component_files(base, "unet", loading.DIFFUSION_STEM))
+        for encoder, module in encoders.items():
+            folder = self.text_places[encoder][0]
+            yield from checkpoints.pairs_in_folder(module, loading.component_files(base, folder, loading.TEXT_STEM))
+
+    def attention_widths(self, base) -> dict[str, frozenset[int]]:
+        config = component_config(base, "unet")
+        levels = zip(config["block_out_channels"], config["down_block_types"])
+        inner = [width for width, block in levels if block.startswith("CrossAttn")]
+        return {
+            "self-attention": frozenset([*inner, config["block_out_channels"][-1]]),  # the middle block attends too
+            "cross-attention": frozenset([config["cross_attention_dim"]]),
+        }
 
     def block_of(self, module_name: str) -> str:
         match = re.match(r"(down|up)_blocks\.(\d+)\.|mid_block\.", module_name)

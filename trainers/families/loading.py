@@ -3,7 +3,6 @@
 diffusers and transformers are imported where they are needed: the nodes read a family's title and presets inside
 ComfyUI's process, which should neither wait for these libraries nor carry them.
 """
-import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,13 +12,15 @@ from torch import nn
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
 from ..errors import UserError
-from .protocol import TextEncoders
+from .protocol import TextEncoders, whole_word
 from .recognition import CONFIGS, UNET, component_config, config_folder
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
 SINGLE_FILE_PREFIXES = {"unet": UNET, "vae": "first_stage_model."}
 TENSORS_AT_ONCE = 32
+DIFFUSION_STEM, TEXT_STEM = "diffusion_pytorch_model", "model"
+"""Names of weight files in diffusers folders."""
 
 
 @contextmanager
@@ -43,13 +44,20 @@ def _variant(folder: Path, stem: str) -> str | None:
     return None if plain else "fp16"
 
 
+def component_files(base, component: str, stem: str) -> list[Path]:
+    """The weight files that a component of a diffusers folder is loaded from."""
+    folder = Path(base.path) / component
+    half = _variant(folder, stem) is not None
+    return [file for file in sorted(folder.glob(f"{stem}*.safetensors")) if (".fp16" in file.name) == half]
+
+
 def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Module:
     """A diffusers model (UNet or VAE), frozen, in evaluation mode, on the CPU."""
     with explained(component, base):
         if base.layout == "diffusers":
             model = model_class.from_pretrained(
                 base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
-                variant=_variant(Path(base.path) / component, "diffusion_pytorch_model"),
+                variant=_variant(Path(base.path) / component, DIFFUSION_STEM),
             )
         else:
             model = model_class.from_single_file(
@@ -100,7 +108,7 @@ def load_text_encoder(base, component: str, dtype: torch.dtype, prefix: str, pro
         if base.layout == "diffusers":
             model = model_class.from_pretrained(
                 base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
-                variant=_variant(Path(base.path) / component, "model"),
+                variant=_variant(Path(base.path) / component, TEXT_STEM),
             )
         else:
             model = model_class(CLIPTextConfig.from_dict(component_config(base, component)))
@@ -140,12 +148,15 @@ def load_alphas_cumprod(base) -> torch.Tensor:
     return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
 
 
-def load_sampler(base):
-    """DPM++ 2M (Lu et al. 2022, arXiv:2211.01095) for previews."""
+def load_sampler(base, zero_terminal_snr: bool = False):
+    """DPM++ 2M (Lu et al. 2022, arXiv:2211.01095) for previews. With zero terminal SNR it must start at the last timestep
+    (Lin et al. 2023, arXiv:2305.08891, section 3.3)."""
     from diffusers import DPMSolverMultistepScheduler
 
+    rescaled = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing") if zero_terminal_snr else {}
     return DPMSolverMultistepScheduler.from_config(
-        component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2, prediction_type=base.objective
+        component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2, prediction_type=base.objective,
+        **rescaled,
     )
 
 
@@ -153,8 +164,7 @@ def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:
     """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
     tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
     for word, replacement in text.aliases.items():
-        whole_word = re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
-        captions = [whole_word.sub(lambda _: replacement, caption) for caption in captions]
+        captions = [whole_word(word).sub(lambda _: replacement, caption) for caption in captions]
     batch = tokenizer(list(captions), padding="max_length", max_length=module.config.max_position_embeddings,
                       truncation=True, return_tensors="pt")
     return batch.input_ids.to(next(module.parameters()).device)

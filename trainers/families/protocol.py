@@ -3,11 +3,14 @@
 A family is one object. It holds no weights: `load_*` functions return modules and the other functions take them, so
 that parts can be loaded, used and freed one at a time.
 """
+import re
 from dataclasses import dataclass
-from typing import Mapping, Protocol, Sequence
+from typing import Iterator, Mapping, Protocol, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ..artifacts.tensor_files import Entry
 
 Conditioning = dict[str, Tensor]
 """Named tensors with a leading batch dimension, as the family's denoiser wants them."""
@@ -52,6 +55,11 @@ class TextEncoders(nn.Module):
         self.aliases: dict[str, str] = {}
 
 
+def whole_word(word: str) -> re.Pattern:
+    """Finds a word in captions, whatever its case, but not as a part of a longer one."""
+    return re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
+
+
 class Family(Protocol):
     name: str
     """Identifier in specs, for example "sd1"."""
@@ -61,6 +69,8 @@ class Family(Protocol):
     lora_targets: Mapping[str, str]
     """Choice of `LoraSpec.targets` → regular expression over the denoiser's module names."""
     lora_preset: LoraPreset
+    embedding_keys: Mapping[str, str]
+    """Text encoder → the name of its vectors in embedding files."""
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
 
@@ -76,8 +86,8 @@ class Family(Protocol):
     def alphas_cumprod(self, base) -> Tensor | None:
         """The discrete noise schedule, float32 [steps]; None for flow models."""
 
-    def sampler(self, base):
-        """A fresh diffusers scheduler for previews."""
+    def sampler(self, base, zero_terminal_snr: bool = False):
+        """A fresh diffusers scheduler for previews; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
 
     def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """Pixels float [batch, 3, height, width] in -1…1 → latents [batch, channels, height / 8, width / 8]."""
@@ -106,8 +116,24 @@ class Family(Protocol):
 
     def text_key(self, encoder_name: str, module_name: str) -> str: ...
 
+    def attention_widths(self, base) -> dict[str, frozenset[int]]:
+        """Widths of what keys and values are made of, in "self-attention" and in "cross-attention"."""
+
     def block_of(self, module_name: str) -> str:
         """The block that a denoiser module belongs to: "down.0", "mid", "up.2", or "other"."""
 
     def block_names(self, base) -> list[str]:
         """All blocks of a base model's denoiser, in the order of the data flow."""
+
+    def checkpoint_entries(self, base, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype,
+                           zero_terminal: bool = False) -> list[Entry]:
+        """Every tensor of a single file in the original layout, in `dtype`: the trained denoiser and text encoders (those
+        in `encoders`), all else as the base has it. Tensors are read when they are written. `zero_terminal`: trained with
+        a noise schedule that ends in pure noise."""
+
+    def trained_and_base(self, base, denoiser: nn.Module,
+                         encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of trained tensors and those they started as, which are read from the base one at a time."""
+
+    def objective_note(self, base, denoiser: nn.Module) -> str | None:
+        """A sentence when ComfyUI cannot tell from a checkpoint what the model predicts."""

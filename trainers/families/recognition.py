@@ -1,45 +1,19 @@
 """Finds out what a model file is, from its header alone: no weights are read, nothing heavy is imported."""
 import hashlib
 import json
-import struct
 from pathlib import Path
 
+from ..artifacts.tensor_files import read_header
 from ..errors import UserError
 from ..spec import BaseModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
 UNET = "model.diffusion_model."
-MAXIMUM_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors format itself."""
 NOT_YET = {
     UNET + "joint_blocks.0.context_block.attn.qkv.weight": "Stable Diffusion 3",
     UNET + "double_blocks.0.img_attn.norm.key_norm.scale": "Flux",
     "double_blocks.0.img_attn.norm.key_norm.scale": "Flux",
 }
-
-
-def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file: names → {"dtype", "shape", "data_offsets"}.
-
-    Raises UserError for anything else, and for a file that is shorter than its header says.
-    """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if length > min(MAXIMUM_HEADER, size):
-                raise ValueError("header too long")
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        end = max(entry["data_offsets"][1] for entry in header.values())
-    except OSError as problem:
-        raise UserError(f"{path.name!r} cannot be read: {problem.strerror}.") from None
-    except (ValueError, struct.error, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path.name!r} is not a safetensors file, or is damaged. Choose another file, or download it "
-                        "again.") from None
-    if size < 8 + length + end:
-        raise UserError(f"{path.name!r} is incomplete: {size} of {8 + length + end} bytes are there. Download it again.")
-    return header, metadata
 
 
 def recognise(path: str, name: str, prediction: str = "auto", configs: str = "") -> BaseModelSpec:

@@ -6,9 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts.ldm_layout import original_unet_name
+from ..artifacts.tensor_files import Entry, entry_of
 from . import loading
 from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
+from .recognition import component_config
+
+V_MARKER, ZERO_MARKER = "v_pred", "ztsnr"
 
 
 class StableDiffusionXL(LatentDiffusion):
@@ -19,6 +23,11 @@ class StableDiffusionXL(LatentDiffusion):
         text_encoder_learning_rate=0.0,
         source="diffusers README: 1e-4; kohya docs: denoiser only; min-SNR gamma 5 in the kohya GUI's SDXL presets",
     )
+    embedding_keys = MappingProxyType({"te1": "clip_l", "te2": "clip_g"})
+    text_places = MappingProxyType({
+        "te1": ("text_encoder", "conditioner.embedders.0.transformer."),
+        "te2": ("text_encoder_2", "conditioner.embedders.1.model."),
+    })
     metadata = MappingProxyType({
         "ss_base_model_version": "sdxl_base_v1-0", "ss_v2": "False",
         "modelspec.architecture": "stable-diffusion-xl-v1-base",
@@ -61,6 +70,15 @@ class StableDiffusionXL(LatentDiffusion):
         with_attention = ["CrossAttn" in block for block in config.up_block_types]
         name = original_unet_name(module_name, config.layers_per_block, with_attention)
         return "lora_unet_" + name.replace(".", "_")
+
+    def marked(self, entries: list[Entry], base, zero_terminal: bool) -> list[Entry]:
+        """ComfyUI takes SDXL for v-prediction by an empty tensor of that name, with pure noise at the end by another."""
+        zero_terminal = zero_terminal or component_config(base, "scheduler").get("rescale_betas_zero_snr", False)
+        wanted = [V_MARKER, ZERO_MARKER] if zero_terminal else [V_MARKER]
+        if base.objective != "v_prediction":
+            return [entry for entry in entries if entry.name not in (V_MARKER, ZERO_MARKER)]
+        missing = set(wanted) - {entry.name for entry in entries}
+        return [*entries, *(entry_of(name, (torch.zeros(0),)) for name in wanted if name in missing)]
 
     def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
         """The last layer of the first encoder is passed over: SDXL reads the one before it."""

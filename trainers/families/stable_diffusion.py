@@ -6,9 +6,14 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import loading
+from . import checkpoints, loading
 from .latent_diffusion import LatentDiffusion, final_norm, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
+
+V_SPREAD = 0.09
+"""Standard deviation of the bias from which ComfyUI infers v-prediction (its `supported_models.py`)."""
+SAID = {"epsilon": "eps", "v_prediction": "v_prediction"}
+"""What the host's ModelSamplingDiscrete calls them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,24 @@ class StableDiffusion(LatentDiffusion):
 
     def load_tokenizers(self, base) -> Mapping[str, object]:
         return {"te": loading.load_tokenizer(base, "tokenizer", self.pad_token)}
+
+    @property
+    def text_places(self) -> Mapping[str, tuple[str, str]]:
+        return {"te": ("text_encoder", self.text_prefix)}
+
+    def idle_layers(self, encoders: Mapping[str, nn.Module]) -> checkpoints.Pieces:
+        """ComfyUI's SD 2.x has all layers of the original encoder, although it reads the penultimate one."""
+        return checkpoints.idle_layers(self._text_pieces(encoders), self.own_layer - 1) if self.own_layer > 1 else {}
+
+    def objective_note(self, base, denoiser: nn.Module) -> str | None:
+        """ComfyUI takes every SD 1.x for epsilon, and an SD 2.x for v-prediction by the spread of a bias."""
+        bias = dict(denoiser.named_parameters()).get("up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias")
+        v = self.own_layer == 2 and bias is not None and float(bias.detach().float().std(unbiased=False)) > V_SPREAD
+        found = "v_prediction" if v else "epsilon"
+        if found == base.objective:
+            return None
+        return (f"ComfyUI will take this checkpoint for a model that predicts {SAID[found]}, because files of this family "
+                f"cannot say otherwise; put ModelSamplingDiscrete with {SAID[base.objective]} behind its loader")
 
     def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""

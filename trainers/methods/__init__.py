@@ -5,7 +5,13 @@ from ..errors import UserError
 from ..families.protocol import Family
 from .protocol import Method
 
-_WHERE = {"lora": ("lora", "Lora")}
+_WHERE = {
+    "lora": ("lora", "Lora"),
+    "full": ("full", "Full"),
+    "textual_inversion": ("textual_inversion", "TextualInversion"),
+    "hypernetwork": ("hypernetwork", "Hypernetwork"),
+    "pivotal": ("pivotal", "Pivotal"),
+}
 KINDS = tuple(_WHERE)
 
 

@@ -1,22 +1,21 @@
-"""LoRA by peft: low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+"""LoRA by peft: low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), and its relatives."""
 import re
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Callable, Iterator, Mapping
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from .. import randomness
-from ..artifacts.lora import LoraWeight, save_lora
+from ..artifacts.lora import AdapterWeight, save_lora
 from ..artifacts.metadata import lora_metadata
 from ..errors import UserError
 from ..families.protocol import Family
 from ..spec import LoraSpec
+from ..spec.blocks import covers, value_of
+from . import adapters
+from .adapters import Size
 from .protocol import ParameterGroup, Parts, trainable
-
-ADAPTER = "default"
 
 
 class Lora:
@@ -33,40 +32,67 @@ class Lora:
         return False
 
     def check(self, family: Family, spec) -> list[str]:
+        blocks = family.block_names(spec.base)
+        for field in ("block_ranks", "block_rates"):
+            for name, _ in getattr(self.spec, field):
+                if not any(covers(name, block) for block in blocks):
+                    raise UserError(f"{field} names {name!r}, which is no block of {spec.base.name}. "
+                                    f"Its blocks are {', '.join(blocks)}.")
+        if self.spec.convolution_rank and self.spec.targets.startswith("attention"):
+            return [f"convolution_rank has no effect, because the targets {self.spec.targets!r} have no convolutions"]
         return []
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         pattern = self.spec.pattern if self.spec.targets == "pattern" else parts.family.lora_targets[self.spec.targets]
+        block_of = parts.family.block_of
         # peft draws the adapters' first values from the global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.derive(seed, randomness.INITIALISATION))
-            self._adapt(parts.denoiser, pattern)
-            groups = [ParameterGroup("denoiser", self.learning_rate, trainable(parts.denoiser))]
+            self._adapt(parts.denoiser, pattern, lambda name: value_of(self.spec.block_ranks, block_of(name), -1))
+            groups = self._groups("denoiser", parts.denoiser, self.learning_rate,
+                                  lambda name: value_of(self.spec.block_rates, block_of(name), 1.0))
             if self.trains_text():
                 for name, encoder in parts.text.encoders.items():
                     self._adapt(encoder, parts.family.text_lora_target(name, encoder))
-                    rate = self.spec.text_encoder_learning_rate
-                    groups.append(ParameterGroup(name, rate, trainable(encoder)))
+                    groups += self._groups(name, encoder, self.spec.text_encoder_learning_rate)
         return groups
 
-    def _adapt(self, module: nn.Module, pattern: str):
-        matches = [
-            name for name, child in module.named_modules()
-            if isinstance(child, (nn.Linear, nn.Conv2d)) and re.search(pattern, name)
-        ]
+    def _adapt(self, module: nn.Module, pattern: str, rank_of: Callable[[str], float] = lambda name: -1):
+        """`rank_of` gives a layer another rank than the spec's; -1 does not."""
+        layers = {name: child for name, child in module.named_modules() if isinstance(child, (nn.Linear, nn.Conv2d))}
+        matches = [name for name in layers if re.search(pattern, name)]
         if not matches:
-            example = next(name for name, child in module.named_modules() if isinstance(child, nn.Linear))
+            example = next(name for name, child in layers.items() if isinstance(child, nn.Linear))
             raise UserError(f"The target pattern {pattern!r} matches no layer of the model. "
                             f"A layer's name looks like {example!r}.")
-        module.requires_grad_(False)
-        config = LoraConfig(
-            r=self.spec.rank, lora_alpha=self.spec.alpha, lora_dropout=self.spec.dropout, target_modules=matches,
-            init_lora_weights="gaussian",
-        )
-        inject_adapter_in_model(config, module, adapter_name=ADAPTER)
-        for parameter in trainable(module).values():
-            # Small steps vanish in half precision: the adapters stay float32 whatever the base is.
-            parameter.data = parameter.data.float()
+        sizes = {name: self._size(layers[name], int(rank_of(name))) for name in matches if rank_of(name) != 0}
+        if not sizes:
+            raise UserError("block_ranks gives every layer that would be trained the rank 0. Leave a block out of it.")
+        adapters.inject(module, self.spec, sizes)
+
+    def _size(self, layer: nn.Module, block_rank: int) -> Size:
+        """Of a layer's adapter; `block_rank` -1 is that of the spec."""
+        spec = self.spec
+        rank, usual_rank, alpha = spec.rank if block_rank < 0 else block_rank, spec.rank, spec.alpha
+        if adapters.is_convolution(layer):
+            if spec.convolution_alpha:
+                alpha, usual_rank = spec.convolution_alpha, spec.convolution_rank or spec.rank
+            rank = spec.convolution_rank or rank
+        # An adapter acts with alpha / rank. That stays the same at other ranks, or falls with the root of the rank.
+        return Size(rank, alpha * rank**0.5 if spec.rank_stabilised else alpha * rank / usual_rank)
+
+    def _groups(self, prefix: str, module: nn.Module, learning_rate: float,
+                factor_of: Callable[[str], float] = lambda name: 1.0) -> list[ParameterGroup]:
+        """One group for each learning rate; that of factor 1 first. `factor_of` takes the name of a layer."""
+        found: dict[float, dict[str, nn.Parameter]] = {}
+        for layer_name, layer in adapters.adapter_layers(module):
+            for name, parameter in trainable(layer).items():
+                faster = self.spec.plus_ratio if name.startswith(adapters.UP) else 1.0
+                found.setdefault(factor_of(layer_name) * faster, {})[f"{layer_name}.{name}"] = parameter
+        return [
+            ParameterGroup(prefix if factor == 1 else f"{prefix} × {factor:.9g}", learning_rate * factor, found[factor])
+            for factor in sorted(found, key=lambda factor: (factor != 1, factor))
+        ]
 
     def regulariser(self) -> None:
         return None
@@ -80,19 +106,11 @@ class Lora:
         facts = save_lora(path, self._weights(parts), self.spec.file_precision, metadata)
         return {"files": [{"kind": "lora", "name": path.name, "bytes": facts["bytes"]}], **facts}
 
-    def _weights(self, parts: Parts) -> Iterator[LoraWeight]:
+    def _weights(self, parts: Parts) -> Iterator[AdapterWeight]:
         family = parts.family
-        for name, layer in _lora_layers(parts.denoiser):
-            yield _weight(family.denoiser_key(parts.denoiser, name), layer, self.spec.alpha)
+        for name, layer in adapters.adapter_layers(parts.denoiser):
+            yield adapters.weight_of(family.denoiser_key(parts.denoiser, name), layer)
         if self.trains_text():
             for encoder_name, encoder in parts.text.encoders.items():
-                for name, layer in _lora_layers(encoder):
-                    yield _weight(family.text_key(encoder_name, name), layer, self.spec.alpha)
-
-
-def _lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    return ((name, child) for name, child in module.named_modules() if isinstance(child, LoraLayer))
-
-
-def _weight(key: str, layer: LoraLayer, alpha: float) -> LoraWeight:
-    return LoraWeight(key, layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach(), alpha)
+                for name, layer in adapters.adapter_layers(encoder):
+                    yield adapters.weight_of(family.text_key(encoder_name, name), layer)

@@ -54,7 +54,8 @@ class Method(Protocol):
 
     def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
         """Write the files that other programs load. Returns {"files": [{"kind", "name", "bytes"}, …], "change_norm"}
-        and whatever else the report should tell. Kinds: "lora", "checkpoint", "embedding", "hypernetwork"."""
+        and whatever else the report should tell. Kinds: "lora", "checkpoint", "embedding", "hypernetwork", and
+        "shard" for the parts of a checkpoint that only load together. "notes" are sentences for the report."""
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -57,8 +57,10 @@ class Picture(Part):
     digest: str
     repeats: int = Field(1, ge=1, le=10_000)
     mask: str = ""
-    """Path of a mask file, white where the picture counts; empty: the picture's own transparency, if it has one."""
+    """Path of its mask: a file that is white where the picture counts, or the picture itself where its transparency is the
+    mask; empty: the picture counts everywhere."""
     mask_digest: str = ""
+    """SHA-256 of that file."""
 
 
 class DatasetSpec(Part):
@@ -121,12 +123,76 @@ class RunSpec(Part):
                 f"warm-up takes {self.schedule.warmup_steps} steps but the run has only {self.training.steps}; "
                 "shorten the warm-up"
             )
+        decay = round(self.schedule.decay_share * self.training.steps)
+        if self.schedule.name == "warmup_stable_decay" and self.schedule.warmup_steps + decay > self.training.steps:
+            raise ValueError(
+                f"warm-up takes {self.schedule.warmup_steps} steps and the decay {decay}, but the run has only "
+                f"{self.training.steps}; shorten the warm-up or lower decay_share"
+            )
+        if self.schedule.name == "polynomial" and self.optimizer.learning_rate <= 1e-7:
+            raise ValueError("the polynomial schedule ends at the rate 1e-7, which is not below yours; use linear")
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fit(self):
+        name, fields = self.optimizer.name, ("text_encoder_learning_rate", "embedding_learning_rate")
+        others = {field: getattr(self.method, field, 0.0) for field in fields}
+        for field, rate in {"learning_rate": self.optimizer.learning_rate, **others}.items():
+            if name == "prodigy" and 0 < rate < 0.01:
+                raise ValueError(
+                    f"prodigy finds the learning rate itself; {field} is a factor of it, and with {rate:g} next to nothing "
+                    "is learnt. Set it to 1, or to less for what should learn more slowly than the rest"
+                )
+            if rate > 0.1 and name not in ("prodigy", "sgd"):
+                raise ValueError(f"{field} {rate:g} is too high for {name}; use 0.1 or less")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_weights_are_frozen(self):
+        if self.method.kind == "full" and self.memory.frozen_precision != "same":
+            raise ValueError(
+                f"frozen_precision is {self.memory.frozen_precision}, but full fine-tuning trains the denoiser's own "
+                "weights, which cannot be stored in 8 bits. Set it to same, or train a LoRA"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_fits(self):
+        objective, kind = self.objective, self.base.objective
+        if objective.zero_terminal_snr and kind != "v_prediction":
+            raise ValueError(
+                f"zero_terminal_snr needs a model that predicts v, and {self.base.name!r} predicts {kind}: pure noise holds "
+                "nothing that it could learn from; switch zero_terminal_snr off"
+            )
+        if objective.debiased and kind == "flow":
+            raise ValueError(f"debiased is a weighting of epsilon and v models, and {self.base.name!r} is a flow model; "
+                             "switch debiased off")
+        if objective.masked and not any(picture.mask for picture in self.dataset.pictures):
+            raise ValueError(
+                f"masked is on, but no picture of the dataset {self.dataset.name!r} has a mask; put a mask beside a picture "
+                "(cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use pictures with transparency, or switch "
+                "masked off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train(self):
+        if self.validation.share and len({picture.digest for picture in self.dataset.pictures}) < 2:
+            raise ValueError(
+                f"the dataset {self.dataset.name!r} has a single picture, which cannot be trained and held out for "
+                "validation too; add pictures, or set the validation share to 0"
+            )
+        if self.validation.patience and not self.validation.share:
+            raise ValueError(
+                f"patience {self.validation.patience} waits for a better validation loss, but the validation share is 0; "
+                "hold out a share of the pictures, for example 0.1, or set patience to 0"
+            )
         return self
 
     @property
     def identity(self) -> str:
         """SHA-256 over everything that changes the result. Moving the files does not change it, and neither does a new
-        field of a later version that is left at its default."""
+        field of a later version that is left at its default, nor a mask that is not used."""
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={
             "folders": True, "device": True, "base": {"path", "configs"}})
         content["version"], content["method"] = self.version, {"kind": self.method.kind, **content.get("method", {})}
@@ -134,5 +200,7 @@ class RunSpec(Part):
             for picture in dataset["pictures"]:
                 del picture["path"]
                 picture.pop("mask", None)
+                if not self.objective.masked:
+                    picture.pop("mask_digest", None)
             dataset.pop("notes", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

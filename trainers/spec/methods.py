@@ -8,7 +8,8 @@ from .blocks import BlockNames, BlockValues
 from .part import Part
 
 FilePrecision = Literal["fp32", "fp16", "bf16"]
-Rate = Annotated[float, Field(ge=0, le=0.1)]
+Rate = Annotated[float, Field(ge=0, le=10)]
+"""The run refuses more than 0.1 unless the optimizer takes factors."""
 
 
 class LoraSpec(Part):
@@ -26,13 +27,15 @@ class LoraSpec(Part):
     convolution_rank: int = Field(0, ge=0, le=1024)
     """Rank of 3×3 convolutions; 0: that of the other layers."""
     convolution_alpha: float = Field(0.0, ge=0, le=4096)
-    """Alpha of 3×3 convolutions; 0: in the same proportion to their rank as `alpha` to `rank`."""
+    """Alpha of 3×3 convolutions; 0: in the same proportion to their rank as `alpha` to `rank`, or with rank-stabilised
+    scaling just `alpha`."""
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: Literal["attention", "attention and feed-forward", "all with convolutions", "pattern"] = "attention"
     pattern: str = ""
     """Regular expression over the denoiser's module names, used when `targets` is "pattern"."""
     block_ranks: BlockValues = ()
-    """Rank of named blocks instead of `rank`; 0 leaves a block without adapters."""
+    """Rank of named blocks instead of `rank`, alpha in proportion; 0 leaves a block without adapters. Convolutions keep
+    their own rank, if they have one."""
     block_rates: BlockValues = ()
     """Factors of the learning rate for named blocks."""
     plus_ratio: float = Field(1.0, ge=1, le=1000)
@@ -58,6 +61,15 @@ class LoraSpec(Part):
 
     @model_validator(mode="after")
     def _adapter_can(self):
+        for block, rank in self.block_ranks:
+            if rank != int(rank) or rank > 1024:
+                raise ValueError(f"block_ranks: the rank of {block!r} is {rank:g}; write a whole number from 0 to 1024")
+        for block, factor in self.block_rates:
+            if not 0 < factor <= 100:
+                raise ValueError(f"block_rates: the factor of {block!r} is {factor:g}; write a number above 0, up to "
+                                 f"100. To leave the block out, write {block}=0 into block_ranks")
+        if self.kronecker_factor == 0:
+            raise ValueError("kronecker_factor is 0; write a size of at least 1, or -1 for the one that fits best")
         if self.adapter in ("loha", "lokr"):
             if self.plus_ratio != 1:
                 raise ValueError(f"LoRA+ is about the two factors of a LoRA; {self.adapter} has others. Set its ratio to 1")
@@ -136,7 +148,7 @@ class PivotalSpec(Part):
     kind: Literal["pivotal"] = "pivotal"
     embedding: TextualInversionSpec
     lora: LoraSpec
-    embedding_learning_rate: float = Field(1e-3, gt=0, le=0.1)
+    embedding_learning_rate: float = Field(1e-3, gt=0, le=10)
 
     @property
     def text_encoder_learning_rate(self) -> float:

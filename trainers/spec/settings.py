@@ -1,9 +1,13 @@
 """How it is trained: optimizer, schedule, objective, memory, and what is shown and kept on the way."""
+from math import pi
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from .part import MAXIMUM_SEED, Part
+
+MAXIMUM_MODE_SCALE = 2 / (pi - 2)
+"""Up to here the map of "mode" (Esser et al. 2024, eq. 20) stays monotonic."""
 
 
 class OptimizerSpec(Part):
@@ -11,6 +15,8 @@ class OptimizerSpec(Part):
     alternatives that published recipes use. Prodigy finds its rate itself: learning rates are factors there, usually 1.
     """
 
+    # The betas of lion are momenta for the direction and for what is remembered; sgd reads the first as its momentum,
+    # adafactor none. lion, adafactor and sgd have no epsilon to set.
     name: Literal["adamw", "adamw_8bit", "lion", "prodigy", "adafactor", "sgd"] = "adamw"
     learning_rate: float = Field(1e-4, gt=0, le=10)
     weight_decay: float = Field(1e-2, ge=0, le=1)
@@ -43,6 +49,12 @@ class ScheduleSpec(Part):
     cycles: int = Field(1, ge=1, le=100)
     decay_share: float = Field(0.2, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _one_cycle_rises_itself(self):
+        if self.name == "one_cycle" and self.warmup_steps:
+            raise ValueError("one_cycle begins with a warm-up of its own; set warmup_steps to 0")
+        return self
+
 
 class ObjectiveSpec(Part):
     """How noise is added, and how an error counts.
@@ -52,7 +64,7 @@ class ObjectiveSpec(Part):
     overall brightness can be learnt; about 0.05 to 0.1 (kohya's documentation). `multires_*` add noise of lower
     resolutions (kohya: 6 to 10 iterations, discount 0.3). `input_perturbation` adds noise that the target does not know
     (Ning et al. 2023, arXiv:2301.11706; 0.1 in the paper). `flow_shift` moves flow timesteps towards noise (Esser et al.
-    2024, eq. 23). Timesteps are shares of the noise schedule, 0 clean, 1 noise.
+    2024, eq. 23). Timesteps are shares of the noise schedule, 0 clean, 1 noise; a density is squeezed into their range.
     """
 
     min_snr_gamma: float = Field(0.0, ge=0, le=100)
@@ -72,9 +84,12 @@ class ObjectiveSpec(Part):
     minimum_timestep: float = Field(0.0, ge=0, lt=1)
     maximum_timestep: float = Field(1.0, gt=0, le=1)
     distribution: Literal["auto", "uniform", "logit_normal", "mode", "cosine"] = "auto"
-    """Density of timesteps; auto: uniform for epsilon and v, logit_normal for flow."""
+    """Density of timesteps (Esser et al. 2024, arXiv:2403.03206, eqs. 19 to 21); auto: uniform for epsilon and v,
+    logit_normal for flow."""
     distribution_mean: float = Field(0.0, ge=-5, le=5)
+    """Of logit_normal, before the sigmoid; above 0 means more noise."""
     distribution_spread: float = Field(1.0, gt=0, le=5)
+    """Standard deviation of logit_normal, before the sigmoid; scale of mode (1.29 in the paper)."""
     flow_shift: float = Field(1.0, gt=0, le=100)
     masked: bool = False
     """Let the error count where the pictures' masks are white; needs masks in the dataset."""
@@ -87,7 +102,11 @@ class ObjectiveSpec(Part):
             raise ValueError(f"minimum_timestep {self.minimum_timestep:g} must be below maximum_timestep "
                              f"{self.maximum_timestep:g}")
         if self.min_snr_gamma and self.debiased:
-            raise ValueError("min_snr_gamma and debiased are two weightings of the same thing; use one of them")
+            raise ValueError("min_snr_gamma and debiased are two weightings of the same thing; use one of them: set "
+                             "min_snr_gamma to 0, or switch debiased off")
+        if self.distribution == "mode" and self.distribution_spread > MAXIMUM_MODE_SCALE:
+            raise ValueError(f"distribution_spread {self.distribution_spread:g} is too large for the distribution mode, "
+                             f"which folds over above {MAXIMUM_MODE_SCALE:.2f}; 1.29 is usual")
         return self
 
 

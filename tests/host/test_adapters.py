@@ -1,0 +1,89 @@
+"""Every kind of adapter acts in ComfyUI as it did in training, and the core's nodes take its file."""
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from environment import describe
+from graphs import sampling, training, with_lora
+from PIL import Image
+
+SCRIPT = Path(__file__).with_name("adapter_effects.py")
+KINDS = ("lora", "dora", "loha", "lokr", "lokr, whole factors")
+TEXT = {"sd1": ["te"], "sdxl": ["te1", "te2"]}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return tmp_path_factory.mktemp("effects")
+
+
+@pytest.fixture(scope="module")
+def effects(files):
+    """What the script found: ComfyUI's modules and those of the tests do not fit into one process."""
+    environment = describe()
+    command = [environment.python, SCRIPT, environment.comfyui, files, files / "result.json"]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 0 and "ERROR" not in result.stderr, result.stderr[-3000:]
+    return json.loads((files / "result.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", list(TEXT))
+def test_the_hosts_weights_are_the_trained_layers(effects, kind, family):
+    found = effects[kind][family]
+    kinds = {"denoiser linear", "denoiser 1x1", "denoiser 3x3", *(f"{name} linear" for name in TEXT[family])}
+    assert found["layers"].keys() == kinds
+    for layer, (error, change) in found["layers"].items():
+        assert error < 1e-6 and change > 1e-3, (layer, error, change)
+    assert found["unmatched"] == sorted(["layer.unknown", "lora_unet_nowhere.alpha"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_denoising_call_of_the_host_is_the_engines(effects, kind):
+    without, fp32, fp16 = (effects[kind]["demo"][name] for name in ("none", "fp32", "fp16"))
+    for part in ("text", "denoised"):
+        assert fp32[part] < 1e-5 and fp16[part] < 1e-3, part
+        assert without[part] > 30 * fp16[part], part  # else nothing was learnt that could be lost
+
+
+def test_the_cores_loader_takes_every_kind(host, effects, files):
+    """Strength 1 changes the picture, strength 0 brings the base's back, and the server has nothing to complain about.
+
+    One kind is trained by the node, with every control by layer; the others' files are those of the script.
+    """
+    loras = host.output / "loras"
+    loras.mkdir(exist_ok=True)
+    prompt = training(
+        name="controlled", adapter="dora", targets="all with convolutions", text_encoder_learning_rate=1e-2,
+        learning_rate=1e-2, convolution_rank=2, block_ranks="mid=0, up=2", block_rates="down.0=0.5", plus_ratio=2.0,
+        rank_stabilised=True)
+    names = {"controlled": ["train", 2]}
+    for kind in KINDS:
+        shutil.copy(files / f"{kind} fp16.safetensors", loras / f"{kind}.safetensors")
+        names[kind] = f"{kind}.safetensors"
+    host.object_info("LoraLoader")  # the host lists its files anew
+    prompt = sampling(prompt, ["demo", 0], ["demo", 1], "plain", 1)
+    for kind, name in names.items():
+        for switch, strength in (("on", 1.0), ("off", 0.0)):
+            prompt = with_lora(prompt, f"{kind} {switch}", name, strength)
+            prompt = sampling(prompt, [f"{kind} {switch}", 0], [f"{kind} {switch}", 1], f"picture {kind} {switch}", 1)
+    outputs = host.run(prompt)
+    plain = picture_of(host, outputs, "plain")
+    for kind in names:
+        assert np.array_equal(plain, picture_of(host, outputs, f"picture {kind} off")), kind
+        assert np.abs(plain - picture_of(host, outputs, f"picture {kind} on")).mean() > 0.005, kind
+    summary = outputs["train"]["text"][0]
+    assert "loads in ComfyUI with all" in summary and "its effect is not zero" in summary
+    assert ("DoRA, rank 4, alpha 4, convolutions rank 2, mid rank 0, up rank 2, down.0 learning rate × 0.5, "
+            "rank-stabilised, LoRA+ 2, all with convolutions") in summary
+    log = host.log.read_text(encoding="utf-8", errors="replace")
+    assert "lora key not loaded" not in log and "ERROR" not in log
+
+
+def picture_of(host, outputs: dict, name: str) -> np.ndarray:
+    """float32 [height, width, 3] in 0…1."""
+    file = host.output / outputs[f"{name}/save"]["images"][0]["filename"]
+    return np.asarray(Image.open(file).convert("RGB"), np.float32) / 255

@@ -1,0 +1,44 @@
+"""Previews & Checkpoints through its node on a real server: what is asked for is shown, measured and kept."""
+import json
+
+import pytest
+from graphs import training
+from host_server import NodeFailed
+from PIL import Image
+
+WATCHING = {"preview_every": 6, "negative": "blurry", "guidance": 4.0, "sampler_steps": 4, "pictures_per_prompt": 2,
+            "preview_noise": 3, "from_ema": True, "checkpoint_every": 5, "checkpoint_minutes": 0.0, "keep": 1,
+            "validation_share": 0.2, "validation_every": 4, "patience": 0, "tensorboard": False}
+
+
+def test_a_run_that_is_watched(host):
+    prompt = training(name="watched", steps=12, preview_prompts="emoji of a lion\nemoji of a cup", watching=["watch", 0],
+                      text_encoder_learning_rate=1e-4)
+    prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints", "inputs": WATCHING}
+    texts = []
+    outputs = host.run(prompt, lambda event: texts.append(event.text) if event.kind == "text" else None)["train"]
+    run = host.output / "finetune" / "watched"
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["step"] for event in events if event["event"] == "validation"] == [0, 4, 8, 12]
+    validation = json.loads((run / "report.json").read_text(encoding="utf-8"))["validation"]
+    shown = f"Validation loss {validation['first']:.4f} before the training, best {validation['best']:.4f}"
+    assert shown in outputs["text"][0] and validation["best"] < validation["first"]
+    assert any("validation 0." in text and "step" in text for text in texts)
+    assert any("learning rate denoiser 0.001, te 0.0001" in text for text in texts)
+    assert "are held out for validation" in outputs["text"][0]
+    sheets = sorted(path.name for path in (run / "previews").iterdir())
+    assert sheets == ["progress.png", "step_000000.png", "step_000006.png", "step_000012.png"]
+    assert Image.open(run / "previews" / "step_000006.png").size == (2 * 196 - 4, 20 + 2 * 212)
+    assert Image.open(run / "previews" / "progress.png").size == (3 * 196 - 4, 20 + 2 * 212)
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["best", "step_000010"]
+    shown = [host.output / image["subfolder"] / image["filename"] for image in outputs["images"]]
+    assert shown == [run / "previews" / "progress.png", run / "loss.png"]
+    assert all(path.exists() for path in shown)
+
+
+def test_early_stop_without_pictures_to_test_on_is_refused(host):
+    prompt = training(name="refused", watching=["watch", 0])
+    prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints",
+                       "inputs": {**WATCHING, "validation_share": 0.0, "patience": 2}}
+    with pytest.raises(NodeFailed, match="the validation share is 0"):
+        host.run(prompt)

@@ -1,0 +1,189 @@
+"""Masks from files and transparency to the loss, and what they change in a training."""
+import numpy as np
+import pytest
+import torch
+from finetune.trainers import randomness
+from finetune.trainers import spec as specs
+from finetune.trainers.data.buckets import Crop, bucket_sizes, fit
+from finetune.trainers.data.manifest import scan_folder
+from finetune.trainers.data.masks import MaskCache, fits, latent_mask, read_mask
+from finetune.trainers.errors import UserError
+from finetune.trainers.objectives import make_objective
+from finetune.trainers.runs import open_run
+from finetune.trainers.training import Training, make_accelerator
+from PIL import Image
+from tiny import half_mask, make_masked_pictures
+
+STEPS = 40
+MASKED = specs.ObjectiveSpec(masked=True, unmasked_weight=0.0)
+
+
+def silent(event, **fields):
+    pass
+
+
+def picture(path, size=(64, 64), colour="red", mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)
+    return path
+
+
+# ---- which file is whose mask --------------------------------------------------------------------------------------
+
+def test_masks_are_found_and_are_no_pictures(tmp_path):
+    for name in ("one", "two", "three", "four", "five", "gas_mask"):
+        picture(tmp_path / f"{name}.png")
+    picture(tmp_path / "one-masklabel.png", mode="L", colour=255)
+    picture(tmp_path / "two_mask.jpg", mode="L", colour=255, size=(32, 32))  # another size and kind of the same shape
+    picture(tmp_path / "masks" / "three.png", mode="L", colour=255)
+    picture(tmp_path / "masks" / "one.png", mode="L", colour=0)  # one-masklabel.png goes before it
+    Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "four.png")
+    Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(tmp_path / "five.png")  # an alpha channel that hides nothing
+    dataset = scan_folder(str(tmp_path), "folder")
+    masks = {each.name: each.mask.removeprefix(str(tmp_path)) for each in dataset.pictures}
+    assert masks == {"five.png": "", "four.png": "/four.png", "gas_mask.png": "", "one.png": "/one-masklabel.png",
+                     "three.png": "/masks/three.png", "two.png": "/two_mask.jpg"}
+    by_name = {each.name: each for each in dataset.pictures}
+    assert by_name["four.png"].mask_digest == by_name["four.png"].digest
+    assert by_name["one.png"].mask_digest not in ("", by_name["one.png"].digest)
+    assert by_name["five.png"].mask_digest == ""
+    assert "3 of 6 pictures have a mask file" in "\n".join(dataset.notes)
+
+
+def test_masks_that_cannot_be_used_are_named(tmp_path):
+    for name in ("broken", "wide", "nearly"):
+        picture(tmp_path / f"{name}.png", (100, 80))
+    (tmp_path / "broken_mask.png").write_bytes(b"no picture")
+    picture(tmp_path / "wide_mask.png", (100, 60), mode="L")
+    picture(tmp_path / "nearly_mask.png", (101, 80), mode="L")
+    picture(tmp_path / "lost-masklabel.png", mode="L")
+    dataset = scan_folder(str(tmp_path), "folder")
+    assert [bool(each.mask) for each in dataset.pictures] == [False, True, False]
+    notes = "\n".join(dataset.notes)
+    assert "skipped the mask broken_mask.png: the picture cannot be read" in notes
+    assert "skipped the mask wide_mask.png: it has 100×60 pixels and wide.png has 100×80" in notes
+    assert "1 masks belong to no picture, for example lost-masklabel.png" in notes
+
+
+def test_shapes_may_differ_by_two_percent():
+    assert fits((101, 100), (100, 100)) and fits((100, 101), (100, 100)) and fits((2000, 1000), (200, 100))
+    assert not fits((103, 100), (100, 100)) and not fits((100, 103), (100, 100))
+
+
+# ---- from file to latent size --------------------------------------------------------------------------------------
+
+def test_mask_goes_the_way_of_its_picture(tmp_path):
+    """A wide picture is cut evenly on both sides: a mask of its left half covers the left half of what is left."""
+    crop = fit((200, 100), [(64, 64)])
+    assert crop == Crop((200, 100), (128, 64), 32, 0, (64, 64))
+    mask = latent_mask(half_mask((400, 200)), crop, 8)  # twice as large as its picture
+    assert mask.shape == (1, 8, 8) and mask.dtype == torch.float32
+    expected = torch.zeros((1, 8, 8))
+    expected[:, :, :4] = 1
+    assert torch.equal(mask, expected)
+
+
+def test_a_latent_holds_the_mean_of_its_area():
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, 256, (64, 128), dtype=np.uint8)
+    crop = fit((128, 64), [(128, 64)])
+    mask = latent_mask(Image.fromarray(values), crop, 8)
+    means = values.reshape(8, 8, 16, 8).mean(axis=(1, 3)) / 255
+    np.testing.assert_allclose(mask[0].numpy(), means, atol=1e-6)
+
+
+def test_transparent_parts_of_a_mask_file_are_black(tmp_path):
+    mask = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    mask.paste((255, 255, 255, 255), (0, 0, 4, 8))
+    mask.save(tmp_path / "mask.png")
+    values = np.asarray(read_mask(tmp_path / "mask.png"))
+    assert (values[:, :4] == 255).all() and (values[:, 4:] == 0).all()
+
+
+def test_cache_follows_the_masks_content_and_its_kind(tmp_path):
+    folder, crop = make_masked_pictures(tmp_path / "data", 2), fit((64, 64), bucket_sizes(64))
+    Image.new("RGBA", (64, 64), (255, 0, 0, 100)).save(folder / "see_through.png")
+    cache, events = MaskCache(str(tmp_path / "caches"), 8), []
+
+    def fill():
+        events.clear()
+        dataset = scan_folder(str(folder), "data")
+        cache.fill({each: crop for each in dataset.pictures}, lambda event, **fields: events.append(fields["what"]))
+        return {each.name: cache.reader(each, crop)() for each in dataset.pictures}
+
+    masks = fill()
+    assert events == ["masks"] * 3
+    assert masks["0.png"][0, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert masks["see_through.png"].unique().item() == pytest.approx(100 / 255)
+    assert fill() and events == []
+    half_mask(white="right").save(folder / "0-masklabel.png")
+    assert fill()["0.png"][0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and events == ["masks"]
+
+
+def test_a_mask_that_disappears_is_named(tmp_path):
+    folder = make_masked_pictures(tmp_path / "data", 1)
+    [only] = scan_folder(str(folder), "data").pictures
+    (folder / "0-masklabel.png").unlink()
+    with pytest.raises(UserError, match="It is the mask of '0.png' and could be read when the run was queued"):
+        MaskCache(str(tmp_path / "caches"), 8).fill({only: fit((64, 64), [(64, 64)])}, silent)
+
+
+# ---- the spec ------------------------------------------------------------------------------------------------------
+
+def test_masked_without_masks_is_refused(tiny_bases, make_spec, squares):
+    parts = {**dict(make_spec(tiny_bases["sd1"])), "objective": MASKED}
+    with pytest.raises(UserError, match="Masked is on, but no picture of the dataset 'squares' has a mask"):
+        specs.checked(specs.RunSpec, **parts)
+
+
+def test_masks_are_part_of_the_identity_only_where_they_count(tiny_bases, make_spec, tmp_path):
+    dataset = scan_folder(str(make_masked_pictures(tmp_path / "data")), "data")
+    other = dataset.model_copy(update={"pictures": tuple(
+        each.model_copy(update={"mask": "elsewhere", "mask_digest": "another"}) for each in dataset.pictures)})
+    moved = dataset.model_copy(update={"pictures": tuple(
+        each.model_copy(update={"mask": "elsewhere"}) for each in dataset.pictures)})
+
+    def identity(data, **parts):
+        return make_spec(tiny_bases["sd1"], dataset=data, **parts).identity
+
+    assert identity(dataset) == identity(other)
+    assert identity(dataset, objective=MASKED) == identity(moved, objective=MASKED) != identity(other, objective=MASKED)
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+def trained(spec) -> Training:
+    training = Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))
+    training.execute()
+    return training
+
+
+def errors_of_halves(training: Training) -> tuple[float, float]:
+    """Mean squared error of the left and the right half, at noise and timesteps that are always the same."""
+    pictures = training.data.subject.pictures
+    latents = torch.stack([each.latents() for each in pictures]).repeat(8, 1, 1, 1)
+    captions = [each.caption for each in pictures] * 8
+    objective = make_objective("epsilon", training.family.alphas_cumprod(training.spec.base), specs.ObjectiveSpec())
+    noised = objective.noise(latents, [randomness.generator(99, number) for number in range(len(latents))])
+    sizes = torch.zeros((len(latents), 6))
+    with torch.no_grad():
+        prediction = training.family.predict(training.parts.denoiser.eval(), noised.latents, noised.timesteps,
+                                             training.data.conditioning(captions), sizes)
+    error = (prediction - noised.target).square().mean(dim=(0, 1, 2))
+    return error[:4].mean().item(), error[4:].mean().item()
+
+
+def test_training_ignores_what_the_mask_leaves_black(tiny_bases, make_spec, tmp_path):
+    """Without masks both halves are learnt; with them the white half as well as before, and the black one far less."""
+    dataset = scan_folder(str(make_masked_pictures(tmp_path / "data")), "data")
+
+    def errors(name, **parts):
+        return errors_of_halves(trained(make_spec(
+            tiny_bases["sd1"], name=name, dataset=dataset,
+            method=specs.LoraSpec(rank=4, alpha=4, targets="all with convolutions"),
+            training=specs.TrainingSpec(steps=STEPS, batch_size=4, resolution=64), **parts)))
+
+    left, right = errors("all")
+    masked_left, masked_right = errors("masked", objective=MASKED)
+    assert masked_left < 1.05 * left
+    assert masked_right > 1.4 * right

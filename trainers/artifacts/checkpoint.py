@@ -1,0 +1,85 @@
+"""Checkpoints: whole models in the original single-file layout, which every program loads, or in shards.
+
+Shards and their index carry the names that Hugging Face's libraries give them: `name-00001-of-00003.safetensors` and
+`name.safetensors.index.json`.
+"""
+from dataclasses import replace
+from pathlib import Path
+from typing import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import write_json
+from .tensor_files import Entry, write_entries
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def in_precision(entry: Entry, dtype: torch.dtype) -> Entry:
+    """The entry as `dtype`; whole numbers stay what they are. Its values are checked while they are read: UserError where
+    one is not finite."""
+    if not entry.dtype.is_floating_point:
+        return entry
+
+    def pieces():
+        for piece in entry.pieces():
+            converted = piece.to(dtype)
+            if not torch.isfinite(converted).all():
+                raise UserError(f"The weight {entry.name} holds values that are not numbers in {_name(dtype)}. Lower the "
+                                "learning rate, or save the file as bf16 or fp32.")
+            yield converted
+    return replace(entry, dtype=dtype, pieces=pieces)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return next(name for name, each in PRECISIONS.items() if each == dtype)
+
+
+def save_checkpoint(folder: Path, name: str, entries: Sequence[Entry], metadata: Mapping[str, str],
+                    shard_size: float = 0.0) -> dict:
+    """Write a checkpoint, one tensor in memory at a time. `shard_size` is in GB; 0 writes one file, and so does
+    a size that the whole of it fits in.
+
+    Returns {"files", "keys", "bytes"} for the report. Files are of the kind "checkpoint"; those of a sharded one are of
+    the kind "shard", because only all of them together can be loaded.
+    """
+    shards = _shards(entries, int(shard_size * 1e9)) if shard_size else [list(entries)]
+    files, places, several = [], {}, len(shards) > 1
+    for number, shard in enumerate(shards, start=1):
+        stem = f"{name}-{number:05}-of-{len(shards):05}" if several else name
+        size = write_entries(folder / f"{stem}.safetensors", shard, metadata)
+        files.append({"kind": "shard" if several else "checkpoint", "name": f"{stem}.safetensors", "bytes": size})
+        places |= {entry.name: f"{stem}.safetensors" for entry in shard}
+    if several:
+        index = folder / f"{name}.safetensors.index.json"
+        write_json(index, {"metadata": {"total_size": sum(entry.bytes for entry in entries)}, "weight_map": places})
+        files.append({"kind": "shard", "name": index.name, "bytes": index.stat().st_size})
+    return {"files": files, "keys": len(places), "bytes": sum(file["bytes"] for file in files)}
+
+
+def _shards(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
+    """Entries in their order, in shards of at most `limit` bytes; a larger tensor has a shard of its own."""
+    shards, room = [], 0
+    for entry in entries:
+        if entry.bytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(entry)
+        room -= entry.bytes
+    return shards
+
+
+def change(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[str, float]:
+    """How far weights are from those they started as: Frobenius norm of the difference, and its share of theirs.
+
+    `pairs` are (trained, base). Both are compared as `dtype`, the file's: what rounding takes away is no change, and
+    rounding alone is none either.
+    """
+    moved = length = 0.0
+    for trained, base in pairs:
+        base = base.to(dtype).float()
+        moved += float((trained.to("cpu", dtype).float() - base).square().sum(dtype=torch.float64))
+        length += float(base.square().sum(dtype=torch.float64))
+    return {"change_norm": moved**0.5, "relative_change": (moved / length) ** 0.5 if length else 0.0}

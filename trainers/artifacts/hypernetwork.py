@@ -1,0 +1,63 @@
+"""Hypernetwork files as A1111 writes them (its `modules/hypernetworks/hypernetwork.py`), which ComfyUI's
+HypernetworkLoader reads.
+
+A `.pt` archive of one dict. Integer keys are widths of contexts; each holds the state dicts of two networks, for keys and
+for values, with layers named by their place in a Sequential (`linear.0.weight`, …). The other keys describe the networks.
+Only tensors and built-in containers are in it, so it is read without unpickling objects.
+"""
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import temporary_beside
+
+StateDict = Mapping[str, Tensor]
+PARTS = ("keys", "values")
+
+
+def save_hypernetwork(path: Path, networks: Mapping[int, tuple[StateDict, StateDict]],
+                      description: Mapping[str, Any]) -> dict:
+    """Write the file whole or not at all. `networks` holds (for keys, for values) by width; `description` is what stands
+    beside them. Returns {"widths", "parameters", "bytes"} for the report. Raises UserError for values that are no numbers.
+    """
+    content: dict = {}
+    for width, pair in networks.items():
+        for part, state in zip(PARTS, pair, strict=True):
+            for name, tensor in state.items():
+                if not torch.isfinite(tensor).all():
+                    raise UserError(f"The trained weight {name} for the {part} of width {width} holds values that are not "
+                                    "numbers. Lower the learning rate and queue again.")
+        # Copies: a tensor that is a view would take its whole storage into the file.
+        content[int(width)] = tuple({name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+                                     for name, tensor in state.items()} for state in pair)
+    parameters = sum(tensor.numel() for pair in content.values() for state in pair for tensor in state.values())
+    with temporary_beside(path) as temporary:
+        with open(temporary, "wb") as file:  # given a path, torch would write its random name into the archive
+            torch.save({**content, **description}, file)
+        os.replace(temporary, path)
+    return {"widths": sorted(content), "parameters": parameters, "bytes": path.stat().st_size}
+
+
+def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]], dict[str, Any]]:
+    """(networks by width, everything else) of a file. Raises UserError for anything that is no hypernetwork."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # a damaged archive raises one of many types
+        raise UserError(f"{path.name!r} cannot be read as a hypernetwork: it is damaged, or holds more than tensors. "
+                        "Choose another file.") from problem
+    networks = {key: value for key, value in content.items() if isinstance(key, int)} if isinstance(content, dict) else {}
+    if not networks or not all(_is_pair(pair) for pair in networks.values()):
+        raise UserError(f"{path.name!r} is not a hypernetwork: it holds no networks for keys and values. "
+                        "Choose another file.")
+    return {width: tuple(pair) for width, pair in networks.items()}, {
+        key: value for key, value in content.items() if isinstance(key, str)}
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(
+        isinstance(state, Mapping) and state and all(isinstance(tensor, Tensor) for tensor in state.values())
+        for state in value)

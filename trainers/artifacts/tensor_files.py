@@ -1,0 +1,140 @@
+"""Safetensors files read and written one tensor at a time, so that a model of gigabytes is never held twice.
+
+The format (https://github.com/huggingface/safetensors): eight bytes with the length of the header, the header as JSON
+(names → dtype, shape, place), then the tensors' bytes.
+"""
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import temporary_beside
+
+MAXIMUM_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors format itself."""
+DTYPES = {
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
+    "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+"""In the order in which the format's library lays tensors out: the widest first, which keeps all of them aligned."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file: its pieces, along the first axis, are read when their turn comes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[Tensor]]
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    def tensor(self) -> Tensor:
+        pieces = list(self.pieces())
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def entry_of(name: str, pieces: Sequence[Tensor]) -> Entry:
+    """An entry over tensors that are in memory anyway."""
+    first = pieces[0]
+    shape = tuple(first.shape) if len(pieces) == 1 else (sum(len(piece) for piece in pieces), *first.shape[1:])
+    return Entry(name, first.dtype, shape, lambda: pieces)
+
+
+def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file: names → {"dtype", "shape", "data_offsets"}.
+
+    Raises UserError for anything else, and for a file that is shorter than its header says.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = struct.unpack("<Q", file.read(8))[0]
+            if length > min(MAXIMUM_HEADER, size):
+                raise ValueError("header too long")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        end = max(entry["data_offsets"][1] for entry in header.values())
+    except OSError as problem:
+        raise UserError(f"{path.name!r} cannot be read: {problem.strerror}.") from None
+    except (ValueError, struct.error, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path.name!r} is not a safetensors file, or is damaged. Choose another file, or download it "
+                        "again.") from None
+    if size < 8 + length + end:
+        raise UserError(f"{path.name!r} is incomplete: {size} of {8 + length + end} bytes are there. Download it again.")
+    return header, metadata
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """Every tensor of a file by name; each is read from the disk when it is asked for, and kept by nobody here."""
+    header, _ = read_header(path)
+    with open(path, "rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+
+    def entry(name: str, facts: dict) -> Entry:
+        if facts["dtype"] not in DTYPES:
+            raise UserError(f"{path.name!r} holds {name} as {facts['dtype']}, which is not read. Choose another file.")
+        dtype, shape, (begin, end) = DTYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
+
+        def pieces():
+            if begin == end:
+                return [torch.empty(shape, dtype=dtype)]
+            data = bytearray(end - begin)
+            with open(path, "rb") as file:
+                file.seek(start + begin)
+                file.readinto(data)
+            return [torch.frombuffer(data, dtype=dtype).reshape(shape)]
+        return Entry(name, dtype, shape, pieces)
+
+    return {name: entry(name, facts) for name, facts in header.items()}
+
+
+def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]) -> int:
+    """Write a file whole or not at all; returns its size in bytes. A piece is converted to its entry's dtype.
+
+    The metadata gets the SHA-256 of the tensors' bytes. It stands in front of them: the header is written twice.
+    """
+    ordered = sorted(entries, key=lambda entry: (list(DTYPES.values()).index(entry.dtype), entry.name))
+    digest = hashlib.sha256()
+    with temporary_beside(path) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(header_bytes(ordered, metadata, "0" * 64))
+            for entry in ordered:
+                for piece in entry.pieces():
+                    data = _bytes(piece, entry.dtype)
+                    digest.update(data)
+                    file.write(data)
+            size = file.tell()
+            file.seek(0)
+            file.write(header_bytes(ordered, metadata, digest.hexdigest()))
+        os.replace(temporary, path)
+    return size
+
+
+def header_bytes(entries: Sequence[Entry], metadata: Mapping[str, str], digest: str) -> bytes:
+    content: dict = {"__metadata__": {**metadata, "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}}
+    place = 0
+    for entry in entries:
+        content[entry.name] = {
+            "dtype": NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [place, place + entry.bytes]}
+        place += entry.bytes
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format's library begins tensors at multiples of eight
+    return struct.pack("<Q", len(text)) + text
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype):
+    return tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,0 +1,54 @@
+"""What people should know about their trigger word before they wait for the result."""
+from ..spec import DatasetSpec
+from .captions import with_trigger
+
+COMMON_BELOW = 10_000
+"""CLIP's tokens are numbered by how often they were merged: whole words below this are everyday words."""
+MANY_TOKENS = 3
+LITTLE_WORDS = frozenset("a an and at by for from in is of on or the to with".split())
+
+
+def trigger_notes(dataset: DatasetSpec, class_pictures: DatasetSpec | None, tokenizer) -> list[str]:
+    """Notes on a dataset's trigger word and on how its captions and the class pictures' fit together. `tokenizer` is a
+    CLIPTokenizer."""
+    notes = word_notes(dataset.trigger, tokenizer) if dataset.trigger else []
+    if dataset.trigger:
+        captions = [picture.caption for picture in dataset.pictures]
+        without = sum(not holds(caption, dataset.trigger) for caption in captions)
+        if without:
+            notes.append(f"{without} of {len(captions)} captions lack the trigger {dataset.trigger!r}; it learns nothing "
+                         "from those pictures")
+    return notes + (class_notes(dataset, class_pictures) if class_pictures else [])
+
+
+def word_notes(trigger: str, tokenizer) -> list[str]:
+    tokens = tokenizer.tokenize(trigger)
+    if len(tokens) > MANY_TOKENS:
+        return [f"the trigger {trigger!r} is split into {len(tokens)} tokens, which are learnt together with more effort; a "
+                "short rare word such as 'ohwx' has two"]
+    if len(tokens) == 1 and tokenizer.convert_tokens_to_ids(tokens[0]) < COMMON_BELOW:
+        return [f"the trigger {trigger!r} is a common word: the training has to overwrite what the base knows of it, and "
+                "prompts that mean the ordinary thing will change too; a rare word such as 'ohwx' avoids that"]
+    return []
+
+
+def class_notes(dataset: DatasetSpec, class_pictures: DatasetSpec) -> list[str]:
+    """Class pictures hold what their captions name: that should be the subject's class, and not the subject."""
+    notes, captions = [], [picture.caption for picture in class_pictures.pictures]
+    named = sum(holds(caption, dataset.trigger) for caption in captions) if dataset.trigger else 0
+    if named:
+        notes.append(f"{named} of {len(captions)} captions of class pictures hold the trigger {dataset.trigger!r}, so that "
+                     "it learns the class instead of the subject; call them by the class alone")
+    subject = {word for picture in dataset.pictures for word in words(picture.caption)} - words(dataset.trigger)
+    if subject and not any(subject & words(caption) for caption in captions):
+        notes.append("no caption of a class picture shares a word with the subject's captions; class pictures hold the "
+                     "class where both name it, for example 'ohwx dog' and 'a dog'")
+    return notes
+
+
+def holds(caption: str, trigger: str) -> bool:
+    return with_trigger(caption, trigger) == caption
+
+
+def words(caption: str) -> set[str]:
+    return {word.strip(".;:!?\"'()") for word in caption.lower().replace(",", " ").split()} - LITTLE_WORDS

@@ -1,0 +1,104 @@
+"""A model as the tensors of one file in the original layout: what was trained from memory, all else from the base."""
+import re
+from pathlib import Path
+from typing import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..artifacts.checkpoint import in_precision
+from ..artifacts.ldm_layout import open_clip_pieces, original_unet_name, original_vae_tensors
+from ..artifacts.tensor_files import Entry, entry_of, read_entries
+from .recognition import UNET
+
+VAE = "first_stage_model."
+COMPONENTS = (UNET, VAE, "cond_stage_model.", "conditioner.")
+"""What else a file holds (markers, schedules) is no weight, and keeps its precision."""
+RUNNING_MEAN = "model_ema."
+"""Some old files hold a running mean of the denoiser too, which a trained denoiser makes wrong."""
+Pieces = dict[str, tuple[Tensor, ...]]
+"""Name in a single file → the tensors that make it up along the first axis: views, no copies."""
+
+
+def unet_pieces(denoiser: nn.Module) -> Pieces:
+    attention = ["CrossAttn" in block for block in denoiser.config.up_block_types]
+    layers = denoiser.config.layers_per_block
+    return {UNET + original_unet_name(name, layers, attention): (tensor,) for name, tensor in denoiser.state_dict().items()}
+
+
+def vae_pieces(vae: nn.Module) -> Pieces:
+    return {VAE + name: (tensor,) for name, tensor in original_vae_tensors(vae.state_dict()).items()}
+
+
+def text_pieces(encoder: nn.Module, prefix: str) -> Pieces:
+    """`prefix` says the layout: "….transformer." is transformers' own, "….model." OpenCLIP's."""
+    weights = {
+        name if name.startswith("text_projection") else f"text_model.{plain(name)}": tensor
+        for name, tensor in encoder.state_dict().items()
+    }
+    pieces = open_clip_pieces(weights) if prefix.endswith(".model.") else {
+        name: (tensor,) for name, tensor in weights.items()}
+    return {prefix + name: each for name, each in pieces.items()}
+
+
+def plain(name: str) -> str:
+    """Old files and transformers 5.6 lack the part `text_model.` of a text encoder's names, others have it."""
+    return name.replace("text_model.", "", 1)
+
+
+def idle_layers(pieces: Pieces, count: int) -> Pieces:
+    """`count` more layers behind an OpenCLIP text encoder that change nothing: the last one's, with outputs of zero."""
+    layer = re.compile(r"(.+\.transformer\.resblocks\.)(\d+)\.(.+)")
+    matches = {name: match for name in pieces if (match := layer.fullmatch(name))}
+    last = max(int(match[2]) for match in matches.values())
+    added = {}
+    for name, (start, number, rest) in ((name, match.groups()) for name, match in matches.items()):
+        if int(number) == last:
+            silent = rest.startswith(("attn.out_proj.", "mlp.c_proj."))
+            tensors = tuple(torch.zeros_like(each) for each in pieces[name]) if silent else pieces[name]
+            added |= {f"{start}{last + more}.{rest}": tensors for more in range(1, count + 1)}
+    return added
+
+
+def checkpoint_entries(trained: Pieces, base, others, dtype: torch.dtype) -> dict[str, Entry]:
+    """Every tensor of the file. Of a single-file base all that was not trained is copied as it is, under the base's own
+    names, and converted only from another precision; `others()` makes the rest of a diffusers folder's."""
+    if base.layout == "diffusers":
+        pieces = {**others(), **trained}
+        return {name: in_precision(entry_of(name, each), dtype) for name, each in pieces.items()}
+    kept = {name: entry for name, entry in read_entries(Path(base.path)).items() if not name.startswith(RUNNING_MEAN)}
+    entries = {
+        name: in_precision(entry, dtype) if name.startswith(COMPONENTS) and entry.dtype != dtype else entry
+        for name, entry in kept.items()
+    }
+    for name, each in trained.items():
+        own = name_in(kept, name)
+        entries[own] = in_precision(entry_of(own, each), dtype)
+    return entries
+
+
+def name_in(stored: Mapping[str, Entry], name: str) -> str:
+    """What a file calls a tensor."""
+    return plain(name) if name not in stored and plain(name) in stored else name
+
+
+def pairs_in_file(trained: Pieces, base) -> Iterator[tuple[Tensor, Tensor]]:
+    """(trained, base) of every trained tensor, the base's read from its single file one at a time."""
+    stored = read_entries(Path(base.path))
+    for name, pieces in trained.items():
+        entry = stored.get(name_in(stored, name))
+        if entry is not None:
+            start, whole = 0, entry.tensor()
+            for piece in pieces:
+                end = start + len(piece)
+                yield piece, whole[start:end] if len(pieces) > 1 else whole
+                start = end
+
+
+def pairs_in_folder(module: nn.Module, files: list[Path]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(trained, base) of every tensor of a module, the base's read from a component of a diffusers folder."""
+    weights = {plain(name): tensor for name, tensor in module.state_dict().items()}
+    for file in files:
+        for name, entry in read_entries(file).items():
+            if plain(name) in weights:
+                yield weights[plain(name)], entry.tensor()

@@ -1,0 +1,79 @@
+"""How an error counts: by its size, by the noise level of its sample, and by where in the picture it is.
+
+Shapes: predictions and targets are [batch, channels, height, width], masks [batch, 1, height, width]; what belongs to a
+sample as a whole is [batch].
+"""
+import torch
+from torch import Tensor
+
+DEBIASED_MAXIMUM_SNR = 1000.0
+"""kohya's limit: the first timestep of some schedules has none."""
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """[batch] → [batch, 1, …] with as many dimensions as `like`."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+# ---- by noise level ------------------------------------------------------------------------------------------------
+
+def min_snr_weight(snr: Tensor, gamma: float, prediction: str) -> Tensor:
+    """Min-SNR-gamma weights (Hang et al. 2023, arXiv:2303.09556, section 3.4): min(SNR, gamma) / SNR for epsilon,
+    min(SNR, gamma) / (SNR + 1) for v. Pure noise, SNR 0, counts 1 for epsilon, the limit, and 0 for v."""
+    if prediction == "v_prediction":
+        return snr.clamp(max=gamma) / (snr + 1)
+    return (gamma / snr).clamp(max=1)
+
+
+def debiased_weight(snr: Tensor, prediction: str) -> Tensor:
+    """Debiased estimation (Yu et al. 2023, arXiv:2310.08442): 1 / √SNR for epsilon, with the SNR limited as kohya does;
+    for v kohya's 1 / (SNR + 1), which the paper does not treat and which is 1 at pure noise."""
+    snr = snr.clamp(max=DEBIASED_MAXIMUM_SNR)
+    return 1 / (snr + 1) if prediction == "v_prediction" else snr.rsqrt()
+
+
+# ---- by size -------------------------------------------------------------------------------------------------------
+
+def huber_threshold(c: float, schedule: str, signal: Tensor, spread: Tensor, share: Tensor) -> Tensor:
+    """Where the Huber loss turns straight, for samples signal · x + spread · noise at the share `share` of the schedule.
+
+    kohya's schedules: "constant" c; "exponential" c^share, from 1 at the clean end to c; "snr" c + (1 - c) / (1 + σ)²
+    with σ = spread / signal, from 1 to c as well (after Khrapov et al. 2024, arXiv:2403.16728).
+    """
+    if schedule == "constant":
+        return torch.full_like(signal, c)
+    if schedule == "exponential":
+        return c ** share
+    return c + (1 - c) * (signal / (signal + spread)) ** 2
+
+
+def elementwise_error(error: Tensor, loss: str, threshold: Tensor | None = None) -> Tensor:
+    """e² ("l2"), |e| ("l1"), or kohya's pseudo-Huber 2c(√(e² + c²) - c), which is e² for small and 2c|e| for large
+    errors. `threshold` is c, one for each sample."""
+    if loss == "l1":
+        return error.abs()
+    if loss == "huber":
+        c = per_sample(threshold.float(), error)
+        # c(√(e² + c²) - c) = e²c / (√(e² + c²) + c), without the difference of nearly equal numbers.
+        return 2 * c * error.square() / ((error.square() + c**2).sqrt() + c)
+    return error.square()
+
+
+# ---- by place ------------------------------------------------------------------------------------------------------
+
+def mask_weight(masks: Tensor, unmasked_weight: float) -> Tensor:
+    """1 where masks are white, `unmasked_weight` where they are black, in proportion between."""
+    return unmasked_weight + (1 - unmasked_weight) * masks
+
+
+def weighted_loss(prediction: Tensor, target: Tensor, weight: Tensor, loss: str = "l2", threshold: Tensor | None = None,
+                  masks: Tensor | None = None, unmasked_weight: float = 1.0) -> Tensor:
+    """The mean error of each sample, weighted by `weight` and averaged over the batch: a scalar in float32.
+
+    A masked error is averaged over the whole picture, as kohya and OneTrainer (by default) do: a picture with a small mask
+    counts less than one with a large mask, and a learning rate keeps its meaning where nothing is masked.
+    """
+    error = elementwise_error(prediction.float() - target.float(), loss, threshold)
+    if masks is not None:
+        error = error * mask_weight(masks.float(), unmasked_weight)
+    return (error.flatten(1).mean(dim=1) * weight.float()).mean()

@@ -1,0 +1,43 @@
+"""Weight-decomposed low-rank adaptation (Liu et al. 2024, arXiv:2402.09353), with trained lengths on the input axis."""
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from ..artifacts.adapters import EPSILON, Columns, compare_columns, squared_norms
+
+
+class Lengths(nn.Module):
+    """The trained lengths of the input columns of an adapted layer.
+
+    W' = (W + scale · up · down) · lengths / norms is the layer at an input scaled by lengths / norms, so that W' is never
+    made. Trained is the difference from the base's lengths: weight decay then pulls towards the base and not to zero.
+    """
+
+    def __init__(self, layer: LoraLayer, adapter: str):
+        super().__init__()
+        self.adapter = adapter
+        base = squared_norms(layer.get_base_layer().weight.detach())
+        self.register_buffer("base", base, persistent=False)
+        self.change = nn.Parameter(torch.zeros_like(base))
+
+    def columns(self, layer: LoraLayer) -> Columns:
+        down, up = layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
+        return compare_columns(layer.get_base_layer().weight, down, up, layer.scaling[self.adapter], self.base)
+
+    def value(self) -> Tensor:
+        """Float32 [in]; at first exactly the norms, so that the first step starts from the base."""
+        return self.base.sqrt() + EPSILON + self.change
+
+    def scale_input(self, layer: LoraLayer, inputs: tuple) -> tuple:
+        """The forward pre-hook. No gradient flows through the norms (section 4.3 of the paper)."""
+        values, *others = inputs
+        factor = self.value() / self.columns(layer).norms()
+        if isinstance(layer.get_base_layer(), nn.Conv2d):
+            factor = factor[:, None, None]
+        return (values * factor).to(values.dtype), *others
+
+
+def add_lengths(layer: LoraLayer, adapter: str):
+    """Make a LoRA layer a DoRA layer."""
+    layer.lengths = Lengths(layer, adapter)
+    layer.register_forward_pre_hook(layer.lengths.scale_input)

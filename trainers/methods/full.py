@@ -1,0 +1,86 @@
+"""Fine-tuning of the model's own weights. With class pictures it is DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)."""
+from pathlib import Path
+from typing import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..artifacts.checkpoint import PRECISIONS, change, save_checkpoint
+from ..errors import UserError
+from ..families.protocol import Family
+from ..spec import FullSpec
+from ..spec.blocks import covers
+from .protocol import ParameterGroup, Parts, trainable
+
+
+class Full:
+    kind = "full"
+
+    def __init__(self, spec: FullSpec, learning_rate: float):
+        self.spec, self.learning_rate = spec, learning_rate
+        self.requires = frozenset({"full"} | ({"text_encoder"} if self.trains_text() else set()))
+        self.zero_terminal = False
+
+    def trains_text(self) -> bool:
+        return self.spec.text_encoder_learning_rate > 0
+
+    def trains_base(self) -> bool:
+        return True
+
+    def check(self, family: Family, spec) -> list[str]:
+        blocks = family.block_names(spec.base)
+        unknown = [name for name in self.spec.frozen_blocks if not any(covers(name, block) for block in blocks)]
+        if unknown:
+            raise UserError(f"frozen_blocks names {', '.join(unknown)}, which {spec.base.name!r} does not have. Its blocks "
+                            f"are {', '.join(blocks)}; down and up mean all of a side.")
+        if all(self._frozen(block) for block in blocks):
+            raise UserError("frozen_blocks freezes every block, so nothing of the denoiser would learn. Leave at least one "
+                            "out.")
+        self.zero_terminal = spec.objective.zero_terminal_snr
+        return []
+
+    def _frozen(self, block: str) -> bool:
+        return any(covers(name, block) for name in self.spec.frozen_blocks)
+
+    def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
+        for name, parameter in parts.denoiser.named_parameters():
+            parameter.requires_grad_(not self._frozen(parts.family.block_of(name)))
+        groups = [ParameterGroup("denoiser", self.learning_rate, trainable(parts.denoiser))]
+        if self.trains_text():
+            parts.text.encoders.requires_grad_(True)
+            reached = reached_by(parts.family.encode_captions(parts.text, [""]).values())
+            for name, encoder in parts.text.encoders.items():
+                for parameter in encoder.parameters():
+                    parameter.requires_grad_(parameter in reached)
+                groups.append(ParameterGroup(name, self.spec.text_encoder_learning_rate, trainable(encoder)))
+        return groups
+
+    def regulariser(self) -> None:
+        return None
+
+    def after_step(self, step: int):
+        pass
+
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+        family, base, dtype = parts.family, parts.base, PRECISIONS[self.spec.file_precision]
+        encoders = dict(parts.text.encoders) if self.trains_text() else {}
+        entries = family.checkpoint_entries(base, parts.denoiser, encoders, dtype, self.zero_terminal)
+        facts = save_checkpoint(folder, name, entries, {"format": "pt", **metadata}, self.spec.shard_size)
+        note = family.objective_note(base, parts.denoiser)
+        return {**facts, **change(family.trained_and_base(base, parts.denoiser, encoders), dtype),
+                "notes": [note] if note else []}
+
+
+def reached_by(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
+    """The parameters that outputs depend on, found in the graph that autograd keeps: SDXL, for example, reads no more
+    than the first text encoder's last but one layer, and what is behind it gets no gradient."""
+    found, seen, waiting = set(), set(), [each.grad_fn for each in outputs if each.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(getattr(node, "variable", None), torch.Tensor):
+            found.add(node.variable)
+        waiting.extend(each for each, _ in node.next_functions)
+    return found

@@ -1,0 +1,49 @@
+"""Pivotal tuning: a new word and a LoRA trained together (Roich et al. 2021, arXiv:2106.05744; for diffusion models
+cloneofsimo's `lora_diffusion` and diffusers' advanced DreamBooth examples)."""
+from pathlib import Path
+from typing import Mapping
+
+from torch import Tensor
+
+from ..families.protocol import Family
+from ..spec import PivotalSpec
+from .lora import Lora
+from .protocol import ParameterGroup, Parts
+from .textual_inversion import TextualInversion
+
+
+class Pivotal:
+    kind = "pivotal"
+
+    def __init__(self, spec: PivotalSpec, learning_rate: float):
+        self.lora = Lora(spec.lora, learning_rate)
+        self.inversion = TextualInversion(spec.embedding, spec.embedding_learning_rate)
+        self.requires = self.lora.requires | self.inversion.requires
+
+    def trains_text(self) -> bool:
+        return True
+
+    def trains_base(self) -> bool:
+        return False
+
+    def check(self, family: Family, spec) -> list[str]:
+        return [*self.inversion.check(family, spec), *self.lora.check(family, spec)]
+
+    def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
+        """The LoRA first: it freezes what it adapts and then takes all that trains there for its own."""
+        return [*self.lora.attach(parts, seed), *self.inversion.attach(parts, seed)]
+
+    def regulariser(self) -> Tensor | None:
+        terms = [term for term in (self.lora.regulariser(), self.inversion.regulariser()) if term is not None]
+        return sum(terms) if terms else None
+
+    def after_step(self, step: int):
+        self.lora.after_step(step)
+        self.inversion.after_step(step)
+
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+        """Two files; the smaller of the two changes is reported, so that a part which learnt nothing shows."""
+        lora = self.lora.save(parts, folder, name, metadata)
+        word = self.inversion.save(parts, folder, f"{name}_embedding", metadata)
+        return {**word, **lora, "files": [*lora["files"], *word["files"]],
+                "change_norm": min(lora["change_norm"], word["change_norm"])}

@@ -1,0 +1,197 @@
+"""Textual Inversion: new words for text encoders that stay as they are (Gal et al. 2022, arXiv:2208.01618)."""
+import re
+from pathlib import Path
+from typing import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import randomness
+from ..artifacts.embedding import save_embedding
+from ..artifacts.metadata import embedding_metadata
+from ..errors import UserError
+from ..families.protocol import Family, whole_word
+from ..spec import TextualInversionSpec
+from .protocol import ParameterGroup, Parts
+
+ROUNDING = 1e-6
+"""Lengths this near to where they belong, relatively, are left alone: vectors that no longer train keep their bits."""
+
+
+class LearntWords(nn.Module):
+    """A token embedding with new words: ids from `first` on are `vectors`, all others the frozen vocabulary's rows.
+
+    The vocabulary is not resized and not copied, so its rows cannot change. The encoder itself never sees the new ids:
+    CLIP configs written before transformers 4.30 say `eos_token_id` 2, for which the pooled output is taken at the highest
+    id of a sequence. A hook before the encoder (`take_places`) replaces them and remembers where they were.
+    """
+
+    def __init__(self, vocabulary: nn.Embedding, vectors: Tensor, first: int, shortest: float, longest: float):
+        """`vectors` float32 [vectors, width]: the start, brought to a length between `shortest` and `longest`."""
+        super().__init__()
+        self.vocabulary, self.first, self.shortest, self.longest = vocabulary, first, shortest, longest
+        self.vectors = nn.Parameter(vectors.clone())
+        self.hold_lengths()
+        self.register_buffer("start", self.vectors.detach().clone(), persistent=False)
+        self.places: Tensor | None = None
+
+    def take_places(self, encoder: nn.Module, arguments: tuple) -> tuple:
+        """Forward pre-hook of the encoder: token ids, int64 [batch, length], come first in its arguments."""
+        ids, *others = arguments
+        self.places = ids - self.first
+        return torch.where(self.places < 0, ids, 0), *others
+
+    def forward(self, ids: Tensor) -> Tensor:
+        words = self.vocabulary(ids)
+        # Always part of the graph: a batch without the word gives zero gradients, which all processes can exchange.
+        learnt = self.vectors[self.places.clamp(min=0)].to(words.dtype)
+        return torch.where(self.places[..., None] < 0, words, learnt)
+
+    @torch.no_grad()
+    def hold_lengths(self):
+        lengths = self.vectors.norm(dim=1, keepdim=True)
+        wanted = lengths.clamp(self.shortest, self.longest)
+        astray = (wanted - lengths).abs() > ROUNDING * wanted
+        self.vectors.copy_(torch.where(astray, self.vectors * wanted / lengths.clamp(min=1e-12), self.vectors))
+
+    def similarity(self) -> Tensor:
+        """Cosine of every vector to its start, [vectors]."""
+        return F.cosine_similarity(self.vectors, self.start, dim=1)
+
+
+class TextualInversion:
+    kind = "textual_inversion"
+    requires = frozenset({"textual_inversion"})
+
+    def __init__(self, spec: TextualInversionSpec, learning_rate: float):
+        self.spec, self.learning_rate = spec, learning_rate
+        self.token = spec.token
+        self.words: dict[str, LearntWords] = {}
+
+    def trains_text(self) -> bool:
+        return True
+
+    def trains_base(self) -> bool:
+        return False
+
+    def check(self, family: Family, spec) -> list[str]:
+        """Settles the placeholder word too: the dataset's trigger where the spec names none."""
+        self.token = self.spec.token or spec.dataset.trigger
+        if not self.token:
+            raise UserError("token is empty, and the dataset has no trigger word either. Type the word that stands for what "
+                            "is learnt, as token on the Train node or as trigger on the dataset.")
+        if " " in spec.name:
+            raise UserError(f"name is {spec.name!r}, but a prompt cannot call an embedding with spaces in its name. "
+                            f"Write {spec.name.replace(' ', '_')!r}.")
+        tokenizers = family.load_tokenizers(spec.base)
+        return [*self._caption_notes(spec), *self._room_notes(family, tokenizers, spec), *self._word_notes(tokenizers)]
+
+    def _caption_notes(self, spec) -> list[str]:
+        word, pictures, notes = whole_word(self.token), spec.dataset.pictures, []
+        lacking = [picture for picture in pictures if not word.search(picture.caption)]
+        if len(lacking) == len(pictures):
+            raise UserError(f"No caption contains the word {self.token!r}, so nothing could be learnt. Set it as trigger on "
+                            f"the dataset, or choose a token that the captions use; one of them is "
+                            f"{pictures[0].caption[:80]!r}.")
+        if lacking:
+            notes.append(f"{len(lacking)} of {len(pictures)} captions do not contain {self.token!r}, for example that of "
+                         f"{lacking[0].name}; these pictures teach it nothing")
+        if spec.prior and any(word.search(picture.caption) for picture in spec.prior.dataset.pictures):
+            notes.append(f"captions of class pictures contain {self.token!r} too, so that it learns the class as well")
+        if spec.previews.every and spec.previews.prompts and not any(word.search(each) for each in spec.previews.prompts):
+            notes.append(f"no preview prompt contains {self.token!r}, so the previews will not change")
+        return notes
+
+    def _room_notes(self, family: Family, tokenizers, spec) -> list[str]:
+        """Whether captions have room for the vectors. Room is counted in tokens."""
+        word, vectors, whole, long = whole_word(self.token), self.spec.vectors, False, []
+        for picture in spec.dataset.pictures:
+            places = list(word.finditer(picture.caption))
+            if not places:
+                continue
+            before, room = family.token_count(tokenizers, picture.caption[:places[0].start()])
+            whole = whole or before + vectors <= room
+            others, _ = family.token_count(tokenizers, word.sub(" ", picture.caption))
+            if others + vectors * len(places) > room:
+                long.append((others + vectors * len(places), picture.name))
+        if not whole:
+            raise UserError(f"vectors is {vectors}, for which no caption has room: the text encoder takes {room} tokens. "
+                            "Use fewer vectors, or shorten what stands before the word.")
+        if not long:
+            return []
+        count, name = max(long)
+        return [f"with {vectors} vectors, {len(long)} captions are longer than the {room} tokens that the text encoder "
+                f"takes and are cut, that of {name} the most ({count} tokens)"]
+
+    def _word_notes(self, tokenizers) -> list[str]:
+        notes, tokenizer = [], next(iter(tokenizers.values()))
+        if all(len(_ids(tokenizer, part)) == 1 for part in re.split(r"[\s\-]+", self.token)):
+            notes.append(f"{self.token!r} is an ordinary word that the base knows already; captions lose its meaning in "
+                         "this training. An invented word cannot be mixed up with it")
+        given = len(_ids(tokenizer, self.spec.initial_text))
+        if given > self.spec.vectors:
+            notes.append(f"the initial text has {given} tokens, of which the first {self.spec.vectors} start the vectors; "
+                         f"use {given} vectors to start from all of it")
+        return notes
+
+    def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
+        names = [f"<|learnt-{number}|>" for number in range(self.spec.vectors)]
+        for number, (name, encoder) in enumerate(parts.text.encoders.items()):
+            tokenizer, vocabulary = parts.text.tokenizers[name], encoder.get_input_embeddings()
+            draw = randomness.generator(seed, randomness.INITIALISATION, number)
+            shortest, longest = self._lengths(tokenizer, vocabulary.weight)
+            start = self._start(tokenizer, vocabulary.weight, draw)
+            tokenizer.add_tokens(names, special_tokens=True)
+            words = LearntWords(vocabulary, start, tokenizer.convert_tokens_to_ids(names[0]), shortest, longest)
+            encoder.set_input_embeddings(words)
+            encoder.register_forward_pre_hook(words.take_places)
+            self.words[name] = words
+        parts.text.aliases[self.token] = "".join(names)
+        vectors = {name: words.vectors for name, words in self.words.items()}
+        return [ParameterGroup("embedding", self.learning_rate, vectors, self.spec.stop_at)]
+
+    def _start(self, tokenizer, vocabulary: Tensor, draw: torch.Generator) -> Tensor:
+        """float32 [vectors, width]: words, repeated until there are enough, or random ones."""
+        count, ids = self.spec.vectors, _ids(tokenizer, self.spec.initial_text)
+        if ids:
+            return vocabulary[[ids[number % len(ids)] for number in range(count)]].detach().float()
+        ordinary = _ordinary(tokenizer, vocabulary)
+        return ordinary.mean(dim=0) + ordinary.std(dim=0) * torch.randn(count, ordinary.shape[1], generator=draw)
+
+    def _lengths(self, tokenizer, vocabulary: Tensor) -> tuple[float, float]:
+        """The shortest and the longest that vectors may be."""
+        if self.spec.norm == "free":
+            return 0.0, float("inf")
+        lengths = _ordinary(tokenizer, vocabulary).norm(dim=1)
+        return (0.0, lengths.max().item()) if self.spec.norm == "limited" else (lengths.mean().item(),) * 2
+
+    def regulariser(self) -> Tensor | None:
+        if not self.spec.cosine_weight:
+            return None
+        similarity = torch.cat([words.similarity() for words in self.words.values()])
+        return self.spec.cosine_weight * (1 - similarity).mean()
+
+    def after_step(self, step: int):
+        for words in self.words.values():
+            words.hold_lengths()
+
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+        path, keys = folder / f"{name}.safetensors", parts.family.embedding_keys
+        tensors = {keys[encoder]: words.vectors.detach() for encoder, words in self.words.items()}
+        metadata = embedding_metadata(metadata, parts.family.metadata, self.token, self.spec.vectors)
+        facts = save_embedding(path, tensors, self.spec.file_precision, metadata)
+        moved = torch.cat([(words.vectors.detach() - words.start).flatten() for words in self.words.values()])
+        return {"files": [{"kind": "embedding", "name": path.name, "bytes": facts["bytes"]}], **facts,
+                "change_norm": float(moved.norm()), "token": self.token}
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False).input_ids if text.strip() else []
+
+
+def _ordinary(tokenizer, vocabulary: Tensor) -> Tensor:
+    """The vocabulary without start, end and padding marks, float32 [words, width]."""
+    rows = torch.ones(len(vocabulary), dtype=torch.bool)
+    rows[[number for number in tokenizer.all_special_ids if number < len(vocabulary)]] = False
+    return vocabulary.detach()[rows].float()

@@ -1,0 +1,114 @@
+"""Noise and noise levels: what is mixed into a sample, and how much of it.
+
+Everything random about a sample comes from its own generator, in a fixed order, and only what is switched on is drawn: a
+sample is the same in any batch, and a control that is off leaves all other numbers as they are.
+"""
+import math
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MULTIRES_FACTORS = 2.0, 4.0
+"""Each lower resolution is smaller by a power of a factor drawn from this range."""
+
+
+def scaled_linear_alphas(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Tensor:
+    """Cumulative products of alpha, float32 [steps], of the schedule of Stable Diffusion (latent diffusion's "linear")."""
+    betas = torch.linspace(first**0.5, last**0.5, steps, dtype=torch.float32) ** 2
+    return torch.cumprod(1.0 - betas, dim=0)
+
+
+def with_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """The schedule [steps] shifted and scaled so that its last step is pure noise and its first stays as it is (Lin et al.
+    2023, arXiv:2305.08891, algorithm 1: √a' = (√a - √a_T) · √a_0 / (√a_0 - √a_T))."""
+    roots = alphas_cumprod.sqrt()
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
+
+
+def draw_noise(latents: Tensor, generators: Sequence[torch.Generator], offset: float = 0.0, iterations: int = 0,
+               discount: float = 0.3) -> Tensor:
+    """Unit Gaussian noise like `latents` [batch, channels, height, width].
+
+    With an offset, each channel is shifted by `offset` · N(0, 1) (Guttenberg 2023, "Diffusion with Offset Noise"). With
+    `iterations`, noise of lower resolutions is added before, see `multires_noise`; so the offset keeps its strength.
+    """
+    samples = []
+    for latent, generator in zip(latents, generators, strict=True):
+        noise = torch.randn(latent.shape, generator=generator)
+        shift = offset * torch.randn((latent.shape[0], 1, 1), generator=generator) if offset else None
+        if iterations:
+            noise = multires_noise(noise, generator, iterations, discount)
+        samples.append(noise if shift is None else noise + shift)
+    return torch.stack(samples).to(latents)
+
+
+def multires_noise(noise: Tensor, generator: torch.Generator, iterations: int, discount: float) -> Tensor:
+    """Noise [channels, height, width] with noise of lower resolutions added (Whitaker 2023, "Multi-Resolution Noise for
+    Diffusion Model Training"): Σ_i discount^i · enlarged(noise of size / r^i), i = 0 … iterations - 1, r from 2…4 drawn
+    for every i, until a side is one number long.
+
+    Divided by its own root mean square, so that its variance is 1 and no other sample of the batch has a say in it.
+    """
+    channels, height, width = noise.shape
+    least, most = MULTIRES_FACTORS
+    for level in range(iterations):
+        factor = (least + (most - least) * torch.rand((), generator=generator).item()) ** level
+        size = max(1, int(height / factor)), max(1, int(width / factor))
+        coarse = torch.randn((1, channels, *size), generator=generator)
+        noise = noise + discount**level * F.interpolate(coarse, (height, width), mode="bilinear")[0]
+        if 1 in size:
+            break
+    return noise / noise.square().mean().sqrt()
+
+
+def disturb(values: Tensor, generators: Sequence[torch.Generator], strength: float) -> Tensor:
+    """`values` [batch, …] + `strength` · N(0, 1); the values themselves when the strength is 0."""
+    if not strength:
+        return values
+    drawn = [torch.randn(value.shape, generator=generator) for value, generator in zip(values, generators, strict=True)]
+    return values + strength * torch.stack(drawn).to(values)
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """A density over the noise schedule, 0 clean and 1 noise, squeezed into the range `minimum`…`maximum`.
+
+    "uniform"; "logit_normal": the sigmoid of N(mean, spread²) (Esser et al. 2024, arXiv:2403.03206, eq. 19); "mode" with
+    the scale `spread` (eq. 20); "cosine" (their CosMap, eq. 21).
+    """
+
+    distribution: str = "uniform"
+    mean: float = 0.0
+    spread: float = 1.0
+    minimum: float = 0.0
+    maximum: float = 1.0
+
+    def draw_share(self, generator: torch.Generator) -> Tensor:
+        """One draw from the density over 0…1, float32 [1], before it is squeezed into the range."""
+        if self.distribution == "logit_normal":
+            return (self.mean + self.spread * torch.randn((1,), generator=generator)).sigmoid()
+        uniform = torch.rand((1,), generator=generator)
+        if self.distribution == "mode":
+            return 1 - uniform - self.spread * (torch.cos(math.pi / 2 * uniform) ** 2 - 1 + uniform)
+        if self.distribution == "cosine":
+            # 1 - 1 / (tan(πu/2) + 1), written without the tangent's pole.
+            sine, cosine = torch.sin(math.pi / 2 * uniform), torch.cos(math.pi / 2 * uniform)
+            return sine / (sine + cosine)
+        return uniform
+
+    def draw_step(self, generator: torch.Generator, steps: int) -> Tensor:
+        """A timestep of a discrete schedule, int64 [1]; the range's ends are rounded to whole steps."""
+        first = min(round(self.minimum * steps), steps - 1)
+        count = max(1, round(self.maximum * steps) - first)
+        if self.distribution == "uniform":
+            return torch.randint(first, first + count, (1,), generator=generator)
+        return first + (self.draw_share(generator) * count).long().clamp(0, count - 1)
+
+    def draw_sigma(self, generator: torch.Generator, shift: float = 1.0) -> Tensor:
+        """A noise share of a flow model, float32 [1], shifted by k s / (1 + (k - 1) s) (Esser et al. 2024, eq. 23)."""
+        share = self.draw_share(generator)
+        share = shift * share / (1 + (shift - 1) * share)
+        return self.minimum + (self.maximum - self.minimum) * share

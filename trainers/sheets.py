@@ -1,0 +1,83 @@
+"""Previews laid out so that they can be compared: a sheet for a step, and a strip over the whole run.
+
+Both are square pictures in rows, one row a prompt with the prompt above it, under a title. Their measures follow from the
+size of a picture and the number of columns, so that a strip can be cut together from sheets.
+"""
+from pathlib import Path
+from typing import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+SMALLEST, LARGEST = 192, 256
+"""Pixels of a picture's side: smaller ones are enlarged to be looked at; in the strip larger ones are reduced."""
+COLUMNS = 8
+"""Most steps in a strip."""
+GAP = 4
+PAPER, INK, GREY = "white", (30, 30, 30), (110, 110, 110)
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], title: str) -> Image.Image:
+    """The pictures of one step: a row of `rows` per prompt."""
+    scale = max(1, SMALLEST // rows[0][0].width)
+    tiles = [[each.resize((each.width * scale, each.height * scale), Image.Resampling.NEAREST) for each in row]
+             for row in rows]
+    return _lay_out(tiles, prompts, [title])
+
+
+def progress_strip(sheets: Sequence[tuple[int, Path]], prompts: Sequence[str], pictures: int) -> Image.Image:
+    """The first picture of each prompt (rows) at up to COLUMNS steps, evenly spread (columns).
+
+    `sheets` are the (step, file) of contact sheets with `pictures` pictures per prompt, in the order of the steps.
+    """
+    chosen = spread(sheets, COLUMNS)
+    columns = []
+    for _, path in chosen:
+        with Image.open(path) as file:
+            sheet = file.convert("RGB")
+        cells = _first_column(sheet, len(prompts), pictures)
+        side = min(cells[0].width, LARGEST)
+        columns.append([each.resize((side, side), Image.Resampling.LANCZOS) for each in cells])
+    return _lay_out(list(zip(*columns)), prompts, ["before" if step == 0 else f"step {step}" for step, _ in chosen])
+
+
+def spread(items: Sequence, count: int) -> list:
+    """At most `count` items, evenly spread, the first and the last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
+
+
+def _heading(side: int) -> int:
+    """Height of a line of text above pictures `side` pixels wide."""
+    return max(20, side // 10)
+
+
+def _lay_out(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], titles: Sequence[str]) -> Image.Image:
+    side, line, columns = rows[0][0].width, _heading(rows[0][0].width), len(rows[0])
+    width = columns * (side + GAP) - GAP
+    sheet = Image.new("RGB", (width, line + len(rows) * (line + side)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(round(0.7 * line))
+    for number, title in enumerate(titles):
+        draw.text((number * (side + GAP) + GAP, line / 2), title, INK, font, anchor="lm")
+    for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        top = line + number * (line + side)
+        draw.text((GAP, top + line / 2), shorten(draw, prompt, font, width - 2 * GAP), GREY, font, anchor="lm")
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (column * (side + GAP), top + line))
+    return sheet
+
+
+def _first_column(sheet: Image.Image, rows: int, columns: int) -> list[Image.Image]:
+    side = (sheet.width + GAP) // columns - GAP
+    line = _heading(side)
+    tops = [2 * line + number * (line + side) for number in range(rows)]
+    return [sheet.crop((0, top, side, top + side)) for top in tops]
+
+
+def shorten(draw: ImageDraw.ImageDraw, text: str, font, width: float) -> str:
+    """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
+    if draw.textlength(text, font) <= width:
+        return text
+    while text and draw.textlength(text + "…", font) > width:
+        text = text[:-1]
+    return text.rstrip() + "…"

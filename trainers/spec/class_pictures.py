@@ -1,0 +1,45 @@
+"""Class pictures that the base draws itself, as data."""
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from . import BaseModelSpec, FolderSpec
+from .part import MAXIMUM_SEED, Part
+from .settings import MemorySpec
+
+
+class ClassPicturesSpec(Part):
+    """What the base shall draw for prior preservation (Ruiz et al. 2022, arXiv:2208.12242, section 3.2), with DPM++ 2M.
+
+    Picture i starts from noise of (picture_seed, i), so more of them is the same ones and some new ones.
+    """
+
+    task: Literal["class_pictures"] = "class_pictures"
+    version: Literal[1] = 1
+    base: BaseModelSpec
+    prompt: str = Field(min_length=1, max_length=2000)
+    negative: str = Field("", max_length=2000)
+    count: int = Field(200, ge=1, le=100_000)
+    resolution: int = Field(512, ge=64, le=4096, multiple_of=8)
+    sampler_steps: int = Field(25, ge=1, le=200)
+    guidance: float = Field(7.0, ge=1, le=30)
+    picture_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
+    batch_size: int = Field(4, ge=1, le=256)
+    """Pictures drawn at once. It changes them by no more than rounding."""
+    folders: FolderSpec
+    device: str = "auto"
+    memory: MemorySpec = MemorySpec()
+    """Only its precision counts here."""
+
+    @field_validator("prompt", "negative")
+    @classmethod
+    def _one_line(cls, text):
+        """As a caption file is read: line breaks are spaces."""
+        return " ".join(text.split())
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, prompt):
+        if not prompt:
+            raise ValueError("the prompt is empty; name the class, for example: a photo of a dog")
+        return prompt

@@ -1,0 +1,57 @@
+"""What a worker process can be asked for. The spec in its folder says which, by `task`; without that, to train.
+
+Light to import: the parent side reads from here what to say when a worker dies.
+"""
+from dataclasses import dataclass
+from typing import Callable
+
+from .files import read_json
+from .runs import Run
+
+
+@dataclass(frozen=True)
+class Task:
+    title: str
+    """Begins a sentence about what went wrong."""
+    perform: Callable[..., dict]
+    """perform(run, emit, stop_requested) returns the fields of the event "finished"."""
+    memory_advice: str
+    resume_advice: Callable[[Run], str]
+
+
+def _train(run: Run, emit, stop_requested) -> dict:
+    spec = run.read_spec()
+    emit("started", run=run.name, steps=spec.training.steps)
+    from .training import train_run  # seconds of imports; whoever waits has seen the start
+
+    return {"report": train_run(spec, run, emit, stop_requested)}
+
+
+def _after_checkpoint(run: Run) -> str:
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        return "There was no checkpoint yet; queue again to start anew."
+    return f"Queue again to go on from the checkpoint of step {checkpoints[-1]}."
+
+
+def _draw_class_pictures(run: Run, emit, stop_requested) -> dict:
+    from .class_pictures import draw_class_pictures
+    from .spec.class_pictures import ClassPicturesSpec
+
+    spec = ClassPicturesSpec.model_validate_json(run.spec_path.read_bytes())
+    emit("started", run=run.name, pictures=spec.count)
+    return {"pictures": len(draw_class_pictures(spec, emit, stop_requested).pictures)}
+
+
+TASKS = {
+    "training": Task(
+        "Training", _train, "Lower batch_size or resolution, or switch gradient_checkpointing on", _after_checkpoint),
+    "class_pictures": Task(
+        "Drawing", _draw_class_pictures, "Lower batch_size or resolution",
+        lambda run: "Queue again to go on; the pictures that are there are kept."),
+}
+
+
+def task_of(run: Run) -> Task:
+    content = read_json(run.spec_path)
+    return TASKS.get(content.get("task") if isinstance(content, dict) else None, TASKS["training"])
