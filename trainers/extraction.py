@@ -5,54 +5,24 @@ much of its energy the file keeps is known for every layer, in the precision of 
 """
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable, Literal
+from typing import Callable, Iterable, Mapping
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from .artifacts.lora import PRECISIONS, LoraWeight, save_lora
-from .artifacts.lora_names import Layer, family_of, layers
-from .artifacts.tensor_file import TensorFile
+from . import families
+from .artifacts.lora import PRECISIONS, LoraWeight, write_lora
+from .artifacts.lora_names import OTHER_PARTS, Layer, family_of, layers
+from .artifacts.metadata import extraction_metadata
+from .artifacts.tensor_files import Weights
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from .errors import Cancelled, UserError
-from .families.recognition import read_header
-from .spec import Part
+from .families.layouts import weights_of
+from .spec.file_tasks import ExtractionSpec
 
 SAME = 1e-6
 """Differences below this share of the base's norm are rounding of the files, not training."""
-
-
-class ExtractionSpec(Part):
-    """`rule` picks the rank of each layer, at most `rank`: "fixed" takes `rank` itself; "energy" the smallest that keeps
-    `threshold` of the squared norm; "ratio" the singular values above 1 / `threshold` of the largest; "knee" the point
-    where their curve bends."""
-
-    tuned: str
-    base: str
-    name: str = "extracted"
-    rule: Literal["fixed", "energy", "ratio", "knee"] = "fixed"
-    rank: int = Field(32, ge=1, le=1024)
-    convolution_rank: int = Field(0, ge=0, le=1024)
-    """Cap for 3×3 convolutions; 0: `rank`."""
-    threshold: float = Field(0.9, gt=0, le=10_000)
-    convolutions: bool = True
-    text_encoders: bool = True
-    clamp: float = Field(1.0, gt=0, le=1)
-    """Quantile at which the factors' outliers are cut off; 1: none (kohya uses 0.99)."""
-    exact: bool = False
-    file_precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    device: str = "cpu"
-
-    @model_validator(mode="after")
-    def _threshold_fits(self):
-        if self.rule == "energy" and self.threshold > 1:
-            raise ValueError(f"threshold is {self.threshold:g}, but with the rule \"energy\" it is a share, at most 1; "
-                             "0.9 keeps nine tenths")
-        if self.rule == "ratio" and self.threshold < 1:
-            raise ValueError(f"threshold is {self.threshold:g}, but with the rule \"ratio\" it is how many times smaller "
-                             "than the largest a value may be; 10 is usual")
-        return self
+TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "other": "a transformer"}
 
 
 @dataclass(frozen=True)
@@ -68,55 +38,83 @@ class ExtractedLayer:
 
 
 def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda event, **fields: None,
-            stop_requested: Callable[[], bool] = lambda: False, metadata: dict[str, str] | None = None) -> dict:
+            stop_requested: Callable[[], bool] = lambda: False) -> dict:
     """Write the LoRA to `path`; returns the report: layers as dicts, what was left out, totals.
 
     Raises UserError for a pair that does not belong together or does not differ, Cancelled when asked to stop; then no
     file is left.
     """
-    tuned_path, base_path = Path(spec.tuned), Path(spec.base)
-    with TensorFile(tuned_path, *read_header(tuned_path)) as tuned, TensorFile(base_path, *read_header(base_path)) as base:
-        pairs, left_out = pair(tuned, base)
-        rows, weights, changed = [], [], 0.0
-        for done, layer in enumerate(pairs, start=1):
-            if stop_requested():
-                raise Cancelled
-            emit("extracting", done=done, total=len(pairs), layer=layer.key)
-            if not wanted(spec, layer, tuned.shape(layer.tensor)):
-                continue
-            weight, row = extract_layer(spec, layer, tuned, base)
-            changed += row.energy
-            if weight is not None:
-                weights.append(weight)
-                rows.append(row)
-    if not weights:
-        raise UserError(f"{tuned_path.name!r} and {base_path.name!r} do not differ in any layer that was asked for: there "
-                        "is nothing to extract. Choose the tuned model first and the model it was tuned from second.")
-    facts = save_lora(path, weights, spec.file_precision, metadata or {})
-    return {**facts, "rows": [asdict(row) for row in rows], "left_out": left_out, "energy": changed,
-            "kept": {precision: sum(row.energy * row.kept[precision] for row in rows) / changed for precision in PRECISIONS}}
+    tuned = weights_of(Path(spec.tuned), spec.tuned_name)
+    base = weights_of(Path(spec.base), spec.base_name)
+    pairs, left_out = pair(tuned, base)
+    device, rows, tensors, unchanged = torch_device(spec.device), [], {}, 0
+    for done, (layer, theirs) in enumerate(pairs, start=1):
+        if stop_requested():
+            raise Cancelled
+        emit("working", text="extracting", done=done, total=len(pairs))
+        if not wanted(spec, layer, tuned.shape(layer.tensor)):
+            continue
+        change = change_of_layer(tuned, layer, base, theirs)
+        if change is None:
+            unchanged += 1
+            continue
+        weight, row = extract_layer(spec, layer, change.to(device))
+        # In the file's precision at once: all factors together are as large as the file.
+        tensors |= weight.tensors(PRECISIONS[spec.file_precision])
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{tuned.title!r} and {base.title!r} do not differ in any layer that was asked for: there is "
+                        "nothing to extract. Choose the tuned model first and the model it was tuned from second.")
+    family = family_of(tuned)
+    ranks = [row.rank for row in rows]
+    size = write_lora(path, tensors, extraction_metadata(spec, family_metadata(family), tuned.title, base.title, ranks))
+    energy = sum(row.energy for row in rows)
+    return {
+        "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(tensors),
+        "layers": len(rows), "unchanged": unchanged, "family": family, "tuned": tuned.title, "base": base.title,
+        "precision": spec.file_precision, "rows": [asdict(row) for row in rows], "change_norm": energy**0.5,
+        "left_out": len(left_out), "left_out_energy": change_outside(tuned, base, left_out),
+        "notes": [note for file in (tuned, base) for note in eight_bit_note(file)],
+        "kept": {precision: sum(row.energy * row.kept[precision] for row in rows) / energy for precision in PRECISIONS},
+    }
 
 
-def pair(tuned: TensorFile, base: TensorFile) -> tuple[list[Layer], list[str]]:
-    """The layers that both files have, and the names of tensors that a LoRA cannot hold or that only one has."""
+def family_metadata(family: str) -> Mapping[str, str]:
+    return families.get(family).metadata if family in families.NAMES else {}
+
+
+def torch_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as problem:
+        reason = str(problem).strip().splitlines()[0]
+        raise UserError(f"The device {name!r} cannot be used here: {reason}. Choose auto or cpu.") from None
+
+
+def pair(tuned: Weights, base: Weights) -> tuple[list[tuple[Layer, Layer]], list[str]]:
+    """The layers that both files have, each as (in tuned, in base), and the names of tuned's tensors that belong to none of
+    them: biases, norms, embeddings, the VAE."""
     for file in (tuned, base):
         try:
             family_of(file)
         except UserError as problem:
-            raise UserError(f"{file.path.name!r}: {problem}.") from None
+            raise UserError(f"{file.title!r}: {problem}.") from None
     if family_of(tuned) != family_of(base):
-        raise UserError(f"{tuned.path.name!r} and {base.path.name!r} are of different model families "
-                        f"({family_of(tuned)} and {family_of(base)}). Choose the model that the tuned one descends from.")
-    found = [layer for layer in layers({name: tuned.shape(name) for name in tuned}) if layer.tensor in base]
-    for layer in found:
-        if tuned.shape(layer.tensor) != base.shape(layer.tensor):
-            raise UserError(f"{tuned.path.name!r} and {base.path.name!r} differ in the shape of {layer.tensor} "
-                            f"({list(tuned.shape(layer.tensor))} and {list(base.shape(layer.tensor))}): they are not of the "
-                            "same model. Choose the model that the tuned one descends from.")
+        raise UserError(f"{tuned.title!r} and {base.title!r} are of different model families ({TITLES[family_of(tuned)]} "
+                        f"and {TITLES[family_of(base)]}). Choose the model that the tuned one descends from.")
+    own, other = ({layer.native or layer.key: layer for layer in layers(file.shapes())} for file in (tuned, base))
+    found = [(layer, other[name]) for name, layer in own.items() if name in other]
+    for layer, theirs in found:
+        if tuned.shape(layer.tensor) != base.shape(theirs.tensor):
+            raise UserError(f"{tuned.title!r} and {base.title!r} differ in the shape of {layer.tensor} "
+                            f"({list(tuned.shape(layer.tensor))} and {list(base.shape(theirs.tensor))}): they are not of "
+                            "the same model. Choose the model that the tuned one descends from.")
     if not found:
-        raise UserError(f"{tuned.path.name!r} and {base.path.name!r} have no layer in common. Choose the model that the "
-                        "tuned one descends from.")
-    covered = {layer.tensor for layer in found}
+        raise UserError(f"{tuned.title!r} and {base.title!r} have no layer in common. Choose the model that the tuned one "
+                        "descends from.")
+    covered = {layer.tensor for layer, _ in found}
     return found, [name for name in tuned if name not in covered]
 
 
@@ -131,26 +129,48 @@ def is_convolution(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[2:] != (1, 1)
 
 
-def extract_layer(spec: ExtractionSpec, layer: Layer, tuned: TensorFile,
-                  base: TensorFile) -> tuple[LoraWeight | None, ExtractedLayer]:
-    """The factors of one layer, or None where nothing changed."""
-    original = base.weight(layer.tensor)
-    change = (tuned.weight(layer.tensor) - original).to(spec.device)
-    change, original = (each.chunk(layer.parts)[layer.part] for each in (change, original))
-    shape = tuple(change.shape)
-    matrix = change.flatten(1)
-    if not torch.isfinite(matrix).all():
-        raise UserError(f"{layer.tensor} holds values that are not numbers, in {tuned.path.name!r} or {base.path.name!r}. "
-                        "The file is damaged, or its training broke; choose another.")
-    if float(matrix.norm()) <= SAME * float(original.norm()):
-        return None, ExtractedLayer(layer.key, layer.block, 0, 0.0, {}, 0)
+def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) -> Tensor | None:
+    """The difference of one layer, float32 [out, in, …]; None where the files differ by no more than their rounding."""
+    changed, original = (file.weight(place.tensor).chunk(place.parts)[place.part]
+                         for file, place in ((tuned, layer), (base, theirs)))
+    for file, weight in ((tuned, changed), (base, original)):
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{layer.tensor} holds values that are not numbers in {file.title!r}. The file is damaged, or "
+                            "its training broke; choose another.")
+    dtypes = [tuned.entries[layer.tensor].dtype, base.entries[theirs.tensor].dtype]
+    if dtypes[0] != dtypes[1] and all(dtype.is_floating_point for dtype in dtypes):
+        coarser = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+        if torch.equal(changed.to(coarser).float(), original.to(coarser).float()):
+            return None
+    length = float(original.norm())
+    change = changed - original
+    return change if float(change.norm()) > SAME * length else None
+
+
+def change_outside(tuned: Weights, base: Weights, names: Iterable[str]) -> float:
+    """Squared norm of what changed in biases, norms and embeddings, which a LoRA does not hold."""
+    return sum(float((tuned.weight(name) - base.weight(name)).double().square().sum()) for name in names
+               if name in base and tuned.shape(name) == base.shape(name) and tuned.entries[name].dtype.is_floating_point
+               and not name.startswith(OTHER_PARTS))
+
+
+def eight_bit_note(file: Weights) -> list[str]:
+    if any(entry.dtype.itemsize == 1 for entry in file.entries.values()):
+        return [f"{file.title} is stored in eight bits, and its rounding, about 3 % of every weight, counts as change. "
+                "Extract from the fp16 file if there is one"]
+    return []
+
+
+def extract_layer(spec: ExtractionSpec, layer: Layer, change: Tensor) -> tuple[LoraWeight, ExtractedLayer]:
+    """The factors of one layer, on the device of its change."""
+    shape, matrix = tuple(change.shape), change.flatten(1)
     cap = (spec.convolution_rank or spec.rank) if is_convolution(shape) else spec.rank
     factors = decompose(matrix, cap, spec.exact)
     factors = factors.first(chosen_rank(spec, factors))
     down, up = split(factors, shape, spec.clamp)
     rank = len(factors.values)
     kept = {precision: kept_in(precision, matrix, down, up, factors.energy) for precision in PRECISIONS}
-    weight = LoraWeight(layer.key, down.cpu(), up.cpu(), float(rank))
+    weight = LoraWeight(layer.key, down, up, float(rank))
     size = (down.numel() + up.numel()) * PRECISIONS[spec.file_precision].itemsize
     return weight, ExtractedLayer(layer.key, layer.block, rank, factors.energy, kept, size)
 

@@ -5,7 +5,7 @@ kinds (LoHa, LoKr, Tucker), and every layer when a smaller rank is asked for, go
 approximation of that rank (`decomposition`).
 """
 from dataclasses import dataclass
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -35,9 +35,14 @@ class Resize:
         return rank_by_knee(factors) if self.rule == "knee" else len(factors.values)
 
 
+class Merged(NamedTuple):
+    weight: LoraWeight
+    energy: float
+    """Squared norm of the sum before it was cut."""
+
+
 def merge(files: Sequence[LoraFile], strengths: Sequence[float], text_strengths: Sequence[float] | None = None,
-          resize: Resize = Resize(), on_layer: Callable[[int, int], None] = lambda done, total: None
-          ) -> Iterator[LoraWeight]:
+          resize: Resize = Resize(), on_layer: Callable[[int, int], None] = lambda done, total: None) -> Iterator[Merged]:
     """The sum of strength · file, layer by layer. A negative strength subtracts. Text encoders' layers take
     `text_strengths` (by default `strengths`)."""
     keys = list(dict.fromkeys(key for file in files for key in file.layers))
@@ -46,38 +51,39 @@ def merge(files: Sequence[LoraFile], strengths: Sequence[float], text_strengths:
         chosen = text_strengths if is_text(key) else strengths
         parts = [(file.layers[key], strength) for file, strength in zip(files, chosen, strict=True)
                  if key in file.layers and strength]
+        on_layer(done, len(keys))
         if parts:
             yield merged_layer(key, parts, resize)
-        on_layer(done, len(keys))
 
 
 def is_text(key: str) -> bool:
     return key.startswith(("lora_te", "text_encoder", "text_encoders."))
 
 
-def merged_layer(key: str, parts: Sequence[tuple[FileLayer, float]], resize: Resize) -> LoraWeight:
+def merged_layer(key: str, parts: Sequence[tuple[FileLayer, float]], resize: Resize) -> Merged:
     shapes = {_shape(layer) for layer, _ in parts}
     if len(shapes) > 1:
         raise UserError(f"The files differ in the shape of {key} ({' and '.join(map(str, sorted(shapes)))}): they were made "
                         "for different base models and cannot be merged.")
     if all(layer.is_low_rank for layer, _ in parts):
         joined = join(key, [(layer.low_rank(), strength) for layer, strength in parts])
-        if resize.rule == "exact":
-            return joined
-        return reduced(joined, resize)
+        largest = min(len(joined.up), joined.down[0].numel())
+        if resize.rule != "exact":
+            return reduced(joined, resize)
+        return Merged(joined, joined.change_norm() ** 2) if len(joined.down) <= largest else reduced(joined, resize)
     change = sum(strength * layer.change() for layer, strength in parts)
     matrix = change.flatten(1)
     limit = min(matrix.shape) if resize.rule == "exact" else resize.rank
     factors = decompose(matrix, limit, exact=resize.rule == "exact")
-    if resize.rule == "exact":  # what is left beyond rounding
-        significant = int((factors.values > 1e-6 * factors.values[0]).sum()) or 1
-        return weight_of(key, factors.first(significant), tuple(change.shape))
-    return weight_of(key, factors.first(resize.choose(factors)), tuple(change.shape))
+    # What is left beyond rounding, where everything shall be kept.
+    significant = int((factors.values > 1e-6 * factors.values[0]).sum()) or 1
+    rank = significant if resize.rule == "exact" else resize.choose(factors)
+    return Merged(weight_of(key, factors.first(rank), tuple(change.shape)), factors.energy)
 
 
 def _shape(layer: FileLayer) -> tuple[int, ...]:
     if layer.is_low_rank:
-        return len(layer.tensors["up"]), *layer.tensors["down"].shape[1:]
+        return layer.file.shape(layer.names["up"])[0], *layer.file.shape(layer.names["down"])[1:]
     return tuple(layer.change().shape)
 
 
@@ -94,7 +100,7 @@ def join(key: str, weights: Sequence[tuple[LoraWeight, float]]) -> LoraWeight:
     return LoraWeight(key, down, up, float(len(down)))
 
 
-def reduced(weight: LoraWeight, resize: Resize) -> LoraWeight:
+def reduced(weight: LoraWeight, resize: Resize) -> Merged:
     """The best approximation of a smaller rank, from the factors alone: the product is never formed.
 
     With up = Q₁R₁ and downᵀ = Q₂R₂ the singular values of up · down are those of the small R₁R₂ᵀ.
@@ -105,9 +111,9 @@ def reduced(weight: LoraWeight, resize: Resize) -> LoraWeight:
     right, lower = torch.linalg.qr(weight.down.flatten(1).T)
     inner_left, values, inner_right = torch.linalg.svd(scale * (upper @ lower.T), full_matrices=False)
     energy = float((values.double() ** 2).sum())
-    rank = min(resize.rank or len(values), len(values))
+    rank = len(values) if resize.rule == "exact" else min(resize.rank, len(values))
     factors = Factors(left @ inner_left[:, :rank], values[:rank], inner_right[:rank] @ right.T, energy)
-    return weight_of(weight.key, factors.first(resize.choose(factors)), shape)
+    return Merged(weight_of(weight.key, factors.first(resize.choose(factors)), shape), energy)
 
 
 def weight_of(key: str, factors: Factors, shape: tuple[int, ...]) -> LoraWeight:

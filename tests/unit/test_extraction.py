@@ -7,8 +7,10 @@ from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.lora_names import layers
 from finetune.trainers.decomposition import decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.extraction import ExtractionSpec, extract
+from finetune.trainers.extraction import extract
 from finetune.trainers.merging import change_of
+from finetune.trainers.spec import FolderSpec
+from finetune.trainers.spec.file_tasks import ExtractionSpec
 from safetensors.torch import load_file, save_file
 
 
@@ -18,6 +20,10 @@ def files(tiny_bases, tmp_path_factory):
     folder = tmp_path_factory.mktemp("single")
     return {family: tiny.make_single_file(family, base.path, folder / f"{family}.safetensors")
             for family, base in tiny_bases.items()}
+
+
+def asked(tuned, base, **fields) -> ExtractionSpec:
+    return ExtractionSpec(name="lora", tuned=str(tuned), base=str(base), folders=FolderSpec(runs="", caches=""), **fields)
 
 
 def plant(path, target, rank, size=0.01, noise=0.0):
@@ -36,8 +42,7 @@ def plant(path, target, rank, size=0.01, noise=0.0):
 
 def extracted(files, tmp_path, family="sd1", planted=2, noise=0.0, **fields):
     updates = plant(files[family], tmp_path / "tuned.safetensors", planted, noise=noise)
-    tuned = str(tmp_path / "tuned.safetensors")
-    spec = ExtractionSpec(tuned=tuned, base=str(files[family]), file_precision="fp32", **fields)
+    spec = asked(tmp_path / "tuned.safetensors", files[family], **{"file_precision": "fp32", **fields})
     return extract(spec, tmp_path / "lora.safetensors"), updates
 
 
@@ -85,7 +90,7 @@ def test_rank_rules():
 
 
 def test_identical_files_are_refused_and_leave_nothing(files, tmp_path):
-    spec = ExtractionSpec(tuned=str(files["sd1"]), base=str(files["sd1"]))
+    spec = asked(files["sd1"], files["sd1"])
     with pytest.raises(UserError, match="do not differ"):
         extract(spec, tmp_path / "lora.safetensors")
     assert not list(tmp_path.iterdir())
@@ -94,19 +99,19 @@ def test_identical_files_are_refused_and_leave_nothing(files, tmp_path):
 def test_pairs_that_do_not_belong_together(files, tmp_path):
     lora = tmp_path / "lora.safetensors"
     with pytest.raises(UserError, match="different model families"):
-        extract(ExtractionSpec(tuned=str(files["sdxl"]), base=str(files["sd1"])), lora)
+        extract(asked(files["sdxl"], files["sd1"]), lora)
     weight = LoraWeight("lora_unet_x", torch.ones(1, 2), torch.ones(2, 1), 1.0)
     save_lora(tmp_path / "other.safetensors", [weight], "fp32", {})
     with pytest.raises(UserError, match="is a LoRA, not a model"):
-        extract(ExtractionSpec(tuned=str(tmp_path / "other.safetensors"), base=str(files["sd1"])), lora)
+        extract(asked(tmp_path / "other.safetensors", files["sd1"]), lora)
     weights = load_file(files["sd1"])
     name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     save_file({**weights, name: torch.zeros(32, 99)}, tmp_path / "wider.safetensors")
     with pytest.raises(UserError, match="differ in the shape"):
-        extract(ExtractionSpec(tuned=str(tmp_path / "wider.safetensors"), base=str(files["sd1"])), lora)
+        extract(asked(tmp_path / "wider.safetensors", files["sd1"]), lora)
     save_file({**weights, name: torch.full_like(weights[name], float("nan"))}, tmp_path / "broken.safetensors")
     with pytest.raises(UserError, match="values that are not numbers"):
-        extract(ExtractionSpec(tuned=str(tmp_path / "broken.safetensors"), base=str(files["sd1"])), lora)
+        extract(asked(tmp_path / "broken.safetensors", files["sd1"]), lora)
     assert not lora.exists()
 
 
@@ -114,7 +119,7 @@ def test_cancel_leaves_no_file(files, tmp_path):
     plant(files["sd1"], tmp_path / "tuned.safetensors", 2)
     seen = []
     with pytest.raises(Cancelled):
-        extract(ExtractionSpec(tuned=str(tmp_path / "tuned.safetensors"), base=str(files["sd1"])),
+        extract(asked(tmp_path / "tuned.safetensors", files["sd1"]),
                 tmp_path / "lora.safetensors", lambda event, **fields: seen.append(fields["done"]), lambda: len(seen) >= 5)
     assert len(seen) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
@@ -128,7 +133,7 @@ def test_eight_bit_tuned_weights_are_scaled_before_they_are_compared(files, tmp_
     tuned = {**weights, name: (weights[name] / scale).to(torch.float8_e4m3fn),
              name.replace(".weight", ".scale_weight"): scale}
     save_file(tuned, tmp_path / "tuned.safetensors")
-    spec = ExtractionSpec(tuned=str(tmp_path / "tuned.safetensors"), base=str(files["sd1"]))
+    spec = asked(tmp_path / "tuned.safetensors", files["sd1"])
     report = extract(spec, tmp_path / "lora.safetensors")
     assert [row["key"] for row in report["rows"]] == ["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"]
-    assert report["energy"] < 1e-2 * float(weights[name].square().sum())
+    assert report["change_norm"] ** 2 < 1e-2 * float(weights[name].square().sum())

@@ -47,7 +47,7 @@ def test_joined_factors_are_the_sum(tmp_path):
     two, second = kohya("lora_unet_a", rank=5, alpha=4.0)
     only, third = kohya("lora_te_b", rank=2, kernel=(3, 3))
     files = [written(tmp_path, "one", one), written(tmp_path, "two", {**two, **only})]
-    merged = {weight.key: weight for weight in merge(files, [0.7, -1.2], [0.7, 0.5])}
+    merged = {weight.key: weight for weight, _ in merge(files, [0.7, -1.2], [0.7, 0.5])}
     assert len(merged["lora_unet_a"].down) == 8 and len(merged["lora_te_b"].down) == 2
     torch.testing.assert_close(change_of(merged["lora_unet_a"]), 0.7 * first - 1.2 * second, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(change_of(merged["lora_te_b"]), 0.5 * third, rtol=1e-5, atol=1e-5)
@@ -57,14 +57,14 @@ def test_joined_factors_are_the_sum(tmp_path):
 def test_products_are_merged_by_what_they_change(make, tmp_path):
     one, first = kohya("lora_unet_a")
     two, second = make("lora_unet_a")
-    merged = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.5]))
+    merged, energy = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.5]))
     torch.testing.assert_close(change_of(merged), first + 0.5 * second, rtol=1e-4, atol=1e-4)
 
 
 def test_a_smaller_rank_is_the_best_of_its_rank(tmp_path):
     (one, first), (two, second) = kohya("lora_unet_a", rank=4), kohya("lora_unet_a", rank=4)
     files = [written(tmp_path, "one", one), written(tmp_path, "two", two)]
-    merged = next(merge(files, [1.0, 1.0], resize=Resize("fixed", rank=3)))
+    merged, energy = next(merge(files, [1.0, 1.0], resize=Resize("fixed", rank=3)))
     left, values, right = torch.linalg.svd(first + second)
     best = left[:, :3] * values[:3] @ right[:3]
     torch.testing.assert_close(change_of(merged), best, rtol=1e-4, atol=1e-4)
@@ -105,6 +105,6 @@ def test_what_cannot_be_merged_says_why(tmp_path):
 
 def test_strength_zero_leaves_a_file_out(tmp_path):
     (one, first), (two, _) = kohya("lora_unet_a"), kohya("lora_unet_a")
-    merged = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.0]))
+    merged, energy = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.0]))
     torch.testing.assert_close(change_of(merged), first)
     assert len(merged.down) == 3

@@ -7,15 +7,13 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..families.recognition import read_header
 from .lora import LoraWeight
-from .tensor_file import TensorFile
+from .tensor_files import Weights, read_header
 
 SUFFIXES = {
     "down": (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight", "_lora.down.weight",
@@ -31,40 +29,68 @@ PRODUCTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada
 
 @dataclass
 class FileLayer:
-    """What a file holds of one layer, by the roles of `SUFFIXES`, `PRODUCTS` and "dora_scale"."""
+    """What a file holds of one layer: the names of its tensors by the roles of `SUFFIXES`, `PRODUCTS` and "dora_scale".
+    They are read when they are asked for, in float32."""
 
     key: str
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    file: Weights
+    names: dict[str, str] = field(default_factory=dict)
     alpha_beside: float | None = None
     """An alpha that the file keeps in its metadata only."""
+
+    def tensor(self, role: str) -> Tensor:
+        return self.file.weight(self.names[role])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {role: self.tensor(role) for role in self.names}
 
     @property
     def is_low_rank(self) -> bool:
         """Two factors and nothing else: such layers can be joined exactly."""
-        return {"down", "up"} <= self.tensors.keys() <= {"down", "up", "alpha"}
+        return {"down", "up"} <= self.names.keys() <= {"down", "up", "alpha"}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the factors in the file."""
+        factor = next(name for role, name in self.names.items() if role not in ("alpha", "dora_scale"))
+        return self.file.entries[factor].dtype
 
     @property
     def alpha(self) -> float | None:
-        return float(self.tensors["alpha"]) if "alpha" in self.tensors else self.alpha_beside
+        return float(self.tensor("alpha")) if "alpha" in self.names else self.alpha_beside
 
     def low_rank(self) -> LoraWeight:
-        down, up = self.tensors["down"].float(), self.tensors["up"].float()
+        down, up = self.tensor("down"), self.tensor("up")
         return LoraWeight(self.key, down, up, float(len(down)) if self.alpha is None else self.alpha)
 
-    def change(self) -> Tensor:
-        """The change of the weight, float32 [out, in, …]. Raises UserError for a DoRA, whose change depends on the base."""
-        if "dora_scale" in self.tensors:
+    def change(self, base: Tensor | None = None) -> Tensor:
+        """The change of the weight, float32 [out, in, …]. That of a DoRA depends on the `base`: UserError without it."""
+        named = {role: tensor for role, tensor in self.tensors().items() if role != "alpha"}
+        lengths = named.pop("dora_scale", None)
+        if lengths is not None and base is None:
             raise UserError(f"{self.key} is a DoRA layer: what it changes depends on the base model, so it cannot be merged "
                             "with others. Bake it into a checkpoint instead")
-        named = {name: tensor.float() for name, tensor in self.tensors.items() if name != "alpha"}
         if "down" in named:
-            return _low_rank_change(named, self.alpha)
-        if "hada_w1_a" in named:
+            change = _low_rank_change(named, self.alpha)
+        elif "hada_w1_a" in named:
             rank = len(named["hada_w1_b"])
-            return (1.0 if self.alpha is None else self.alpha / rank) * _hadamard(named, 1) * _hadamard(named, 2)
-        if any(name.startswith("lokr") for name in named):
-            return _kronecker(named, self.alpha)
-        raise UserError(f"{self.key} holds {', '.join(named)}, which cannot be merged here")
+            change = (1.0 if self.alpha is None else self.alpha / rank) * _hadamard(named, 1) * _hadamard(named, 2)
+        elif any(name.startswith("lokr") for name in named):
+            change = _kronecker(named, self.alpha)
+        else:
+            raise UserError(f"{self.key} holds {', '.join(named)}, which cannot be merged here")
+        return change if lengths is None else _rescaled(self.key, base, change, lengths)
+
+
+def _rescaled(key: str, base: Tensor, change: Tensor, lengths: Tensor) -> Tensor:
+    """DoRA (Liu et al. 2024, arXiv:2402.09353, eq. 5) with lengths of input columns, [1, in, …]."""
+    if lengths.ndim < 2 or lengths.shape[0] != 1 or lengths.shape[1] != base.shape[1]:
+        raise UserError(f"{key} is a DoRA layer with lengths of outputs, which programs read in different ways. Train it "
+                        "anew with lengths of inputs, or apply it when you draw instead of baking it")
+    merged = base + change.reshape(base.shape)
+    norms = merged.transpose(0, 1).flatten(1).norm(dim=1) + torch.finfo(torch.float32).eps
+    shape = [1, -1, *[1] * (base.ndim - 2)]
+    return merged * (lengths.reshape(shape) / norms.reshape(shape)) - base
 
 
 def _low_rank_change(named: dict[str, Tensor], alpha: float | None) -> Tensor:
@@ -108,24 +134,22 @@ class LoraFile:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Read a LoRA file whole. Raises UserError for what is none."""
-    header, metadata = read_header(path)
-    found, unknown = LoraFile(path.name, {}, metadata, []), []
-    with TensorFile(path, header, metadata) as file:
-        for name in file:
-            key, role = _role(name)
-            if not role:
-                unknown.append(name)
-                continue
-            found.layers.setdefault(key, FileLayer(key)).tensors[role] = file.weight(name)
-    for key in [key for key, layer in found.layers.items() if layer.tensors.keys() <= {"alpha", "dora_scale"}]:
-        unknown.append(f"{key}.alpha")
-        del found.layers[key]
-    if not found.layers:
+    """What a LoRA file holds, from its header. Raises UserError for what is none."""
+    metadata, file = read_header(path)[1], Weights.of_file(path)
+    layers, unknown = {}, []
+    for name in file:
+        key, role = _role(name)
+        if role:
+            layers.setdefault(key, FileLayer(key, file)).names[role] = name
+        else:
+            unknown.append(name)
+    for key in [key for key, layer in layers.items() if layer.names.keys() <= {"alpha", "dora_scale"}]:
+        unknown += layers.pop(key).names.values()
+    if not layers:
         raise UserError(f"{path.name!r} holds no LoRA layers. Choose a LoRA file.")
-    for key, layer in found.layers.items():
-        layer.alpha_beside = _alpha_beside(metadata, key, layer)
-    return LoraFile(path.name, found.layers, metadata, unknown)
+    for layer in layers.values():
+        layer.alpha_beside = _alpha_beside(metadata, layer)
+    return LoraFile(path.name, layers, metadata, unknown)
 
 
 def _role(name: str) -> tuple[str, str]:
@@ -137,21 +161,17 @@ def _role(name: str) -> tuple[str, str]:
     return (match[1], match[2]) if match else (name, "")
 
 
-def _alpha_beside(metadata: dict[str, str], key: str, layer: FileLayer) -> float | None:
+def _alpha_beside(metadata: dict[str, str], layer: FileLayer) -> float | None:
     """peft keeps rank and alpha of a file in JSON in its metadata, under `lora_adapter_metadata` (diffusers 0.35)."""
-    if "alpha" in layer.tensors or "lora_adapter_metadata" not in metadata:
+    if "alpha" in layer.names or "lora_adapter_metadata" not in metadata:
         return None
     try:
         config = json.loads(metadata["lora_adapter_metadata"])
-        part, _, module = key.partition(".")
+        part, _, module = layer.key.partition(".")
         own = {name.partition(".")[2]: value for name, value in config.items() if name.partition(".")[0] == part}
         pattern = own.get("alpha_pattern") or {}
         alpha = next((value for name, value in pattern.items() if re.match(rf"(.*\.)?({name})$", module)), own["lora_alpha"])
-        rank = len(layer.tensors["down"])
+        rank = layer.file.shape(layer.names["down"])[0]
         return float(alpha) * rank**0.5 if own.get("use_rslora") else float(alpha)
     except (ValueError, KeyError, TypeError, AttributeError, re.error):
         return None
-
-
-def all_changes(file: LoraFile) -> Iterator[tuple[str, Tensor]]:
-    return ((key, layer.change()) for key, layer in file.layers.items())

@@ -17,18 +17,29 @@ RESNET = {
 TOP = {
     "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out", "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
 }
 OPEN_CLIP = (("attn.out_proj", "self_attn.out_proj"), ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"))
-TRANSFORMERS = ("joint_blocks.", "double_blocks.", "single_blocks.", "transformer_blocks.", "layers.")
+TRANSFORMERS = ("joint_blocks.", "double_blocks.", "single_blocks.", "transformer_blocks.", "single_transformer_blocks.",
+                "layers.")
+TEXT = ("cond_stage_model.", "conditioner.")
+OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.", "model_ema.")
+NATIVE_TEXT = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that a LoRA can change: the weight `tensor` of the checkpoint, or the rows `part` of `parts` of it."""
+    """One layer that a LoRA can change: the weight `tensor` of the checkpoint, or the rows `part` of `parts` of it.
+
+    `key` is its name in kohya's files, `diffusers` in those of diffusers and peft ("" where those cut the layer otherwise),
+    `native` in ComfyUI's own.
+    """
 
     key: str
     tensor: str
     block: str
+    diffusers: str
+    native: str
     part: int = 0
     parts: int = 1
 
@@ -36,32 +47,56 @@ class Layer:
 def layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Layer]:
     """All layers of a checkpoint, from the names and shapes of its tensors, in the file's order."""
     names, family = list(shapes), family_of(shapes)
-    diffusers = diffusers_names(names) if family in ("sd1", "sd2") else None
+    diffusers = diffusers_names(names) if family in ("sd1", "sd2", "sdxl") else {}
+    start = UNET if any(name.startswith(UNET) for name in names) else ""
+    # Only ComfyUI's names for diffusers' Flux begin otherwise; whatever has original names is lora_unet_ everywhere.
+    prefix = "lora_transformer_" if any("single_transformer_blocks." in name for name in names) else "lora_unet_"
     for name in names:
-        if not name.endswith((".weight", ".in_proj_weight")) or len(shapes[name]) not in (2, 4):
+        if not name.endswith((".weight", ".in_proj_weight")) or len(shapes[name]) not in (2, 4) or "embedding" in name:
             continue
-        if "embedding" in name or "first_stage_model" in name or "label_emb" in name and len(shapes[name]) != 2:
-            continue
-        if name.startswith(UNET) or not name.startswith(("cond_stage_model.", "conditioner.", "text_encoders.")):
-            module = name.removeprefix(UNET).removesuffix(".weight")
-            key = diffusers[module] if diffusers else module
-            yield Layer("lora_unet_" + key.replace(".", "_"), name, block_of(module))
-        else:
-            yield from _text_layers(name)
+        if name.startswith(TEXT):
+            yield from _text_layers(name, family)
+        elif name.startswith(start) and not name.startswith(OTHER_PARTS):
+            module = name.removeprefix(start).removesuffix(".weight")
+            own = diffusers[module] if family in ("sd1", "sd2") else module
+            yield Layer(prefix + own.replace(".", "_"), name, block_of(module),
+                        f"unet.{diffusers[module]}" if diffusers else "", f"diffusion_model.{module}")
 
 
 def family_of(names: Iterable[str]) -> str:
     """"sd1", "sd2", "sdxl", or "other" for a denoiser that is no UNet. Raises UserError for what is no model."""
     names = set(names)
     if any(".lora_" in name or ".hada_" in name or ".lokr_" in name for name in names):
-        raise UserError("This is a LoRA, not a model. Choose the tuned model itself, and the model it was tuned from")
+        raise UserError("this is a LoRA, not a model; choose a model")
     if UNET + "label_emb.0.0.weight" in names:
         return "sdxl"
     if UNET + "input_blocks.0.0.weight" in names:
+        # SD 2.x is told by its text encoder; without one, by linear layers where SD 1.x has 1×1 convolutions, which a name
+        # does not show.
         return "sd2" if any(name.startswith("cond_stage_model.model.") for name in names) else "sd1"
     if any(name.removeprefix(UNET).startswith(TRANSFORMERS) for name in names):
         return "other"
-    raise UserError("This file holds no model that is known here: neither a UNet of Stable Diffusion nor a transformer")
+    raise UserError("this file holds no model that is known here, neither a UNet of Stable Diffusion nor a transformer; "
+                    "choose a checkpoint")
+
+
+def flat(name: str) -> str:
+    """A layer's name without regard to how it is separated: kohya puts underscores for dots."""
+    return name.replace(".", "_")
+
+
+def by_any_name(found: Iterable[Layer]) -> dict[str, Layer]:
+    """Every layer under all names that files give it, flat."""
+    table = {}
+    for layer in found:
+        names = [layer.key, layer.diffusers, layer.native]
+        if layer.key.startswith("lora_unet_"):
+            bare = layer.key.removeprefix("lora_unet_")
+            names += ["lora_unet_" + layer.native.removeprefix("diffusion_model."), f"lycoris_{bare}", f"transformer_{bare}"]
+        if layer.key.startswith("lora_te1_"):  # files for one encoder do not number it
+            names.append("lora_te_" + layer.key.removeprefix("lora_te1_"))
+        table |= {flat(name): layer for name in names if name and flat(name) not in table}
+    return table
 
 
 def block_of(module: str) -> str:
@@ -112,24 +147,31 @@ def _resnet(rest: str) -> str:
     return rest
 
 
-def _text_layers(name: str) -> Iterator[Layer]:
+def _text_layers(name: str, family: str) -> Iterator[Layer]:
     """CLIP text encoders in transformers' and in OpenCLIP's layout; SDXL's second is `te2`."""
     match = re.match(r"(cond_stage_model\.|conditioner\.embedders\.(\d)\.)(transformer|model)\.(.+)$", name)
     if not match:
         return
-    prefix = "lora_te" + ("" if match[2] is None else str(int(match[2]) + 1)) + "_text_model_encoder_layers_"
+    number = int(match[2] or 0)
+
+    def layer(place: str, module: str, part: int = 0, parts: int = 1) -> Layer:
+        path = f"text_model.encoder.layers.{place}.{module}"
+        te, component = ("te", "text_encoder") if match[2] is None else (f"te{number + 1}", f"text_encoder{'_2' * number}")
+        native = f"text_encoders.{NATIVE_TEXT[family][number]}.transformer.{path}" if family in NATIVE_TEXT else ""
+        return Layer(f"lora_{te}_{flat(path)}", name, "text", f"{component}.{path}", native, part, parts)
+
     hugging = re.match(r"(?:text_model\.)?encoder\.layers\.(\d+)\.(.+)\.weight$", match[4])
     if hugging:
-        yield Layer(f"{prefix}{hugging[1]}_{hugging[2].replace('.', '_')}", name, "text")
+        yield layer(hugging[1], hugging[2])
         return
     open_clip = re.match(r"transformer\.resblocks\.(\d+)\.(.+?)(?:\.|_)weight$", match[4])
     if not open_clip:
         return
-    number, rest = open_clip.groups()
+    place, rest = open_clip.groups()
     if rest == "attn.in_proj":
         for part, letter in enumerate("qkv"):
-            yield Layer(f"{prefix}{number}_self_attn_{letter}_proj", name, "text", part, 3)
+            yield layer(place, f"self_attn.{letter}_proj", part, 3)
         return
     for original, transformers in OPEN_CLIP:
         if rest == original:
-            yield Layer(f"{prefix}{number}_{transformers.replace('.', '_')}", name, "text")
+            yield layer(place, transformers)
