@@ -27,11 +27,12 @@ def bake(spec: BakeSpec, folder: Path, emit, stop_requested) -> dict:
     base, metadata = whole_model(Path(spec.base), spec.file_precision, emit)
     changes, missing = changes_of(base, spec)
     if not changes:
-        raise UserError(f"No layer of these LoRAs, for example {missing[0]}, is in {base.title!r}: they are for another model.")
+        raise UserError(f"No layer of these LoRAs, for example {missing[0]}, is in {base.title!r}: they are for another "
+                        "model.")
     entries = [baked(base, entry, changes.get(name, ()), spec.file_precision) for name, entry in base.entries.items()]
     ensure_space(folder, sum(entry.bytes for entry in entries))
     entries = reporting(entries, "baking", emit, stop_requested)
-    note = f"{len(missing)} layers of the LoRAs are not in the model, for example {missing[:1]}; they were left out"
+    note = f"{len(missing)} layers of the LoRAs are not in the model, for example {''.join(missing[:1])}; they were left out"
     names = [Path(lora.path).stem for lora in spec.loras]
     report = save_checkpoint(folder, spec.name, entries, {
         **{name: metadata[name] for name in ("modelspec.architecture", "modelspec.prediction_type") if name in metadata},

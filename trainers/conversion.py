@@ -55,7 +55,8 @@ def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
     size = write_lora(path, tensors, metadata)
     return {
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size,
-        "before": Path(spec.lora).stat().st_size, "keys": len(tensors), "layers": len(renamed.layers), "names": form, "precision": spec.file_precision,
+        "keys": len(tensors), "layers": len(renamed.layers), "names": form, "precision": spec.file_precision,
+        "before": Path(spec.lora).stat().st_size,
         "error": (error / energy) ** 0.5 if energy else 0.0, "change_norm": energy**0.5,
         "notes": [f"{len(file.unknown)} tensors that are no part of a LoRA were left out, for example {file.unknown[0]}"]
         if file.unknown else [],

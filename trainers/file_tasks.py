@@ -53,8 +53,8 @@ def merge(spec: MergeSpec, folder: Path, emit, stop_requested) -> dict:
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(tensors),
         "layers": len(ranks), "ranks": [min(ranks), max(ranks)], "change_norm": kept**0.5, "energy": energy,
         "kept": kept / energy if energy else 1.0, "precision": spec.file_precision,
-        "notes": [f"{file.name} holds {len(file.unknown)} tensors that are no part of a LoRA, for example {file.unknown[0]}; "
-                  "they were left out" for file in files if file.unknown],
+        "notes": [f"{file.name} holds {len(file.unknown)} tensors that are no part of a LoRA, for example "
+                  f"{file.unknown[0]}; they were left out" for file in files if file.unknown],
     }
 
 
