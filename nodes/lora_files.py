@@ -211,8 +211,8 @@ class EditLoraMetadata(io.ComfyNode):
             node_id="FineTuneEditLoraMetadata",
             display_name="Edit LoRA Metadata",
             category=CATEGORY,
-            description="Writes title, author, description, trigger words and tags into a copy of a LoRA, and can forget what "
-                        "tells of the training pictures before a file is shared. The weights and their hash stay the same.",
+            description="Writes title, author, description, trigger words and tags into a copy of a LoRA, and can forget "
+                        "what tells of the training pictures before a file is shared. Weights and hash stay the same.",
             is_output_node=True,
             inputs=[
                 lora_input("lora", "The LoRA to edit. It stays as it is; a copy is written."),

@@ -117,7 +117,12 @@ def shard(spec: ShardSpec, folder: Path, emit, stop_requested) -> dict:
         raise UserError(f"{path.name!r} is one file already. Choose an index of shards to join, or a shard_size above 0.")
     ensure_space(folder, sum(entry.bytes for entry in entries.values()))
     watched = reporting(list(entries.values()), "writing", emit, stop_requested)
-    report = save_checkpoint(folder, spec.name, watched, metadata, spec.shard_size)
+    try:
+        report = save_checkpoint(folder, spec.name, watched, metadata, spec.shard_size)
+    except BaseException:  # some of the shards are of no use to anybody
+        for part in folder.glob(f"{spec.name}-?????-of-?????.safetensors"):
+            part.unlink(missing_ok=True)
+        raise
     return {**report, "notes": []}
 
 

@@ -19,7 +19,7 @@ from .artifacts.metadata import KEPT
 from .artifacts.tensor_files import DTYPES, read_entries, read_header, write_entries
 from .errors import Cancelled, UserError
 from .families.layouts import released_shapes, weights_of
-from .merging import join
+from .merging import change_of, join
 from .spec.file_tasks import ConvertSpec, MetadataSpec
 
 NAMES = {"kohya": "kohya's", "diffusers": "diffusers'", "comfyui": "ComfyUI's own"}
@@ -48,9 +48,9 @@ def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
                 raise UserError(f"{name} holds values too large for {spec.file_precision}. Choose bf16 or fp32.")
         tensors |= written
         if layer.is_low_rank:
-            before, after = layer.low_rank(), stored_weight(layer.key, written)
-            error += join(layer.key, [(before, 1.0), (after, -1.0)]).change_norm() ** 2
-            energy += before.change_norm() ** 2
+            before, after = change_of(layer.low_rank()), change_of(stored_weight(layer.key, written))
+            error += float((before - after).square().sum(dtype=torch.float64))
+            energy += float(before.square().sum(dtype=torch.float64))
     metadata = {name: value for name, value in file.metadata.items() if name != "lora_adapter_metadata"}
     size = write_lora(path, tensors, metadata)
     return {
