@@ -47,7 +47,7 @@ def residual(kept: float) -> float:
 
 
 def spread(ranks: Sequence[int]) -> str:
-    return str(ranks[0]) if ranks[0] == ranks[-1] else f"{ranks[0]}–{ranks[-1]}"
+    return str(ranks[0]) if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
 
 
 def table(report: Mapping) -> str:
@@ -117,7 +117,7 @@ def _ranks(page: "_Page", top: float, ranks: Sequence[int]):
 
 
 def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[:most - 1] + "…"
+    return text if len(text) <= most else text[:most - 3] + "..."
 
 
 class _Page:
