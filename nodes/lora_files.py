@@ -1,4 +1,6 @@
 """Tools that make LoRA files and checkpoints out of LoRA files and checkpoints."""
+from pathlib import Path
+
 from comfy_api.latest import io
 from safetensors.torch import load_file
 
@@ -194,13 +196,22 @@ class ConvertLora(io.ComfyNode):
     def execute(cls, lora, name, names, file_precision, base=None):
         spec = checked(ConvertSpec, lora=str(host.chosen_lora(lora)), base=base.path if base else "", names=names,
                        file_precision=file_precision, **common(name))
-        made = make(spec, cls.hidden.unique_id)
-        report = made.report
+        models = [Path(each) for each in (base.path, base.configs) if each] if base else []
+
+        def unloaded(run, report: dict) -> list[str] | None:
+            return host.unloaded_lora_keys(load_file(run.artifact), report["family"], *models)
+
+        # ComfyUI does not know peft's names of attentions; such files are for other programs.
+        foreign = names == "diffusers"
+        made = make(spec, cls.hidden.unique_id, (lambda run, report: None) if foreign or base is None else unloaded)
+        report, left = made.report, (unloaded(made.run, made.report) or []) if foreign else []
+        note = [f"For diffusers and PEFT: ComfyUI's own LoRA loader does not know {len(left)} of its {report['keys']} keys."]
         exact = "exactly what it was" if report["error"] < 1e-7 else f"off by {report['error']:.3%} of what it changes"
         precision = "its own precision" if file_precision == "same" else file_precision
         return lora_output(made, [
             f"{made.names['lora']}: {report['layers']} layers under {report['names']} names in {precision}, {exact}.",
             f"{report['bytes'] / 1e6:.2f} MB instead of {report['before'] / 1e6:.2f} MB.",
+            *(note if left else []),
         ])
 
 

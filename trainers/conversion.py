@@ -56,6 +56,7 @@ def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
     return {
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size,
         "keys": len(tensors), "layers": len(renamed.layers), "names": form, "precision": spec.file_precision,
+        "family": family_of_lora(file),
         "before": Path(spec.lora).stat().st_size,
         "error": (error / energy) ** 0.5 if energy else 0.0, "change_norm": energy**0.5,
         "notes": [f"{len(file.unknown)} tensors that are no part of a LoRA were left out, for example {file.unknown[0]}"]

@@ -83,8 +83,10 @@ def test_tools_make_files_that_act(host):
             **lora, "name": f"as {precision}", "names": "kohya", "file_precision": precision, "base": ["demo", 3]}}
     prompt["native"] = {"class_type": "FineTuneConvertLora", "inputs": {
         **lora, "name": "native", "names": "comfyui", "file_precision": "same", "base": ["demo", 3]}}
-    prompt["diffusers"] = {"class_type": "FineTuneConvertLora", "inputs": {
+    prompt["peft"] = {"class_type": "FineTuneConvertLora", "inputs": {
         **lora, "name": "peft", "names": "diffusers", "file_precision": "same", "base": ["demo", 3]}}
+    prompt["diffusers"] = {"class_type": "FineTuneConvertLora", "inputs": {
+        "lora": ["peft", 1], "name": "back", "names": "kohya", "file_precision": "same", "base": ["demo", 3]}}
     prompt["edited"] = {"class_type": "FineTuneEditLoraMetadata", "inputs": {
         **lora, "name": "edited", "trigger_words": "ohwx", "title": "", "author": "", "description": "", "tags": "",
         "more": "note = mine", "forget_training": True}}
@@ -104,6 +106,7 @@ def test_tools_make_files_that_act(host):
                        ("edited", 1e-3)):
         assert distance(pictures_of(host, outputs, f"t_{name}/save"), lora) <= most * whole, name
     assert "lora key not loaded" not in host.log.read_text(encoding="utf-8", errors="replace")
+    assert "does not know" in outputs["peft"]["text"][0]
     assert "exactly what it was" in outputs["native"]["text"][0] and "off by" in outputs["fp8"]["text"][0]
     assert "loads in ComfyUI with all" in outputs["bake"]["text"][0]
     assert load_file(host.output / "checkpoints" / "baked.safetensors").keys()
