@@ -30,8 +30,22 @@ from .folders import (  # noqa: E402
 from .native import load_checkpoint, load_native  # noqa: E402
 from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from .running import NodeProgress, blocked, follow, free_memory, require_packages, training_device  # noqa: E402
+from .weights import (  # noqa: E402
+    CONNECTED,
+    base_files,
+    base_of,
+    chosen_lora,
+    lora_choices,
+    saved_model,
+    shard_choices,
+    shard_index,
+    unloaded_lora_keys,
+    unloaded_tensors,
+)
 
 __all__ = [
+    "chosen_lora", "CONNECTED", "lora_choices", "saved_model", "shard_choices", "shard_index", "unloaded_lora_keys",
+    "base_files", "base_of", "unloaded_tensors",
     "base_choices", "base_path", "blocked", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices",
     "embedding_path", "embedding_prompt", "follow", "free_memory", "library_choices", "library_path", "load_checkpoint",
     "load_native", "NodeProgress", "output_folder", "place", "place_library", "require_packages", "saved_picture",
