@@ -2,7 +2,8 @@
 
     python tests/host/stack_effects.py COMFYUI FOLDER
 
-Prints one JSON object of largest differences and facts; test_stack_effects.py says what they must be. A process of its own,
+Writes FOLDER/results.json, largest differences and facts; test_stack_effects.py says what they must be. A process of its
+own,
 because ComfyUI's modules would stay in the tests' process.
 """
 import json
@@ -75,10 +76,15 @@ def kohya(name: str, model=MODEL, clip=CLIP, size: float = 0.05) -> str:
     return write(name, tensors)
 
 
-def state(model=None, clip=None) -> dict[str, torch.Tensor]:
-    """All weights after patching, as the sampler will find them."""
+def weights_of(model, clip) -> dict[str, torch.Tensor]:
+    weights = dict(model.model.state_dict())
+    return weights | (clip.cond_stage_model.state_dict() if clip is not None else {})
+
+
+def loaded(model, clip) -> dict[str, torch.Tensor]:
+    """Copies of all weights after the host has patched them, as the sampler will find them."""
     weights = {}
-    for patcher in [part for part in (model, clip and clip.patcher) if part is not None]:
+    for patcher in (model, clip.patcher):
         comfy.model_management.load_models_gpu([patcher], force_patch_weights=True)
         weights |= {name: tensor.clone() for name, tensor in patcher.model.state_dict().items()}
     comfy.model_management.unload_all_models()
@@ -86,8 +92,13 @@ def state(model=None, clip=None) -> dict[str, torch.Tensor]:
 
 
 def stacked(entries: list, model=MODEL, clip=CLIP) -> dict[str, torch.Tensor]:
+    """All weights with a stack, in float32, by the host's function for patched weights; the others are the base's own."""
     patched, text, _ = host.apply_stack(model, clip, entries)
-    return state(patched, text)
+    weights = weights_of(model, clip)
+    for patcher in [patched, *([text.patcher] if text is not None else [])]:
+        for key, patches in patcher.patches.items():
+            weights[key] = comfy.lora.calculate_weight(patches, weights[key].to(torch.float32, copy=True), key)
+    return weights
 
 
 def chained(entries: list) -> dict[str, torch.Tensor]:
@@ -96,15 +107,17 @@ def chained(entries: list) -> dict[str, torch.Tensor]:
     model, clip = MODEL, CLIP
     for name, strength, text in entries:
         model, clip = LoraLoader().load_lora(model, clip, name, strength, text)
-    return state(model, clip)
+    return loaded(model, clip)
 
 
 def largest(one: dict, other: dict) -> float:
-    return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
+    return max((float((one[name].float() - other[name].float()).abs().max()) for name in one
+                if one[name].data_ptr() != other[name].data_ptr()), default=0.0)
 
 
 def changed(one: dict, other: dict) -> set[str]:
-    return {name for name in one if not torch.equal(one[name], other[name])}
+    return {name for name in one if one[name].data_ptr() != other[name].data_ptr()
+            and not torch.equal(one[name].float(), other[name].float())}
 
 
 def sentence(run) -> str:
@@ -120,18 +133,26 @@ def sentence(run) -> str:
 def plain_strengths() -> dict:
     names = [kohya(f"kohya_{number}.safetensors") for number in range(3)]
     entries = [LoraEntry(name, model, text) for name, model, text in zip(names, (0.8, -0.3, 1.5), (0.5, 0.0, 1.0))]
-    stack, chain, base = stacked(entries), chained(entries), state(MODEL, CLIP)
-    reports = host.apply_stack(MODEL, CLIP, entries)[2]
-    patched = host.apply_stack(MODEL, CLIP, entries)[0]
+    base = loaded(MODEL, CLIP)
+    patched, text, reports = host.apply_stack(MODEL, CLIP, entries)
+    stack, chain = loaded(patched, text), chained(entries)
+    unet = [name for name in chain if name.startswith("diffusion_model.")]
     lowvram = {key: comfy.model_patcher.LowVramPatch(key, patched.patches)(base[key].clone()) for key in patched.patches}
     return {
-        "to the chain": largest(stack, chain), "of the chain to the base": largest(chain, base),
+        "unet to the chain": largest({name: stack[name] for name in unet}, chain),
+        "text to the chain": largest({name: tensor for name, tensor in stack.items() if name not in unet}, chain),
+        "of the chain to the base": largest(chain, base),
         "offloaded weights to the chain": largest(lowvram, chain),
         "patches per weight": max(len(patches) for patches in patched.patches.values()),
         "lines": [line for report in reports for line in report.lines()],
-        "base afterwards": largest(state(MODEL, CLIP), base),
-        "consumer": [folder_paths.get_full_path("loras", name) is not None and strength + text for name, strength, text in entries],
+        "base afterwards": largest(loaded(MODEL, CLIP), base),
+        "consumer": consumer(entries),
     }
+
+
+def consumer(stack: list) -> list:
+    """What other packs' loaders do with a stack."""
+    return [[Path(folder_paths.get_full_path("loras", name)).is_file(), model, text] for name, model, text in stack]
 
 
 def block_weights(model, clip, name: str, family: str) -> dict:
@@ -139,9 +160,9 @@ def block_weights(model, clip, name: str, family: str) -> dict:
         row = StackRow(lora=name, model=strength, text=strength, blocks=blocks)
         return stacked([LoraEntry(name, strength, strength, row)], model, clip)
 
-    base, whole, half = state(model, clip), of(), of(strength=0.5)
+    base, whole, half = weights_of(model, clip), of(), of(strength=0.5)
     found = {place(weight, family).block for weight in changed(base, whole)}
-    total = {weight: torch.zeros_like(tensor) for weight, tensor in base.items()}
+    total = {weight: torch.zeros(base[weight].shape) for weight in changed(base, whole)}
     strangers, missing = [], []
     for block in BLOCKS[family]:
         if block not in found:
@@ -150,13 +171,13 @@ def block_weights(model, clip, name: str, family: str) -> dict:
         touched = changed(base, alone)
         strangers += [weight for weight in touched if place(weight, family).block != block]
         missing += [] if touched else [block]
-        for weight in base:
+        for weight in touched:
             total[weight] += alone[weight] - base[weight]
     everywhere = ", ".join(f"{block}=0.5" for block in BLOCKS[family])
     length = 26 if family == "sd1" else 20
     return {
         "blocks": len(found), "strangers": strangers, "without effect": missing,
-        "sum to the whole": largest(total, {weight: whole[weight] - base[weight] for weight in base}),
+        "sum to the whole": largest(total, {weight: whole[weight] - base[weight] for weight in total}),
         "half everywhere to strength 0.5": max(
             largest(of(text), half) for text in ("ALL0.5", "%default=0.5", everywhere, ",".join(["0.5"] * length))),
         "whole to the base": largest(whole, base),
@@ -165,7 +186,7 @@ def block_weights(model, clip, name: str, family: str) -> dict:
 
 def factors() -> dict:
     """Only weights of a kind change when the other kinds' factors are 0."""
-    base, name, kinds = state(MODEL, CLIP), "kohya_0.safetensors", ("attention", "feed_forward", "convolution")
+    base, name, kinds = weights_of(MODEL, CLIP), "kohya_0.safetensors", ("attention", "feed_forward", "convolution")
     result = {}
     for kind in kinds:
         row = StackRow(lora=name, **{other: float(other == kind) for other in kinds})
@@ -193,8 +214,7 @@ def of_file(name: str, weight: str = WEIGHT, strength: float = 1.0) -> torch.Ten
 
 
 def makers() -> dict:
-    base = state(MODEL, CLIP)
-    weight = base[WEIGHT].float()
+    weight = weights_of(MODEL, CLIP)[WEIGHT].float()
     out, into = weight.shape
     layer = "lora_unet_" + Q.replace(".", "_")
     up, down, other_up, other_down = noise(out, 4) * 0.1, noise(4, into) * 0.1, noise(out, 4), noise(4, into)
@@ -241,8 +261,9 @@ def with_peft(weight: torch.Tensor) -> dict:
     from peft.utils import get_peft_model_state_dict
 
     result = {}
-    for title, options in (("diffusers", {}), ("diffusers, rsLoRA", {"use_rslora": True}), ("diffusers, DoRA", {"use_dora": True}),
-                           ("peft", {})):
+    variants = {"diffusers": {}, "diffusers, rsLoRA": {"use_rslora": True}, "diffusers, DoRA": {"use_dora": True},
+                "peft": {}}
+    for title, options in variants.items():
         unet = UNet2DConditionModel.from_pretrained(host.DEMO_BASE / "unet")
         config = LoraConfig(r=4, lora_alpha=10, target_modules=["to_q", "to_out.0"], init_lora_weights=False, **options)
         adapted = get_peft_model(unet, config)
@@ -263,7 +284,7 @@ def with_peft(weight: torch.Tensor) -> dict:
             host_unet_config(dict(unet.config))).items()}
         patched = stacked([LoraEntry(name)])
         worst, effect = 0.0, 0.0
-        before = state(MODEL, CLIP)
+        before = weights_of(MODEL, CLIP)
         for native, diffusers in names.items():
             if diffusers in merged and native.endswith("weight"):
                 key = f"diffusion_model.{native}"
@@ -275,7 +296,7 @@ def with_peft(weight: torch.Tensor) -> dict:
 
 def order_of_dora() -> dict:
     """A DoRA before a LoRA is another model than behind it, each as the chain of two steps says."""
-    weight = state(MODEL, CLIP)[WEIGHT].float()
+    weight = weights_of(MODEL, CLIP)[WEIGHT].float()
     layer = "lora_unet_" + Q.replace(".", "_")
     up, down = noise(len(weight), 4) * 0.1, noise(4, weight.shape[1]) * 0.1
     rows = noise(len(weight), 1).abs() + 0.5
@@ -347,14 +368,14 @@ def cache() -> dict:
     first, second = host.read_lora(name), host.read_lora(name)
     kohya(name)
     third = host.read_lora(name)
-    return {"once": first is second, "anew": third is not first, "kept": sum(key[0].endswith(name) for key in lora_files._read)}
+    kept = sum(key[0].endswith(name) for key in lora_files._read)
+    return {"once": first is second, "anew": third is not first, "kept": kept}
 
 
 if __name__ == "__main__":
-    results = {
-        "plain": plain_strengths(), "sd1 blocks": block_weights(MODEL, CLIP, "kohya_0.safetensors", "sd1"), "factors": factors(),
-    }
+    results = {"plain": plain_strengths(), "sd1 blocks": block_weights(MODEL, CLIP, "kohya_0.safetensors", "sd1")}
     large = sdxl()
     results["sdxl blocks"] = block_weights(large, None, kohya("sdxl_blocks.safetensors", large, None), "sdxl")
-    results |= {"makers": makers(), "order": order_of_dora(), "spellings": spellings(), "refusals": refusals(), "cache": cache()}
-    print(json.dumps(results))
+    results |= {"factors": factors(), "makers": makers(), "order": order_of_dora(), "spellings": spellings(),
+                "refusals": refusals(), "cache": cache()}
+    (FOLDER / "results.json").write_text(json.dumps(results), encoding="utf-8")
