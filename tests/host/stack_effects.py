@@ -25,7 +25,7 @@ import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 torch.set_grad_enabled(False)
 FOLDER = Path(sys.argv[2])
@@ -254,6 +254,19 @@ def makers() -> dict:
     return result
 
 
+def lycoris() -> dict:
+    """Files with the layers that the LyCORIS package made; the expectation is the weight that its layers act with."""
+    layers = load_file(ROOT / "tests" / "data" / "lycoris_layers.safetensors")
+    base, result = layers["base"], {}
+    for variant in sorted({key.split("/")[0] for key in layers if "/" in key}):
+        tensors = {key.split("/")[1]: tensor for key, tensor in layers.items() if key.startswith(f"{variant}/")}
+        effective = tensors.pop("effective")
+        patched = host.apply_stack(MODEL, None, [LoraEntry(write("lycoris.safetensors", tensors))])[0]
+        value = comfy.lora.calculate_weight(patched.patches[WEIGHT], base.clone(), WEIGHT)
+        result[variant] = float((value - effective).abs().max() / (effective - base).abs().max())
+    return result
+
+
 def with_peft(weight: torch.Tensor) -> dict:
     """Files that diffusers and peft write themselves; the expectation is peft's own merged weight."""
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -376,6 +389,6 @@ if __name__ == "__main__":
     results = {"plain": plain_strengths(), "sd1 blocks": block_weights(MODEL, CLIP, "kohya_0.safetensors", "sd1")}
     large = sdxl()
     results["sdxl blocks"] = block_weights(large, None, kohya("sdxl_blocks.safetensors", large, None), "sdxl")
-    results |= {"factors": factors(), "makers": makers(), "order": order_of_dora(), "spellings": spellings(),
-                "refusals": refusals(), "cache": cache()}
+    results |= {"factors": factors(), "makers": makers(), "lycoris": lycoris(), "order": order_of_dora(),
+                "spellings": spellings(), "refusals": refusals(), "cache": cache()}
     (FOLDER / "results.json").write_text(json.dumps(results), encoding="utf-8")

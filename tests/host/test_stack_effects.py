@@ -57,6 +57,11 @@ def test_files_act_as_their_maker_meant(effects, maker):
     assert effects["makers"][maker] < 1e-5
 
 
+def test_layers_of_lycoris_act_as_in_training(effects):
+    assert set(effects["lycoris"]) == {"LoHa", "LoKr", "LoKr full", "DoRA output", "DoRA input"}
+    assert max(effects["lycoris"].values()) < 1e-5, effects["lycoris"]
+
+
 def test_the_order_counts_where_adapters_do_not_commute(effects):
     order = effects["order"]
     assert max(order["DoRA first"], order["DoRA last"], order["DoRA between"]) < 1e-5
