@@ -19,9 +19,9 @@ def schemas(host) -> dict:
             for key, (kind, *rest) in node["input"].get(group, {}).items():
                 facts = {fact: rest[0][fact] for fact in KEPT if rest and fact in rest[0]}
                 options = kind if isinstance(kind, list) else facts.pop("options", None)
-                if key not in ("folder", "checkpoint") and options is not None:
+                if key not in ("folder", "checkpoint", "lora_name") and options is not None:
                     facts["options"] = options
-                facts = facts if key not in ("folder", "checkpoint") else {}
+                facts = facts if key not in ("folder", "checkpoint", "lora_name") else {}
                 inputs[key] = {"group": group, "type": "COMBO" if isinstance(kind, list) else kind, **facts}
         result[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"], strict=True))}
     return result
@@ -55,5 +55,5 @@ def test_help_pages_and_templates_are_served(host):
         assert fetch(host, f"/extensions/finetune-nodes/docs/{name}.md").startswith("# ")
     assert "/extensions/finetune-nodes/js/precise_numbers.js" in json.loads(fetch(host, "/extensions"))
     templates = json.loads(fetch(host, "/workflow_templates"))
-    assert templates["finetune-nodes"] == ["train_lora"]
+    assert sorted(templates["finetune-nodes"]) == ["lora_stack", "train_lora"]
     assert json.loads(fetch(host, "/api/workflow_templates/finetune-nodes/train_lora.json"))["nodes"]

@@ -98,7 +98,7 @@ def test_nodes_are_found_by_scanners():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in node.bases):
                 ids += re.findall(r'node_id="(FineTune\w+)"', ast.get_source_segment(path.read_text("utf-8"), node))
-    assert len(ids) == len(set(ids)) == 8
+    assert len(ids) == len(set(ids)) == 13
     for node_id in ids:
         page = ROOT / "web" / "docs" / f"{node_id}.md"
         assert page.exists() and len(page.read_text(encoding="utf-8")) > 200, f"{node_id} needs a help page"
