@@ -83,14 +83,15 @@ class Stacks:
         self.management.unload_all_models()
         gc.collect()
         before = self._memory(forget=True)
-        began = time.perf_counter()
+        began, working = time.perf_counter(), time.process_time()
         model, clip = way(entries)
         applied = time.perf_counter() - began
         self.management.load_models_gpu([model, clip.patcher], force_patch_weights=True, force_full_load=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        return {"seconds": seconds, "until_patches": applied, "bytes": self._memory() - before, "model": model, "clip": clip}
+        return {"seconds": seconds, "processor_seconds": time.process_time() - working, "until_patches": applied,
+                "bytes": self._memory() - before, "model": model, "clip": clip}
 
     def _memory(self, forget: bool = False) -> int:
         import torch
@@ -143,7 +144,7 @@ def compare(stacks: Stacks, names: list[str], repeats: int) -> tuple[list[dict],
                     weights = {}
                 predictions[name] = stacks.prediction(run["model"], run["clip"])
             else:
-                runs[name].append({key: run[key] for key in ("seconds", "until_patches", "bytes")})
+                runs[name].append({key: run[key] for key in ("seconds", "processor_seconds", "until_patches", "bytes")})
             del run
         print(f"{count} LoRAs, turn {turn}: " + ", ".join(
             f"{name} {run[-1]['seconds']:.2f} s" for name, run in runs.items() if run), flush=True)

@@ -47,7 +47,7 @@ class LoraStack(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs):
         rows = [row for row in parse_rows(inputs.get("rows") or "") if not row.empty]
-        return [inputs.get("rows"), host.signature([row.lora for row in rows])]
+        return [inputs.get("rows"), host.signature([host.find_row(row)[0] for row in rows])]
 
     @classmethod
     def execute(cls, rows, lora_stack=None):

@@ -22,7 +22,7 @@ from .folders import output_folder
 CACHE_BYTES = 4 * 2**30
 """Tensors of LoRA files that are kept for the next run. They are mapped from disk, so that the system may drop them."""
 PREVIEWS = (".png", ".preview.png", ".jpg", ".jpeg", ".preview.jpg", ".webp", ".preview.webp")
-_lock = threading.Lock()
+_lock, _hash_lock = threading.Lock(), threading.Lock()
 _read: OrderedDict[tuple, "LoraFile"] = OrderedDict()
 _cards: dict[tuple, dict] = {}
 
@@ -44,14 +44,18 @@ def lora_names() -> list[str]:
 
 def own_name(name: str) -> str | None:
     """A listed LoRA's name as this system writes it, with either slash; None for what is not listed."""
-    wanted = name.replace("\\", "/")
-    return next((own for own in lora_names() if own.replace("\\", "/") == wanted), None)
+    names, wanted = lora_names(), name.replace("\\", "/")
+    return name if name in names else next((own for own in names if own.replace("\\", "/") == wanted), None)
 
 
 def lora_path(name: str) -> Path | None:
     """Where a LoRA lies, or None. A workflow may name anything, so only what the host lists is looked up."""
     own = own_name(name)
-    path = own and folder_paths.get_full_path("loras", own)
+    return own and _listed_path(own)
+
+
+def _listed_path(name: str) -> Path | None:
+    path = folder_paths.get_full_path("loras", name)
     return Path(path) if path else None
 
 
@@ -102,8 +106,8 @@ def lora_card(name: str) -> dict:
 
 
 def quick_card(name: str) -> dict | None:
-    """`cards.card` without computing a hash; None when the file is damaged or of another kind."""
-    path = lora_path(name)
+    """`cards.card` of a listed LoRA without computing a hash; None when the file is damaged or of another kind."""
+    path = _listed_path(name)
     try:
         key = _key(path)
         if key not in _cards:
@@ -130,7 +134,7 @@ def _hash_file() -> Path:
 def lora_hashes(path: Path) -> tuple[str, str]:
     """(hash of the tensor data, hash of the file), computed once per file and kept on disk."""
     key = json.dumps(_key(path))
-    with _lock:
+    with _hash_lock:
         known = read_json(_hash_file())
         known = known if isinstance(known, dict) else {}
         if key not in known:
@@ -170,7 +174,7 @@ def _find_hash(row: StackRow) -> str | None:
     """A file whose header states the hash, else one whose content has it. Only files of the row's size are hashed."""
     candidates = []
     for name in lora_names():
-        path = lora_path(name)
+        path = _listed_path(name)
         if path is None or path.suffix.lower() not in (".safetensors", ".sft"):
             continue
         try:
@@ -186,5 +190,7 @@ def _find_hash(row: StackRow) -> str | None:
 
 
 def signature(names: list[str]) -> list:
-    """Changes when one of the files does."""
-    return [(name, *_key(path)[1:]) if (path := lora_path(name)) and os.path.exists(path) else (name,) for name in names]
+    """Changes when one of the files does. Names that are not listed count as missing."""
+    listed = set(lora_names())
+    paths = {name: _listed_path(name) if name in listed else lora_path(name) for name in names}
+    return [(name, *_key(path)[1:]) if path and os.path.exists(path) else (name,) for name, path in paths.items()]

@@ -11,7 +11,7 @@ import torch
 
 from ...trainers.errors import UserError
 from ...trainers.stacking.block_weights import shown
-from ...trainers.stacking.blocks import ATTENTION, TITLES, is_text, place, underscored
+from ...trainers.stacking.blocks import ATTENTION, TITLES, is_text, place
 from ...trainers.stacking.cards import family_of
 from ...trainers.stacking.names import alphas_of_metadata, dora_scale, spellings, split_key
 from ...trainers.stacking.rows import LoraEntry
@@ -62,7 +62,7 @@ class Targets:
         if clip is not None:
             names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
             self.shapes |= {name: tensor.shape for name, tensor in clip.cond_stage_model.state_dict().items()}
-        self.exact, self.flat = names, {underscored(name): target for name, target in names.items()}
+        self.exact, self.flat = names, {name.replace(".", "_"): target for name, target in names.items()}
 
     def find(self, layer: str):
         """The host's target of a layer: a weight's name or (name, offset, …); None when the model has none."""
