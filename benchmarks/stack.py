@@ -7,6 +7,7 @@ transformers and the text encoder, as kohya's trainer writes them by default. Bo
 files, make the patches, patch the weights on the device. Both read files afresh each time. Files are in the system's cache.
 """
 import argparse
+import ctypes
 import gc
 import re
 import statistics
@@ -101,6 +102,7 @@ class Stacks:
                 torch.cuda.reset_peak_memory_stats()
             return torch.cuda.max_memory_allocated()
         if forget:
+            give_freed_memory_back()
             forget_peak_resident()
         return peak_resident()
 
@@ -112,6 +114,14 @@ class Stacks:
         latents = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1)).to(model.load_device)
         clean = model.model.apply_model(latents, torch.full((1,), 2.0).to(latents), c_crossattn=hidden.to(latents))
         return clean.float().cpu()
+
+
+def give_freed_memory_back():
+    """What one way has freed must not be there for the other to use unseen."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        pass
 
 
 def snapshot(model, clip) -> dict:

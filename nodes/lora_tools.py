@@ -192,29 +192,26 @@ class InspectLora(io.ComfyNode):
     @classmethod
     def execute(cls, lora_name, model=None, clip=None):
         file = host.read_lora(lora_name)
-        facts = describe_tensors(file)
+        loading, weights = [], {}
+        if model is not None or clip is not None:
+            report, weights = host.inspect_lora(model, clip, lora_name)
+            loading = [report] if isinstance(report, str) else report.lines()
+        facts = describe_tensors(file, weights)
         lines = [f"{facts['method']}, {facts['ranks']}, {facts['layers']} layers, {len(file.tensors)} tensors, "
                  f"made for {facts['family_title']}."]
         if triggers := triggers_of(file.metadata):
             lines.append(f"Trigger words: {', '.join(plain(word, 100) for word in triggers[:10])}.")
-        if model is not None or clip is not None:
-            lines += cls._loading(model, clip, lora_name)
+        lines += loading
         picture = draw_norms(facts["norms"], plain(lora_name, 100), lines)
         metadata = [f"{plain(key, 100)}: {plain(value, 400)}" for key, value in sorted(file.metadata.items())[:200]]
         report = "\n".join([*lines, *(["Metadata:", *metadata] if metadata else ["The file has no metadata."])])
         pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
         return io.NodeOutput(pixels, report, ui={**ui.PreviewImage(pixels, cls=cls).as_dict(), "text": [report]})
 
-    @classmethod
-    def _loading(cls, model, clip, name: str) -> list[str]:
-        try:
-            return host.unloadable(model, clip, name).lines()
-        except UserError as problem:
-            return [str(problem)]
 
-
-def describe_tensors(file) -> dict:
-    """What the tensors say: method, ranks, layers, family, and the norm of the change per block."""
+def describe_tensors(file, weights: dict[str, str]) -> dict:
+    """What the tensors say: method, ranks, layers, family, and the norm of the change per block. `weights` has a model's
+    names for the file's layers, as far as one is known."""
     header = {key: {"shape": list(tensor.shape)} for key, tensor in file.tensors.items()}
     family = family_of(header, file.metadata)
     ranks, layers = ranks_of(header), layers_of(file.tensors)
@@ -225,5 +222,5 @@ def describe_tensors(file) -> dict:
     return {
         "method": method_of(header), "ranks": f"rank {spread}" if ranks else "no rank", "layers": len(layers),
         "family_title": TITLES.get(family, "a family that it does not tell"),
-        "norms": norms_by_block(file.tensors, family, alphas),
+        "norms": norms_by_block(file.tensors, family, alphas, weights),
     }

@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PICTURES = REPOSITORY / "tests" / "data" / "noto_control"
 PLACE = REPOSITORY / "example_loras" / "finetune_demo"
 NIGHT, DARK_BROWN, LIGHT_BROWN = (16, 22, 66), (62, 34, 12), (250, 226, 178)
-RANK, BATCH, LEARNING_RATE = 2, 16, 1e-3
+RANK, BATCH, LEARNING_RATE = 2, 8, 2e-3
 
 
 def background_of(picture: Image.Image) -> Image.Image:
@@ -82,7 +82,7 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build/example_loras", help="keeps pictures and runs")
     parser.add_argument("--only", choices=RULES, help="train one of them")
     options = parser.parse_args()

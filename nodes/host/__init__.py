@@ -14,10 +14,10 @@ from .lora_files import find_row, lora_names, quick_card, read_lora, signature  
 from .native import load_native  # noqa: E402
 from .proof import unmatched_keys  # noqa: E402
 from .running import NodeProgress, follow, free_memory, require_packages, training_device  # noqa: E402
-from .stack import apply_stack, unloadable  # noqa: E402
+from .stack import apply_stack, inspect_lora  # noqa: E402
 
 __all__ = [
     "DEMO_BASE", "NodeProgress", "apply_stack", "base_choices", "base_path", "dataset_choices", "dataset_folder", "find_row",
-    "follow", "free_memory", "load_native", "lora_names", "output_folder", "place", "quick_card", "read_lora",
-    "require_packages", "signature", "training_device", "unloadable", "unmatched_keys",
+    "follow", "free_memory", "inspect_lora", "load_native", "lora_names", "output_folder", "place", "quick_card",
+    "read_lora", "require_packages", "signature", "training_device", "unmatched_keys",
 ]

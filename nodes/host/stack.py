@@ -275,6 +275,15 @@ def _patched(patchable, patches: dict):
 
 
 
-def unloadable(model, clip, name: str) -> FileReport:
-    """What a file's tensors would meet in a model, without making patches that last. Raises UserError."""
-    return Plan(Targets(model, clip)).add(LoraEntry(name), read_lora(name))
+def inspect_lora(model, clip, name: str) -> tuple[FileReport | str, dict[str, str]]:
+    """(what a file's tensors meet in a model, or the sentence that refuses it; layer → name of the weight it changes).
+
+    Nothing is patched.
+    """
+    targets, file = Targets(model, clip), read_lora(name)
+    try:
+        report = Plan(targets).add(LoraEntry(name), file)
+    except UserError as problem:
+        report = str(problem)
+    found = {split.layer: targets.find(split.layer) for key in file.tensors if (split := split_key(key))}
+    return report, {layer: target if isinstance(target, str) else target[0] for layer, target in found.items() if target}

@@ -58,16 +58,20 @@ def change_norm(parts: Mapping[str, Tensor], alpha: float | None = None) -> floa
     return None
 
 
-def norms_by_block(tensors: Mapping[str, Tensor], family: str,
-                   alphas: Mapping[str, float] | None = None) -> dict[str, dict[str, float]]:
-    """Block → kind → norm of all its layers' changes together, in the order of the data flow."""
+def norms_by_block(tensors: Mapping[str, Tensor], family: str, alphas: Mapping[str, float] | None = None,
+                   weights: Mapping[str, str] | None = None) -> dict[str, dict[str, float]]:
+    """Block → kind → norm of all its layers' changes together, in the order of the data flow.
+
+    `weights` has a model's own names for layers, where a model is known: diffusers' names alone tell the block only in
+    models with two ResNets per level.
+    """
     squares: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for layer, parts in layers_of(tensors).items():
         norm = change_norm(parts, (alphas or {}).get(layer))
         if norm is not None:
-            where = place(layer, family)
+            where = place((weights or {}).get(layer, layer), family)
             squares[where.block][where.kind] += norm**2
-    order = [block for block in BLOCKS.get(family, ()) if block in squares]
+    order = [block for block in BLOCKS.get(family, BLOCKS["sd1"]) if block in squares]
     order += sorted(block for block in squares if block not in order)
     return {block: {kind: total**0.5 for kind, total in squares[block].items()} for block in order}
 
