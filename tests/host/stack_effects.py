@@ -137,17 +137,29 @@ def plain_strengths() -> dict:
     patched, text, reports = host.apply_stack(MODEL, CLIP, entries)
     stack, chain = loaded(patched, text), chained(entries)
     unet = [name for name in chain if name.startswith("diffusion_model.")]
-    lowvram = {key: comfy.model_patcher.LowVramPatch(key, patched.patches)(base[key].clone()) for key in patched.patches}
+    offloaded = {key: comfy.model_patcher.LowVramPatch(key, rebuilt(patched.patches)) for key in patched.patches}
+    lowvram = {key: patch(base[key].clone()) for key, patch in offloaded.items()}
+    halves = {key: patch(base[key].half()) for key, patch in offloaded.items()}
     return {
         "unet to the chain": largest({name: stack[name] for name in unet}, chain),
         "text to the chain": largest({name: tensor for name, tensor in stack.items() if name not in unet}, chain),
         "of the chain to the base": largest(chain, base),
         "offloaded weights to the chain": largest(lowvram, chain),
+        "offloaded half weights to the chain": largest(halves, chain),
         "patches per weight": max(len(patches) for patches in patched.patches.values()),
         "lines": [line for report in reports for line in report.lines()],
         "base afterwards": largest(loaded(MODEL, CLIP), base),
         "consumer": consumer(entries),
     }
+
+
+def rebuilt(patches: dict) -> dict:
+    """Patches as newer hosts make them anew when they have moved their tensors; elsewhere as they are."""
+    if not hasattr(comfy.lora, "prefetch_prepared_value"):
+        return patches
+    prepared = comfy.lora.prefetch_prepared_value
+    return {key: [(patch[0], prepared(patch[1], [0], None, None, False), *patch[2:]) for patch in all_]
+            for key, all_ in patches.items()}
 
 
 def consumer(stack: list) -> list:

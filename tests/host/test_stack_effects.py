@@ -24,6 +24,7 @@ def test_a_stack_is_the_chain_of_the_hosts_loaders(effects):
     plain = effects["plain"]
     assert plain["of the chain to the base"] > 1e-2
     assert plain["unet to the chain"] < 1e-6 and plain["offloaded weights to the chain"] < 1e-6
+    assert plain["offloaded half weights to the chain"] < 2**-10  # half precision of weights up to 2
     assert plain["text to the chain"] < 2**-12  # half precision: one unit in the last place of values up to 1
     assert plain["patches per weight"] == 1 and plain["base afterwards"] == 0
     assert plain["lines"][0].endswith("model 0.8, text 0.5: 582 of 582 keys matched.")
