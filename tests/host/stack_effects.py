@@ -120,9 +120,9 @@ def changed(one: dict, other: dict) -> set[str]:
             and not torch.equal(one[name].float(), other[name].float())}
 
 
-def sentence(run) -> str:
+def sentence(*entries) -> str:
     try:
-        run()
+        host.apply_stack(MODEL, CLIP, [LoraEntry(*entry) for entry in entries])
     except UserError as problem:
         return str(problem)
     return ""
@@ -149,7 +149,9 @@ def plain_strengths() -> dict:
         "patches per weight": max(len(patches) for patches in patched.patches.values()),
         "lines": [line for report in reports for line in report.lines()],
         "base afterwards": largest(loaded(MODEL, CLIP), base),
-        "consumer": consumer(entries),
+        # What other packs' loaders do with a stack.
+        "consumer": [[Path(folder_paths.get_full_path("loras", name)).is_file(), model, strength]
+                     for name, model, strength in entries],
     }
 
 
@@ -160,11 +162,6 @@ def rebuilt(patches: dict) -> dict:
     prepared = comfy.lora.prefetch_prepared_value
     return {key: [(patch[0], prepared(patch[1], [0], None, None, False), *patch[2:]) for patch in all_]
             for key, all_ in patches.items()}
-
-
-def consumer(stack: list) -> list:
-    """What other packs' loaders do with a stack."""
-    return [[Path(folder_paths.get_full_path("loras", name)).is_file(), model, text] for name, model, text in stack]
 
 
 def block_weights(model, clip, name: str, family: str) -> dict:
@@ -221,10 +218,6 @@ def sdxl() -> comfy.model_patcher.ModelPatcher:
 
 # ---- files of other makers -----------------------------------------------------------------------------------------
 
-def of_file(name: str, weight: str = WEIGHT, strength: float = 1.0) -> torch.Tensor:
-    return stacked([LoraEntry(name, strength, strength)])[weight]
-
-
 def makers() -> dict:
     weight = weights_of(MODEL, CLIP)[WEIGHT].float()
     out, into = weight.shape
@@ -234,7 +227,7 @@ def makers() -> dict:
 
     def compare(title: str, tensors: dict, expected: torch.Tensor, metadata: dict | None = None, strength: float = 1.0):
         name = write(f"{title}.safetensors", tensors, metadata)
-        value = of_file(name, WEIGHT, strength)
+        value = stacked([LoraEntry(name, strength, strength)])[WEIGHT]
         result[title] = float((value - expected).abs().max() / (expected - weight).abs().max())
 
     compare("kohya", {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down, f"{layer}.alpha": torch.tensor(2.0)},
@@ -374,10 +367,8 @@ def refusals() -> dict:
     model, clip, _ = host.apply_stack(MODEL, CLIP, [LoraEntry("kohya_0.safetensors", 0.0, 0.0)])
     only_model = host.apply_stack(MODEL, None, [LoraEntry("kohya_0.safetensors")])
     return {
-        "family": sentence(lambda: host.apply_stack(MODEL, CLIP, [LoraEntry(other)])),
-        "broken": sentence(lambda: host.apply_stack(MODEL, CLIP, [LoraEntry("broken.safetensors")])),
-        "short": sentence(lambda: host.apply_stack(MODEL, CLIP, [LoraEntry("short.safetensors")])),
-        "missing": sentence(lambda: host.apply_stack(MODEL, CLIP, [LoraEntry("../../secret.safetensors")])),
+        "family": sentence([other]), "broken": sentence(["broken.safetensors"]), "short": sentence(["short.safetensors"]),
+        "missing": sentence(["../../secret.safetensors"]),
         "strength 0 gives the same objects": model is MODEL and clip is CLIP,
         "empty gives the same objects": host.apply_stack(MODEL, None, [])[:2] == (MODEL, None),
         "no clip": only_model[1] is None and only_model[2][0].lines(),
