@@ -1,21 +1,21 @@
-"""Train the three small LoRAs of the demo base that the example workflow stacks: night, pixels, sepia.
+"""Train the three small LoRAs of the demo base that the example workflow stacks: contour, pixels, sepia.
 
     python scripts/make_example_loras.py [--steps N] [--work DIR]
 
-Their pictures are the Noto emoji of tests/data/noto_control, changed by a rule each: another background, another grain,
-other colours. So each LoRA has one effect, and a stack of them shows all three.
+Their pictures are the Noto emoji of tests/data/noto_control, changed by a rule each: a dark contour, another grain, other
+colours. So each LoRA has one effect, and a stack of them shows all three.
 """
 import argparse
 import shutil
 import sys
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageDraw, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PICTURES = REPOSITORY / "tests" / "data" / "noto_control"
 PLACE = REPOSITORY / "example_loras" / "finetune_demo"
-NIGHT, DARK_BROWN, LIGHT_BROWN = (16, 22, 66), (62, 34, 12), (250, 226, 178)
+INK, DARK_BROWN, LIGHT_BROWN = (10, 10, 20), (62, 34, 12), (250, 226, 178)
 RANK, BATCH, LEARNING_RATE = 2, 8, 2e-3
 
 
@@ -30,8 +30,10 @@ def background_of(picture: Image.Image) -> Image.Image:
     return different.point(lambda value: 255 if value == 0 else 0)
 
 
-def night(picture: Image.Image) -> Image.Image:
-    return Image.composite(Image.new("RGB", picture.size, NIGHT), picture, background_of(picture))
+def contour(picture: Image.Image) -> Image.Image:
+    figure = ImageOps.invert(background_of(picture))
+    edge = ImageChops.difference(figure, figure.filter(ImageFilter.MinFilter(11)))
+    return Image.composite(Image.new("RGB", picture.size, INK), picture, edge)
 
 
 def pixels(picture: Image.Image) -> Image.Image:
@@ -44,7 +46,7 @@ def sepia(picture: Image.Image) -> Image.Image:
     return Image.composite(picture, toned, background_of(picture))
 
 
-RULES = {"night": night, "pixels": pixels, "sepia": sepia}
+RULES = {"contour": contour, "pixels": pixels, "sepia": sepia}
 
 
 def make_pictures(folder: Path, rule) -> Path:
@@ -66,7 +68,7 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
 
     spec = specs.RunSpec(
         name=name, base=recognise(str(REPOSITORY / "demo_base"), "demo_base"),
-        dataset=scan_folder(str(make_pictures(work / name, rule)), name, name),
+        dataset=scan_folder(str(make_pictures(work / name, rule)), name),
         method=specs.LoraSpec(rank=RANK, alpha=RANK, targets="all with convolutions"),
         optimizer=specs.OptimizerSpec(learning_rate=LEARNING_RATE),
         schedule=specs.ScheduleSpec(name="cosine", warmup_steps=10),
