@@ -11,7 +11,7 @@ import torch
 
 from ...trainers.errors import UserError
 from ...trainers.stacking.block_weights import shown
-from ...trainers.stacking.blocks import ATTENTION, TITLES, is_text, place
+from ...trainers.stacking.blocks import ATTENTION, TITLES, in_denoiser, is_text, place
 from ...trainers.stacking.cards import family_of
 from ...trainers.stacking.names import alphas_of_metadata, dora_scale, spellings, split_key
 from ...trainers.stacking.rows import LoraEntry
@@ -71,11 +71,16 @@ class Targets:
         return next((self.flat[name] for name in spellings(layer) if name in self.flat), None)
 
     def shape(self, target) -> torch.Size | None:
-        name, offset = (target, None) if isinstance(target, str) else (target[0], target[1])
-        shape = self.shapes.get(name)
+        offset = None if isinstance(target, str) else target[1]
+        shape = self.shapes.get(weight_of(target))
         if shape is None or offset is None:
             return shape
         return torch.Size([*shape[:offset[0]], offset[2], *shape[offset[0] + 1:]])
+
+
+def weight_of(target) -> str:
+    """The weight's name in one of the host's targets."""
+    return target if isinstance(target, str) else target[0]
 
 
 def model_family(model) -> tuple[str, str]:
@@ -183,16 +188,15 @@ class Plan:
 
     def _add_layer(self, layer, parts, entry, strength_of: Callable[[str], float], report, misfits):
         keys = [key for key, _ in parts.values() if key]
-        text = is_text(layer)
+        target = self.targets.find(layer)
+        shape = None if target is None else self.targets.shape(target)
+        text = is_text(layer) if target is None else not in_denoiser(weight_of(target))
         if entry[2 if text else 1] == 0:
             report.off += len(keys)
             return
-        target = self.targets.find(layer)
-        shape = None if target is None else self.targets.shape(target)
         if shape is None:
-            reason = NO_CLIP if text and not self.targets.has_text else NO_MODEL if not text and not self.targets.has_model \
-                else NO_LAYER
-            report.leave(reason, keys)
+            connected = self.targets.has_text if text else self.targets.has_model
+            report.leave(NO_LAYER if connected else NO_CLIP if text else NO_MODEL, keys)
             misfits["missing"] += not text
             return
         if not shape_fits(parts, shape):
@@ -207,8 +211,7 @@ class Plan:
         report.matched += len(keys)
         misfits["fitting"] += not text
         for place_of, patch in patches.items():
-            name = place_of if isinstance(place_of, str) else place_of[0]
-            self._add_step(place_of, patch, strength_of(name))
+            self._add_step(place_of, patch, strength_of(weight_of(place_of)))
 
     def _add_step(self, target, patch, strength: float):
         kind, content, *rest = patch
@@ -274,7 +277,6 @@ def _patched(patchable, patches: dict):
     return patched
 
 
-
 def inspect_lora(model, clip, name: str) -> tuple[FileReport | str, dict[str, str]]:
     """(what a file's tensors meet in a model, or the sentence that refuses it; layer → name of the weight it changes).
 
@@ -286,4 +288,4 @@ def inspect_lora(model, clip, name: str) -> tuple[FileReport | str, dict[str, st
     except UserError as problem:
         report = str(problem)
     found = {split.layer: targets.find(split.layer) for key in file.tensors if (split := split_key(key))}
-    return report, {layer: target if isinstance(target, str) else target[0] for layer, target in found.items() if target}
+    return report, {layer: weight_of(target) for layer, target in found.items() if target}

@@ -63,6 +63,11 @@ def is_text(name: str) -> bool:
     return _TEXT.match(underscored(name)) is not None
 
 
+def in_denoiser(weight: str) -> bool:
+    """Whether a weight, by its native name, belongs to the denoiser. Text encoders begin with names of their own."""
+    return weight.startswith("diffusion_model.")
+
+
 def place(name: str, family: str = "", layers: int = 2) -> Place:
     """Block and kind of a weight, by its native name ("diffusion_model.input_blocks.4.1.….weight") or by a layer's name in
     a LoRA file ("lora_unet_down_blocks_1_attentions_0_…").

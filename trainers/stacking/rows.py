@@ -27,7 +27,7 @@ from pydantic import Field, field_validator, model_validator
 from ..errors import UserError
 from ..spec.part import Part, checked
 from .block_weights import LIMIT, parse_block_weights
-from .blocks import ATTENTION, CONVOLUTION, FEED_FORWARD, is_text, place
+from .blocks import ATTENTION, BASE, CONVOLUTION, FEED_FORWARD, in_denoiser, place
 
 VERSION = 1
 MAXIMUM_ROWS = 1000
@@ -88,10 +88,6 @@ class LoraEntry(tuple):
     def __getnewargs__(self):
         return (*self, self.row)
 
-    def strength_of(self, weight: str, family: str) -> float:
-        """Strength for a weight, by its native name."""
-        return self.strengths(family)(weight)
-
     def strengths(self, family: str):
         """A function from a weight's native name to its strength, for a model of `family`. Raises UserError."""
         blocks = parse_block_weights(self.row.blocks, family)
@@ -100,7 +96,8 @@ class LoraEntry(tuple):
 
         def strength(weight: str) -> float:
             block, kind = place(weight, family)
-            return (text if is_text(weight) else model) * blocks[block] * kinds.get(kind, 1.0)
+            factor = kinds.get(kind, 1.0)
+            return model * blocks[block] * factor if in_denoiser(weight) else text * blocks[BASE] * factor
 
         return strength
 
