@@ -62,7 +62,7 @@ def test_strengths_multiply():
     block = "diffusion_model.input_blocks.4.1.transformer_blocks.0"
     assert strength(f"{block}.attn1.to_q.weight") == pytest.approx(2 * 0.5 * 0.1)
     assert strength(f"{block}.ff.net.2.weight") == pytest.approx(2 * 0.5)
-    for text in ("clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", "gemma2_2b.transformer.model.layers.0.mlp.up_proj"):
+    for text in ("clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", "gemma2_2b.transformer.layers.0.mlp.up_proj"):
         assert strength(f"{text}.weight") == pytest.approx(4 * 0.25)
 
 
