@@ -5,6 +5,7 @@ JOINT00 …; Flux has DOUBLE00 … and SINGLE00 …. BASE is all text encoders, 
 size embeddings, first and last projections).
 """
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 ATTENTION, FEED_FORWARD, CONVOLUTION, OTHER = "attention", "feed_forward", "convolution", "other"
@@ -68,6 +69,7 @@ def in_denoiser(weight: str) -> bool:
     return weight.startswith("diffusion_model.")
 
 
+@lru_cache(maxsize=1 << 16)
 def place(name: str, family: str = "", layers: int = 2) -> Place:
     """Block and kind of a weight, by its native name ("diffusion_model.input_blocks.4.1.….weight") or by a layer's name in
     a LoRA file ("lora_unet_down_blocks_1_attentions_0_…").

@@ -5,6 +5,7 @@ spellings: kohya's sd-scripts, LyCORIS, diffusers and peft, OneTrainer, SimpleTu
 """
 import json
 import re
+from functools import lru_cache
 from typing import Iterator, Mapping, NamedTuple
 
 from torch import Tensor
@@ -44,6 +45,7 @@ class Part(NamedTuple):
     part: str
 
 
+@lru_cache(maxsize=1 << 16)  # the files of a stack have the same keys
 def split_key(key: str) -> Part | None:
     """Layer and part of a tensor's name; None for what no LoRA reader knows."""
     for part in KEPT_PARTS:
