@@ -5,6 +5,8 @@ from .dataset import LoadImageDataset
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .extract import ExtractLora
 from .lora_files import BakeLoras, ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora, ShardCheckpoint
+from .lora_stack import ApplyLoraStack, LoraStack
+from .lora_tools import InspectLora, KeywordLoras, PromptLoras
 from .prompts import PromptList
 from .settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
 from .train_dreambooth import TrainDreamBooth
@@ -19,4 +21,5 @@ NODES = [
     MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
     ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
+    LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
 ]
