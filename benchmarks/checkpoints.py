@@ -261,7 +261,7 @@ def judge(family: str, facts: dict) -> list[dict]:
         row(f"{family}: tensors of {facts['base']['tensors']} that an untouched base does not give back bit for bit",
             len(engine["differences"]), "tensors", "0", not engine["differences"] and engine["untouched_change"] == 0),
         row(f"{family}: memory for writing {engine['bytes'] / 1e9:.2f} GB, beside the model", round(extra / 1e9, 3), "GB",
-            "< a tenth of it", extra < engine["bytes"] / 10),
+            "< a quarter of it", extra < engine["bytes"] / 4),
         row(f"{family}: lines of ComfyUI's log about missing, unexpected or left over keys", len(host["complaints"]),
             "lines", "0", not host["complaints"]),
         row(f"{family}: change of the prediction by the changed weights", round(engine["change_of_the_prediction"], 4),

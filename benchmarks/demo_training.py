@@ -12,6 +12,7 @@ from pathlib import Path
 from trainers import spec as specs
 from trainers.data.manifest import scan_folder
 from trainers.families.recognition import recognise
+from trainers.files import read_json, write_json
 from trainers.runs import Run, open_run
 
 from .pack import ROOT
@@ -47,14 +48,18 @@ def demo_spec(name: str, data: str, method, learning_rate: float, folder: Path, 
 
 
 def train(spec: specs.RunSpec) -> Trained:
-    """Train in a child process, so that its memory is its own."""
+    """Train in a child process, so that its memory is its own. A run that is there already is not trained again."""
     run = open_run(spec)
+    costs = read_json(run.folder / "costs.json")
+    if run.report and costs:
+        return Trained(run, run.report, **costs)
     result = subprocess.run([sys.executable, "-m", f"{__package__}.demo_training", str(run.spec_path)], cwd=ROOT,
                             capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"training {spec.name} failed:\n{result.stderr[-3000:]}")
     costs = json.loads(result.stdout.splitlines()[-1])
-    return Trained(run, run.report, costs["trainable"], costs["seconds_per_step"], costs["peak"])
+    write_json(run.folder / "costs.json", costs)
+    return Trained(run, run.report, **costs)
 
 
 def main(path: str):

@@ -49,6 +49,27 @@ def build_parts():
     return unet, vae, text
 
 
+def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a full-size single file, without any weights."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from trainers.families.recognition import CONFIGS
+
+    load_pack()
+    from tests.tiny import single_file_weights
+
+    folder = CONFIGS / family
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
+        text = [CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))]
+        if family == "sdxl":
+            text.append(CLIPTextModelWithProjection(CLIPTextConfig.from_pretrained(folder / "text_encoder_2")))
+        return {name: tuple(each.shape) for name, each in single_file_weights(family, unet, vae, *text).items()}
+
+
 def write_checkpoint(path: Path):
     """One file, fp16, in the original layout."""
     from safetensors.torch import save_file

@@ -37,6 +37,10 @@ class Drawer:
         model.set_model_attn2_patch(patch)
         return replace(self, model=model)
 
+    def with_checkpoint(self, file: Path) -> "Drawer":
+        """The models of a checkpoint file of the demo base's shape."""
+        return Drawer(*host.load_checkpoint([file], "sd1", host.DEMO_BASE))
+
     def condition(self, captions: list[str]) -> list:
         """All captions as one batch of conditioning."""
         encoded = [self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption))[0] for caption in captions]
@@ -59,6 +63,7 @@ class Drawer:
         process, device = self.model.model, self.model.load_device
         latents = process.process_latent_in(self.vae.encode(torch.from_numpy(pictures))).to(device)
         context = self.condition(captions)[0][0].to(device)
+        patches = self.model.model_options.get("transformer_options", {})
         draw, count, total = torch.Generator().manual_seed(7), len(latents), 0.0
         spread = torch.arange(count) * 1000 // count
         for number in range(rounds):
@@ -66,7 +71,7 @@ class Drawer:
             timesteps = (spread + torch.randint(0, 1000 // count, (count,), generator=draw)).roll(number)
             sigmas = process.model_sampling.sigma(timesteps.float().to(device))
             wide = sigmas.reshape(-1, 1, 1, 1)
-            clean = process.apply_model(latents + wide * noise, sigmas, c_crossattn=context)
+            clean = process.apply_model(latents + wide * noise, sigmas, c_crossattn=context, transformer_options=patches)
             # The host predicts the clean latents: e - e' = (x' - x) / sigma, with x_t = x + sigma e.
             total += ((clean - latents) / wide).square().mean().item()
         return total / rounds

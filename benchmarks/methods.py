@@ -44,11 +44,11 @@ CONTENDERS = {
     "LoKr": Contender(specs.LoraSpec(adapter="lokr", rank=8, alpha=8, targets=ALL), 4e-3),
     "DreamBooth": Contender(specs.FullSpec(), 1e-4),
     "DreamBooth, text too": Contender(specs.FullSpec(text_encoder_learning_rate=5e-5), 1e-4),
-    "Textual Inversion": Contender(specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=8), 2e-2),
+    "Textual Inversion": Contender(specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=2), 3e-3),
     "Hypernetwork": Contender(specs.HypernetworkSpec(), 3e-4),
     "Pivotal": Contender(specs.PivotalSpec(
-        embedding=specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=4, stop_at=0.5),
-        lora=specs.LoraSpec(rank=8, alpha=8, targets=ALL), embedding_learning_rate=1e-2), 4e-4),
+        embedding=specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=2, stop_at=0.5),
+        lora=specs.LoraSpec(rank=8, alpha=8, targets=ALL), embedding_learning_rate=3e-3), 4e-4),
 }
 CONTROLLED = ("LoRA, all layers", "DreamBooth", "Textual Inversion", "Hypernetwork", "Pivotal")
 """One of every kind of method is trained on the control too."""
@@ -60,15 +60,17 @@ def main():
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the pictures drawn")
     parser.add_argument("--training-seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
+    parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are there (default: neither)")
     options = parser.parse_args()
     if comfyui_folder() is None:
         raise SystemExit("This needs a ComfyUI: run scripts/demo.py once, which gets one, or set COMFYUI_PATH.")
-    with tempfile.TemporaryDirectory() as folder:
-        trained = {(name, data): run(name, data, options, Path(folder)) for name in options.only for data in DATA
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        trained = {(name, data): run(name, data, options, folder) for name in options.only for data in DATA
                    if data != "control" or name in CONTROLLED}
         become_host(comfyui_folder())
         load_pack()
-        rows = evaluate(trained, options.seeds, Path(folder))
+        rows = evaluate(trained, options.seeds, folder)
     draw_chart([row for row in rows if row["data"] != "control"], RESULTS / "methods.png")
     finish("methods", verdicts(rows), {"rows": rows, "steps": options.steps, "drawing_seeds": options.seeds,
                                        "training_seed": options.training_seed, "held_out_names": 20})
@@ -91,7 +93,7 @@ def evaluate(trained: dict, seeds: int, folder: Path) -> list[dict]:
     captions, target = emoji_style.read_emoji(HELD_OUT)
     unrelated = [caption.replace("noto emoji", "twemoji") for caption in captions]
     embeddings = folder / "embeddings"
-    embeddings.mkdir()
+    embeddings.mkdir(exist_ok=True)
     base = demo_drawer(embeddings)
     before = [base.draw(unrelated, seed) for seed in range(seeds)]
     rows = [measured("base", "none", base, captions, unrelated, target, before)]

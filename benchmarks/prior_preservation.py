@@ -28,21 +28,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are there (default: neither)")
     options = parser.parse_args()
     if comfyui_folder() is None:
         raise SystemExit("This needs a ComfyUI: run scripts/demo.py once, which gets one, or set COMFYUI_PATH.")
     priors = {"without": None, "with": specs.PriorSpec(dataset=scan_folder(str(DATA["control"]), "class"))}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
         trained = {}
         for seed in range(options.seeds):
             for name, prior in priors.items():
                 print(f"training {name} class pictures, seed {seed}", flush=True)
                 trained[name, seed] = train(demo_spec(
-                    f"{name}_{seed}", "openmoji", specs.FullSpec(), LEARNING_RATE, Path(folder), steps=options.steps,
+                    f"{name}_{seed}", "openmoji", specs.FullSpec(), LEARNING_RATE, folder, steps=options.steps,
                     batch_size=8, seed=seed, trigger=TRIGGER, prior=prior))
         become_host(comfyui_folder())
         load_pack()
-        rows = measure(trained, Path(folder))
+        rows = measure(trained, folder)
     finish("prior_preservation", verdicts(rows), {"rows": rows, "steps": options.steps, "learning_rate": LEARNING_RATE})
 
 

@@ -3,6 +3,10 @@ from .base_model import BaseModel, LoadDemoBase
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
+from .extract import ExtractLora
+from .lora_files import BakeLoras, ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora, ShardCheckpoint
+from .lora_stack import ApplyLoraStack, LoraStack
+from .lora_tools import InspectLora, KeywordLoras, PromptLoras
 from .prompts import PromptList
 from .settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
 from .train_dreambooth import TrainDreamBooth
@@ -15,5 +19,7 @@ from .watching import PreviewsAndCheckpoints
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
     MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
+    ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
+    LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
 ]

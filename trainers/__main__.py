@@ -2,6 +2,12 @@
 
     python -m trainers train SPEC.json     train the run that a spec describes, or go on with it
     python -m trainers class-pictures SPEC.json   let a base draw class pictures, or the missing ones
+    python -m trainers extract SPEC.json   make a LoRA of what a tuned model changed in its base
+    python -m trainers merge SPEC.json     several LoRAs as one, or one with another rank or strength
+    python -m trainers convert SPEC.json   a LoRA under other names, or in another precision
+    python -m trainers metadata SPEC.json  a LoRA with other metadata and trigger words
+    python -m trainers bake SPEC.json      a checkpoint with LoRAs worked into its weights
+    python -m trainers shard SPEC.json     a checkpoint cut into shards, or shards joined
     python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
 
 For several processes, put `accelerate launch --multi_gpu --num_processes N` before `trainers/__main__.py` instead of
@@ -20,6 +26,9 @@ if not __package__:  # started as a script, perhaps by an isolated Python that s
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
+FILE_TASKS = ("extract", "merge", "convert", "metadata", "bake", "shard")
+
+
 def main(arguments: list[str] | None = None) -> int:
     from trainers import worker
 
@@ -29,11 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("train", help="train the run of a spec").add_argument("spec", help="path of a spec.json")
     commands.add_parser("class-pictures", help="draw the class pictures of a spec").add_argument(
         "spec", help="path of a spec.json")
+    for task in FILE_TASKS:
+        commands.add_parser(task, help=f"see {parser.prog} --help").add_argument("spec", help="path of a spec.json")
     commands.add_parser("work", help="worker process of a node").add_argument("folder", help="run folder")
     options = parser.parse_args(arguments)
     if options.command == "work":
         return worker.main(options.folder, piped=True)
-    return perform(open_training if options.command == "train" else open_class_pictures, options.spec)
+    openers = {"train": open_training, "class-pictures": open_class_pictures}
+    return perform(openers.get(options.command) or (lambda content: open_file_task(options.command, content)), options.spec)
 
 
 def perform(open_folder, path: str) -> int:
@@ -79,6 +91,17 @@ def open_class_pictures(content: bytes):
         print(f"all {spec.count} pictures are there: {pictures_of(folder)}")
         return None
     return folder
+
+
+def open_file_task(task: str, content: bytes):
+    from trainers.runs import open_run
+    from trainers.spec.file_tasks import SPECS
+
+    run = open_run(SPECS[task].model_validate_json(content))
+    if run.report:
+        print(f"{run.name} is finished: {run.artifact}")
+        return None
+    return run
 
 
 if __name__ == "__main__":

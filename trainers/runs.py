@@ -148,8 +148,9 @@ class Run:
             shutil.rmtree(self.checkpoint_folder(step), ignore_errors=True)
 
 
-def open_run(spec: RunSpec) -> Run:
-    """The folder of this run: the one with its identity, or a new one. A taken name gets -2, -3, …"""
+def open_run(spec) -> Run:
+    """The folder of this run: the one with its identity, or a new one. A taken name gets -2, -3, … `spec` is a RunSpec or a
+    FileTaskSpec."""
     runs = Path(spec.folders.runs)
     runs.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):

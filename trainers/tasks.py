@@ -43,12 +43,31 @@ def _draw_class_pictures(run: Run, emit, stop_requested) -> dict:
     return {"pictures": len(draw_class_pictures(spec, emit, stop_requested).pictures)}
 
 
+def _make_file(run: Run, emit, stop_requested) -> dict:
+    content = read_json(run.spec_path)
+    emit("started", run=run.name)
+    from .file_tasks import perform  # torch; whoever waits has seen the start
+
+    return {"report": perform(content, run, emit, stop_requested)}
+
+
+def _file_task(title: str) -> Task:
+    return Task(title, _make_file, "Close other programs, or choose the device cpu",
+                lambda run: "Queue again to start anew.")
+
+
 TASKS = {
     "training": Task(
         "Training", _train, "Lower batch_size or resolution, or switch gradient_checkpointing on", _after_checkpoint),
     "class_pictures": Task(
         "Drawing", _draw_class_pictures, "Lower batch_size or resolution",
         lambda run: "Queue again to go on; the pictures that are there are kept."),
+    "extract": _file_task("Extraction"),
+    "merge": _file_task("Merging"),
+    "convert": _file_task("Conversion"),
+    "metadata": _file_task("Editing"),
+    "bake": _file_task("Baking"),
+    "shard": _file_task("Splitting"),
 }
 
 

@@ -8,6 +8,7 @@ OLDEST_HOST = (0, 3, 75)
 if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLDEST_HOST:
     raise ImportError(f"this is ComfyUI {comfyui_version.__version__}, but 0.3.75 or newer is needed; update ComfyUI")
 
+from . import lora_routes  # noqa: E402, F401
 from .embeddings import (  # noqa: E402
     embedding_choices,
     embedding_path,
@@ -27,13 +28,30 @@ from .folders import (  # noqa: E402
     place,
     saved_picture,
 )
+from .lora_files import find_row, lora_names, quick_card, read_lora, signature  # noqa: E402
 from .native import load_checkpoint, load_native  # noqa: E402
 from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from .running import NodeProgress, blocked, follow, free_memory, require_packages, training_device  # noqa: E402
+from .stack import apply_stack, inspect_lora  # noqa: E402
+from .weights import (  # noqa: E402
+    CONNECTED,
+    base_files,
+    base_of,
+    chosen_lora,
+    lora_choices,
+    saved_model,
+    shard_choices,
+    shard_index,
+    unloaded_lora_keys,
+    unloaded_tensors,
+)
 
 __all__ = [
-    "base_choices", "base_path", "blocked", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices",
-    "embedding_path", "embedding_prompt", "follow", "free_memory", "library_choices", "library_path", "load_checkpoint",
-    "load_native", "NodeProgress", "output_folder", "place", "place_library", "require_packages", "saved_picture",
-    "training_device", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors",
+    "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "chosen_lora", "CONNECTED",
+    "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices", "embedding_path", "embedding_prompt",
+    "find_row", "follow", "free_memory", "inspect_lora", "library_choices", "library_path", "load_checkpoint",
+    "load_native", "lora_choices", "lora_names", "NodeProgress", "output_folder", "place", "place_library", "quick_card",
+    "read_lora", "require_packages", "saved_model", "saved_picture", "shard_choices", "shard_index", "signature",
+    "training_device", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys",
+    "unmatched_tensors",
 ]

@@ -12,6 +12,8 @@ PACK = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = PACK / "example_datasets"
 DEMO_BASE = PACK / "demo_base"
 
+folder_paths.add_model_folder_path("loras", str(PACK / "example_loras"))
+
 if "datasets" not in folder_paths.folder_names_and_paths:  # the host has this folder itself since 0.30
     folder_paths.add_model_folder_path("datasets", os.path.join(folder_paths.models_dir, "datasets"))
 

@@ -24,7 +24,7 @@ def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict
     """
     _, denoiser = host_model(unet_config, family, {}, device="meta")
     key_map = comfy.lora.model_lora_keys_unet(denoiser, {})
-    if any(key.startswith("lora_te") for key in lora):
+    if any(key.startswith(("lora_te", "text_encoder")) for key in lora):
         key_map = comfy.lora.model_lora_keys_clip(_text_model(family, text_config), key_map)
     patches = comfy.lora.load_lora(dict(lora), key_map, log_missing=False)
     # An adapter remembers every key that the host has taken up to it.

@@ -201,6 +201,10 @@ def test_dora_over_dead_columns_and_half_precision():
     assert all(torch.isfinite(value.grad).all() for value in layer.parameters() if value.grad is not None)
     norms = layer.lengths.value()
     assert norms.dtype == torch.float32 and torch.allclose(norms, plain.weight.float().norm(dim=0), atol=1e-6)
+    disturbed(layer, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = layer.lengths.columns(layer).norms()
+    assert torch.equal(inside, layer.lengths.columns(layer).norms())
 
 
 def test_columns_are_compared_without_the_product():

@@ -282,6 +282,10 @@ def test_vectors_need_room_in_the_captions(tiny_bases, make_spec, squares):
     assert note.startswith("with 6 vectors, 1 captions are longer than the 75 tokens") and "(76 tokens)" in note
     with pytest.raises(UserError, match="vectors is 6, for which no caption has room"):
         notes_of(base, make_spec, captioned(squares, "dog " * 70 + "zorp"), token="zorp", vectors=6)
+    with pytest.raises(UserError, match="vectors is 75, for which no caption has room"):
+        notes_of(base, make_spec, captioned(squares, "zorp, a dog"), token="zorp", vectors=75)
+    [note] = notes_of(base, make_spec, captioned(squares, "zorp" + " dog" * 90), token="zorp", vectors=75)
+    assert "(165 tokens)" in note  # cut in any case, and the word itself is whole
 
 
 def test_a_name_that_no_prompt_can_call_is_refused(tiny_bases, make_spec):

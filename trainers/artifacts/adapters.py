@@ -40,8 +40,9 @@ def compare_columns(weight: Tensor, down: Tensor, up: Tensor, scale: float, base
     `base` is squared_norms(weight), if it is known.
     """
     up, down = up.float().flatten(1), down.float().flatten(2) if down.ndim > 2 else down.float()[..., None]
-    correlation = (up.T @ weight.float().flatten(1)).view_as(down)
-    squared = torch.einsum("rs,sik->rik", up.T @ up, down)
+    with torch.autocast(weight.device.type, enabled=False):  # it would multiply in half precision
+        correlation = (up.T @ weight.float().flatten(1)).view_as(down)
+        squared = torch.einsum("rs,sik->rik", up.T @ up, down)
     return Columns(
         squared_norms(weight) if base is None else base,
         scale * (correlation * down).sum(dim=(0, 2)),

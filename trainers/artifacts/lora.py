@@ -6,7 +6,7 @@ change of a weight is alpha / rank · up · down; a file without alpha is read a
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Protocol
+from typing import Iterable, Mapping, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import temporary_beside
 from .metadata import with_hashes
+from .tensor_files import entry_of, write_entries
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -64,6 +65,11 @@ def scalar(value: float, dtype: torch.dtype) -> Tensor:
     """In `dtype` if that is exact, else in float32: rounding an alpha would weaken or strengthen the layer."""
     rounded = torch.tensor(value, dtype=dtype)
     return rounded if rounded.item() == value else torch.tensor(value, dtype=torch.float32)
+
+
+def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """Write a file of these tensors whole or not at all, without a second copy of them; returns its size in bytes."""
+    return write_entries(path, [entry_of(name, [tensor]) for name, tensor in tensors.items()], {"format": "pt", **metadata})
 
 
 def save_lora(path: Path, weights: Iterable[AdapterWeight], precision: str, metadata: dict[str, str]) -> dict:

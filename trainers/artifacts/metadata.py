@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from typing import Mapping
+from typing import Mapping, Sequence
 
 from safetensors.torch import save
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from ..data.split import split
 from ..spec import RunSpec
 
+KEPT = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "ss_resolution", "ss_clip_skip", "modelspec.architecture",
+        "modelspec.implementation", "modelspec.prediction_type", "modelspec.resolution", "modelspec.sai_model_spec")
+"""What tells readers what a file is for."""
 PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
 
 
@@ -119,6 +122,54 @@ def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
         "ss_network_args": json.dumps({name: str(value) for name, value in arguments.items() if value is not None}),
     }
     return {name: str(value) for name, value in entries.items()}
+
+
+def extraction_metadata(spec, family_metadata: Mapping[str, str], tuned: str, base: str,
+                        ranks: Sequence[int]) -> dict[str, str]:
+    """Of an extracted LoRA. `spec` is an ExtractionSpec; `tuned` and `base` are names without folders; layers may differ in
+    rank, and readers are told the largest."""
+    rule = spec.rule if spec.rule in ("fixed", "knee") else f"{spec.rule} {spec.threshold:g}"
+    entries = {
+        **as_lora(family_metadata),
+        "ss_network_module": "networks.lora", "ss_network_dim": max(ranks), "ss_network_alpha": max(ranks),
+        "ss_network_args": json.dumps({"conv_dim": str(spec.convolution_rank or spec.rank)} if spec.convolutions else {}),
+        "ss_output_name": spec.name, "ss_sd_model_name": _file_name(base), "ss_training_comment":
+            f"extracted from {_file_name(tuned)} minus {_file_name(base)}; rank by rule {rule}, "
+            f"{min(ranks)} to {max(ranks)}",
+        "modelspec.sai_model_spec": "1.0.1", "modelspec.title": spec.name,
+        "modelspec.merged_from": f"{_file_name(tuned)}, {_file_name(base)}",
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return {name: str(value) for name, value in entries.items()}
+
+
+def merge_metadata(spec, sources: Sequence[tuple[str, Mapping[str, str]]], ranks: Sequence[int]) -> dict[str, str]:
+    """Of a merged or resized LoRA: what the files say about their base where they agree, and where it came from. `sources`
+    are (file's name, its metadata)."""
+    first = sources[0][1]
+    shared = {name: first[name] for name in KEPT if name in first and all(
+        metadata.get(name) == first[name] for _, metadata in sources)}
+    phrases = dict.fromkeys(phrase for _, metadata in sources if (phrase := metadata.get("modelspec.trigger_phrase")))
+    entries = {
+        **shared, "ss_network_module": "networks.lora", "ss_network_dim": max(ranks), "ss_network_alpha": max(ranks),
+        "ss_output_name": spec.name, "modelspec.title": spec.name,
+        "modelspec.merged_from": ", ".join(_file_name(name) for name, _ in sources),
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "ss_training_comment": f"made of {', '.join(_file_name(name) for name, _ in sources)}; rule {spec.rule}",
+        **({"modelspec.trigger_phrase": ", ".join(phrases)} if phrases else {}),
+    }
+    return {name: str(value) for name, value in entries.items()}
+
+
+def as_lora(family_metadata: Mapping[str, str]) -> dict[str, str]:
+    """A family's metadata as that of its LoRAs; empty for a family that is not known here."""
+    if not family_metadata:
+        return {}
+    return {**family_metadata, "modelspec.architecture": family_metadata["modelspec.architecture"] + "/lora"}
+
+
+def _file_name(name: str) -> str:
+    return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def timestep_range(objective) -> str | None:

@@ -6,11 +6,12 @@ The format (https://github.com/huggingface/safetensors): eight bytes with the le
 import hashlib
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ DTYPES = {
 }
 """In the order in which the format's library lays tensors out: the widest first, which keeps all of them aligned."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+SCALES = (".scale_weight", ".weight_scale")
+"""Where programs keep the scale of a weight in eight bits, beside `.weight`."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,41 @@ def read_entries(path: Path) -> dict[str, Entry]:
         return Entry(name, dtype, shape, pieces)
 
     return {name: entry(name, facts) for name, facts in header.items()}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a model or LoRA by name, each read from the disk when it is asked for. `title` is what people see."""
+
+    title: str
+    entries: Mapping[str, Entry]
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Weights":
+        return cls(path.name, read_entries(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.entries[name].shape
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def weight(self, name: str) -> Tensor:
+        """The tensor in float32, with the scale of an eight-bit weight worked in."""
+        tensor = self.entries[name].tensor()
+        eight_bit = tensor.element_size() == 1
+        tensor = tensor.to(torch.float32)
+        for scale in (re.sub(r"\.weight$", suffix, name) for suffix in SCALES) if eight_bit else ():
+            if scale in self and scale != name:
+                factor = self.entries[scale].tensor().to(torch.float32)
+                tensor *= factor if factor.numel() == 1 else factor.reshape(-1, *[1] * (tensor.ndim - 1))
+        return tensor
 
 
 def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]) -> int:

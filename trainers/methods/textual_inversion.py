@@ -105,19 +105,20 @@ class TextualInversion:
 
     def _room_notes(self, family: Family, tokenizers, spec) -> list[str]:
         """Whether captions have room for the vectors. Room is counted in tokens."""
-        word, vectors, whole, long = whole_word(self.token), self.spec.vectors, False, []
+        word, vectors, fits, long = whole_word(self.token), self.spec.vectors, False, []
         for picture in spec.dataset.pictures:
             places = list(word.finditer(picture.caption))
             if not places:
                 continue
             before, room = family.token_count(tokenizers, picture.caption[:places[0].start()])
-            whole = whole or before + vectors <= room
             others, _ = family.token_count(tokenizers, word.sub(" ", picture.caption))
-            if others + vectors * len(places) > room:
-                long.append((others + vectors * len(places), picture.name))
-        if not whole:
-            raise UserError(f"vectors is {vectors}, for which no caption has room: the text encoder takes {room} tokens. "
-                            "Use fewer vectors, or shorten what stands before the word.")
+            together = others + vectors * len(places)
+            fits = fits or together <= room or (others > room and before + vectors <= room)
+            if together > room:
+                long.append((together, picture.name))
+        if not fits:
+            raise UserError(f"vectors is {vectors}, for which no caption has room beside its other words: the text encoder "
+                            f"takes {room} tokens. Use fewer vectors, or shorten the captions.")
         if not long:
             return []
         count, name = max(long)

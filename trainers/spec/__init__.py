@@ -5,13 +5,12 @@ changes the result is in `RunSpec.identity`; where things lie on this disk is no
 """
 import hashlib
 import json
-import re
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from .methods import FullSpec, HypernetworkSpec, LoraSpec, MethodSpec, PivotalSpec, TextualInversionSpec
-from .part import MAXIMUM_SEED, Part, checked, explain
+from .part import MAXIMUM_SEED, Part, RunName, checked, explain
 from .settings import (
     CheckpointSpec,
     MemorySpec,
@@ -26,12 +25,11 @@ from .settings import (
 __all__ = [
     "MAXIMUM_SEED", "BaseModelSpec", "CheckpointSpec", "DatasetSpec", "FolderSpec", "FullSpec", "HypernetworkSpec",
     "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec", "OptimizerSpec", "Part", "Picture", "PivotalSpec",
-    "PreviewSpec", "PriorSpec", "RunSpec", "ScheduleSpec", "TextualInversionSpec", "TrainingSpec", "ValidationSpec",
-    "checked", "explain",
+    "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec", "TextualInversionSpec", "TrainingSpec",
+    "ValidationSpec", "checked", "explain",
 ]
 
 VERSION = 2
-RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
 class BaseModelSpec(Part):
@@ -90,7 +88,7 @@ class FolderSpec(Part):
 
 class RunSpec(Part):
     version: int = VERSION
-    name: str = Field(min_length=1, max_length=80)
+    name: RunName
     base: BaseModelSpec
     dataset: DatasetSpec
     method: MethodSpec = LoraSpec()
@@ -105,16 +103,6 @@ class RunSpec(Part):
     validation: ValidationSpec = ValidationSpec()
     folders: FolderSpec
     device: str = "auto"
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_a_file_name(cls, name):
-        if not re.fullmatch(r"[^\W_][\w .+\-]*", name) or name.endswith((" ", ".")) or name.lower() in RESERVED_NAMES:
-            raise ValueError(
-                f"{name!r} cannot name a run; use letters, digits, spaces and . _ + - only, "
-                "begin with a letter or digit, and name no folders"
-            )
-        return name
 
     @model_validator(mode="after")
     def _schedule_fits(self):

@@ -1,11 +1,26 @@
 """What every part of a spec is: frozen, without unknown fields, and wrong values become sentences."""
-from typing import Any
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import UserError
 
 MAXIMUM_SEED = 2**63 - 1
+RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+def _is_a_file_name(name: str) -> str:
+    if not re.fullmatch(r"[^\W_][\w .+\-]*", name) or name.endswith((" ", ".")) or name.lower() in RESERVED_NAMES:
+        raise ValueError(
+            f"{name!r} cannot name a run; use letters, digits, spaces and . _ + - only, "
+            "begin with a letter or digit, and name no folders"
+        )
+    return name
+
+
+RunName = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_is_a_file_name)]
+"""Names a run's folder and its files."""
 
 
 class Part(BaseModel):

@@ -1,0 +1,75 @@
+"""What the stack editor asks the server: the list of LoRAs, a card per LoRA, its picture. Reading only.
+
+GET /finetune/loras                    {"loras": ["folder/name.safetensors", …]}, "/" between folders
+GET /finetune/loras/card?name=…        `cards.card` with "hash" computed and "preview": true or false; 404 or 400 with
+                                       {"error": sentence}
+GET /finetune/loras/preview?name=…     the picture beside the file; 404 when there is none
+GET /finetune/loras/blocks             {"blocks": {family: [block, …]}, "titles": {family: title}, "presets": [name, …],
+                                       "values": {family: {preset: {block: factor}}}}
+
+Names are looked up inside the loras folders only. Answers are JSON of plain, short text: what files say about themselves is
+cut and freed of control characters, and it is for the page to show it as text. Each route answers under /api too.
+"""
+import asyncio
+
+from aiohttp import web
+from server import PromptServer
+
+from ...trainers.errors import UserError
+from ...trainers.stacking.block_weights import ANY_FAMILY, PRESETS, parse_block_weights
+from ...trainers.stacking.blocks import BLOCKS, TITLES
+from .lora_files import lora_card, lora_names, lora_path, preview_path
+
+LARGEST_PREVIEW = 32 * 2**20
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
+
+
+def add_routes(routes):
+    """Add the routes to a table of aiohttp's."""
+
+    @routes.get("/finetune/loras")
+    async def names(request):
+        found = await asyncio.to_thread(lora_names)
+        return web.json_response({"loras": [name.replace("\\", "/") for name in found]}, headers=_HEADERS)
+
+    @routes.get("/finetune/loras/card")
+    async def card(request):
+        name = request.query.get("name", "")
+        if lora_path(name) is None:
+            return _problem(404, "There is no such LoRA in the loras folders.")
+        try:
+            # Hashing a large file takes a second, in which the server must go on answering.
+            return web.json_response(await asyncio.to_thread(lora_card, name), headers=_HEADERS)
+        except UserError as problem:
+            return _problem(400, str(problem))
+
+    @routes.get("/finetune/loras/preview")
+    async def preview(request):
+        path = preview_path(request.query.get("name", ""))
+        if path is None or path.stat().st_size > LARGEST_PREVIEW:
+            return _problem(404, "There is no picture beside this LoRA.")
+        return web.FileResponse(path, headers={**_HEADERS, "Content-Type": _TYPES[path.suffix.lower()]})
+
+    @routes.get("/finetune/loras/blocks")
+    async def blocks(request):
+        return web.json_response(block_facts(), headers=_HEADERS)
+
+
+def block_facts() -> dict:
+    """Blocks and presets of every family, for the editor's strip."""
+    def values(family: str) -> dict:
+        names = PRESETS if family in ("sd1", "sd2", "sdxl") else ANY_FAMILY
+        weights = {name: parse_block_weights(name, family) for name in names}
+        return {name: {block: weight[block] for block in BLOCKS[family]} for name, weight in weights.items()}
+
+    return {"blocks": BLOCKS, "titles": TITLES, "presets": list(PRESETS),
+            "values": {family: values(family) for family in BLOCKS}}
+
+
+def _problem(status: int, sentence: str) -> web.Response:
+    return web.json_response({"error": sentence}, status=status, headers=_HEADERS)
+
+
+if getattr(PromptServer, "instance", None) is not None:  # there is none in a process without a server
+    add_routes(PromptServer.instance.routes)

@@ -1,0 +1,352 @@
+"""Tools that make LoRA files and checkpoints out of LoRA files and checkpoints."""
+from pathlib import Path
+
+from comfy_api.latest import io
+from safetensors.torch import load_file
+
+from ..trainers.errors import UserError
+from ..trainers.extraction_report import residual, spread
+from ..trainers.families.recognition import fingerprint
+from ..trainers.spec import checked
+from ..trainers.spec.file_tasks import BakeSpec, ConvertSpec, LoraInput, MergeSpec, MetadataSpec, ShardSpec
+from . import host, types
+from .file_tasks import CATEGORY, Made, device, folders, make, name_input
+
+NONE = "(none)"
+RULES = ["exact", "fixed", "energy", "ratio", "knee"]
+PRECISIONS = ["fp16", "bf16", "fp32", "fp8", "int8"]
+PRECISION_HELP = ("Precision of the file. fp8 and int8 halve it once more; they load in ComfyUI as they are, and cost "
+                  "about 4 % (fp8) or 1 % (int8) of what the LoRA changes.")
+
+
+def lora_input(name: str, tooltip: str, none: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(name, options=[*([NONE] if none else []), *host.lora_choices()], tooltip=tooltip)
+
+
+def strength_input(name: str) -> io.Float.Input:
+    return io.Float.Input(name, default=1.0, min=-100.0, max=100.0, step=0.05,
+                          tooltip="1 adds the LoRA as it is, 0.5 half of it, below 0 subtracts it.")
+
+
+def lora_outputs() -> list:
+    return [
+        types.LoraModel.Output(display_name="lora", tooltip="For Load LoRA Model and Save LoRA."),
+        types.FileName.Output(display_name="lora_name", tooltip="The file's name, for the lora_name of any LoRA loader."),
+        types.LoraStack.Output(display_name="lora_stack", tooltip="For nodes that take a LoRA stack."),
+        io.String.Output(display_name="summary", tooltip="What was made."),
+    ]
+
+
+def lora_output(made: Made, lines: list[str]) -> io.NodeOutput:
+    name, summary = made.names["lora"], "\n".join([*lines, *made.notes()])
+    made.progress.show(summary, 1, 1)
+    return io.NodeOutput(load_file(made.file), name, [(name, 1.0, 1.0)], summary, ui={"text": [summary], "lora": [name]})
+
+
+def common(name: str) -> dict:
+    return dict(name=name.strip(), folders=folders(), device=device())
+
+
+def rows_of(stack) -> list[LoraInput]:
+    """The rows of a LORA_STACK. Raises UserError for one that weighs blocks: a file has no place for that."""
+    rows = []
+    for entry in stack or []:
+        name, model, text = entry[:3]
+        row = getattr(entry, "row", None)
+        if not getattr(row, "plain", True):
+            raise UserError(f"{name!r} has block weights in the stack, which are not merged into a file. Remove them, or "
+                            "apply the stack with Apply LoRA Stack.")
+        if name != "None":
+            rows.append(checked(LoraInput, path=str(host.chosen_lora(name)), model=model, text=text))
+    return rows
+
+
+def files_changed(names) -> list[str]:
+    """For fingerprint_inputs: changes when one of the chosen LoRAs does."""
+    paths = [host.chosen_lora(name) for name in names if name and name != NONE]
+    return [fingerprint([path], path) for path in paths]
+
+
+class MergeLoras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneMergeLoras",
+            display_name="Merge LoRAs",
+            category=CATEGORY,
+            description="Several LoRAs as one file: added, subtracted, scaled. exact keeps everything and adds the ranks; "
+                        "the other rules cut the sum to its best approximation of a smaller rank.",
+            is_output_node=True,
+            inputs=[
+                lora_input("lora_a", "The first LoRA; (none) if all come from the stack.", none=True),
+                strength_input("strength_a"),
+                lora_input("lora_b", "The second LoRA, or (none).", none=True),
+                strength_input("strength_b"),
+                name_input("merged", "output/loras"),
+                io.Combo.Input("rule", options=RULES, default="exact",
+                               tooltip="exact: nothing is lost, and ranks add up. fixed: rank. energy: the smallest rank "
+                                       "that keeps threshold of the sum. ratio: singular values above 1 ÷ threshold of the "
+                                       "largest. knee: where their curve bends."),
+                io.Int.Input("rank", default=32, min=1, max=1024, tooltip="The rank, or the most; not read with exact."),
+                io.Float.Input("threshold", default=0.9, min=0.0001, max=10_000.0, step=0.01,
+                               tooltip="For the rules energy (a share, at most 1) and ratio (a number above 1)."),
+                io.Combo.Input("file_precision", options=PRECISIONS, default="fp16", tooltip=PRECISION_HELP),
+                types.LoraStack.Input("lora_stack", optional=True,
+                                      tooltip="Any number of LoRAs with their own strengths, added to both above."),
+            ],
+            outputs=lora_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return files_changed([inputs.get("lora_a"), inputs.get("lora_b")])
+
+    @classmethod
+    def execute(cls, lora_a, strength_a, lora_b, strength_b, name, rule, rank, threshold, file_precision, lora_stack=None):
+        both = ((lora_a, strength_a), (lora_b, strength_b))
+        chosen = [(lora, strength, strength) for lora, strength in both if lora != NONE]
+        rows = rows_of([*chosen, *(lora_stack or [])])
+        if not rows:
+            raise UserError("No LoRA is chosen. Choose lora_a and lora_b, or connect a lora_stack.")
+        spec = checked(MergeSpec, loras=tuple(rows), rule=rule, rank=rank, threshold=threshold,
+                       file_precision=file_precision, **common(name))
+        made = make(spec, cls.hidden.unique_id)
+        return lora_output(made, describe_merge(made, f"{len(rows)} LoRAs"))
+
+
+class ResizeLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneResizeLora",
+            display_name="Resize LoRA",
+            category=CATEGORY,
+            description="The best approximation of a LoRA with a smaller rank, or the smallest rank that keeps enough; also "
+                        "scales it, and turns LoHa and LoKr into plain LoRA.",
+            is_output_node=True,
+            inputs=[
+                lora_input("lora", "The LoRA to resize."),
+                name_input("resized", "output/loras"),
+                io.Combo.Input("rule", options=RULES[1:], default="energy",
+                               tooltip="fixed: rank. energy: the smallest rank that keeps threshold of the LoRA, for "
+                                       "example 0.95. ratio: singular values above 1 ÷ threshold of the largest. knee: "
+                                       "where their curve bends."),
+                io.Int.Input("rank", default=32, min=1, max=1024, tooltip="The rank, or the most that the rule may choose."),
+                io.Float.Input("threshold", default=0.95, min=0.0001, max=10_000.0, step=0.01,
+                               tooltip="For the rules energy (a share, at most 1) and ratio (a number above 1)."),
+                strength_input("scale"),
+                io.Combo.Input("file_precision", options=PRECISIONS, default="fp16", tooltip=PRECISION_HELP),
+            ],
+            outputs=lora_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return files_changed([inputs.get("lora")])
+
+    @classmethod
+    def execute(cls, lora, name, rule, rank, threshold, scale, file_precision):
+        spec = checked(MergeSpec, loras=tuple(rows_of([(lora, scale, scale)])), rule=rule, rank=rank, threshold=threshold,
+                       file_precision=file_precision, **common(name))
+        made = make(spec, cls.hidden.unique_id)
+        return lora_output(made, describe_merge(made, lora))
+
+
+def describe_merge(made: Made, source: str) -> list[str]:
+    report = made.report
+    return [
+        f"{made.names['lora']}: {source} as {report['layers']} layers of rank {spread(report['ranks'])}.",
+        f"Keeps {report['kept']:.2%} of the energy; what is left out is {residual(report['kept']):.1%} of its length.",
+        f"{report['bytes'] / 1e6:.2f} MB in {report['precision']}.",
+    ]
+
+
+class ConvertLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneConvertLora",
+            display_name="Convert LoRA",
+            category=CATEGORY,
+            description="A LoRA under the names of other programs (kohya, diffusers and PEFT, ComfyUI) or in another "
+                        "precision. The summary says how exact the result is.",
+            is_output_node=True,
+            inputs=[
+                lora_input("lora", "The LoRA to convert."),
+                name_input("converted", "output/loras"),
+                io.Combo.Input("names", options=["same", "kohya", "diffusers", "comfyui"], default="same",
+                               tooltip="kohya: every program reads it. diffusers: lora_A and lora_B, for diffusers and "
+                                       "PEFT. comfyui: the names of ComfyUI's own Save LoRA."),
+                io.Combo.Input("file_precision", options=["same", *PRECISIONS], default="same", tooltip=PRECISION_HELP),
+                types.Base.Input("base", optional=True,
+                                 tooltip="The model that the LoRA is for. Only needed for models of unusual size, such as "
+                                         "the demo base: the names of the layers are read from it."),
+            ],
+            outputs=lora_outputs(),
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return files_changed([inputs.get("lora")])
+
+    @classmethod
+    def execute(cls, lora, name, names, file_precision, base=None):
+        spec = checked(ConvertSpec, lora=str(host.chosen_lora(lora)), base=base.path if base else "", names=names,
+                       file_precision=file_precision, **common(name))
+        models = [Path(each) for each in (base.path, base.configs) if each] if base else []
+
+        def unloaded(run, report: dict) -> list[str] | None:
+            return host.unloaded_lora_keys(load_file(run.artifact), report["family"], *models)
+
+        # ComfyUI does not know peft's names of attentions; such files are for other programs.
+        foreign = names == "diffusers"
+        made = make(spec, cls.hidden.unique_id, (lambda run, report: None) if foreign or base is None else unloaded)
+        report, left = made.report, (unloaded(made.run, made.report) or []) if foreign else []
+        note = [f"For diffusers and PEFT: ComfyUI's own LoRA loader does not know {len(left)} of its {report['keys']} keys."]
+        exact = "exactly what it was" if report["error"] < 1e-7 else f"off by {report['error']:.3%} of what it changes"
+        precision = "its own precision" if file_precision == "same" else file_precision
+        return lora_output(made, [
+            f"{made.names['lora']}: {report['layers']} layers under {report['names']} names in {precision}, {exact}.",
+            f"{report['bytes'] / 1e6:.2f} MB instead of {report['before'] / 1e6:.2f} MB.",
+            *(note if left else []),
+        ])
+
+
+class EditLoraMetadata(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneEditLoraMetadata",
+            display_name="Edit LoRA Metadata",
+            category=CATEGORY,
+            description="Writes title, author, description, trigger words and tags into a copy of a LoRA, and can forget "
+                        "what tells of the training pictures before a file is shared. Weights and hash stay the same.",
+            is_output_node=True,
+            inputs=[
+                lora_input("lora", "The LoRA to edit. It stays as it is; a copy is written."),
+                name_input("edited", "output/loras"),
+                io.String.Input("trigger_words", default="", tooltip="Words that call the LoRA, as managers show them. "
+                                                                     "Empty: as they are."),
+                io.String.Input("title", default="", tooltip="Empty: as it is."),
+                io.String.Input("author", default="", tooltip="Empty: as it is."),
+                io.String.Input("description", default="", multiline=True, tooltip="Empty: as it is."),
+                io.String.Input("tags", default="", tooltip="Separated by commas. Empty: as they are."),
+                io.String.Input("more", default="", multiline=True,
+                                tooltip="Any entries, one a line: name = text. name = removes the entry."),
+                io.Boolean.Input("forget_training", default=False,
+                                 tooltip="Removes captions' tags, folder names, learning rates and all else that tells of "
+                                         "the training. What programs need to recognise the file stays."),
+            ],
+            outputs=[*lora_outputs(), io.String.Output(display_name="metadata", tooltip="All entries as they are now.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return files_changed([inputs.get("lora")])
+
+    @classmethod
+    def execute(cls, lora, name, trigger_words, title, author, description, tags, more, forget_training):
+        named = {"trigger_phrase": trigger_words, "title": title, "author": author, "description": description, "tags": tags}
+        changes = [(f"modelspec.{field}", text.strip()) for field, text in named.items() if text.strip()]
+        for line in filter(str.strip, more.splitlines()):
+            field, sign, text = line.partition("=")
+            if not sign or not field.strip():
+                raise UserError(f"more holds the line {line!r}, which is not of the form: name = text.")
+            changes.append((field.strip(), text.strip()))
+        spec = checked(MetadataSpec, lora=str(host.chosen_lora(lora)), changes=tuple(changes),
+                       forget_training=forget_training, **common(name))
+        made = make(spec, cls.hidden.unique_id)
+        metadata = made.report["metadata"]
+        output = lora_output(made, [f"{made.names['lora']}: {len(metadata)} entries; the weights are those of {lora}."])
+        listing = "\n".join(f"{field} = {text}" for field, text in sorted(metadata.items()))
+        return io.NodeOutput(*output.args, listing, ui=output.ui)
+
+
+class BakeLoras(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneBakeLoras",
+            display_name="Bake LoRAs into Checkpoint",
+            category=CATEGORY,
+            description="Works a stack of LoRAs into a checkpoint's weights and saves it, one layer in memory at a time. "
+                        "Draws what base and LoRAs draw together, without loading them.",
+            is_output_node=True,
+            inputs=[
+                types.Base.Input("base", tooltip="The model: Base Model or Load Demo Base."),
+                lora_input("lora", "A LoRA to bake in; (none) if all come from the stack.", none=True),
+                strength_input("strength"),
+                name_input("baked", "output/checkpoints"),
+                io.Combo.Input("file_precision", options=["same", "fp16", "bf16", "fp32"], default="same",
+                               tooltip="Precision of the checkpoint. same: the base's own; a diffusers folder is "
+                                       "saved in fp16."),
+                types.LoraStack.Input("lora_stack", optional=True, tooltip="Any number of LoRAs with their own strengths."),
+            ],
+            outputs=[
+                types.Base.Output(display_name="base", tooltip="The checkpoint as a base for Train nodes."),
+                types.FileName.Output(display_name="ckpt_name", tooltip="For the ckpt_name of Load Checkpoint."),
+                io.String.Output(display_name="summary", tooltip="What was baked, and whether the file loads."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return files_changed([inputs.get("lora")])
+
+    @classmethod
+    def execute(cls, base, lora, strength, name, file_precision, lora_stack=None):
+        rows = rows_of([*([(lora, strength, strength)] if lora != NONE else []), *(lora_stack or [])])
+        if not rows:
+            raise UserError("No LoRA is chosen. Choose one, or connect a lora_stack.")
+        spec = checked(BakeSpec, base=base.path, loras=tuple(rows), file_precision=file_precision, **common(name))
+        made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_tensors(run.artifact, base))
+        ckpt_name, report = made.names["checkpoint"], made.report
+        summary = "\n".join([
+            f"{ckpt_name}: loads in ComfyUI with all {report['keys']} tensors.",
+            f"{', '.join(report['loras'])} in {report['layers']} layers of {base.name}, {report['bytes'] / 1e9:.2f} GB.",
+            *made.notes(),
+        ])
+        made.progress.show(summary, 1, 1)
+        return io.NodeOutput(host.base_of(ckpt_name, base), ckpt_name, summary,
+                             ui={"text": [summary], "checkpoint": [ckpt_name]})
+
+
+class ShardCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneShardCheckpoint",
+            display_name="Split or Join Checkpoint",
+            category=CATEGORY,
+            description="Splits a checkpoint into shards of a given size, for uploads, or joins the shards of an index into "
+                        "one file. Weights stay bit for bit as they are.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input("checkpoint", options=[*host.base_files(), *host.shard_choices()],
+                               tooltip="A checkpoint to split, or the index of shards (index/…) to join."),
+                name_input("shards", "the folder of the run, or, joined, in output/checkpoints"),
+                io.Float.Input("shard_size", default=2.0, min=0.0, max=1000.0, step=0.1,
+                               tooltip="Largest size of a file in GB. 0 joins: everything in one file."),
+            ],
+            outputs=[io.String.Output(display_name="summary", tooltip="The files, and where they lie.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint, name, shard_size):
+        path = host.shard_index(checkpoint) if checkpoint.startswith("index/") else host.base_path(checkpoint)
+        spec = checked(ShardSpec, checkpoint=str(path), shard_size=shard_size, **common(name))
+        made = make(spec, cls.hidden.unique_id)
+        if "checkpoint" in made.names:
+            where = f"{made.names['checkpoint']} in output/checkpoints"
+        else:
+            files = ", ".join(file["name"] for file in made.report["files"])
+            where = f"{files} in output/finetune/{made.run.name}"
+        summary = f"{where}: {made.report['keys']} tensors, {made.report['bytes'] / 1e9:.2f} GB."
+        made.progress.show(summary, 1, 1)
+        return io.NodeOutput(summary, ui={"text": [summary]})

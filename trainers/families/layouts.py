@@ -1,0 +1,75 @@
+"""A model's weights under the names of its original single file, whatever it lies in; nothing is read before it is used."""
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from ..artifacts.ldm_layout import open_clip_pieces, original_unet_name
+from ..artifacts.tensor_files import Entry, Weights, read_entries
+from ..errors import UserError
+from . import get, loading
+from .checkpoints import plain
+from .recognition import CONFIGS, UNET, component_config, recognise
+
+
+def weights_of(path: Path, title: str = "") -> Weights:
+    """Denoiser and text encoders of a .safetensors file or a diffusers folder. Raises UserError for anything else."""
+    title = title or path.name
+    if path.is_file():
+        if path.suffix.lower() not in (".safetensors", ".sft"):
+            raise UserError(f"{title!r} is a {path.suffix or 'nameless'} file. Only .safetensors files are read, because "
+                            "other formats can run code; convert it first.")
+        return Weights(title, read_entries(path))
+    base = recognise(str(path), title)
+    entries = {UNET + original_unet_name(name, *shape_of(component_config(base, "unet"))): entry
+               for name, entry in _component(base, "unet", loading.DIFFUSION_STEM).items()}
+    for component, prefix in get(base.family).text_places.values():
+        entries |= _text(_component(base, component, loading.TEXT_STEM), prefix)
+    return Weights(title, entries)
+
+
+def released_shapes(family: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a family's released model, from its configs; no weights are made."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = CONFIGS / family
+    with torch.device("meta"):
+        config = UNet2DConditionModel.load_config(folder / "unet")
+        unet = UNet2DConditionModel.from_config(config)
+        texts = [(CLIPTextModel(CLIPTextConfig.from_pretrained(folder / component)), prefix)
+                 for component, prefix in get(family).text_places.values()]
+    found = {UNET + original_unet_name(name, *shape_of(config)): tuple(tensor.shape)
+             for name, tensor in unet.state_dict().items()}
+    for encoder, prefix in texts:
+        shapes = {name: Entry(name, tensor.dtype, tuple(tensor.shape), list)
+                  for name, tensor in encoder.state_dict().items()}
+        found |= {name: entry.shape for name, entry in _text(shapes, prefix).items()}
+    return found
+
+
+def shape_of(config: Mapping) -> tuple[int, list[bool]]:
+    """What the original names depend on: layers per block, and which up blocks have attentions."""
+    return config["layers_per_block"], ["CrossAttn" in block for block in config["up_block_types"]]
+
+
+def _component(base, component: str, stem: str) -> dict[str, Entry]:
+    files = loading.component_files(base, component, stem)
+    if not files:
+        raise UserError(f"{base.name!r} holds no {component}/{stem}.safetensors. Download the model again.")
+    return {name: entry for file in files for name, entry in read_entries(file).items()}
+
+
+def _text(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
+    named = {f"text_model.{plain(name)}": entry for name, entry in entries.items() if name != "text_projection.weight"}
+    if prefix.endswith(".transformer."):
+        return {prefix + name: entry for name, entry in named.items()}
+    pieces = open_clip_pieces({name: entry for name, entry in named.items() if not name.endswith("position_ids")})
+    return {prefix + name: _joined(prefix + name, parts) for name, parts in pieces.items()}
+
+
+def _joined(name: str, parts: Sequence[Entry]) -> Entry:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return Entry(name, first.dtype, shape, lambda: [part.tensor() for part in parts])

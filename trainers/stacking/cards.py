@@ -1,0 +1,158 @@
+"""What a LoRA file tells about itself, from its header alone, as plain short text: nobody knows who wrote it."""
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Mapping
+
+from ..families.recognition import read_header
+from .blocks import is_text, place, underscored
+from .names import split_key
+
+LONGEST, LONGEST_NAME, MOST_ENTRIES = 2000, 200, 200
+CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+"""Width of the text states that cross-attention reads → family."""
+_BASE_VERSIONS = (
+    ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd_v2", "sd2"), ("sd_2", "sd2"), ("stable-diffusion-v2", "sd2"),
+    ("sd_v1", "sd1"), ("sd_1", "sd1"), ("sd-v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("sd3", "sd3"),
+    ("stable-diffusion-3", "sd3"), ("flux", "flux"), ("illustrious", "sdxl"), ("pony", "sdxl"), ("noob", "sdxl"),
+)
+
+
+def plain(text: object, length: int = LONGEST) -> str:
+    """Text of unknown origin as one short line: control and formatting characters become spaces."""
+    raw = str(text)[:4 * length]
+    line = " ".join("".join(" " if unicodedata.category(sign)[0] == "C" else sign for sign in raw).split())
+    return line if len(line) <= length and len(str(text)) <= 4 * length else line[:length] + "…"
+
+
+def card(path: Path, name: str) -> dict:
+    """Facts for people about a .safetensors file: strings, numbers and lists of strings only. Raises UserError when the file
+    is damaged.
+
+    {"name", "bytes", "data_bytes", "hash" (as the file states it, else ""), "family", "base_model", "method", "rank",
+    "alpha", "layers", "keys", "triggers", "tags", "title", "author", "description", "metadata"}
+    """
+    tensors, metadata = read_header(path)
+    metadata = {str(key): str(value) for key, value in metadata.items()}
+    ranks = ranks_of(tensors)
+    return {
+        "name": plain(name, LONGEST_NAME), "bytes": path.stat().st_size, "data_bytes": data_bytes(path),
+        "hash": stated_hash(metadata), "family": family_of(tensors, metadata),
+        "base_model": plain(metadata.get("ss_sd_model_name") or metadata.get("modelspec.base_model")
+                            or metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture", ""), 200),
+        "method": method_of(tensors), "rank": ranks.most_common(1)[0][0] if ranks else 0,
+        "alpha": plain(metadata.get("ss_network_alpha", ""), 20),
+        "layers": len({split.layer for key in tensors if (split := split_key(key))}), "keys": len(tensors),
+        "triggers": [plain(word, 200) for word in triggers_of(metadata)][:20], "tags": tags_of(metadata),
+        "title": plain(metadata.get("modelspec.title") or metadata.get("ss_output_name", ""), 200),
+        "author": plain(metadata.get("modelspec.author", ""), 200),
+        "description": plain(metadata.get("modelspec.description", "")),
+        "metadata": {plain(key, 100): plain(value) for key, value in sorted(metadata.items())[:MOST_ENTRIES]
+                     if key != "modelspec.thumbnail"},
+    }
+
+
+def ranks_of(tensors: Mapping[str, dict]) -> Counter:
+    """How many layers have which rank, by the shapes of a header's tensors."""
+    ranks: Counter[int] = Counter()
+    for key, entry in tensors.items():
+        split = split_key(key)
+        if split and split.part in ("lora_down.weight", "hada_w1_b", "lokr_w2_b") and entry["shape"]:
+            ranks[entry["shape"][0]] += 1
+    return ranks
+
+
+def method_of(tensors: Mapping[str, dict]) -> str:
+    parts = {split.part for key in tensors if (split := split_key(key))}
+    for part, method in (("hada_w1_a", "LoHa"), ("oft_blocks", "OFT"), ("a1.weight", "GLoRA"), ("dora_scale", "DoRA"),
+                         ("lora_up.weight", "LoRA"), ("diff", "full difference")):
+        if part in parts:
+            return method
+    return "LoKr" if any(part.startswith("lokr_") for part in parts) else "unknown"
+
+
+def family_of(tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
+    """"sd1", "sd2", "sdxl", "sd3", "flux", or "" when neither names, shapes nor metadata tell.
+
+    Shapes come first: they cannot be mistaken, metadata can. The demo base's widths are nobody else's, so there metadata
+    decides.
+    """
+    names = [underscored(split.layer) for key in tensors if (split := split_key(key))]
+    if any("double_blocks" in name or "single_transformer_blocks" in name for name in names):
+        return "flux"
+    if any("joint_blocks" in name for name in names):
+        return "sd3"
+    for key, entry in tensors.items():
+        split = split_key(key)
+        if split and split.part == "lora_down.weight" and re.search(r"attn2[._](processor[._])?to_[kv]$", split.layer):
+            if family := CONTEXT_WIDTHS.get(entry["shape"][1]):
+                return family
+    if metadata.get("ss_v2") == "True":
+        return "sd2"
+    stated = " ".join(metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")).lower()
+    family = next((family for text, family in _BASE_VERSIONS if text in stated), "")
+    if not family and any("te2" in name or "text_encoder_2" in name for name in names if is_text(name)):
+        return "sdxl"
+    return family
+
+
+def triggers_of(metadata: Mapping[str, str]) -> list[str]:
+    """Words that call a LoRA up: modelspec's trigger phrase and the class tokens of kohya's datasets."""
+    found = metadata.get("modelspec.trigger_phrase", "").split(",")
+    datasets = _json(metadata.get("ss_datasets"), list)
+    for dataset in datasets:
+        for subset in (dataset.get("subsets") or []) if isinstance(dataset, dict) else []:
+            if isinstance(subset, dict) and isinstance(subset.get("class_tokens"), str):
+                found += subset["class_tokens"].split(",")
+    return list(dict.fromkeys(word.strip() for word in found if word.strip()))
+
+
+def tags_of(metadata: Mapping[str, str], count: int = 20) -> list[str]:
+    """The most frequent tags of the captions that a LoRA was trained with."""
+    totals: Counter[str] = Counter()
+    for tags in _json(metadata.get("ss_tag_frequency"), dict).values():
+        for tag, number in (tags.items() if isinstance(tags, dict) else ()):
+            if isinstance(number, (int, float)):
+                totals[plain(tag, 100)] += int(min(number, 10**9))
+    return [tag for tag, _ in totals.most_common(count)]
+
+
+def _json(text: str | None, kind: type):
+    try:
+        content = json.loads(text) if text else kind()
+    except (ValueError, RecursionError):
+        return kind()
+    return content if isinstance(content, kind) else kind()
+
+
+def block_names(tensors: Mapping[str, dict], family: str) -> set[str]:
+    return {place(split.layer, family).block for key in tensors if (split := split_key(key))}
+
+
+def stated_hash(metadata: Mapping[str, str]) -> str:
+    """The hash over the tensor data as the header states it, 64 hex digits or ""."""
+    stated = metadata.get("sshs_model_hash") or metadata.get("modelspec.hash_sha256", "")
+    stated = stated.lower().removeprefix("0x")
+    return stated if re.fullmatch("[0-9a-f]{64}", stated) else ""
+
+
+def data_bytes(path: Path) -> int:
+    """Size of the tensor data behind a safetensors header."""
+    with open(path, "rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
+def hashes_of(path: Path, block: int = 1 << 22) -> tuple[str, str]:
+    """(SHA-256 of the tensor data, SHA-256 of the whole file), in one pass over the file."""
+    whole, data = hashlib.sha256(), hashlib.sha256()
+    with open(path, "rb") as file:
+        length = file.read(8)
+        header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
+        whole.update(length + header)
+        while piece := file.read(block):
+            whole.update(piece)
+            data.update(piece)
+    return data.hexdigest(), whole.hexdigest()

@@ -1,0 +1,116 @@
+"""The size of a LoRA's change in every block, as numbers and as a picture."""
+from collections import defaultdict
+from typing import Mapping
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..artifacts.lora import LoraWeight
+from .blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER, place
+from .names import split_key
+
+COLOURS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
+TITLES = {ATTENTION: "attention", FEED_FORWARD: "feed-forward", CONVOLUTION: "convolution", OTHER: "other"}
+WIDTH, HEIGHT, MARGIN, LEGEND = 960, 420, 56, 64
+PAPER, INK, PALE = (250, 250, 248), (40, 40, 44), (208, 208, 206)
+
+
+def layers_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Layer → part → tensor."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if split := split_key(key):
+            layers.setdefault(split.layer, {})[split.part] = tensor
+    return layers
+
+
+def change_norm(parts: Mapping[str, Tensor], alpha: float | None = None) -> float | None:
+    """Frobenius norm of the change that a layer's parts make at strength 1, leaving DoRA's magnitudes out; None for methods
+    whose change depends on the weight (OFT, GLoRA) and for incomplete layers. `alpha` replaces a missing alpha tensor."""
+    alpha = float(parts["alpha"]) if "alpha" in parts else alpha
+    if "diff" in parts:
+        return float(parts["diff"].float().norm())
+    if "lora_up.weight" in parts and "lora_down.weight" in parts:
+        up, down = parts["lora_up.weight"], parts["lora_down.weight"]
+        if "lora_mid.weight" in parts:
+            # LyCORIS' Tucker form: down and up are 1×1, the middle factor holds the kernel.
+            middle = parts["lora_mid.weight"].float()
+            down = torch.einsum("ab...,bc->ac...", middle, down.float().flatten(1))
+        return LoraWeight("", down, up, len(down) if alpha is None else alpha).change_norm()
+    if "hada_w1_a" in parts and "hada_t1" not in parts:
+        first, second = (parts[f"hada_w{number}_a"].float() @ parts[f"hada_w{number}_b"].float() for number in (1, 2))
+        rank = parts["hada_w1_b"].shape[0]
+        return float((first * second).norm()) * (1.0 if alpha is None else alpha / rank)
+    if any(name.startswith("lokr_") for name in parts) and "lokr_t2" not in parts:
+        # ‖A ⊗ B‖ = ‖A‖ · ‖B‖. Alpha counts only where a factor is itself of low rank.
+        norms, scale = [], 1.0
+        for number in (1, 2):
+            if f"lokr_w{number}" in parts:
+                norms.append(float(parts[f"lokr_w{number}"].float().norm()))
+            elif f"lokr_w{number}_a" in parts and f"lokr_w{number}_b" in parts:
+                up, down = parts[f"lokr_w{number}_a"], parts[f"lokr_w{number}_b"]
+                norms.append(float((up.float() @ down.float().flatten(1)).norm()))
+                scale = 1.0 if alpha is None else alpha / len(down)
+            else:
+                return None
+        return norms[0] * norms[1] * scale
+    return None
+
+
+def norms_by_block(tensors: Mapping[str, Tensor], family: str, alphas: Mapping[str, float] | None = None,
+                   weights: Mapping[str, str] | None = None) -> dict[str, dict[str, float]]:
+    """Block → kind → norm of all its layers' changes together, in the order of the data flow.
+
+    `weights` has a model's own names for layers, where a model is known: diffusers' names alone tell the block only in
+    models with two ResNets per level.
+    """
+    squares: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for layer, parts in layers_of(tensors).items():
+        norm = change_norm(parts, (alphas or {}).get(layer))
+        if norm is not None:
+            where = place((weights or {}).get(layer, layer), family)
+            squares[where.block][where.kind] += norm**2
+    order = [block for block in BLOCKS.get(family, BLOCKS["sd1"]) if block in squares]
+    order += sorted(block for block in squares if block not in order)
+    return {block: {kind: total**0.5 for kind, total in squares[block].items()} for block in order}
+
+
+def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list[str]) -> Image.Image:
+    """A bar per block, its length the norm of all changes in it, divided by the kinds' shares of its square."""
+    picture = Image.new("RGB", (WIDTH, HEIGHT + 22 * len(lines)), PAPER)
+    pen = ImageDraw.Draw(picture)
+    small, plain_font, large = (ImageFont.load_default(size) for size in (12, 15, 20))
+    pen.text((MARGIN, 14), fitted(pen, title, large, WIDTH - 2 * MARGIN), INK, large)
+    totals = {block: sum(value**2 for value in kinds.values()) ** 0.5 for block, kinds in norms.items()}
+    top = max(totals.values(), default=0.0)
+    bottom, height = HEIGHT - LEGEND, HEIGHT - LEGEND - 64
+    for share in (0.0, 0.5, 1.0):
+        y = bottom - share * height
+        pen.line((MARGIN, y, WIDTH - 16, y), PALE)
+        pen.text((MARGIN - 6, y), f"{share * top:.3g}", INK, small, anchor="rm")
+    slot = (WIDTH - MARGIN - 16) / max(1, len(totals))
+    for number, (block, total) in enumerate(totals.items()):
+        left, y = MARGIN + number * slot, bottom
+        for kind, value in norms[block].items():
+            piece = height * value**2 / (total * top) if top and total else 0.0
+            pen.rectangle((left + slot * 0.12, y - piece, left + slot * 0.88, y), COLOURS[kind])
+            y -= piece
+        if slot >= 26 or number % 3 == 0:
+            label = block if slot >= 42 or block in (BASE, "MID") else block.replace("OUT", "O").replace("IN", "I")
+            pen.text((left + slot / 2, bottom + 6), label, INK, small, anchor="ma")
+    present = [kind for kind in COLOURS if any(kind in kinds for kinds in norms.values())]
+    for number, kind in enumerate(present):
+        x = MARGIN + 160 * number
+        pen.rectangle((x, HEIGHT - 32, x + 14, HEIGHT - 18), COLOURS[kind])
+        pen.text((x + 20, HEIGHT - 34), TITLES[kind], INK, plain_font)
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, HEIGHT + 22 * number), fitted(pen, line, plain_font, WIDTH - 2 * MARGIN), INK, plain_font)
+    return picture
+
+
+def fitted(pen: ImageDraw.ImageDraw, text: str, font, width: float) -> str:
+    """Text that is cut where it would leave the picture. Signs that the font lacks are left to it."""
+    while text and pen.textlength(text, font) > width:
+        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
+    return text
