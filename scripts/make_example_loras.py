@@ -1,9 +1,9 @@
-"""Train the three small LoRAs of the demo base that the example workflow stacks: contour, pixels, sepia.
+"""Train the three small LoRAs of the demo base that the example workflow stacks: contour, sepia, pale.
 
     python scripts/make_example_loras.py [--steps N] [--work DIR]
 
-Their pictures are the Noto emoji of tests/data/noto_control, changed by a rule each: a dark contour, another grain, other
-colours. So each LoRA has one effect, and a stack of them shows all three.
+Their pictures are the Noto emoji of tests/data/noto_control, changed by a rule each: a dark contour, other colours, less
+contrast. So each LoRA has one effect, and a stack of them shows all three.
 """
 import argparse
 import shutil
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PICTURES = REPOSITORY / "tests" / "data" / "noto_control"
 PLACE = REPOSITORY / "example_loras" / "finetune_demo"
 INK, DARK_BROWN, LIGHT_BROWN = (10, 10, 20), (62, 34, 12), (250, 226, 178)
-RANK, BATCH, LEARNING_RATE = 2, 8, 2e-3
+RANK, BATCH, LEARNING_RATE = 2, 4, 3e-3
 
 
 def background_of(picture: Image.Image) -> Image.Image:
@@ -36,17 +36,16 @@ def contour(picture: Image.Image) -> Image.Image:
     return Image.composite(Image.new("RGB", picture.size, INK), picture, edge)
 
 
-def pixels(picture: Image.Image) -> Image.Image:
-    side = picture.width
-    return picture.resize((12, 12), Image.Resampling.BOX).resize((side, side), Image.Resampling.NEAREST)
-
-
 def sepia(picture: Image.Image) -> Image.Image:
     toned = ImageOps.colorize(picture.convert("L"), DARK_BROWN, LIGHT_BROWN)
     return Image.composite(picture, toned, background_of(picture))
 
 
-RULES = {"contour": contour, "pixels": pixels, "sepia": sepia}
+def pale(picture: Image.Image) -> Image.Image:
+    return Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.55)
+
+
+RULES = {"contour": contour, "sepia": sepia, "pale": pale}
 
 
 def make_pictures(folder: Path, rule) -> Path:
@@ -84,7 +83,7 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build/example_loras", help="keeps pictures and runs")
     parser.add_argument("--only", choices=RULES, help="train one of them")
     options = parser.parse_args()
