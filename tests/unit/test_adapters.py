@@ -132,7 +132,7 @@ def test_rates_by_block_and_of_lora_plus():
     _, parts, groups = attached(text=True, block_rates="down=0.5, mid=2", plus_ratio=16)
     names = [group.name for group in groups]
     assert len(names) == len(set(names)) and names[0] == "denoiser" and groups[0].learning_rate == 1e-4
-    rates = {id(parameter): group["lr"] for group in make_optimizer(specs.OptimizerSpec(), groups).param_groups
+    rates = {id(parameter): group["lr"] for group in make_optimizer(specs.OptimizerSpec(), groups, 10).param_groups
              for parameter in group["params"]}
     block_rates = {"down": 0.5, "mid": 2.0, "up": 1.0, "other": 1.0}
     for name, layer in layers_of(parts).items():

@@ -60,6 +60,8 @@ def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_pat
     parts = parts_with_everything(tmp_path)
     parts["method"] = method or parts["method"]
     parts["training"] = parts["training"].model_copy(update={"caption_dropout": dropout})
+    # With a small epsilon Adam makes a step of full size out of the rounding of a gradient that is nearly 0.
+    parts["optimizer"] = specs.OptimizerSpec(learning_rate=1e-2, epsilon=1e-3)
     one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", [])
     two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", LAUNCH)
     assert next(event["processes"] for event in two.events() if event["event"] == "model") == 2
