@@ -76,12 +76,9 @@ def add_joined(weight: Tensor, factors: tuple, strength: float = 1.0):
 
 
 def _add_group(flat: Tensor, group: list, strength: float):
-    ranks = sum(len(down) for _, down, _ in group)
-    ups, downs = flat.new_empty((len(flat), ranks)), flat.new_empty((ranks, flat.shape[1]))
-    start = 0
-    for up, down, scale in group:
-        end = start + len(down)
-        ups[:, start:end].copy_(up.flatten(1))
-        torch.mul(down.flatten(1).to(flat), scale * strength, out=downs[start:end])
-        start = end
+    # Joined where they lie, so that a device gets two tensors instead of two per LoRA.
+    ups = torch.cat([up.flatten(1) for up, _, _ in group], dim=1).to(flat)
+    downs = torch.cat([down.flatten(1) for _, down, _ in group]).to(flat)
+    scales = [scale * strength for _, down, scale in group for _ in range(len(down))]
+    downs *= torch.tensor(scales, dtype=flat.dtype).to(flat.device)[:, None]
     flat.addmm_(ups, downs)
