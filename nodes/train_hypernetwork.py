@@ -24,16 +24,16 @@ class TrainHypernetwork(io.ComfyNode):
                              tooltip="Optimizer steps. A hypernetwork needs more of them than a LoRA."),
                 io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-6,
                                tooltip="1e-4 for a few thousand steps; recipes for A1111 use 1e-5 for 10 000 and more. The "
-                                       "demo base takes 1e-3; the optimizer prodigy 1. Too high: pictures break or the "
-                                       "loss becomes NaN."),
+                                       "demo base takes 3e-4 to 1e-3; the optimizer prodigy 1. Too high: subjects fall "
+                                       "apart, or the loss becomes NaN."),
                 io.String.Input("layer_structure", default="1, 2, 1",
                                 tooltip="Widths of the layers as multiples of the context's width, from 1 to 1. "
                                         "1, 2, 1 is usual; 1, 2, 2, 1 is deeper; 1, 0.5, 1 makes a small file."),
                 io.Combo.Input("activation", default="linear",
                                options=["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign",
                                         "mish"],
-                               tooltip="What stands between the layers. linear is nothing and the safest; swish, softsign "
-                                       "and mish can learn more. swish means Hardswish here, as everywhere in these files."),
+                               tooltip="What stands between the layers. linear is nothing, and the choice to begin with; "
+                                       "the others bend the answer. swish is Hardswish, as everywhere in these files."),
                 io.Boolean.Input("layer_norm", default=False,
                                  tooltip="Layer norm after every layer: steadier with deep structures. With it, the last "
                                          "layer is activated too, because that is how ComfyUI reads such files."),
