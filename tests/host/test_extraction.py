@@ -20,7 +20,8 @@ def extraction(prompt: dict, **inputs) -> dict:
 
 
 def booth(**widgets) -> dict:
-    return dreambooth(name="to extract", steps=40, learning_rate=2e-4, text_encoder_learning_rate=2e-4, **widgets)
+    return dreambooth(**{"name": "to extract", "steps": 40, "learning_rate": 2e-4, "text_encoder_learning_rate": 2e-4,
+                         **widgets})
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
@@ -46,7 +47,7 @@ def test_base_and_lora_draw_what_dreambooth_draws(host):
     summary = outputs["extract"]["text"][0]
     report = json.loads((host.output / "finetune" / "out of booth" / "report.json").read_text(encoding="utf-8"))
     assert f"loads in ComfyUI with all {report['keys']} keys" in summary and report["unmatched_keys"] == []
-    assert report["kept"]["fp16"] > 0.95 > report["kept"]["bf16"] * 0.9
+    assert 0.9 < report["kept"]["bf16"] <= report["kept"]["fp16"] < 1
     assert any(row["block"] == "text" for row in report["rows"])
     assert pictures_of(host, outputs, "save_report").shape[2] == 960
     log = host.log.read_text(encoding="utf-8", errors="replace")
