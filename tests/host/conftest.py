@@ -13,3 +13,10 @@ def host(tmp_path_factory):
     signal.signal(signal.SIGTERM, interrupt_on_signal)
     with HostServer(describe(), tmp_path_factory.mktemp("comfyui")) as server:
         yield server
+
+
+@pytest.fixture
+def log(host):
+    """What the server has written since the test began, as a function."""
+    start = host.log.stat().st_size
+    return lambda: host.log.read_bytes()[start:].decode("utf-8", errors="replace")

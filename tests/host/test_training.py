@@ -23,7 +23,7 @@ def test_example_workflows_fit_the_nodes(host, path):
     assert workflows.check(json.loads(path.read_text(encoding="utf-8")), host.object_info()) == []
 
 
-def test_the_example_workflow_learns_and_a_control_does_not(host):
+def test_the_example_workflow_learns_and_a_control_does_not(host, log):
     """The smaller form of benchmarks/learning.py: fewer steps, one prompt list, one seed."""
     workflow = json.loads((ROOT / "example_workflows" / "train_lora.json").read_text(encoding="utf-8"))
     prompt = workflows.to_prompt(workflow, host.object_info())
@@ -56,7 +56,7 @@ def test_the_example_workflow_learns_and_a_control_does_not(host):
     verdict = next(match for text in texts if (match := re.search(
         r"loads in ComfyUI with all (\d+) keys of (\d+) layers; its effect is not zero", text)))
     assert int(verdict[1]) == 3 * int(verdict[2]) > 240
-    assert "lora key not loaded" not in host.log.read_text(encoding="utf-8", errors="replace")
+    assert "lora key not loaded" not in log()
 
 
 def split(row: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def split(row: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(each, np.float32) / 255 for each in small])
 
 
-def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host):
+def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host, log):
     # A high rate for a visible effect after few steps; the text encoder and convolutions too, for all kinds of keys.
     prompt = training(name="native", learning_rate=1e-2, text_encoder_learning_rate=1e-2, targets="all with convolutions")
     prompt = with_lora(with_lora(prompt, "on", ["train", 2], 1.0), "off", ["train", 2], 0.0)
@@ -77,12 +77,12 @@ def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host):
     assert np.array_equal(plain, off)
     assert np.abs(plain - on).mean() > 0.01
     assert outputs["train"]["lora"] == ["native.safetensors"]
-    assert "lora key not loaded" not in host.log.read_text(encoding="utf-8", errors="replace")
+    assert "lora key not loaded" not in log()
     with safe_open(host.output / "loras" / "native.safetensors", framework="pt") as file:
         assert str(host.base_directory) not in json.dumps(file.metadata())
 
 
-def test_the_cores_nodes_take_the_lora_and_the_losses_from_their_sockets(host):
+def test_the_cores_nodes_take_the_lora_and_the_losses_from_their_sockets(host, log):
     """Load LoRA Model has no CLIP, so only here the LoRA is without a text encoder: the same picture as by its name."""
     prompt = with_lora(training(name="sockets", learning_rate=1e-2), "named", ["train", 2], 1.0)
     prompt["socket"] = {"class_type": "LoraModelLoader", "inputs": {
@@ -94,7 +94,7 @@ def test_the_cores_nodes_take_the_lora_and_the_losses_from_their_sockets(host):
     outputs = host.run(prompt)
     assert np.array_equal(*(pictures_of(host, outputs, f"{name}/save") for name in ("named", "socket")))
     assert outputs["loss"]["images"]
-    assert "lora key not loaded" not in host.log.read_text(encoding="utf-8", errors="replace")
+    assert "lora key not loaded" not in log()
 
 
 def test_a_finished_graph_returns_at_once(host):
