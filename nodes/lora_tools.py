@@ -5,12 +5,12 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..trainers.artifacts.lora_keys import alphas_of_metadata
 from ..trainers.errors import UserError
 from ..trainers.stacking import LoraEntry, entries_from
 from ..trainers.stacking.blocks import TITLES
 from ..trainers.stacking.cards import family_of, method_of, plain, ranks_of, triggers_of
 from ..trainers.stacking.inspection import draw_norms, layers_of, norms_by_block
-from ..trainers.stacking.names import alphas_of_metadata
 from ..trainers.stacking.prompts import (
     MODEL_FIRST,
     TEXT_FIRST,

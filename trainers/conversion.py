@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .artifacts.lora import PRECISIONS, LoraWeight, scalar, write_lora
-from .artifacts.lora_file import SUFFIXES, FileLayer, LoraFile, read_lora
+from .artifacts.lora_file import PARTS, FileLayer, LoraFile, read_lora
 from .artifacts.lora_names import Layer, by_any_name, flat, layers
 from .artifacts.lora_precision import low_rank_tensors, other_tensors
 from .artifacts.metadata import KEPT
@@ -87,7 +87,7 @@ def _with_alpha(layer: FileLayer) -> dict[str, Tensor]:
 
 
 def _suffix(role: str) -> str:
-    return SUFFIXES[role][0] if role in SUFFIXES else f".{role}"
+    return f".{PARTS.get(role, role)}"
 
 
 def _in_full(layer: FileLayer) -> LoraWeight:

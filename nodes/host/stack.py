@@ -9,11 +9,12 @@ import comfy.model_base
 import comfy.weight_adapter
 import torch
 
+from ...trainers.artifacts.lora_keys import alphas_of_metadata, dora_scale, split_key
 from ...trainers.errors import UserError
 from ...trainers.stacking.block_weights import shown
 from ...trainers.stacking.blocks import ATTENTION, TITLES, in_denoiser, is_text, place
 from ...trainers.stacking.cards import family_of
-from ...trainers.stacking.names import alphas_of_metadata, dora_scale, spellings, split_key
+from ...trainers.stacking.names import spellings
 from ...trainers.stacking.rows import LoraEntry
 from .lora_files import LoraFile, read_lora
 from .stack_patch import StackPatch

@@ -1,10 +1,4 @@
-"""LoRA files of any maker, read into layers: the same numbers, whatever the tensors are called.
-
-Names of the factors, by maker: kohya `lora_down`/`lora_up`, peft and ai-toolkit `lora_A`/`lora_B` (with `.default` too),
-diffusers `lora.down`/`lora.up` and `_lora.down`/`_lora.up`. LoHa and LoKr as LyCORIS writes them.
-"""
-import json
-import re
+"""LoRA files of any maker, read into layers: the same numbers, whatever the tensors are called (`lora_keys`)."""
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,24 +7,23 @@ from torch import Tensor
 
 from ..errors import UserError
 from .lora import LoraWeight
+from .lora_keys import alphas_of_metadata, split_key
 from .tensor_files import Weights, read_header
 
-SUFFIXES = {
-    "down": (".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", ".lora.down.weight", "_lora.down.weight",
-             ".lora_linear_layer.down.weight"),
-    "up": (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight", ".lora.up.weight", "_lora.up.weight",
-           ".lora_linear_layer.up.weight"),
-    "mid": (".lora_mid.weight",),
-    "alpha": (".alpha",),
-}
-PRODUCTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w2", "lokr_w1_a",
-            "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
+ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", "lora_mid.weight": "mid"}
+"""Shorter words for the factors; other parts keep their names."""
+PARTS = {role: part for part, role in ROLES.items()}
+KNOWN = frozenset({
+    "down", "up", "mid", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
+    "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "lokr_t2",
+})
+"""Parts from which a change can be computed here."""
 
 
 @dataclass
 class FileLayer:
-    """What a file holds of one layer: the names of its tensors by the roles of `SUFFIXES`, `PRODUCTS` and "dora_scale".
-    They are read when they are asked for, in float32."""
+    """What a file holds of one layer: the names of its tensors by the roles of `KNOWN`. They are read when they are asked
+    for, in float32."""
 
     key: str
     file: Weights
@@ -147,31 +140,15 @@ def read_lora(path: Path) -> LoraFile:
         unknown += layers.pop(key).names.values()
     if not layers:
         raise UserError(f"{path.name!r} holds no LoRA layers. Choose a LoRA file.")
-    for layer in layers.values():
-        layer.alpha_beside = _alpha_beside(metadata, layer)
+    ranks = {key: layer.file.shape(layer.names["down"])[0] for key, layer in layers.items()
+             if "down" in layer.names and "alpha" not in layer.names}
+    for key, alpha in alphas_of_metadata(metadata, ranks).items():
+        layers[key].alpha_beside = alpha
     return LoraFile(path.name, layers, metadata, unknown)
 
 
 def _role(name: str) -> tuple[str, str]:
-    for role, endings in SUFFIXES.items():
-        for ending in endings:
-            if name.endswith(ending):
-                return name.removesuffix(ending), role
-    match = re.fullmatch(rf"(.+)\.({'|'.join(PRODUCTS)}|dora_scale)(?:\.weight)?", name)
-    return (match[1], match[2]) if match else (name, "")
-
-
-def _alpha_beside(metadata: dict[str, str], layer: FileLayer) -> float | None:
-    """peft keeps rank and alpha of a file in JSON in its metadata, under `lora_adapter_metadata` (diffusers 0.35)."""
-    if "alpha" in layer.names or "lora_adapter_metadata" not in metadata:
-        return None
-    try:
-        config = json.loads(metadata["lora_adapter_metadata"])
-        part, _, module = layer.key.partition(".")
-        own = {name.partition(".")[2]: value for name, value in config.items() if name.partition(".")[0] == part}
-        pattern = own.get("alpha_pattern") or {}
-        alpha = next((value for name, value in pattern.items() if re.match(rf"(.*\.)?({name})$", module)), own["lora_alpha"])
-        rank = layer.file.shape(layer.names["down"])[0]
-        return float(alpha) * rank**0.5 if own.get("use_rslora") else float(alpha)
-    except (ValueError, KeyError, TypeError, AttributeError, re.error):
-        return None
+    """(layer, role), or (name, "") for what is not known here."""
+    split = split_key(name)
+    role = ROLES.get(split.part, split.part) if split else ""
+    return (split.layer, role) if role in KNOWN else (name, "")

@@ -7,9 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Mapping
 
+from ..artifacts.lora_keys import split_key
 from ..families.recognition import read_header
 from .blocks import is_text, place, underscored
-from .names import split_key
 
 LONGEST, LONGEST_NAME, MOST_ENTRIES = 2000, 200, 200
 CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}

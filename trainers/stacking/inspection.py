@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..artifacts.lora import LoraWeight
+from ..artifacts.lora_keys import split_key
 from .blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER, place
-from .names import split_key
 
 COLOURS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
 TITLES = {ATTENTION: "attention", FEED_FORWARD: "feed-forward", CONVOLUTION: "convolution", OTHER: "other"}
