@@ -98,13 +98,13 @@ def relative(one, other) -> float:
 
 
 def test_the_word_does_in_the_host_what_it_did_in_training(host):
-    prompt = word_training(name="native")
+    prompt = word_training(name="telling")
     prompt["words"] = {"class_type": "StringConcatenate", "inputs": {
         "string_a": ["train", 2], "string_b": "emoji of a lion", "delimiter": " "}}
     prompt |= one_call(["demo", 0], ["demo", 1], ["words", 0], "word")
     prompt |= one_call(["demo", 0], ["demo", 1], "noto emoji of a lion", "plain")
     outputs = host.run(prompt)
-    file = host.base_directory / "models" / "embeddings" / "native.safetensors"
+    file = host.base_directory / "models" / "embeddings" / "telling.safetensors"
     with safe_open(file, framework="pt") as opened:
         assert list(opened.keys()) == ["emb_params"]
         assert opened.get_tensor("emb_params").shape == (3, 128)
@@ -114,7 +114,7 @@ def test_the_word_does_in_the_host_what_it_did_in_training(host):
     assert relative(ours, theirs) < 1e-4
     assert relative(ours, saved_latents(host, "plain")) > 1e-2
     summary = outputs["train"]["text"][0]
-    assert "embedding:native calls the word in a prompt; ComfyUI loads all of it; its effect is not zero." in summary
+    assert "embedding:telling calls the word in a prompt; ComfyUI loads all of it; its effect is not zero." in summary
     assert "It stands for 'noto' in the captions and takes 3 places of a prompt." in summary
     assert "does not exist" not in host.log.read_text(encoding="utf-8", errors="replace")
 

@@ -68,7 +68,7 @@ def split(row: np.ndarray) -> np.ndarray:
 
 def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host, log):
     # A high rate for a visible effect after few steps; the text encoder and convolutions too, for all kinds of keys.
-    prompt = training(name="native", learning_rate=1e-2, text_encoder_learning_rate=1e-2, targets="all with convolutions")
+    prompt = training(name="applied", learning_rate=1e-2, text_encoder_learning_rate=1e-2, targets="all with convolutions")
     prompt = with_lora(with_lora(prompt, "on", ["train", 2], 1.0), "off", ["train", 2], 0.0)
     prompt = sampling(prompt, ["demo", 0], ["demo", 1], "plain")
     prompt = sampling(sampling(prompt, ["on", 0], ["on", 1], "on"), ["off", 0], ["off", 1], "off")
@@ -76,9 +76,9 @@ def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host, l
     plain, on, off = (pictures_of(host, outputs, f"{name}/save") for name in ("plain", "on", "off"))
     assert np.array_equal(plain, off)
     assert np.abs(plain - on).mean() > 0.01
-    assert outputs["train"]["lora"] == ["native.safetensors"]
+    assert outputs["train"]["lora"] == ["applied.safetensors"]
     assert "lora key not loaded" not in log()
-    with safe_open(host.output / "loras" / "native.safetensors", framework="pt") as file:
+    with safe_open(host.output / "loras" / "applied.safetensors", framework="pt") as file:
         assert str(host.base_directory) not in json.dumps(file.metadata())
 
 
@@ -119,7 +119,7 @@ def test_a_changed_setting_is_another_run_and_another_file(host):
 
 
 def test_interrupt_saves_and_the_next_queue_goes_on(host):
-    prompt, sent = training(name="stopped", steps=400), []
+    prompt, sent = training(name="interrupted", steps=400), []
 
     def stop(event):
         if event.kind == "progress" and event.node == "train" and event.maximum == 400 and event.value >= 3 and not sent:
@@ -128,13 +128,13 @@ def test_interrupt_saves_and_the_next_queue_goes_on(host):
 
     with pytest.raises(PromptInterrupted):
         host.run(prompt, stop)
-    saved = list((host.output / "loras").glob("stopped_step*.safetensors"))
-    checkpoints = list((host.output / "finetune" / "stopped" / "checkpoints").glob("*/state.pt"))
+    saved = list((host.output / "loras").glob("interrupted_step*.safetensors"))
+    checkpoints = list((host.output / "finetune" / "interrupted" / "checkpoints").glob("*/state.pt"))
     assert len(saved) == len(checkpoints) == 1
     assert host.run(sampling(with_lora(training(name="after"), "lora", saved[0].name, 1.0), ["lora", 0], ["lora", 1], "x"))
     stopped_at = int(checkpoints[0].parent.name.split("_")[1])
     assert 3 <= stopped_at < 400
-    run = host.output / "finetune" / "stopped"
+    run = host.output / "finetune" / "interrupted"
     with pytest.raises(PromptInterrupted):  # enough to see where it goes on
         host.run(prompt, lambda event: host.interrupt() if event.kind == "progress" and event.maximum == 400
                  and event.value > stopped_at + 2 else None)
