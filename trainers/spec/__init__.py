@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from .dataset import AugmentationSpec, CaptionVariationSpec, DatasetSpec, Picture
 from .methods import FullSpec, HypernetworkSpec, LoraSpec, MethodSpec, PivotalSpec, TextualInversionSpec
 from .part import MAXIMUM_SEED, Part, RunName, checked, explain
 from .settings import (
@@ -23,7 +24,7 @@ from .settings import (
 )
 
 __all__ = [
-    "MAXIMUM_SEED", "BaseModelSpec", "CheckpointSpec", "DatasetSpec", "FolderSpec", "FullSpec", "HypernetworkSpec",
+    "MAXIMUM_SEED", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec", "DatasetSpec", "FolderSpec", "FullSpec", "HypernetworkSpec",
     "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec", "OptimizerSpec", "Part", "Picture", "PivotalSpec",
     "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec", "TextualInversionSpec", "TrainingSpec",
     "ValidationSpec", "checked", "explain",
@@ -43,31 +44,6 @@ class BaseModelSpec(Part):
     fingerprint: str
     configs: str = ""
     """Folder with the component configs of a single file; empty: the family's own."""
-
-
-class Picture(Part):
-    """One training picture. `digest` is the SHA-256 of the file, `size` is (width, height) in pixels, upright."""
-
-    path: str
-    name: str
-    caption: str
-    size: tuple[int, int]
-    digest: str
-    repeats: int = Field(1, ge=1, le=10_000)
-    mask: str = ""
-    """Path of its mask: a file that is white where the picture counts, or the picture itself where its transparency is the
-    mask; empty: the picture counts everywhere."""
-    mask_digest: str = ""
-    """SHA-256 of that file."""
-
-
-class DatasetSpec(Part):
-    """A light manifest: names, captions and sizes, never pixels. `notes` says what was skipped and why."""
-
-    name: str
-    pictures: tuple[Picture, ...] = Field(min_length=1)
-    trigger: str = ""
-    notes: tuple[str, ...] = ()
 
 
 class PriorSpec(Part):

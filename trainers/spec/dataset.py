@@ -1,0 +1,65 @@
+"""Datasets as data: which pictures, with which captions, and what varies from step to step."""
+from pydantic import Field
+
+from .part import Part
+
+
+class CaptionVariationSpec(Part):
+    """What happens to a picture's caption each time it comes up, drawn from (training seed, step, sample)."""
+
+    shuffle: bool = False
+    """Put the tags of the caption into another order."""
+    keep_tags: int = Field(0, ge=0, le=1000)
+    """How many tags at the front stay where they are and are never left out: the trigger word."""
+    tag_dropout: float = Field(0.0, ge=0, le=1)
+    """Share of the tags behind those that is left out."""
+    separator: str = Field(",", min_length=1, max_length=8)
+    """What stands between tags."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {caption} in them, of which one is drawn; empty: the caption itself."""
+
+
+class AugmentationSpec(Part):
+    """How a picture is changed before it is encoded. `variants` of it are made once, seeded and cached, and one of them is
+    drawn from (training seed, step, sample) each time it comes up."""
+
+    variants: int = Field(1, ge=1, le=256)
+    flip: bool = False
+    """Mirror half of the variants left to right."""
+    crop: float = Field(0.0, ge=0, le=0.5)
+    """Cut away up to this share of either side, at a random place, before the picture goes into its bucket."""
+    colour: float = Field(0.0, ge=0, le=1)
+    """Change brightness, contrast and saturation by a factor of up to 1 ± this."""
+    noise: float = Field(0.0, ge=0, le=0.5)
+    """Standard deviation of Gaussian noise, where black to white is 1."""
+
+
+class Picture(Part):
+    """One training picture. `digest` is the SHA-256 of the file, `size` is (width, height) in pixels, upright."""
+
+    path: str
+    name: str
+    caption: str
+    size: tuple[int, int]
+    digest: str
+    repeats: int = Field(1, ge=1, le=10_000)
+    mask: str = ""
+    """Path of its mask: a file that is white where the picture counts, or the picture itself where its transparency is the
+    mask; empty: the picture counts everywhere."""
+    mask_digest: str = ""
+    """SHA-256 of that file."""
+    weight: float = Field(1.0, ge=0, le=100)
+    """How much its loss counts."""
+    background: str = Field("#ffffff", pattern="^#[0-9a-f]{6}$")
+    """What shows through its transparent parts."""
+    variation: CaptionVariationSpec = CaptionVariationSpec()
+    augmentation: AugmentationSpec = AugmentationSpec()
+
+
+class DatasetSpec(Part):
+    """A light manifest: names, captions and sizes, never pixels. `notes` says what was skipped and why."""
+
+    name: str
+    pictures: tuple[Picture, ...] = Field(min_length=1)
+    trigger: str = ""
+    notes: tuple[str, ...] = ()
