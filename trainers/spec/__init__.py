@@ -24,10 +24,10 @@ from .settings import (
 )
 
 __all__ = [
-    "MAXIMUM_SEED", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec", "DatasetSpec", "FolderSpec", "FullSpec", "HypernetworkSpec",
-    "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec", "OptimizerSpec", "Part", "Picture", "PivotalSpec",
-    "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec", "TextualInversionSpec", "TrainingSpec",
-    "ValidationSpec", "checked", "explain",
+    "MAXIMUM_SEED", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec", "DatasetSpec",
+    "FolderSpec", "FullSpec", "HypernetworkSpec", "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec",
+    "OptimizerSpec", "Part", "Picture", "PivotalSpec", "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec",
+    "TextualInversionSpec", "TrainingSpec", "ValidationSpec", "checked", "explain",
 ]
 
 VERSION = 2
