@@ -1,10 +1,11 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model import BaseModel, LoadDemoBase
+from .checkpoint_files import BakeLoras, ExportOnnx, ShardCheckpoint
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .extract import ExtractLora
-from .lora_files import BakeLoras, ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora, ShardCheckpoint
+from .lora_files import ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora
 from .lora_stack import ApplyLoraStack, LoraStack
 from .lora_tools import InspectLora, KeywordLoras, PromptLoras
 from .prompts import PromptList
@@ -19,7 +20,7 @@ from .watching import PreviewsAndCheckpoints
 NODES = [
     LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
     MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
-    ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint,
+    ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint, ExportOnnx,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
 ]

@@ -11,6 +11,7 @@ from ..trainers.run import TrainingProcess
 from ..trainers.runs import Run, open_run
 from ..trainers.spec import FolderSpec
 from . import host
+from .training import placeable
 
 CATEGORY = "FineTune/LoRA tools"
 DEVICES = ["auto", "cpu", "cuda"]
@@ -66,7 +67,7 @@ def make(spec, node_id: str, load_check: Callable[[Run, dict], list[str] | None]
         raise UserError(f"The file is made, but ComfyUI would not load {len(report['unmatched_keys'])} of its weights, for "
                         f"example {report['unmatched_keys'][0]!r}. It is kept at {run.name}/{run.artifact.name}.")
     names = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name)
-             for file in report["files"] if file["kind"] != "shard"}
+             for file in placeable(report["files"])}
     return Made(run, report, names, progress)
 
 

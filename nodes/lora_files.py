@@ -1,4 +1,4 @@
-"""Tools that make LoRA files and checkpoints out of LoRA files and checkpoints."""
+"""Tools that make LoRA files out of LoRA files."""
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -8,7 +8,7 @@ from ..trainers.errors import UserError
 from ..trainers.extraction_report import residual, spread
 from ..trainers.families.recognition import fingerprint
 from ..trainers.spec import checked
-from ..trainers.spec.file_tasks import BakeSpec, ConvertSpec, LoraInput, MergeSpec, MetadataSpec, ShardSpec
+from ..trainers.spec.file_tasks import ConvertSpec, LoraInput, MergeSpec, MetadataSpec
 from . import host, types
 from .file_tasks import CATEGORY, Made, device, folders, make, name_input
 
@@ -264,89 +264,3 @@ class EditLoraMetadata(io.ComfyNode):
         output = lora_output(made, [f"{made.names['lora']}: {len(metadata)} entries; the weights are those of {lora}."])
         listing = "\n".join(f"{field} = {text}" for field, text in sorted(metadata.items()))
         return io.NodeOutput(*output.args, listing, ui=output.ui)
-
-
-class BakeLoras(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="FineTuneBakeLoras",
-            display_name="Bake LoRAs into Checkpoint",
-            category=CATEGORY,
-            description="Works a stack of LoRAs into a checkpoint's weights and saves it, one layer in memory at a time. "
-                        "Draws what base and LoRAs draw together, without loading them.",
-            is_output_node=True,
-            inputs=[
-                types.Base.Input("base", tooltip="The model: Base Model or Load Demo Base."),
-                lora_input("lora", "A LoRA to bake in; (none) if all come from the stack.", none=True),
-                strength_input("strength"),
-                name_input("baked", "output/checkpoints"),
-                io.Combo.Input("file_precision", options=["same", "fp16", "bf16", "fp32"], default="same",
-                               tooltip="Precision of the checkpoint. same: the base's own; a diffusers folder is "
-                                       "saved in fp16."),
-                types.LoraStack.Input("lora_stack", optional=True, tooltip="Any number of LoRAs with their own strengths."),
-            ],
-            outputs=[
-                types.Base.Output(display_name="base", tooltip="The checkpoint as a base for Train nodes."),
-                types.FileName.Output(display_name="ckpt_name", tooltip="For the ckpt_name of Load Checkpoint."),
-                io.String.Output(display_name="summary", tooltip="What was baked, and whether the file loads."),
-            ],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, **inputs):
-        return files_changed([inputs.get("lora")])
-
-    @classmethod
-    def execute(cls, base, lora, strength, name, file_precision, lora_stack=None):
-        rows = rows_of([*([(lora, strength, strength)] if lora != NONE else []), *(lora_stack or [])])
-        if not rows:
-            raise UserError("No LoRA is chosen. Choose one, or connect a lora_stack.")
-        spec = checked(BakeSpec, base=base.path, loras=tuple(rows), file_precision=file_precision, **common(name))
-        made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_tensors(run.artifact, base))
-        ckpt_name, report = made.names["checkpoint"], made.report
-        summary = "\n".join([
-            f"{ckpt_name}: loads in ComfyUI with all {report['keys']} tensors.",
-            f"{', '.join(report['loras'])} in {report['layers']} layers of {base.name}, {report['bytes'] / 1e9:.2f} GB.",
-            *made.notes(),
-        ])
-        made.progress.show(summary, 1, 1)
-        return io.NodeOutput(host.base_of(ckpt_name, base), ckpt_name, summary,
-                             ui={"text": [summary], "checkpoint": [ckpt_name]})
-
-
-class ShardCheckpoint(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id="FineTuneShardCheckpoint",
-            display_name="Split or Join Checkpoint",
-            category=CATEGORY,
-            description="Splits a checkpoint into shards of a given size, for uploads, or joins the shards of an index into "
-                        "one file. Weights stay bit for bit as they are.",
-            is_output_node=True,
-            inputs=[
-                io.Combo.Input("checkpoint", options=[*host.base_files(), *host.shard_choices()],
-                               tooltip="A checkpoint to split, or the index of shards (index/…) to join."),
-                name_input("shards", "the folder of the run, or, joined, in output/checkpoints"),
-                io.Float.Input("shard_size", default=2.0, min=0.0, max=1000.0, step=0.1,
-                               tooltip="Largest size of a file in GB. 0 joins: everything in one file."),
-            ],
-            outputs=[io.String.Output(display_name="summary", tooltip="The files, and where they lie.")],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(cls, checkpoint, name, shard_size):
-        path = host.shard_index(checkpoint) if checkpoint.startswith("index/") else host.base_path(checkpoint)
-        spec = checked(ShardSpec, checkpoint=str(path), shard_size=shard_size, **common(name))
-        made = make(spec, cls.hidden.unique_id)
-        if "checkpoint" in made.names:
-            where = f"{made.names['checkpoint']} in output/checkpoints"
-        else:
-            files = ", ".join(file["name"] for file in made.report["files"])
-            where = f"{files} in output/finetune/{made.run.name}"
-        summary = f"{where}: {made.report['keys']} tensors, {made.report['bytes'] / 1e9:.2f} GB."
-        made.progress.show(summary, 1, 1)
-        return io.NodeOutput(summary, ui={"text": [summary]})

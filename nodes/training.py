@@ -219,8 +219,8 @@ def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], 
 
 
 def placeable(files: list[dict]) -> list[dict]:
-    """Files that loaders of the host take. The shards of a checkpoint stay in the folder of the run."""
-    return [file for file in files if file["kind"] != "shard"]
+    """Files that loaders of the host take. Shards and ONNX files stay in the folder of the run."""
+    return [file for file in files if file["kind"] not in ("shard", "onnx")]
 
 
 def train(run: Run, spec: RunSpec, progress: host.NodeProgress):

@@ -8,6 +8,7 @@
     python -m trainers metadata SPEC.json  a LoRA with other metadata and trigger words
     python -m trainers bake SPEC.json      a checkpoint with LoRAs worked into its weights
     python -m trainers shard SPEC.json     a checkpoint cut into shards, or shards joined
+    python -m trainers onnx SPEC.json      a denoiser with its LoRAs as an ONNX file
     python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
 
 For several processes, put `accelerate launch --multi_gpu --num_processes N` before `trainers/__main__.py` instead of
@@ -26,7 +27,7 @@ if not __package__:  # started as a script, perhaps by an isolated Python that s
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
-FILE_TASKS = ("extract", "merge", "convert", "metadata", "bake", "shard")
+FILE_TASKS = ("extract", "merge", "convert", "metadata", "bake", "shard", "onnx")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ A report has "files" (kind, name and bytes of each), "notes", and what the task'
 """
 from pathlib import Path
 
-from . import baking, conversion, extraction, extraction_report, merging
+from . import baking, conversion, extraction, extraction_report, merging, onnx_export
 from .artifacts.lora import write_lora
 from .artifacts.lora_file import read_lora
 from .artifacts.lora_precision import low_rank_tensors
@@ -59,4 +59,4 @@ def merge(spec: MergeSpec, folder: Path, emit, stop_requested) -> dict:
 
 
 WORK = {"extract": extract, "merge": merge, "convert": conversion.convert, "metadata": conversion.edit_metadata,
-        "bake": baking.bake, "shard": baking.shard}
+        "bake": baking.bake, "shard": baking.shard, "onnx": onnx_export.export}

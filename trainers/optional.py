@@ -47,6 +47,14 @@ def require_packages(spec: RunSpec):
         raise UserError("\n".join(missing))
 
 
+def require_modules(what: str, **packages: str):
+    """Raise UserError when a module is missing; `packages` are the modules' names and those on the package index."""
+    missing = [package for module, package in packages.items() if find_spec(module) is None]
+    if missing:
+        raise UserError(f"{what} needs the Python packages {' and '.join(missing)}, which are not installed. Install them "
+                        "with the Python that runs ComfyUI and start ComfyUI again.")
+
+
 def markdown_table() -> str:
     """The list as the help page shows it."""
     rows = [f"| {package.name} | {package.adds} | {package.message} |" for package in OPTIONAL]

@@ -68,6 +68,7 @@ TASKS = {
     "metadata": _file_task("Editing"),
     "bake": _file_task("Baking"),
     "shard": _file_task("Splitting"),
+    "onnx": _file_task("Exporting"),
 }
 
 

@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import tiny
 import torch
+from finetune.trainers import families, onnx_export
 from finetune.trainers.artifacts.lora import LoraWeight, write_lora
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.lora_names import layers
@@ -158,6 +160,51 @@ def test_baked_weights_are_base_and_loras(family, files, tmp_path):
         torch.testing.assert_close(after, before + strength * wanted[layer.key], rtol=1e-5, atol=1e-5)
         touched.add(layer.tensor)
     assert all(torch.equal(base[name], baked[name]) for name in base.keys() - touched)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_onnx_file_computes_what_base_and_loras_compute(family, precision, tiny_bases, files, tmp_path):
+    """The whole way of another program: the file alone, at a size, batch and prompt length that it was not made with."""
+    one = lora_for(files[family], tmp_path / "one.safetensors")
+    base = tiny_bases[family]
+    report = done("onnx", tmp_path, base=base.path, loras=[{"path": str(one), "model": 0.5}], file_precision=precision)
+    assert report["error"] < (1e-5 if precision == "fp32" else 2e-2) and report["layers"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.onnx", "one.safetensors"]
+    engine = families.get(family)
+    denoiser, wanted = engine.load_denoiser(base, torch.float32), changes(one)
+    for name, module in denoiser.named_modules():
+        key = engine.denoiser_key(denoiser, name) if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)) else ""
+        if key in wanted:
+            module.weight.data += 0.5 * wanted[key].reshape(module.weight.shape)
+    session = onnxruntime.InferenceSession(str(tmp_path / "made.onnx"))
+    kinds = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
+    sizes = {"batch": 3, "height": 16, "width": 24, "tokens": 154}
+    draw = torch.Generator().manual_seed(0)
+    inputs = {each.name: torch.randn([sizes.get(size, size) for size in each.shape], generator=draw).to(kinds[each.type])
+              for each in session.get_inputs()} | {"timestep": torch.tensor([1, 500, 999])}
+    output = torch.from_numpy(session.run(["out_sample"], {name: each.numpy() for name, each in inputs.items()})[0])
+    floats = {name: each.float() for name, each in inputs.items()}
+    added = {name: floats[name] for name in ("text_embeds", "time_ids") if name in floats}
+    with torch.no_grad():
+        truth = denoiser(floats["sample"], inputs["timestep"], floats["encoder_hidden_states"],
+                         added_cond_kwargs=added or None).sample
+        plain = engine.load_denoiser(base, torch.float32)(
+            floats["sample"], inputs["timestep"], floats["encoder_hidden_states"], added_cond_kwargs=added or None).sample
+    error = (output.float() - truth).abs().max() / truth.abs().max()
+    assert error < (1e-5 if precision == "fp32" else 2e-2)
+    assert (output.float() - plain).abs().max() / truth.abs().max() > 0.1
+
+
+def test_large_onnx_models_keep_their_weights_in_a_second_file(tiny_bases, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_export, "ONE_FILE", 1000)
+    report = done("onnx", tmp_path, base=tiny_bases["sd1"].path)
+    assert [file["name"] for file in report["files"]] == ["made.onnx", "made.onnx.data"]
+    assert (tmp_path / "made.onnx").stat().st_size < (tmp_path / "made.onnx.data").stat().st_size
+    monkeypatch.setattr(onnx_export, "difference", lambda *arguments: float("nan"))
+    with pytest.raises(UserError, match="would not draw what the base draws"):
+        done("onnx", tmp_path, base=tiny_bases["sd1"].path)
+    assert list(tmp_path.iterdir()) == [], "a file that computes something else is not kept"
 
 
 def test_a_diffusers_folder_is_baked_as_one_file(tiny_bases, files, tmp_path):

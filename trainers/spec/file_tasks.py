@@ -168,5 +168,19 @@ class ShardSpec(FileTaskSpec):
         return [self.checkpoint]
 
 
+class OnnxSpec(FileTaskSpec):
+    """A base's denoiser as an ONNX file, with LoRAs worked in."""
+
+    task: Literal["onnx"] = "onnx"
+    base: str = Field(min_length=1)
+    configs: str = ""
+    """Folder with the component configs of a single file; empty: its family's own."""
+    loras: tuple[LoraInput, ...] = Field((), max_length=1000)
+    file_precision: Literal["fp32", "fp16"] = "fp32"
+
+    def inputs(self) -> list[str]:
+        return [self.base, *(lora.path for lora in self.loras)]
+
+
 SPECS = {each.model_fields["task"].default: each
-         for each in (ExtractionSpec, MergeSpec, ConvertSpec, MetadataSpec, BakeSpec, ShardSpec)}
+         for each in (ExtractionSpec, MergeSpec, ConvertSpec, MetadataSpec, BakeSpec, ShardSpec, OnnxSpec)}
