@@ -28,10 +28,20 @@ def run_pytest(environment: Environment, arguments: list[str]) -> int:
     """Run pytest in the repository over all tests, or over those that the arguments name."""
     os.chdir(environment.root)
     names_tests = any(os.path.exists(argument.split("::")[0]) for argument in arguments)
-    selection = [] if names_tests else ["tests"]
+    selection = [] if names_tests else ["tests", *in_parallel()]
     # With the repository as its root, pytest would import the pack's __init__.py as a package of tests.
     options = ["--import-mode=importlib", f"--rootdir={environment.root / 'tests'}"]
     return environment.run("-m", "pytest", *options, *selection, *arguments)
+
+
+def in_parallel() -> list[str]:
+    """Options for several files of tests at once, each worker with a server of its own. One thread of torch for each:
+    tiny models gain nothing from more, and threads that outnumber the cores wait for each other."""
+    workers = min(os.cpu_count() or 1, 4)
+    if workers == 1:
+        return []
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return [f"--numprocesses={workers}", "--dist=loadfile"]
 
 
 def ensure_chromium() -> None:

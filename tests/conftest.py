@@ -27,6 +27,17 @@ def _import_pack():
 _import_pack()
 
 
+@pytest.fixture(autouse=True)
+def forgotten_accelerator():
+    """What a test set up in accelerate's global state is gone afterwards, in whatever order tests run."""
+    yield
+    if "accelerate.state" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory):
     """family → recognised diffusers folder of a tiny random model."""

@@ -122,13 +122,7 @@ def test_trainable_weights_are_float32_over_any_base(precision, tiny_bases, make
     spec = make_spec(tiny_bases["sd1"], training=specs.TrainingSpec(steps=2, batch_size=2, resolution=64),
                      memory=specs.MemorySpec(precision=precision))
     training = Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))
-    try:
-        training.execute()
-    finally:
-        from accelerate.state import AcceleratorState, GradientState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+    training.execute()
     assert {parameter.dtype for parameter in training.parameters.values()} == {torch.float32}
     frozen = {p.dtype for p in training.parts.denoiser.parameters() if not p.requires_grad}
     assert frozen == {torch.bfloat16 if precision == "bf16" else torch.float32}
