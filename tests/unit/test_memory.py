@@ -122,6 +122,8 @@ def stored_bytes(module) -> int:
 @pytest.mark.parametrize("family, method, checkpointing", [
     ("sd1", specs.LoraSpec(rank=2, alpha=2, targets="all with convolutions", text_encoder_learning_rate=1e-3), False),
     ("sdxl", specs.LoraSpec(rank=2, alpha=2), True),
+    *(("sd1", specs.LoraSpec(rank=2, alpha=2, adapter=adapter, targets="all with convolutions"), False)
+      for adapter in ("dora", "loha", "lokr")),
 ])
 def test_training_beside_packed_weights(precision, family, method, checkpointing, tiny_bases, make_spec):
     """The losses stay within a hundredth of those beside the same weights unpacked; adapters stay float32 and learn; the
