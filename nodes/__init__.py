@@ -1,5 +1,6 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model import BaseModel, LoadDemoBase
+from .captions import EditCaptions, EditTags, ReplaceInCaptions, TriggerWord, UndoWriteCaptions, WriteCaptions
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
@@ -22,4 +23,5 @@ NODES = [
     ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
+    TriggerWord, ReplaceInCaptions, EditTags, EditCaptions, WriteCaptions, UndoWriteCaptions,
 ]
