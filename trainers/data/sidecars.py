@@ -198,7 +198,7 @@ def undo_last_write(folder: Path, keep_changed: bool = False) -> Undo:
     if undo.changed_since and not keep_changed:
         raise UserError(
             f"Nothing was taken back, because {len(undo.changed_since)} files in {folder.name!r} were changed after they "
-            f"were written on {undo.written}: {_listing(undo.changed_since)}. Choose to keep those and take the others back, "
+            f"were written on {undo.written}: {_listing(undo.changed_since)}. Choose to keep those and take back the rest, "
             f"or copy what you want from {BACKUPS}/{undo.backup.name} in that folder.")
     journal = read_json(undo.backup / JOURNAL)
     before = {entry["file"]: entry["before"] for entry in journal["files"]}
