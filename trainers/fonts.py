@@ -4,7 +4,7 @@ from typing import Sequence
 
 from PIL import ImageFont
 
-# Fonts of Windows, macOS and Linux by file name, which Pillow looks for in the system's folders; those of many scripts first.
+# Fonts of Windows, macOS and Linux by file name, which Pillow looks for in the system's folders; many scripts first.
 SYSTEM_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "DroidSansFallbackFull.ttf", "wqy-microhei.ttc",
     "Arial Unicode.ttf", "ARIALUNI.TTF", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Hiragino Sans GB.ttc", "PingFang.ttc",

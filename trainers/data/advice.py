@@ -35,9 +35,9 @@ def advice(pictures: int, seen: int) -> list[str]:
             fit = f"{pictures} is a usual number"
         else:
             fit = f"{few} to {many} are usual and {pictures} are more to learn from, if they show the same thing"
-        rounds = f"{short:,} to {long:,} steps of one picture show each {_times(short / seen)} to {_times(long / seen)} times"
-        lines.append(f"{practice.method}: {fit}. {rounds}{f'; {practice.more}' if practice.more else ''} "
-                     f"({practice.source}).")
+        more = f"; {practice.more}" if practice.more else ""
+        lines.append(f"{practice.method}: {fit}. {short:,} to {long:,} steps of one picture show each "
+                     f"{_times(short / seen)} to {_times(long / seen)} times{more} ({practice.source}).")
     lines.append("Hypernetwork: nobody whose figures we know gives a number of pictures; start as for a LoRA.")
     return lines
 

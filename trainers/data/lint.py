@@ -30,8 +30,9 @@ def _places(captions: Sequence[str], holds) -> tuple[int, ...]:
 
 def empty(captions: Sequence[str]) -> Finding | None:
     places = _places(captions, lambda caption: not caption)
-    return Finding("empty caption", "no caption", f"{count(places)} no caption: nothing there is tied to words, and the picture "
-                   "acts in every prompt. Caption it, unless that is meant.", places) if places else None
+    text = (f"{count(places)} no caption: nothing there is tied to words, and the picture acts in every prompt. Caption it, "
+            "unless that is meant.")
+    return Finding("empty caption", "no caption", text, places) if places else None
 
 
 # ---- the trigger word ----------------------------------------------------------------------------------------------
@@ -44,13 +45,15 @@ def trigger_findings(captions: Sequence[str], trigger: str, tokenizer) -> list[F
     findings = []
     if split:
         example = apart.search(captions[split[0]])[0]
-        findings.append(Finding("split trigger", "trigger split", f"{count(split)} the trigger {trigger!r} written in another "
-                                f"way, for example {example!r}, which other tokens stand for. Write it alike everywhere, with "
-                                "Replace in Captions.", split))
+        findings.append(Finding(
+            "split trigger", "trigger split", f"{count(split)} the trigger {trigger!r} written in another way, for example "
+            f"{example!r}, which other tokens stand for. Write it alike everywhere, with Replace in Captions.", split))
     if missing:
-        findings.append(Finding("missing trigger", "no trigger", f"{count(missing)} no trigger {trigger!r}: it learns nothing "
-                                "from there. Add it with Trigger Word.", missing))
-    return findings + [Finding("trigger word", "", f"{note[0].upper()}{note[1:]}.") for note in word_notes(trigger, tokenizer)]
+        findings.append(Finding(
+            "missing trigger", "no trigger", f"{count(missing)} no trigger {trigger!r}: it learns nothing from there. Add "
+            "it with Trigger Word.", missing))
+    notes = word_notes(trigger, tokenizer)
+    return findings + [Finding("trigger word", "", f"{note[0].upper()}{note[1:]}.") for note in notes]
 
 
 def _letters_apart(trigger: str) -> re.Pattern | None:
@@ -88,8 +91,8 @@ def too_long(captions: Sequence[str], tokenizer, room: int) -> Finding | None:
     if not lost:
         return None
     longest = max(lost, key=lambda place: len(lost[place]))
-    return Finding("too long", "cut", f"{count(lost)} a caption longer than the {room} tokens that the text encoder takes. Of "
-                   f"No. {longest + 1} it does not see: … {shortened(lost[longest])}", tuple(lost))
+    return Finding("too long", "cut", f"{count(lost)} a caption longer than the {room} tokens that the text encoder takes. "
+                   f"Of No. {longest + 1} it does not see: … {shortened(lost[longest])}", tuple(lost))
 
 
 # ---- captions compared ---------------------------------------------------------------------------------------------
@@ -125,8 +128,9 @@ def fused(captions: Sequence[str], trigger: str) -> list[Finding]:
     if not tags + words:
         return []
     named = ", ".join(map(repr, (tags + words)[:8]))
-    return [Finding("fused with the trigger", "", f"{named} stands in every caption that holds {trigger!r}, so what it means is "
-                    "learnt as part of the trigger. Right for the subject's class; take out what should stay free, or vary it.")]
+    return [Finding("fused with the trigger", "", f"In every caption that holds {trigger!r} there is also {named}: what "
+                    "that means is learnt as part of the trigger. Right for the subject's class; vary or remove what should stay "
+                    "free.")]
 
 
 def common(lists: Sequence[Sequence[str]]) -> list[str]:

@@ -27,7 +27,7 @@ PLAIN = 2.0
 COMPRESSED_QUALITY = 50
 """JPEG quality of the usual scale (IJG, as in Pillow) below which blocks and halos show."""
 BLOCKY = 1.6
-"""How much larger the steps between 8 × 8 blocks are than those inside, above which a picture went through a strong JPEG."""
+"""How much larger the steps between 8 × 8 blocks are than those inside, above which it was a strong JPEG."""
 ENLARGED = 1.1
 """Enlargement on the way into the bucket above which a picture is tiny for the resolution."""
 CROPPED = 0.85
@@ -81,8 +81,8 @@ def _measured(path: str, size: int, modified: int) -> Measured:
     picture.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     pixels = np.asarray(picture, np.float32)
     return Measured(mode, transparent, frames, float(np.percentile(pixels.max(axis=2) - pixels.min(axis=2), 99)),
-                    sharpness(np.asarray(picture.convert("L"), np.float32)), jpeg_quality(tables) if tables else None, blocks,
-                    fingerprint(picture))
+                    sharpness(np.asarray(picture.convert("L"), np.float32)), jpeg_quality(tables) if tables else None,
+                    blocks, fingerprint(picture))
 
 
 def sharpness(grey: np.ndarray) -> float | None:

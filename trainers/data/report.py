@@ -12,6 +12,7 @@ from .fingerprints import similar_groups
 from .lint import CLIP_TOKENS, count, frequencies, lint
 from .quality import (
     BLOCKY,
+    COMPRESSED_QUALITY,
     CROPPED,
     ENLARGED,
     Finding,
@@ -93,7 +94,8 @@ def copies(dataset: DatasetSpec, measured: Sequence[Measured | None]) -> list[Fi
                                      ("near-duplicates", "near-duplicate", near, "look almost alike")):
         if groups:
             places = tuple(place for group in groups for place in group)
-            findings.append(Finding(kind, mark, f"{len(places)} pictures {what}: {listed_groups(groups)}. {advice_for}", places))
+            text = f"{len(places)} pictures {what}: {listed_groups(groups)}. {advice_for}"
+            findings.append(Finding(kind, mark, text, places))
     return findings
 
 
@@ -114,11 +116,11 @@ def picture_findings(measured: Sequence[Measured | None], crops: Sequence[Crop],
          f"to be enlarged for {resolution} pixels, up to {max(crop.enlargement for crop in crops):.1f} times, which teaches "
          "blur. Use larger originals or a lower resolution."),
         ("over-compressed", "compressed", tuple(place for place, each in known if compressed(each)),
-         f"strong JPEG compression (quality below 50, or steps at 8 × 8 blocks above {BLOCKY:g} times the others). Its blocks "
-         "are learnt too."),
+         f"strong JPEG compression (quality below {COMPRESSED_QUALITY}, or steps at 8 × 8 blocks above {BLOCKY:g} times the "
+         "others). Its blocks are learnt too."),
         ("cropped", "cropped", tuple(place for place, crop in enumerate(crops) if crop.kept < CROPPED),
-         f"more than {1 - CROPPED:.0%} cut away by the bucket, up to {1 - min(crop.kept for crop in crops):.0%}. Crop by hand "
-         "what should stay."),
+         f"more than {1 - CROPPED:.0%} cut away by the bucket, up to {1 - min(crop.kept for crop in crops):.0%}. Crop by "
+         "hand what should stay."),
     ]
     findings = [Finding(kind, mark, f"{count(places)} {words}", places) for kind, mark, places, words in found if places]
     return findings + mode_findings(known)
@@ -142,7 +144,7 @@ def mode_findings(known: Sequence[tuple[int, Measured]]) -> list[Finding]:
         if mode := odd_mode(each):
             modes.setdefault(mode, []).append(place)
     if len(modes.get("grey", [])) == len(known):
-        del modes["grey"]
+        modes.pop("grey", None)
     return [Finding("colour mode", mode, f"{count(modes[mode])} {words}", tuple(modes[mode]))
             for mode, words in MODES.items() if mode in modes]
 
@@ -195,7 +197,8 @@ def as_text(report: Report, shown: int = 30) -> str:
     lines += [f"- note: {note}" for note in report.dataset.notes]
     lines += ["", "Shapes: " + ", ".join(f"{name} {number}" for name, number in aspects(report)),
               f"Buckets at {report.resolution}: " + ", ".join(
-                  f"{width}×{height} {number} (cut {lost:.0%})" for (width, height), number, lost in buckets(report)[:shown])]
+                  f"{width}×{height} {number} (cut {lost:.0%})"
+                  for (width, height), number, lost in buckets(report)[:shown])]
     once = sum(number == 1 for _, number in report.frequencies)
     lines += ["Most frequent in captions: " + (", ".join(f"{tag} {number}" for tag, number in report.frequencies[:shown])
                                                or "nothing"),
