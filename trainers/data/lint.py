@@ -128,9 +128,9 @@ def fused(captions: Sequence[str], trigger: str) -> list[Finding]:
     if not tags + words:
         return []
     named = ", ".join(map(repr, (tags + words)[:8]))
-    return [Finding("fused with the trigger", "", f"In every caption that holds {trigger!r} there is also {named}: what "
-                    "that means is learnt as part of the trigger. Right for the subject's class; vary or remove what should stay "
-                    "free.")]
+    text = (f"In every caption that holds {trigger!r} there is also {named}: what that means is learnt as part of the "
+            "trigger. Right for the subject's class; vary or remove what should stay free.")
+    return [Finding("fused with the trigger", "", text)]
 
 
 def common(lists: Sequence[Sequence[str]]) -> list[str]:
