@@ -231,7 +231,8 @@ def upstream(prompt: dict | None, node_id: str) -> str:
 def describe_write(plan: sidecars.Plan, backups: list[Path], only_looked: bool, shown: int = 8) -> str:
     new = sum(change.old is None for change in plan.changes)
     verb = "would be" if only_looked else "were"
-    lines = [f"{len(plan.changes)} caption files {verb} written, {new} of them new; {plan.unchanged} stay as they are."]
+    lines = [f"Caption files that {verb} written: {len(plan.changes)}, new ones among them: {new}, unchanged: "
+             f"{plan.unchanged}."]
     lines += [f"Backup: {backup.parent.parent.name}/{backup.parent.name}/{backup.name}." for backup in backups]
     lines += [f"{note[0].upper()}{note[1:]}." for note in plan.notes]
     lines += [f"{change.file.name}: {'(no file)' if change.old is None else change.old or '(empty)'} → "
@@ -279,9 +280,9 @@ def describe_undo(undo: sidecars.Undo | None, only_looked: bool) -> str:
     if undo is None:
         return "Nothing was written into this folder that could be taken back."
     verb = "would be" if only_looked else "were"
-    lines = [f"The write of {undo.written}: {len(undo.restored)} files {verb} restored and {len(undo.removed)} removed, "
-             "which it had made."]
+    lines = [f"The write of {undo.written}: files that {verb} restored: {len(undo.restored)}, files that it had made and that "
+             f"{verb} removed: {len(undo.removed)}."]
     if undo.changed_since:
         lines.append(f"Changed since, and kept: {', '.join(undo.changed_since[:8])}"
                      f"{f' and {len(undo.changed_since) - 8} more' if len(undo.changed_since) > 8 else ''}.")
-    return "\n".join(lines + ([f"{undo.earlier} earlier writes can be taken back too."] if undo.earlier else []))
+    return "\n".join(lines + ([f"Earlier writes that can be taken back too: {undo.earlier}."] if undo.earlier else []))

@@ -17,8 +17,8 @@ class DatasetReport(io.ComfyNode):
             node_id="FineTuneDatasetReport",
             display_name="Dataset Report",
             category="FineTune/dataset",
-            description="Looks at all pictures and captions before they are trained: shapes, buckets, copies, blurred and tiny "
-                        "pictures, captions without the trigger or too long for the text encoder, and more.",
+            description="Looks at all pictures and captions before they are trained: shapes, buckets, copies, blurred and "
+                        "tiny pictures, captions without the trigger or too long for the text encoder, and more.",
             is_output_node=True,
             inputs=[
                 types.Dataset.Input("dataset", tooltip="Load Image Dataset, or the last node that changed its captions."),
