@@ -280,8 +280,8 @@ def describe_undo(undo: sidecars.Undo | None, only_looked: bool) -> str:
     if undo is None:
         return "Nothing was written into this folder that could be taken back."
     verb = "would be" if only_looked else "were"
-    lines = [f"The write of {undo.written}: files that {verb} restored: {len(undo.restored)}, files that it had made and that "
-             f"{verb} removed: {len(undo.removed)}."]
+    lines = [f"The write of {undo.written}: files that {verb} restored: {len(undo.restored)}, files that it had made and "
+             f"that {verb} removed: {len(undo.removed)}."]
     if undo.changed_since:
         lines.append(f"Changed since, and kept: {', '.join(undo.changed_since[:8])}"
                      f"{f' and {len(undo.changed_since) - 8} more' if len(undo.changed_since) > 8 else ''}.")

@@ -83,8 +83,8 @@ RESULTS = {}
 
 def editing():
     chain = queue("FineTuneTriggerWord", dataset=load(), trigger=" ohwx ", place="before class word", class_word="dog")
-    chain = queue("FineTuneReplaceInCaptions", dataset=chain.args[0], find=r"(\d)", replace=r"no. \1", regular_expression=True,
-                  suffix=", film")
+    chain = queue("FineTuneReplaceInCaptions", dataset=chain.args[0], find=r"(\d)", replace=r"no. \1",
+                  regular_expression=True, suffix=", film")
     chain = queue("FineTuneEditTags", dataset=chain.args[0], move_to_front="film", remove="x*")
     by_hand = queue("FineTuneEditCaptions", dataset=chain.args[0], edits="1.png: mine\nother.png: lost")
     RESULTS["editing"] = {
@@ -167,7 +167,8 @@ def reporting():
     pictures = [FOLDER / "temp" / each["subfolder"] / each["filename"] for each in found.ui["images"]]
     RESULTS["report"] = {
         "shape": list(found.args[0].shape), "range": [float(found.args[0].min()), float(found.args[0].max())],
-        "dtype": str(found.args[0].dtype), "text": found.args[1], "same text with a base": with_base.args[1] == found.args[1],
+        "dtype": str(found.args[0].dtype), "text": found.args[1],
+        "same text with a base": with_base.args[1] == found.args[1],
         "pages with no sheets": len(with_base.args[0]), "ui": found.ui["text"] == [found.args[1]],
         "saved": [Image.open(path).size for path in pictures],
     }
