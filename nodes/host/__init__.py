@@ -25,6 +25,7 @@ from .folders import (  # noqa: E402
     dataset_choices,
     dataset_folder,
     output_folder,
+    own_dataset_folder,
     place,
     saved_picture,
 )
@@ -50,8 +51,8 @@ __all__ = [
     "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "chosen_lora", "CONNECTED",
     "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices", "embedding_path", "embedding_prompt",
     "find_row", "follow", "free_memory", "inspect_lora", "library_choices", "library_path", "load_checkpoint",
-    "load_native", "lora_choices", "lora_names", "NodeProgress", "output_folder", "place", "place_library", "quick_card",
-    "read_lora", "require_packages", "saved_model", "saved_picture", "shard_choices", "shard_index", "signature",
-    "training_device", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys",
-    "unmatched_tensors",
+    "load_native", "lora_choices", "lora_names", "NodeProgress", "output_folder", "own_dataset_folder", "place",
+    "place_library", "quick_card", "read_lora", "require_packages", "saved_model", "saved_picture", "shard_choices",
+    "shard_index", "signature", "training_device", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors",
+    "unloaded_widths", "unmatched_keys", "unmatched_tensors",
 ]

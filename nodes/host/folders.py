@@ -85,6 +85,24 @@ def dataset_folder(choice: str) -> Path:
                     "or models/datasets, refresh the node list, and choose it.")
 
 
+def own_dataset_folder(picture: Path) -> Path:
+    """The dataset folder of a person's own that a picture lies in: a folder in the input folder or in models/datasets.
+    Raises UserError for pictures elsewhere, and for those behind a link that leads out of the dataset folder."""
+    place = Path(os.path.normpath(picture))
+    for root in (root for kind in ("input", "datasets") for root in _dataset_roots()[kind]):
+        for name in (Path(os.path.normpath(root)), root.resolve()):
+            if place.is_relative_to(name) and len(parts := place.relative_to(name).parts) > 1:
+                folder = name / parts[0]
+                if place.parent.resolve().is_relative_to(folder.resolve()):
+                    return folder
+    if place.is_relative_to(EXAMPLES):
+        raise UserError("These pictures came with the pack, and its examples stay as they are. Copy the folder "
+                        f"{place.parent.name!r} into ComfyUI's input folder, refresh the node list, and choose it there.")
+    raise UserError(f"The picture {picture.name!r} is not in a folder of ComfyUI's input folder or of models/datasets, so "
+                    "no caption is written beside it. Put the pictures into a folder there, and choose that in Load Image "
+                    "Dataset.")
+
+
 def _is_plain_name(name: str) -> bool:
     """Whether a name stays in its folder. Links that people put there themselves may lead elsewhere."""
     return name not in ("", ".", "..") and Path(name).name == name

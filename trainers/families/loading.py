@@ -139,6 +139,13 @@ def load_tokenizer(base, component: str, pad_token: str):
     folder = Path(base.path) / component
     if base.layout == "diffusers" and (folder / "vocab.json").exists():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return clip_tokenizer(pad_token)
+
+
+def clip_tokenizer(pad_token: str = "<|endoftext|>"):
+    """A CLIPTokenizer, without any base model."""
+    from transformers import CLIPTokenizer
+
     return CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token, local_files_only=True)
 
 

@@ -1,0 +1,66 @@
+"""The caption nodes and the report inside ComfyUI: what caption_nodes.py found, in a process of its own."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environment import describe
+
+SCRIPT = Path(__file__).with_name("caption_nodes.py")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder, environment = tmp_path_factory.mktemp("captions"), {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(folder)], env=environment,
+                            capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_editing_nodes_in_a_row(results):
+    editing = results["editing"]
+    assert editing["tags"] == ["film, a ohwx dog no. 0", "film, a ohwx dog no. 1", "ohwx, film"]
+    assert editing["captions"] == ["film, a ohwx dog no. 0", "mine", "ohwx, film"] and editing["trigger"] == "ohwx"
+    lines = ["0.png: film, a ohwx dog no. 0", "1.png: mine", "2.png: ohwx, film"]
+    assert editing["text"] == "\n".join(lines) and editing["ui"]["captions"] == lines
+    assert editing["ui"]["text"] == [editing["shown"]]
+    assert "1.png: film, a ohwx dog no. 1 → mine" in editing["shown"] and "'other.png: lost' names no" in editing["shown"]
+    assert editing["files"] == {"0.txt": "a dog 0", "1.txt": "a dog 1"}, "editing touches no file"
+    assert "trigger is empty" in editing["refused"][0] and "missing ) at position 2" in editing["refused"][1]
+
+
+def test_captions_are_written_once_and_taken_back_one_by_one(results):
+    writing = results["writing"]
+    assert writing["untouched"] and "would be written: 2" in writing["looked"]
+    assert "a dog 0 → a dog dog 0" in writing["looked"]
+    assert writing["once"] == {"0.txt": "a dog dog 0\n", "1.txt": "a dog dog 1\n"}
+    assert "were written: 2" in writing["first"] and "Backup: mine/.caption_backups/" in writing["first"]
+    assert writing["same"] and "2 captions were written by the same nodes before" in writing["again"]
+    assert writing["goes on"] == ["a dog dog 0", "a dog dog 1", ""], "what is trained is what the files say"
+    assert writing["twice"] == {"0.txt": "a a dog dog 0\n", "1.txt": "a a dog dog 1\n"}, "another edit is another write"
+    assert "would be restored: 2" in writing["look"] and "were restored: 2" in writing["undone"]
+    assert writing["after one undo"] and writing["after two"] and writing["a mark of its own"]
+    assert writing["nothing left"].startswith("Nothing was written into the folder 'mine'")
+
+
+def test_only_own_dataset_folders_are_written(results):
+    refusals = results["refusals"]
+    assert "came with the pack" in refusals["examples"]
+    assert refusals["linked"] == "nothing" and refusals["linked caption"] == "ohwx, a dog 0\n", "a link put there on purpose"
+    mine, *others = refusals["places"]
+    assert mine == "mine" and len(others) == 5 and all("is not in a folder of ComfyUI's input" in each for each in others)
+    assert refusals["actions"][0].startswith("action is 'all'") and refusals["actions"][1].startswith("action is 'all'")
+    assert "is not there" in refusals["actions"][2]
+
+
+def test_the_report_is_a_batch_of_pages_and_a_text(results):
+    report = results["report"]
+    pages, height, width, channels = report["shape"]
+    assert (pages, width, channels) == (2, 1536, 3) and report["dtype"] == "torch.float32" and report["range"] == [0.0, 1.0]
+    assert report["saved"] == [[width, height]] * 2 and report["ui"] and report["pages with no sheets"] == 1
+    assert report["same text with a base"]
+    for words in ("- tiny: 3 pictures have", "- empty caption: 1 picture has", "- missing trigger: 2 pictures have"):
+        assert words in report["text"]

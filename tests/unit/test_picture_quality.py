@@ -1,0 +1,225 @@
+"""Every rule on pixels: a picture that it finds, and pictures that it leaves alone."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finetune.trainers.data.buckets import bucket_sizes, fit
+from finetune.trainers.data.fingerprints import fingerprint, similar_groups
+from finetune.trainers.data.manifest import scan_folder
+from finetune.trainers.data.quality import blockiness, blurred, compressed, jpeg_quality, measure, odd_mode, sharpness
+from finetune.trainers.data.report import copies, mode_findings, picture_findings
+from generated_pictures import as_jpeg, drawing, photograph
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+ROOT = Path(__file__).resolve().parents[2]
+EMOJI = sorted((ROOT / "example_datasets" / "openmoji").glob("*.png"))
+
+
+def measured_as(tmp_path, picture: Image.Image, name: str = "picture.png", **options):
+    picture.save(tmp_path / name, **options)
+    return measure(str(tmp_path / name))
+
+
+# ---- blurred -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("make", [photograph, lambda number: drawing(number, 512)], ids=["photograph", "drawing"])
+@pytest.mark.parametrize("radius, found", [(0, False), (0.7, False), (4, True), (8, True)])
+@pytest.mark.parametrize("side", [384, 1200])
+def test_blurred_by_itself(make, radius, found, side, tmp_path):
+    """The radius is in pixels of 512: a large picture is as blurred as its reduced copy."""
+    picture = make(1).resize((512, 512)).filter(ImageFilter.GaussianBlur(radius))
+    each = measured_as(tmp_path, picture.resize((side, side)))
+    assert (blurred([each]) == (0,)) == found, each.sharpness
+
+
+def test_blurred_beside_the_others(tmp_path):
+    """Soft by itself is no fault in soft company."""
+    sharp = [measured_as(tmp_path, photograph(number), f"{number}.png") for number in range(4)]
+    soft = [measured_as(tmp_path, photograph(number).filter(ImageFilter.GaussianBlur(1.1)), f"soft {number}.png")
+            for number in range(4)]
+    assert blurred([*sharp, soft[0]]) == (4,)
+    assert blurred(soft) == () and blurred(sharp) == ()
+
+
+def test_sharpness_does_not_depend_on_contrast_or_background():
+    grey = np.asarray(photograph(0).convert("L"), np.float32)
+    assert sharpness(grey * 0.3 + 20) == pytest.approx(sharpness(grey), rel=1e-3)
+    assert sharpness(np.full((64, 64), 128, np.float32)) is None
+    small = np.asarray(drawing(3, 200).convert("L"), np.float32)
+    wide = np.pad(small, 60, constant_values=255)
+    assert sharpness(wide) == pytest.approx(sharpness(small), rel=0.5)
+
+
+def test_emoji_and_plain_pictures_are_not_blurred(tmp_path):
+    assert blurred([measure(str(path)) for path in EMOJI]) == ()
+    assert blurred([measured_as(tmp_path, Image.new("RGB", (300, 300), "red"))]) == ()
+
+
+# ---- compressed ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("quality, found", [
+    (5, True), (10, True), (30, True), (49, True), (50, False), (75, False), (90, False)])
+def test_compressed_by_its_tables(quality, found, tmp_path):
+    each = measured_as(tmp_path, photograph(0), "picture.jpg", quality=quality)
+    assert each.jpeg_quality == quality and compressed(each) == found
+
+
+def test_quality_is_that_of_pillow(tmp_path):
+    for quality in range(1, 99, 7):
+        Image.new("RGB", (16, 16)).save(tmp_path / "q.jpg", quality=quality)
+        with Image.open(tmp_path / "q.jpg") as file:
+            assert jpeg_quality(file.quantization) == pytest.approx(quality, abs=1)
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("quality, found", [(8, True), (15, True), (75, False), (90, False)])
+def test_compressed_once_and_saved_as_something_else(number, quality, found, tmp_path):
+    each = measured_as(tmp_path, as_jpeg(photograph(number), quality))
+    assert each.jpeg_quality is None and compressed(each) == found, each.blockiness
+
+
+def test_drawings_and_large_pixels_have_no_blocks(tmp_path):
+    assert not any(compressed(measure(str(path))) for path in EMOJI)
+    pixels = photograph(0, (48, 48)).resize((384, 384), Image.Resampling.NEAREST)  # 8 × 8 pixels each, like JPEG's blocks
+    assert blockiness(pixels) == 1.0
+    stripes = Image.fromarray(np.tile(np.uint8([0, 0, 0, 0, 200, 200, 200, 200]), (96, 24))).convert("RGB")
+    assert blockiness(stripes) == 1.0
+    assert blockiness(Image.new("RGB", (9, 9))) == 1.0
+
+
+# ---- colour modes --------------------------------------------------------------------------------------------------
+
+def sixteen_bit(size=(40, 40)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 65535, size, dtype=np.uint16))
+
+
+@pytest.mark.parametrize("make, name, found", [
+    (lambda: photograph(0, (40, 40)), "a.png", None),
+    (lambda: photograph(0, (40, 40)), "a.jpg", None),
+    (lambda: photograph(0, (40, 40)).convert("RGBA"), "a.webp", None),
+    (lambda: photograph(0, (40, 40)).convert("CMYK"), "a.jpg", "CMYK"),
+    (sixteen_bit, "a.png", "16 bit"),
+    (sixteen_bit, "a.tif", "16 bit"),
+    (lambda: photograph(0, (40, 40)).quantize(), "a.png", "palette"),
+    (lambda: photograph(0, (40, 40)).convert("L"), "a.png", "grey"),
+    (lambda: photograph(0, (40, 40)).convert("L").convert("RGB"), "a.jpg", "grey"),
+    (lambda: Image.merge("RGBA", (*photograph(0, (40, 40)).split(), Image.linear_gradient("L").resize((40, 40)))), "a.png",
+     "transparent"),
+])
+def test_colour_modes(make, name, found, tmp_path):
+    assert odd_mode(measured_as(tmp_path, make(), name)) == found
+
+
+def test_sixteen_bits_of_colour_and_animations(tmp_path):
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)  # 16 bits, RGB: Pillow reads such files but writes none
+    rows = b"".join(b"\0" + np.random.default_rng(row).bytes(8 * 6) for row in range(8))
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
+                                        + chunk(b"IEND", b""))
+    assert odd_mode(measure(str(tmp_path / "deep.png"))) == "16 bit"
+    frames = [photograph(number, (32, 32)) for number in range(3)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:])
+    assert odd_mode(measure(str(tmp_path / "moving.webp"))) == "animated"
+
+
+def test_a_grey_dataset_is_one_on_purpose(tmp_path):
+    grey = measured_as(tmp_path, photograph(0, (40, 40)).convert("L"), "grey.png")
+    colour = measured_as(tmp_path, photograph(0, (40, 40)), "colour.png")
+    assert mode_findings([(0, grey), (1, grey)]) == []
+    assert [(finding.mark, finding.pictures) for finding in mode_findings([(0, colour), (1, grey)])] == [("grey", (1,))]
+
+
+# ---- size ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("size, resolution, kinds", [
+    ((512, 512), 512, []), ((1000, 800), 512, []), ((470, 470), 512, []), ((400, 400), 512, ["tiny"]),
+    ((400, 400), 256, []), ((1280, 512), 512, []), ((1600, 500), 512, ["cropped"]), ((300, 1200), 512, ["cropped"]),
+    ((900, 200), 512, ["tiny", "cropped"]),
+])
+def test_tiny_and_cropped(size, resolution, kinds):
+    findings = picture_findings([None], [fit(size, bucket_sizes(resolution))], resolution)
+    assert [finding.kind for finding in findings] == ["unreadable", *kinds]
+
+
+# ---- copies --------------------------------------------------------------------------------------------------------
+
+def cropped(picture: Image.Image, share: float, left=0.5, top=0.5) -> Image.Image:
+    width, height = (round(length * (1 - share)) for length in picture.size)
+    x, y = round((picture.width - width) * left), round((picture.height - height) * top)
+    return picture.crop((x, y, x + width, y + height))
+
+
+COPIES = {
+    "half the size": lambda picture: picture.resize((picture.width // 2, picture.height // 2)),
+    "a fifth of the size": lambda picture: picture.resize((picture.width // 5, picture.height // 5)),
+    "recompressed": lambda picture: as_jpeg(picture, 15),
+    "darker": lambda picture: ImageEnhance.Brightness(picture).enhance(0.7),
+    "less contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(0.6),
+    "mirrored": ImageOps.mirror,
+    "stretched": lambda picture: picture.resize((picture.width, round(picture.height * 0.85))),
+    "cut by 6 % around": lambda picture: cropped(picture, 0.06),
+    "cut by 5 % below": lambda picture: picture.crop((0, 0, picture.width, round(picture.height * 0.95))),
+    "cut by 10 % at two sides": lambda picture: cropped(picture, 0.1, 0, 0),
+    "cut, smaller and recompressed": lambda picture: as_jpeg(cropped(picture, 0.05).resize((200, 200)), 30),
+}
+
+
+@pytest.mark.parametrize("change", COPIES.values(), ids=COPIES)
+def test_copies_are_found(change):
+    for number in range(6):
+        original = photograph(number)
+        prints = [fingerprint(each) for each in (photograph(50), original, photograph(51), change(original))]
+        assert similar_groups(prints) == [(1, 3)], number
+
+
+@pytest.mark.parametrize("change", ["half the size", "recompressed", "darker", "mirrored", "cut by 6 % around"])
+def test_copies_of_drawings_on_white_are_found(change):
+    pictures = [Image.open(path).convert("RGB") for path in EMOJI[:8]]
+    prints = [fingerprint(picture) for picture in pictures]
+    found = similar_groups([*prints, *(fingerprint(COPIES[change](picture)) for picture in pictures)])
+    assert found == [(number, number + 8) for number in range(8)]
+
+
+def test_different_pictures_are_not_copies():
+    assert len(EMOJI) == 20
+    assert similar_groups([fingerprint(Image.open(path).convert("RGB")) for path in EMOJI]) == []
+    assert similar_groups([fingerprint(photograph(number)) for number in range(40)]) == []
+    assert similar_groups([fingerprint(drawing(number)) for number in (0, 2, 10, 12, 19, 23)]) == []
+
+
+def test_plain_pictures_are_told_apart_by_colour():
+    prints = [fingerprint(Image.new("RGB", (50, 50), colour)) for colour in ("red", "blue", "#fe0101", "white", "#f0f0f0")]
+    assert similar_groups([*prints, None, fingerprint(photograph(0))]) == [(0, 2)]
+
+
+def test_three_copies_are_one_group_and_same_files_another_kind(tmp_path):
+    original = photograph(0)
+    for name, picture in {"a": original, "b": ImageOps.mirror(original), "c": photograph(1),
+                          "d": original.resize((200, 200))}.items():
+        picture.save(tmp_path / f"{name}.png")
+    (tmp_path / "e.png").write_bytes((tmp_path / "c.png").read_bytes())
+    (tmp_path / "f.png").write_bytes((tmp_path / "c.png").read_bytes())
+    dataset = scan_folder(str(tmp_path), "folder")
+    findings = copies(dataset, [measure(picture.path) for picture in dataset.pictures])
+    assert [(finding.kind, finding.pictures) for finding in findings] == [
+        ("duplicates", (2, 4, 5)), ("near-duplicates", (0, 1, 3))]
+    assert "No. 3 = No. 5 = No. 6" in findings[0].text and "No. 1 = No. 2 = No. 4" in findings[1].text
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+def test_a_file_is_measured_again_when_it_changed_and_only_then(tmp_path, monkeypatch):
+    from finetune.trainers.data import quality
+
+    opened, read = [], quality.read_picture
+    monkeypatch.setattr(quality, "read_picture", lambda path: opened.append(path) or read(path))
+    first = measured_as(tmp_path, photograph(0, (64, 64)))
+    assert measure(str(tmp_path / "picture.png")) == first and len(opened) == 1
+    assert measured_as(tmp_path, photograph(1, (80, 64))) != first and len(opened) == 2
+    (tmp_path / "picture.png").write_bytes(b"no picture")
+    assert measure(str(tmp_path / "picture.png")) is None and measure(str(tmp_path / "gone.png")) is None

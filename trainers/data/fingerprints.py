@@ -1,0 +1,103 @@
+"""Pictures that are the same to the eye: a small copy of each, and groups of pictures whose small copies agree.
+
+Hashes of 64 bits see little but the layout, which things on a white ground have in common, and lose pictures that were
+cropped a little. So colour pictures of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
+cutting up to a seventh of either away: copies then agree everywhere, and other pictures differ strongly somewhere.
+"""
+from typing import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+SIDE = 24
+CELL, DIFFERENT = 3, 0.6
+"""Pixels of a cell's side, and the most that copies differ in the mean of any cell, in standard deviations of the picture.
+Copies that were recompressed, resized or brightened stay below 0.35, those with a twentieth cut away around below 0.55;
+pictures of different things, drawn alike on white, differ by 1.5 and more."""
+POSSIBLE, ALIGNED = 0.4, 0.8
+"""Correlation below which no cutting is tried, and that which the best cutting has at least."""
+PLAIN = 2.0
+"""Standard deviation, of 255, below which a picture has nothing to correlate and only its colour counts."""
+KEPT = (0.97, 0.94, 0.91, 0.88, 0.85)
+PLACES = tuple((left, top) for left in (0, 0.5, 1) for top in (0, 0.5, 1))
+"""Which share of either side is kept of a picture, and where."""
+
+
+def fingerprint(picture: Image.Image) -> bytes:
+    """SIDE × SIDE RGB pixels of an RGB picture, one byte each."""
+    enlarged = min(picture.size) < SIDE
+    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC if enlarged else Image.Resampling.BOX).tobytes()
+
+
+def similar_groups(prints: Sequence[bytes | None]) -> list[tuple[int, ...]]:
+    """Groups of two or more places whose pictures are copies of each other, mirrored ones among them."""
+    places = [place for place, each in enumerate(prints) if each]
+    group = {place: place for place in places}
+
+    def root(place: int) -> int:
+        while group[place] != place:
+            place = group[place]
+        return place
+
+    for one, other in _copies([prints[place] for place in places]):
+        group[root(places[other])] = root(places[one])
+    found: dict[int, list[int]] = {}
+    for place in places:
+        found.setdefault(root(place), []).append(place)
+    return sorted(tuple(members) for members in found.values() if len(members) > 1)
+
+
+def _copies(prints: Sequence[bytes], rows: int = 256) -> Iterator[tuple[int, int]]:
+    """Pairs of places whose pictures are copies. Pairs are sorted out by a quarter of the pixels, `rows` pictures at a
+    time, so that memory stays small."""
+    if not prints:
+        return
+    pixels = np.stack([np.frombuffer(each, np.uint8) for each in prints]).reshape(-1, SIDE, SIDE, 3)
+    plain = pixels.reshape(len(pixels), -1).std(axis=1) < PLAIN
+    colours = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
+    for place in np.flatnonzero(plain):
+        same = plain & (np.abs(colours - colours[place]).max(axis=1) < 3)
+        yield from ((int(place), int(other)) for other in np.flatnonzero(same) if other > place)
+    for turned in (pixels, pixels[:, :, ::-1]):
+        fine, coarse, itself = _normalised(turned), _normalised(_halved(turned)), _normalised(_halved(pixels))
+        for start in range(0, len(prints), rows):
+            near = (itself[start:start + rows] @ coarse.T > POSSIBLE) & ~plain & ~plain[start:start + rows, None]
+            for place, row in enumerate(near, start=start):
+                row[place] = False
+                possible = np.flatnonzero(row)
+                if len(possible):
+                    cuttings = _cuttings(pixels[place])
+                    agreement = coarse[possible] @ _normalised(_halved(cuttings)).T
+                    aligned = agreement.max(axis=1) > ALIGNED
+                    difference = _normalised(cuttings)[agreement[aligned].argmax(axis=1)] - fine[possible[aligned]]
+                    copies = _largest_difference(difference) < DIFFERENT
+                    yield from ((place, int(other)) for other in possible[aligned][copies])
+
+
+def _halved(pixels: np.ndarray) -> np.ndarray:
+    """Means of 2 × 2 pixels."""
+    return pixels.reshape(len(pixels), SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(2, 4))
+
+
+def _cuttings(picture: np.ndarray) -> np.ndarray:
+    """A small picture, whole and with something cut away around: uint8 [count, SIDE, SIDE, 3]."""
+    image, cut = Image.fromarray(picture), [picture]
+    for kept in KEPT:
+        free = SIDE * (1 - kept)
+        for left, top in PLACES:
+            box = (left * free, top * free, left * free + SIDE * kept, top * free + SIDE * kept)
+            cut.append(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)))
+    return np.stack(cut)
+
+
+def _largest_difference(vectors: np.ndarray) -> np.ndarray:
+    """The largest mean of a cell and channel in each difference of normalised vectors, in standard deviations."""
+    cells = vectors.reshape(len(vectors), SIDE // CELL, CELL, SIDE // CELL, CELL, 3).mean(axis=(2, 4))
+    return np.abs(cells).max(axis=(1, 2, 3), initial=0) * np.sqrt(vectors.shape[1])
+
+
+def _normalised(pixels: np.ndarray) -> np.ndarray:
+    """Vectors of mean 0 and length 1, float32 [count, values]."""
+    vectors = pixels.reshape(len(pixels), -1).astype(np.float32)
+    vectors -= vectors.mean(axis=1, keepdims=True)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)

@@ -1,0 +1,50 @@
+"""Text on pictures in any script: the font that comes with Pillow is Latin, others are looked for on the computer."""
+from functools import lru_cache
+from typing import Sequence
+
+from PIL import ImageFont
+
+# Fonts of Windows, macOS and Linux by file name, which Pillow looks for in the system's folders; many scripts first.
+SYSTEM_FONTS = (
+    "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "DroidSansFallbackFull.ttf", "wqy-microhei.ttc",
+    "Arial Unicode.ttf", "ARIALUNI.TTF", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Hiragino Sans GB.ttc", "PingFang.ttc",
+    "AppleSDGothicNeo.ttc", "segoeui.ttf", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf",
+)
+MISSING = "□"
+PLAIN = str.maketrans({"×": "x", "’": "'", "‘": "'", "“": '"', "”": '"'})
+"""For signs that are no reason to take another font."""
+
+
+def font_and_text(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+    """A font that has all letters of `text`, and the text; else the font with the most of them, and the text with a box for
+    each letter that it lacks."""
+    text = text.translate(PLAIN)
+    best, lacking = _fonts(size)[0], set(text)
+    for font in _fonts(size):
+        missing = {letter for letter in set(text) if not _has(font, letter)}
+        if len(missing) < len(lacking) or not missing:
+            best, lacking = font, missing
+        if not missing:
+            break
+    box = MISSING if _has(best, MISSING) else "?"
+    return best, "".join(box if letter in lacking else letter for letter in text)
+
+
+@lru_cache(maxsize=8)
+def _fonts(size: int) -> Sequence[ImageFont.FreeTypeFont]:
+    """The pack's usual font, then those of the system that are there."""
+    found = [ImageFont.load_default(size)]
+    for name in SYSTEM_FONTS:
+        try:
+            found.append(ImageFont.truetype(name, size))
+        except OSError:
+            continue
+    return found
+
+
+@lru_cache(maxsize=20_000)
+def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    """Whether a font draws a letter otherwise than one that no font has."""
+    if letter.isspace() or letter.isascii():
+        return True
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
