@@ -1,5 +1,14 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model import BaseModel, LoadDemoBase
+from .captioners import (
+    CaptionBlip,
+    CaptionBlip2,
+    CaptionFlorence2,
+    CaptionGit,
+    CaptionVisionLanguage,
+    TagPictures,
+)
+from .captioning import CaptionFromNames
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
@@ -22,4 +31,5 @@ NODES = [
     ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
+    CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagPictures, CaptionFromNames,
 ]

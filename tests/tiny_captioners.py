@@ -15,8 +15,8 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WORDS = (
-    "a an the red blue green yellow small large old young photo picture painting drawing of with and in on dog cat horse bird "
-    "house tree river hill boat car street sky sun moon star man woman child hat coat shoe cup table chair book lamp"
+    "a an the red blue green yellow small large old young photo picture painting drawing of with and in on dog cat horse "
+    "bird house tree river hill boat car street sky sun moon star man woman child hat coat shoe cup table chair book lamp"
 ).split()
 TAGS = [("general", "rating"), ("sensitive", "rating"), ("explicit", "rating"), *(
     (name, "character") for name in ("hatsune_miku", "saber_(fate)", "link")), *((name, "general") for name in (
@@ -43,7 +43,7 @@ def make_pictures(folder: Path, count: int = 5) -> list[Path]:
     return paths
 
 
-def tokenizer(special: tuple[str, ...], around: str = "$A", more: tuple[str, ...] = (), **named) -> hf.PreTrainedTokenizerFast:
+def tokenizer(special: tuple[str, ...], around: str = "$A", more: tuple[str, ...] = (), **named):
     """Whole words as tokens, with the special tokens of a family, put `around` a text as its own tokenizer does."""
     vocabulary = {word: number for number, word in enumerate([*special, *(f"▁{word}" for word in WORDS), *more])}
     unknown = next(word for word in special if "unk" in word.lower())
@@ -128,7 +128,7 @@ def make_florence2(folder: Path) -> Path:
         image_token_id=words.convert_tokens_to_ids("<image>"), bos_token_id=0, pad_token_id=1, eos_token_id=2)
     pictures = hf.CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
     pictures.image_seq_length = 5  # 64 pixels / 32 squared, and their mean
-    return save(folder, widen(hf.Florence2ForConditionalGeneration(config), 2), hf.Florence2Processor(
+    return save(folder, widen(hf.Florence2ForConditionalGeneration(config), 3, width=1.5), hf.Florence2Processor(
         pictures, words, post_processor_config={"pure_text": {}, "description_with_bboxes": {}}))
 
 
@@ -167,7 +167,7 @@ def make_llava(folder: Path) -> Path:
     pictures = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor = hf.LlavaProcessor(pictures, words, patch_size=8, vision_feature_select_strategy="default",
                                   num_additional_image_tokens=1, chat_template=TEMPLATE.replace("IMAGE", "<image>"))
-    return save(folder, widen(hf.LlavaForConditionalGeneration(config), 3), processor)
+    return save(folder, widen(hf.LlavaForConditionalGeneration(config), 1, width=2.0), processor)
 
 
 def make_tagger(folder: Path, batch: int | str = "batch", probabilities: bool = True, tags=TAGS) -> Path:

@@ -1,4 +1,5 @@
 """Vision-language models: whatever transformers knows as an image-text-to-text model with a chat template."""
+import inspect
 from pathlib import Path
 from typing import Sequence
 
@@ -32,9 +33,16 @@ def load(spec, device, dtype) -> Speaker:
 def ask(model: Speaker, pictures: Sequence[Image.Image]) -> list[str]:
     conversations = [conversation(model.settings, shrunk(picture, model.settings.maximum_side)) for picture in pictures]
     inputs = model.ready(model.processor.apply_chat_template(
-        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True))
+        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
+        **padding(model.processor)))
     texts = model.decode(without_prompt(model.generate(inputs), inputs["input_ids"]))
     return [text.rpartition(THOUGHT_ENDS)[2] for text in texts]
+
+
+def padding(processor) -> dict:
+    """How padding is asked for: transformers 5 wants it in a dictionary of its own."""
+    own = "processor_kwargs" in inspect.signature(processor.apply_chat_template).parameters
+    return {"processor_kwargs": {"padding": True}} if own else {"padding": True}
 
 
 def conversation(settings, picture: Image.Image) -> list[dict]:
