@@ -15,7 +15,7 @@ def ask(folder: Path, pictures: Path, caches: Path, captions: str = "", **parts)
     """A spec for the model at `folder`, named after its maker; keyword arguments are its settings, but for those of the
     spec itself and of decoding."""
     kind = KINDS.get(folder.name, folder.name)
-    own = {name: parts.pop(name) for name in ("batch_size", "memory", "dataset") if name in parts}
+    own = {name: parts.pop(name) for name in ("batch_size", "precision", "device") if name in parts}
     settings = {"kind": kind, **parts}
     if kind != "tagger":
         names = ("maximum_tokens", "beams", "repetition_penalty", "temperature", "top_p", "caption_seed")

@@ -9,8 +9,8 @@ from transformers import AutoProcessor
 
 from ..errors import UserError
 from ..spec.captioning import CaptioningSpec, SpeakingSpec
+from .devices import is_out_of_memory
 from .folders import KINDS
-from .memory import is_out_of_memory
 
 
 @dataclass

@@ -25,8 +25,8 @@ from ..randomness import derive
 from ..runs import Run
 from ..spec import Picture
 from ..spec.captioning import CaptioningSpec
-from . import Captioner, Finding, text_of
-from .memory import is_out_of_memory
+from . import Captioner, Finding, load, text_of
+from .devices import choose_device, choose_dtype, is_out_of_memory
 
 FORMAT = 1
 """Raised when the same model and settings would say something else of a picture."""
@@ -42,7 +42,7 @@ class Findings:
 
     def path(self, picture: Picture) -> Path:
         key = TensorCache.key(FORMAT, self.spec.folder.fingerprint, self.spec.model.decisive(),
-                              self.spec.memory.precision, picture.digest, picture.background)
+                              self.spec.precision, picture.digest, picture.background)
         return self.folder / key[:2] / f"{key}.json"
 
     def get(self, picture: Picture) -> Finding | None:
@@ -72,7 +72,7 @@ def texts_of(spec: CaptioningSpec) -> dict[str, str]:
 
 def open_folder(spec: CaptioningSpec) -> Run:
     """The folder in which a worker process answers this question, with the spec in it."""
-    question = [spec.folder.fingerprint, spec.model.decisive(), spec.memory.precision,
+    question = [spec.folder.fingerprint, spec.model.decisive(), spec.precision,
                 [(picture.digest, picture.background) for picture in spec.dataset.pictures]]
     key = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:12]
     words = re.sub(r"[^\w]+", "_", spec.folder.name).strip("_")[:40]
@@ -99,12 +99,11 @@ def caption_pictures(spec: CaptioningSpec, emit, stop_requested: Callable[[], bo
 
 
 def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Picture], emit, stop_requested):
-    from ..training import accelerated, dtype_of  # seconds of imports, which a question that is answered is spared
-    from . import load
-
-    with accelerated(spec) as accelerator, ThreadPoolExecutor() as pool:
+    device = choose_device(spec.device)
+    dtype = choose_dtype(spec.precision, device)
+    with ThreadPoolExecutor() as pool:
         emit("phase", text=f"loading {spec.folder.name}")
-        captioner = load(spec, accelerator.device, dtype_of(accelerator))
+        captioner = load(spec, device, dtype)
         for note in captioner.notes:
             emit("note", text=note)
         emit("phase", text="describing the first pictures")

@@ -6,7 +6,6 @@ from pydantic import Field, field_validator, model_validator
 from . import FolderSpec
 from .dataset import DatasetSpec
 from .part import MAXIMUM_SEED, Part
-from .settings import MemorySpec
 
 
 class DecodingSpec(Part):
@@ -150,5 +149,4 @@ class CaptioningSpec(Part):
     """Pictures described at once. It changes nothing but rounding."""
     folders: FolderSpec
     device: str = "auto"
-    memory: MemorySpec = MemorySpec()
-    """Only its precision counts here."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
