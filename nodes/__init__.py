@@ -1,5 +1,14 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model import BaseModel, LoadDemoBase
+from .captioners import (
+    CaptionBlip,
+    CaptionBlip2,
+    CaptionFlorence2,
+    CaptionGit,
+    CaptionVisionLanguage,
+    TagPictures,
+)
+from .captioning import CaptionFromNames
 from .captions import EditCaptions, EditTags, ReplaceInCaptions, TriggerWord, UndoWriteCaptions, WriteCaptions
 from .checkpoint_files import BakeLoras, ExportOnnx, ShardCheckpoint
 from .class_images import ClassImages
@@ -27,4 +36,5 @@ NODES = [
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
     TriggerWord, ReplaceInCaptions, EditTags, EditCaptions, WriteCaptions, UndoWriteCaptions,
     DatasetReport,
+    CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagPictures, CaptionFromNames,
 ]

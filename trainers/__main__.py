@@ -2,6 +2,7 @@
 
     python -m trainers train SPEC.json     train the run that a spec describes, or go on with it
     python -m trainers class-pictures SPEC.json   let a base draw class pictures, or the missing ones
+    python -m trainers caption SPEC.json   describe pictures with a caption model, or those that are missing
     python -m trainers extract SPEC.json   make a LoRA of what a tuned model changed in its base
     python -m trainers merge SPEC.json     several LoRAs as one, or one with another rank or strength
     python -m trainers convert SPEC.json   a LoRA under other names, or in another precision
@@ -39,13 +40,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("train", help="train the run of a spec").add_argument("spec", help="path of a spec.json")
     commands.add_parser("class-pictures", help="draw the class pictures of a spec").add_argument(
         "spec", help="path of a spec.json")
+    commands.add_parser("caption", help="describe the pictures of a spec").add_argument("spec", help="path of a spec.json")
     for task in FILE_TASKS:
         commands.add_parser(task, help=f"see {parser.prog} --help").add_argument("spec", help="path of a spec.json")
     commands.add_parser("work", help="worker process of a node").add_argument("folder", help="run folder")
     options = parser.parse_args(arguments)
     if options.command == "work":
         return worker.main(options.folder, piped=True)
-    openers = {"train": open_training, "class-pictures": open_class_pictures}
+    openers = {"train": open_training, "class-pictures": open_class_pictures, "caption": open_captioning}
     return perform(openers.get(options.command) or (lambda content: open_file_task(options.command, content)), options.spec)
 
 
@@ -92,6 +94,19 @@ def open_class_pictures(content: bytes):
         print(f"all {spec.count} pictures are there: {pictures_of(folder)}")
         return None
     return folder
+
+
+def open_captioning(content: bytes):
+    from trainers.captioning.work import open_folder, texts_of
+    from trainers.spec.captioning import CaptioningSpec
+
+    spec = CaptioningSpec.model_validate_json(content)
+    texts = texts_of(spec)
+    if len(texts) == len(spec.dataset.pictures):
+        for path, text in texts.items():
+            print(f"{Path(path).name}: {text}")
+        return None
+    return open_folder(spec)
 
 
 def open_file_task(task: str, content: bytes):

@@ -5,6 +5,8 @@ from typing import Callable
 
 from .errors import UserError
 from .spec import RunSpec
+from .spec.captioning import CaptioningSpec
+from .spec.part import Part
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class OptionalPackage:
     module: str
     adds: str
     instead: str
-    wanted: Callable[[RunSpec], bool]
+    wanted: Callable[[Part], bool]
+    """Whether a spec asks for it: of a run, or of another task."""
 
     @property
     def installed(self) -> bool:
@@ -27,8 +30,8 @@ class OptionalPackage:
                 f"runs ComfyUI and start ComfyUI again, or {self.instead}.")
 
 
-def _optimizer(name: str) -> Callable[[RunSpec], bool]:
-    return lambda spec: spec.optimizer.name == name
+def _optimizer(name: str) -> Callable[[Part], bool]:
+    return lambda spec: isinstance(spec, RunSpec) and spec.optimizer.name == name
 
 
 OPTIONAL = (
@@ -36,12 +39,14 @@ OPTIONAL = (
     OptionalPackage("lion-pytorch", "lion_pytorch", "The optimizer lion", "choose adamw", _optimizer("lion")),
     OptionalPackage("prodigyopt", "prodigyopt", "The optimizer prodigy", "choose adamw", _optimizer("prodigy")),
     OptionalPackage("tensorboard", "tensorboard", "Writing TensorBoard logs", "switch tensorboard off",
-                    lambda spec: spec.validation.tensorboard),
+                    lambda spec: isinstance(spec, RunSpec) and spec.validation.tensorboard),
+    OptionalPackage("onnxruntime", "onnxruntime", "Tag Pictures", "use another captioner",
+                    lambda spec: isinstance(spec, CaptioningSpec) and spec.model.kind == "tagger"),
 )
 
 
-def require_packages(spec: RunSpec):
-    """Raise UserError with a line for every package that the run asks for and that is not installed. Imports none."""
+def require_packages(spec: Part):
+    """Raise UserError with a line for every package that the spec asks for and that is not installed. Imports none."""
     missing = [package.message for package in OPTIONAL if package.wanted(spec) and not package.installed]
     if missing:
         raise UserError("\n".join(missing))

@@ -43,6 +43,16 @@ def _draw_class_pictures(run: Run, emit, stop_requested) -> dict:
     return {"pictures": len(draw_class_pictures(spec, emit, stop_requested).pictures)}
 
 
+def _caption(run: Run, emit, stop_requested) -> dict:
+    from .spec.captioning import CaptioningSpec
+
+    spec = CaptioningSpec.model_validate_json(run.spec_path.read_bytes())
+    emit("started", run=run.name, pictures=len(spec.dataset.pictures))
+    from .captioning.work import caption_pictures  # torch; whoever waits has seen the start
+
+    return {"pictures": caption_pictures(spec, emit, stop_requested)}
+
+
 def _make_file(run: Run, emit, stop_requested) -> dict:
     content = read_json(run.spec_path)
     emit("started", run=run.name)
@@ -62,6 +72,9 @@ TASKS = {
     "class_pictures": Task(
         "Drawing", _draw_class_pictures, "Lower batch_size or resolution",
         lambda run: "Queue again to go on; the pictures that are there are kept."),
+    "captioning": Task(
+        "Captioning", _caption, "Choose a smaller model, or lower maximum_tokens or beams",
+        lambda run: "Queue again to go on; the captions that are there are kept."),
     "extract": _file_task("Extraction"),
     "merge": _file_task("Merging"),
     "convert": _file_task("Conversion"),

@@ -9,6 +9,7 @@ if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLD
     raise ImportError(f"this is ComfyUI {comfyui_version.__version__}, but 0.3.75 or newer is needed; update ComfyUI")
 
 from . import lora_routes  # noqa: E402, F401
+from .captioners import captioner_choices, captioner_folder  # noqa: E402
 from .embeddings import (  # noqa: E402
     embedding_choices,
     embedding_path,
@@ -48,7 +49,8 @@ from .weights import (  # noqa: E402
 )
 
 __all__ = [
-    "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "chosen_lora", "CONNECTED",
+    "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices", "captioner_folder",
+    "chosen_lora", "CONNECTED",
     "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices", "embedding_path", "embedding_prompt",
     "find_row", "follow", "free_memory", "inspect_lora", "library_choices", "library_path", "load_checkpoint",
     "load_native", "lora_choices", "lora_names", "NodeProgress", "output_folder", "own_dataset_folder", "place",

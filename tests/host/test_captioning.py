@@ -1,0 +1,135 @@
+"""Captioners in a real ComfyUI: found in models/captioners, asked once, and trained with."""
+import json
+import time
+
+import pytest
+import tiny_captioners as tiny
+from graphs import training
+from host_server import NodeFailed, PromptInterrupted
+
+MADE = ("blip", "git", "tagger", "llava")
+
+
+@pytest.fixture(scope="module")
+def models(host):
+    """Tiny models in the server's own folder; the frontend would press R to see them."""
+    return {name: tiny.MAKERS[name](host.base_directory / "models" / "captioners" / name) for name in MADE}
+
+
+@pytest.fixture
+def pictures(host):
+    tiny.make_pictures(host.input / "uncaptioned")
+    return {"class_type": "FineTuneLoadImageDataset", "inputs": {
+        "folder": "input/uncaptioned", "trigger": "ohwx", "default_caption": "", "repeats": 1}}
+
+
+def tags(**widgets) -> dict:
+    return {"class_type": "FineTuneTagPictures", "inputs": {
+        "dataset": ["data", 0], "captioner": "captioners/tagger", "general_threshold": 0.5, "character_threshold": 0.85,
+        "mode": "replace", "underscores": False, "exclude": "", "batch_size": 2, **widgets}}
+
+
+def sentences(node: str, model: str, **widgets) -> dict:
+    return {"class_type": node, "inputs": {
+        "dataset": ["tags", 0], "captioner": f"captioners/{model}", "prompt": "", "mode": "behind", "maximum_tokens": 8,
+        "beams": 1, "repetition_penalty": 1.0, "batch_size": 2, **widgets}}
+
+
+def shown(node: str) -> dict:
+    return {"class_type": "PreviewAny", "inputs": {"source": [node, 1]}}
+
+
+def captions_of(outputs: dict, node: str = "show") -> dict[str, str]:
+    return dict(line.split(": ", 1) for line in outputs[node]["text"][0].splitlines())
+
+
+def test_an_uncaptioned_folder_is_tagged_described_and_trained_with(host, models, pictures):
+    seen = []
+    graph = {**training(name="described", steps=2), "data": pictures, "tags": tags(),
+             "words": sentences("FineTuneCaptionBlip", "blip"), "show": shown("words"), "show tags": shown("tags")}
+    graph["train"]["inputs"]["dataset"] = ["words", 0]
+    outputs = host.run(graph, lambda event: seen.append((event.kind, event.node, event.value or event.text)))
+    tagged, described = captions_of(outputs, "show tags"), captions_of(outputs)
+    assert len(described) == 5 and len(set(described.values())) == 5
+    for name, caption in described.items():
+        assert caption.startswith(f"{tagged[name]}, ") and tagged[name].startswith("ohwx, ") and len(caption.split(", ")) > 2
+    spec = json.loads((host.output / "finetune" / "described" / "spec.json").read_text("utf-8"))
+    assert {picture["name"]: picture["caption"] for picture in spec["dataset"]["pictures"]} == described
+    assert outputs["train"]["lora"] == ["described.safetensors"]
+    last = described["picture_4.png"].removeprefix(f"{tagged['picture_4.png']}, ")
+    assert ("text", "words", f"5 of 5: {last}") in seen and ("progress", "tags", 5) in seen
+    assert outputs["words"]["text"][0].startswith("5 pictures described by captioners/blip, 5 of them now.")
+    assert not list(host.input.glob("uncaptioned/*.txt"))  # nothing on the disk is changed
+
+    host.forget()
+    started = time.monotonic()
+    again = host.run(graph)
+    assert time.monotonic() - started < 5 and captions_of(again) == described  # no process was started
+    assert again["words"]["text"][0].startswith("5 pictures described by captioners/blip, 0 of them now.")
+    works = [path.read_text("utf-8") for path in host.output.glob("finetune/.cache/captioning/*/events.jsonl")]
+    assert [text.count('"started"') for text in works] == [1, 1]
+
+
+def test_other_thresholds_and_modes_need_no_process(host, models, pictures):
+    host.run({"data": pictures, "tags": tags(), "show": shown("tags")})
+    before = len(list(host.output.glob("finetune/.cache/captioning/*")))
+    few = captions_of(host.run({"data": pictures, "tags": tags(general_threshold=0.8), "show": shown("tags")}))
+    many = captions_of(host.run({"data": pictures, "tags": tags(general_threshold=0.2), "show": shown("tags")}))
+    assert sum(map(len, few.values())) < sum(map(len, many.values()))
+    assert len(list(host.output.glob("finetune/.cache/captioning/*"))) == before
+
+
+def test_names_and_instructions(host, models, pictures):
+    names = {"class_type": "FineTuneCaptionFromNames", "inputs": {
+        "dataset": ["data", 0], "template": "a {name} in {folder}, number {index}", "mode": "replace"}}
+    asking = {"class_type": "FineTuneCaptionVisionLanguage", "inputs": {
+        "dataset": ["tags", 0], "captioner": "captioners/llava", "instruction": "a photo of the dog", "mode": "in front",
+        "maximum_tokens": 8, "beams": 1, "repetition_penalty": 1.0, "batch_size": 2, "maximum_side": 1024}}
+    outputs = host.run({"data": pictures, "tags": names, "words": asking, "show": shown("words"), "names": shown("tags")})
+    assert captions_of(outputs, "names")["picture_2.png"] == "ohwx, a picture in uncaptioned, number 3"
+    for number, caption in enumerate(captions_of(outputs).values(), start=1):
+        assert caption.startswith("ohwx, ") and caption.endswith(f", a picture in uncaptioned, number {number}")
+        assert len(caption) > len(f"ohwx, a picture in uncaptioned, number {number}")
+
+
+def test_an_interrupt_keeps_what_is_described(host, models, pictures):
+    sent = []
+
+    def stop(event):
+        if event.kind == "progress" and event.node == "words" and event.value and not sent:
+            sent.append(event.value)
+            host.interrupt()
+
+    tiny.make_pictures(host.input / "many", 60)
+    pictures["inputs"]["folder"] = "input/many"
+    graph = {"data": pictures, "words": sentences("FineTuneCaptionGit", "git", dataset=["data", 0], batch_size=1,
+                                                  maximum_tokens=50), "show": shown("words")}
+    with pytest.raises(PromptInterrupted):
+        host.run(graph, stop)
+    outputs = host.run(graph)
+    now = int(outputs["words"]["text"][0].split(" of them now")[0].split()[-1])
+    assert len(captions_of(outputs)) == 60 and 0 < now <= 60 - sent[0]
+
+
+@pytest.mark.parametrize("widgets, words", [
+    ({"captioner": "captioners/../../input"}, "is not there"), ({"captioner": "captioners/nothing"}, "is not there"),
+    ({"captioner": "(none found)"}, "no model for this node yet"), ({"captioner": "input/uncaptioned"}, "is not there"),
+    ({"captioner": "captioners/git"}, "is a GIT model, and this node reads BLIP models"),
+])
+def test_wrong_models_are_sentences(host, models, pictures, widgets, words):
+    graph = {"data": pictures, "words": sentences("FineTuneCaptionBlip", "blip", dataset=["data", 0], **widgets),
+             "show": shown("words")}
+    with pytest.raises(Exception) as problem:
+        host.run(graph)
+    if isinstance(problem.value, NodeFailed):  # hosts since 0.8 refuse choices that are not in the list by themselves
+        assert words in str(problem.value)
+    else:
+        assert "Value not in list" in str(problem.value)
+
+
+def test_the_lists_hold_models_of_the_right_kind(host, models):
+    for node, expected in [("FineTuneCaptionBlip", ["captioners/blip"]), ("FineTuneTagPictures", ["captioners/tagger"]),
+                           ("FineTuneCaptionVisionLanguage", ["captioners/llava"]),
+                           ("FineTuneCaptionBlip2", ["(none found)"])]:
+        kind, *rest = host.object_info(node)[node]["input"]["required"]["captioner"]
+        assert (kind if isinstance(kind, list) else rest[0]["options"]) == expected

@@ -1,0 +1,36 @@
+"""Captioners: models from a local folder that describe pictures. A file of the name of each kind, imported when needed."""
+from importlib import import_module
+from typing import Protocol, Sequence
+
+import torch
+from PIL import Image
+
+from ..spec.captioning import CaptionerSpec, CaptioningSpec
+
+Finding = str | list
+"""What a model says of a picture, as it is kept: a text, or for taggers a list of [tag, category, probability]."""
+
+
+class Captioner(Protocol):
+    notes: list[str]
+    """What people should know about how it runs."""
+
+    def describe(self, pictures: Sequence[Image.Image]) -> list[Finding]:
+        """One finding for each RGB picture. What is said of one does not depend on the others, but for rounding."""
+
+    def close(self):
+        """Give its memory back."""
+
+
+def load(spec: CaptioningSpec, device: torch.device, dtype: torch.dtype) -> Captioner:
+    """The model of a spec in memory. Raises UserError when its files do not make one."""
+    return import_module(f".{spec.model.kind}", __name__).load(spec, device, dtype)
+
+
+def text_of(model: CaptionerSpec, finding: Finding) -> str:
+    """A finding as it is written into a caption, on one line."""
+    if model.kind == "tagger":
+        from .tags import tags_of
+
+        return ", ".join(tags_of(model, finding))
+    return " ".join(finding.split())

@@ -1,0 +1,18 @@
+"""BLIP: an image encoder with a small text decoder, which can go on with the beginning of a caption."""
+from typing import Sequence
+
+from PIL import Image
+from transformers import BlipForConditionalGeneration
+
+from .speaking import Speaker, load_speaker
+
+
+def load(spec, device, dtype) -> Speaker:
+    return load_speaker(BlipForConditionalGeneration, ask, spec, device, dtype)
+
+
+def ask(blip: Speaker, pictures: Sequence[Image.Image]) -> list[str]:
+    prompt = blip.settings.prompt.strip()
+    text = {"text": [prompt] * len(pictures)} if prompt else {}
+    inputs = blip.processor(images=list(pictures), return_tensors="pt", **text)
+    return blip.decode(blip.generate(blip.ready(inputs)))

@@ -1,0 +1,79 @@
+"""What captioners share that answer in sentences: loading with transformers, and generating text."""
+from dataclasses import dataclass, field
+from typing import Callable, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoProcessor
+
+from ..errors import UserError
+from ..spec.captioning import CaptioningSpec, SpeakingSpec
+from .devices import is_out_of_memory
+from .folders import KINDS
+
+
+@dataclass
+class Speaker:
+    """A model with its processor, and how its kind is asked: `ask(speaker, pictures)` returns a text for each."""
+
+    model: nn.Module | None
+    processor: object
+    settings: SpeakingSpec
+    dtype: torch.dtype
+    ask: Callable[["Speaker", Sequence[Image.Image]], list[str]]
+    notes: list[str] = field(default_factory=list)
+
+    def describe(self, pictures: Sequence[Image.Image]) -> list[str]:
+        with torch.inference_mode():
+            return [text.strip() for text in self.ask(self, pictures)]
+
+    def close(self):
+        self.model = None
+
+    def ready(self, inputs) -> dict[str, Tensor]:
+        """What a processor gives, on the model's device, numbers of pictures in its precision."""
+        return {name: tensor.to(self.model.device, self.dtype if tensor.is_floating_point() else None)
+                for name, tensor in inputs.items()}
+
+    def generate(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Token ids [batch, length], with those of the prompt where the model repeats it."""
+        decoding, options = self.settings.decoding, {}
+        if decoding.repetition_penalty > 1:
+            options["repetition_penalty"] = decoding.repetition_penalty
+        if decoding.temperature > 0:  # top_k 0: whatever the model's own settings say, top_p alone decides
+            options |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        return self.model.generate(**inputs, max_new_tokens=decoding.maximum_tokens, num_beams=decoding.beams,
+                                   do_sample=decoding.temperature > 0, **options)
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        return self.processor.batch_decode(tokens, skip_special_tokens=True)
+
+
+def load_speaker(model_class, ask, spec: CaptioningSpec, device: torch.device, dtype: torch.dtype) -> Speaker:
+    """A model and its processor from a local folder. Weights are tensors only, and no code of the folder runs.
+
+    Raises UserError when the files do not make such a model, or leave some of its weights open.
+    """
+    name, title = spec.folder.name, KINDS[spec.model.kind].title
+    options = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        processor = AutoProcessor.from_pretrained(spec.folder.path, **options)
+        model, found = model_class.from_pretrained(
+            spec.folder.path, weights_only=True, torch_dtype=dtype, output_loading_info=True, **options)
+    except Exception as problem:  # every model and every library has errors of its own
+        if is_out_of_memory(problem):
+            raise
+        reason = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
+        raise UserError(f"{name!r} could not be loaded as a {title} model: {reason}") from problem
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers draws them at random and goes on
+        raise UserError(f"The weights of {name!r} lack {len(missing)} tensors of a {title} model, for example "
+                        f"{missing[0]}. Download the model again.")
+    return Speaker(model.to(device).requires_grad_(False).eval(), processor, spec.model, dtype, ask)
+
+
+def without_prompt(tokens: Tensor, prompt: Tensor) -> Tensor:
+    """Answers [batch, length] without the tokens of the prompt in front, for models that repeat it."""
+    length = prompt.shape[1]
+    return tokens[:, length:] if torch.equal(tokens[:, :length], prompt) else tokens

@@ -1,0 +1,101 @@
+"""Captions out of texts: where a new text goes, and texts that need no model."""
+import re
+from pathlib import Path
+from typing import Literal, Mapping, get_args
+
+from ..data.captions import with_trigger
+from ..errors import UserError
+from ..spec import DatasetSpec, Picture
+
+Mode = Literal["replace", "only missing", "in front", "behind"]
+REPLACE, MISSING, FRONT, BEHIND = MODES = get_args(Mode)
+FIELDS = ("name", "folder", "index", "trigger", "caption")
+CAMERA_NAMES = re.compile(r"^(img|image|dscn?|dscf|pxl|mvimg|vid|scan|screenshot|photo|p)(?=[\s\d]*$)", re.IGNORECASE)
+"""What cameras and programs call pictures by themselves."""
+NUMBER_BEHIND = re.compile(r"[\s#~.-]*(\(\s*\d*\s*\)|\d+|-\s*(copy|kopie))$", re.IGNORECASE)
+NUMBER_IN_FRONT = re.compile(r"^(\(\s*\d+\s*\)|#?\d+)([\s.~-]+|$)")
+MARKS = " ,;.-"
+
+
+def wanted(dataset: DatasetSpec, mode: Mode) -> list[Picture]:
+    """The pictures whose caption will change."""
+    if mode not in MODES:
+        raise UserError(f"mode is {mode!r}. Choose one of: {', '.join(MODES)}.")
+    return [picture for picture in dataset.pictures if mode != MISSING or not own_words(picture.caption, dataset.trigger)]
+
+
+def own_words(caption: str, trigger: str) -> str:
+    """The caption without a trigger word at its front."""
+    words = caption.strip()
+    if trigger and words.lower().startswith(trigger.lower()):
+        rest = words[len(trigger):]
+        if not rest or not (rest[0].isalnum() or rest[0] == "_"):
+            return rest.lstrip(" ,")
+    return words
+
+
+def merged(old: str, new: str, mode: Mode, trigger: str) -> str:
+    """The caption that a picture gets, on one line. The trigger word stays where it is, or comes to the front."""
+    new = " ".join(new.split())
+    parts = {FRONT: [new, own_words(old, trigger)], BEHIND: [old, new]}.get(mode, [new])
+    parts = [part for part in parts if part]
+    return with_trigger(", ".join([*(part.rstrip(MARKS) for part in parts[:-1]), *parts[-1:]]), trigger)
+
+
+def with_captions(dataset: DatasetSpec, texts: Mapping[str, str], mode: Mode) -> DatasetSpec:
+    """The dataset with texts, by the paths of pictures, put into the captions. Nothing on the disk changes."""
+    chosen = set(wanted(dataset, mode))
+    pictures = tuple(
+        picture.model_copy(update={"caption": merged(picture.caption, texts[picture.path], mode, dataset.trigger)})
+        if picture in chosen and picture.path in texts else picture
+        for picture in dataset.pictures
+    )
+    return dataset.model_copy(update={"pictures": pictures})
+
+
+def listing(dataset: DatasetSpec) -> str:
+    """All captions, a picture a line."""
+    return "\n".join(f"{picture.name}: {picture.caption}" for picture in dataset.pictures)
+
+
+def words_of(name: str) -> str:
+    """What a file or folder name says: without numbering, underscores and the names that cameras give; "" when it says
+    nothing. `10_red-haired girl (2)` gives "red-haired girl"."""
+    text = re.sub(r"[_+\s]+|%20", " ", name).strip()
+    if " " not in text:  # my-old-cat: hyphens are its spaces; among spaces they belong to words
+        text = text.replace("-", " ")
+    before = None
+    while before != text:
+        before = text
+        text = CAMERA_NAMES.sub("", NUMBER_IN_FRONT.sub("", NUMBER_BEHIND.sub("", text))).strip(" -.,#~")
+    return text
+
+
+def fill(template: str, picture: Picture, number: int, trigger: str) -> str:
+    """A template with its fields filled in: {name}, {folder}, {index}, {trigger}, {caption}. Raises UserError for others."""
+    path = Path(picture.path)
+    values = {"name": words_of(Path(picture.name).stem), "folder": words_of(path.parent.name), "index": str(number),
+              "trigger": trigger, "caption": own_words(picture.caption, trigger)}
+
+    def value(match: re.Match) -> str:
+        if match[1] not in values:
+            raise UserError(f"The template has the field {match[0]}, which there is not. There are: "
+                            f"{', '.join(f'{{{name}}}' for name in FIELDS)}.")
+        return values[match[1]]
+
+    text = " ".join(re.sub(r"\{([^{}]*)\}", value, template).split())
+    text = re.sub(r"\s+([,.;:])", r"\1", text)
+    return re.sub(r"(,\s*){2,}", ", ", text).strip(" ,")
+
+
+def from_names(dataset: DatasetSpec, template: str, mode: Mode) -> tuple[DatasetSpec, list[str]]:
+    """(the dataset with captions out of a template, notes). Raises UserError for a template that says nothing."""
+    if not template.strip():
+        raise UserError("The template is empty. Type what captions shall be, for example: a photo of {name}")
+    chosen = wanted(dataset, mode)
+    texts = {picture.path: fill(template, picture, number, dataset.trigger)
+             for number, picture in enumerate(dataset.pictures, start=1)}
+    silent = [picture.name for picture in chosen if not words_of(Path(picture.name).stem)] if "{name}" in template else []
+    notes = [f"{len(silent)} of {len(chosen)} file names hold no words, for example {silent[0]}; {{name}} is empty "
+             "there"] if silent else []
+    return with_captions(dataset, texts, mode), notes

@@ -1,0 +1,170 @@
+"""Describing pictures, and keeping what was said of each, so that no picture is ever described twice alike.
+
+    <caches>/caption_texts/ab/<key>.json     what a model said of a picture
+    <caches>/captioning/<model>-<key>/       spec.json events.jsonl log.txt, as in the folder of a run
+
+The first key is a hash of the picture's content, the model's files and the settings it listens to; the second of the whole
+question. Files appear whole or not at all, so an interrupted run and two runs at once do no harm.
+"""
+import hashlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Sequence
+
+import torch
+
+from ..data.caches import TensorCache
+from ..data.pictures import read_picture
+from ..errors import Cancelled, UserError
+from ..files import ensure_space, read_json, write_json
+from ..optional import require_packages
+from ..randomness import derive
+from ..runs import Run
+from ..spec import Picture
+from ..spec.captioning import CaptioningSpec
+from . import Captioner, Finding, load, text_of
+from .devices import choose_device, choose_dtype, is_out_of_memory
+
+FORMAT = 1
+"""Raised when the same model and settings would say something else of a picture."""
+FINDING_BYTES = 20_000
+"""Room that a finding takes at most on the disk; a tagger names some hundred tags."""
+
+
+class Findings:
+    """What the model of a spec said of pictures."""
+
+    def __init__(self, spec: CaptioningSpec):
+        self.spec, self.folder = spec, Path(spec.folders.caches) / "caption_texts"
+
+    def path(self, picture: Picture) -> Path:
+        key = TensorCache.key(FORMAT, self.spec.folder.fingerprint, self.spec.model.decisive(),
+                              self.spec.precision, picture.digest, picture.background)
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, picture: Picture) -> Finding | None:
+        """None when it is not there or damaged."""
+        content = read_json(self.path(picture))
+        finding = content.get("finding") if isinstance(content, dict) else None
+        if self.spec.model.kind == "tagger":
+            return finding if isinstance(finding, list) and all(map(_is_row, finding)) else None
+        return finding if isinstance(finding, str) else None
+
+    def put(self, picture: Picture, finding: Finding):
+        path = self.path(picture)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"picture": picture.name, "model": self.spec.folder.name, "finding": finding})
+
+
+def _is_row(row) -> bool:
+    return isinstance(row, list) and [type(value) for value in row] in ([str, str, float], [str, str, int])
+
+
+def texts_of(spec: CaptioningSpec) -> dict[str, str]:
+    """What there is for the spec's pictures already, by their paths."""
+    findings = Findings(spec)
+    found = ((picture, findings.get(picture)) for picture in spec.dataset.pictures)
+    return {picture.path: text_of(spec.model, finding) for picture, finding in found if finding is not None}
+
+
+def open_folder(spec: CaptioningSpec) -> Run:
+    """The folder in which a worker process answers this question, with the spec in it."""
+    question = [spec.folder.fingerprint, spec.model.decisive(), spec.precision,
+                [(picture.digest, picture.background) for picture in spec.dataset.pictures]]
+    key = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:12]
+    words = re.sub(r"[^\w]+", "_", spec.folder.name).strip("_")[:40]
+    folder = Run(Path(spec.folders.caches) / "captioning" / f"{words}-{key}".lstrip("-"))
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder.spec_path, spec.model_dump(mode="json"))
+    return folder
+
+
+def caption_pictures(spec: CaptioningSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> int:
+    """Describe the pictures that were not yet; returns how many those were. Events: "phase", "note", and "captioned" with
+    done, total, path and caption.
+
+    Raises UserError with a sentence, or Cancelled between two batches; what was said stays.
+    """
+    findings = Findings(spec)
+    missing = {findings.path(picture): picture for picture in spec.dataset.pictures if findings.get(picture) is None}
+    if missing:
+        require_packages(spec)
+        findings.folder.mkdir(parents=True, exist_ok=True)
+        ensure_space(findings.folder, FINDING_BYTES * len(missing))
+        _describe(spec, findings, list(missing.values()), emit, stop_requested)
+    return len(missing)
+
+
+def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Picture], emit, stop_requested):
+    device = choose_device(spec.device)
+    dtype = choose_dtype(spec.precision, device)
+    with ThreadPoolExecutor() as pool:
+        emit("phase", text=f"loading {spec.folder.name}")
+        captioner = load(spec, device, dtype)
+        for note in captioner.notes:
+            emit("note", text=note)
+        emit("phase", text="describing the first pictures")
+        try:
+            done, size = 0, 1 if draws(spec) else spec.batch_size
+            while done < len(missing):
+                if stop_requested():
+                    raise Cancelled
+                batch = missing[done:done + size]
+                with seeded(spec, batch[0]):
+                    said = attempt(captioner, list(pool.map(read, batch)))
+                if said is None:
+                    size = _halved(size, spec, emit)
+                    continue
+                for picture, finding in zip(batch, said, strict=True):
+                    findings.put(picture, finding)
+                    done += 1
+                    emit("captioned", done=done, total=len(missing), path=picture.path,
+                         caption=text_of(spec.model, finding))
+        finally:
+            captioner.close()
+
+
+def read(picture: Picture):
+    try:
+        return read_picture(Path(picture.path))
+    except UserError as problem:
+        raise UserError(f"{problem}. It could be read when the dataset was loaded; restore it, or queue again to go on "
+                        "without it.") from None
+
+
+def attempt(captioner: Captioner, pictures) -> list[Finding] | None:
+    """What the model says of the pictures; None when they are too many for the memory."""
+    try:
+        return captioner.describe(pictures)
+    except Exception as problem:
+        if len(pictures) == 1 or not is_out_of_memory(problem):
+            raise
+        return None
+
+
+def _halved(size: int, spec: CaptioningSpec, emit) -> int:
+    """After `attempt` has returned: as long as its exception lives, it holds what filled the memory."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    emit("note", text=f"the memory is too small for {size} pictures at once; going on with {size // 2}. Lower batch_size to "
+                      "save the time of trying")
+    return size // 2
+
+
+def draws(spec: CaptioningSpec) -> bool:
+    """Whether words are drawn at random: then every picture is described alone, from draws of its own."""
+    return spec.model.kind != "tagger" and spec.model.decoding.temperature > 0
+
+
+@contextmanager
+def seeded(spec: CaptioningSpec, picture: Picture):
+    """Draws of (caption_seed, picture), where words are drawn; afterwards the generators are as they were."""
+    if not draws(spec):
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(derive(spec.model.decoding.caption_seed, int(picture.digest[:16], 16)))
+        yield
