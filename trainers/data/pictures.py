@@ -58,9 +58,15 @@ def examine_picture(path: Path) -> tuple[tuple[int, int], bool]:
     return picture.size, transparent
 
 
-def crop_pixels(picture: Image.Image, crop: Crop) -> torch.Tensor:
-    """Resize with Lanczos, cut out the bucket, scale to -1…1: float32 [3, height, width]."""
-    resized = picture.resize(crop.resized, Image.Resampling.LANCZOS)
+def cut_picture(picture: Image.Image, crop: Crop) -> Image.Image:
+    """Resize with Lanczos, cut out the bucket, mirror if the crop says so."""
+    # Above three times the size, blocks of pixels are averaged first: nobody sees a difference, and it is far faster.
+    resized = picture.resize(crop.resized, Image.Resampling.LANCZOS, reducing_gap=3.0)
     left, top = crop.left, crop.top
     cut = resized.crop((left, top, left + crop.bucket[0], top + crop.bucket[1]))
-    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 127.5 - 1
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.mirrored else cut
+
+
+def crop_pixels(picture: Image.Image, crop: Crop) -> torch.Tensor:
+    """The cut picture, scaled to -1…1: float32 [3, height, width]."""
+    return torch.from_numpy(np.array(cut_picture(picture, crop))).permute(2, 0, 1).float() / 127.5 - 1
