@@ -2,6 +2,7 @@
 from .base_model import BaseModel, LoadDemoBase
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
+from .dataset_variation import AugmentPictures, VaryCaptions
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .extract import ExtractLora
 from .lora_files import BakeLoras, ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora, ShardCheckpoint
@@ -21,5 +22,5 @@ NODES = [
     MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
     ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
-    LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
+    LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora, VaryCaptions, AugmentPictures,
 ]
