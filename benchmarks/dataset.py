@@ -2,10 +2,10 @@
 
     python -m benchmarks.dataset [--pictures 2000] [--few 20] [--repeats 5] [--full-size] [--keep FOLDER]
 
-Pictures of mixed sizes (400 to 2000 pixels a side, JPEG and PNG) against a plain loop: open by PIL, convert to RGB, resize by
-Lanczos, cut, encode by the VAE, one by one. Both in one process, in turns, on parts of the folder, each into a cache of its own
-or into a list. The VAE is the demo base's at 64 pixels, or a random one of Stable Diffusion 1.x's size at 512. Memory is the peak
-of a process of its own that caches and trains for a few steps; the second run is that command once more.
+Pictures of mixed sizes (400 to 2000 pixels a side, JPEG and PNG) against a plain loop: open by PIL, convert to RGB, resize
+by Lanczos, cut, encode by the VAE, one by one. Both in one process, in turns, on parts of the folder, each into a cache of
+its own or into a list. The VAE is the demo base's at 64 pixels, or a random one of Stable Diffusion 1.x's size at 512. Memory
+is the peak of a process of its own that caches and trains for a few steps; the second run has another name and their cache.
 """
 import argparse
 import gc
@@ -215,8 +215,8 @@ def main(arguments: list[str] | None = None):
             runs = compare_runs(base, many, few, resolution, folder)
             growth, second = runs["many"]["peak"] - runs["few"]["peak"], runs["second"]
             results += [
-                {"measure": f"peak memory with {count} pictures above that with {options.few}", "value": round(growth / 1e6, 1),
-                 "unit": "MB", "goal": GROWTH_GOAL / 1e6, "met": growth < GROWTH_GOAL},
+                {"measure": f"peak memory with {count} pictures above that with {options.few}",
+                 "value": round(growth / 1e6, 1), "unit": "MB", "goal": GROWTH_GOAL / 1e6, "met": growth < GROWTH_GOAL},
                 {"measure": "pictures and captions that a second run encodes", "value": second["encoded"], "unit": "",
                  "goal": 0, "met": second["encoded"] == 0},
                 {"measure": "seconds until the first step of a second run", "value": round(second["until_first_step"], 2),
