@@ -107,11 +107,11 @@ def test_odd_captions(caption, fields, expected):
 
 
 @pytest.mark.parametrize("part, fields, words", [
-    (specs.CaptionVariationSpec, {"templates": ("a photo",)}, "the template 'a photo' has no place for the caption"),
+    (specs.CaptionVariationSpec, {"templates": ("a photo",)}, "The template 'a photo' has no place for the caption"),
     (specs.CaptionVariationSpec, {"separator": ""}, "separator is ''"),
     (specs.CaptionVariationSpec, {"tag_dropout": 1.5}, "tag_dropout is 1.5"),
     (specs.AugmentationSpec, {"flip": True, "noise": 0.1}, "flip and noise would be frozen; set variants to 2 or more"),
-    (specs.AugmentationSpec, {"variants": 3}, "variants is 3, but nothing makes them differ"),
+    (specs.AugmentationSpec, {"variants": 3}, "Variants is 3, but nothing makes them differ"),
 ])
 def test_what_cannot_work_is_refused(part, fields, words):
     with pytest.raises(UserError) as problem:
