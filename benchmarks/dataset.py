@@ -4,7 +4,7 @@
 
 Pictures of mixed sizes (400 to 2000 pixels a side, JPEG and PNG) against a plain loop: open by PIL, convert to RGB, resize
 by Lanczos, cut, encode by the VAE, one by one. Both in one process, in turns, on parts of the folder, each into a cache of
-its own or into a list. The VAE is the demo base's at 64 pixels, or a random one of Stable Diffusion 1.x's size at 512. Memory
+its own or into a list. The VAE is the demo base's at 64 pixels, or a random one of SD 1.x's size at 512 pixels. Memory
 is the peak of a process of its own that caches and trains for a few steps; the second run has another name and their cache.
 """
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .measuring import Summary, forget_peak_resident, library_versions, peak_resident
@@ -35,17 +36,22 @@ def make_pictures(folder: Path, count: int) -> Path:
     from PIL import Image, ImageFilter
 
     folder.mkdir(parents=True, exist_ok=True)
-    draw = numpy.random.default_rng(0)
-    for number in range(count):
+    grain = Image.effect_noise((2500, 2500), 40).filter(ImageFilter.BoxBlur(1)).convert("RGB")
+
+    def make(number: int):
+        draw = numpy.random.default_rng(number)
         width, height = (int(side) for side in draw.integers(400, 2001, 2))
+        left, top = (int(place) for place in draw.integers(0, 500, 2))
         coarse = Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=numpy.uint8)).resize((width, height), 3)
-        fine = Image.effect_noise((width, height), 40).filter(ImageFilter.BoxBlur(1)).convert("RGB")
-        picture = Image.blend(coarse, fine, 0.2)
+        picture = Image.blend(coarse, grain.crop((left, top, left + width, top + height)), 0.2)
         if number % 3:
             picture.save(folder / f"{number:05}.jpg", quality=90)
         else:
-            picture.save(folder / f"{number:05}.png", compress_level=3)
+            picture.save(folder / f"{number:05}.png", compress_level=1)
         (folder / f"{number:05}.txt").write_text(f"picture {number % 50} of many, red, round, small", encoding="utf-8")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(make, range(count)))
     return folder
 
 
