@@ -202,13 +202,20 @@ class MemorySettings(io.ComfyNode):
                 io.Boolean.Input("compile", default=False,
                                  tooltip="Lets torch compile the denoiser: minutes at the start, faster steps after. Needs "
                                          "a compiler; pays in long runs with one picture size."),
+                advanced(io.Combo.Input("caption_cache", options=["auto", "always"], default="auto", optional=True,
+                                        tooltip="auto: captions are encoded once, before the first step, except those that "
+                                                "change from step to step or whose text encoder is trained. always: insist "
+                                                "on that, which saves the encoders' memory; such a run is refused.")),
+                advanced(io.Int.Input("cache_days", default=30, min=1, max=3650, optional=True,
+                                      tooltip="Encoded pictures and captions that no run has used for so many days are "
+                                              "removed from the disk when a run starts. They can always be made again.")),
             ],
             outputs=[types.Memory.Output(display_name="memory")],
         )
 
     @classmethod
-    def execute(cls, precision, gradient_checkpointing, frozen_precision, compile):
+    def execute(cls, precision, gradient_checkpointing, frozen_precision, compile, caption_cache="auto", cache_days=30):
         return io.NodeOutput(checked(
             MemorySpec, precision=precision, gradient_checkpointing=gradient_checkpointing,
-            frozen_precision=frozen_precision, compile=compile,
+            frozen_precision=frozen_precision, compile=compile, caption_cache=caption_cache, cache_days=cache_days,
         ))

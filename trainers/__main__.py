@@ -10,6 +10,8 @@
     python -m trainers bake SPEC.json      a checkpoint with LoRAs worked into its weights
     python -m trainers shard SPEC.json     a checkpoint cut into shards, or shards joined
     python -m trainers onnx SPEC.json      a denoiser with its LoRAs as an ONNX file
+    python -m trainers clean-caches --days 30 FOLDER   remove what no run has used for 30 days from a folder of caches;
+                                           runs do so at their start, after the days that their spec's memory says
     python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
 
 For several processes, put `accelerate launch --multi_gpu --num_processes N` before `trainers/__main__.py` instead of
@@ -44,7 +46,12 @@ def main(arguments: list[str] | None = None) -> int:
     for task in FILE_TASKS:
         commands.add_parser(task, help=f"see {parser.prog} --help").add_argument("spec", help="path of a spec.json")
     commands.add_parser("work", help="worker process of a node").add_argument("folder", help="run folder")
+    cleaning = commands.add_parser("clean-caches", help="remove cache files that no run has used for long")
+    cleaning.add_argument("--days", type=float, default=30.0, help="days without use; 30 if not given")
+    cleaning.add_argument("folder", help="folder of caches, for example output/finetune/.cache")
     options = parser.parse_args(arguments)
+    if options.command == "clean-caches":
+        return clean(Path(options.folder), options.days)
     if options.command == "work":
         return worker.main(options.folder, piped=True)
     openers = {"train": open_training, "class-pictures": open_class_pictures, "caption": open_captioning}
@@ -71,6 +78,20 @@ def perform(open_folder, path: str) -> int:
         print(problem, file=sys.stderr)
         return 1
     return worker.main(str(run.folder), piped=False) if run else 0
+
+
+def clean(folder: Path, days: float) -> int:
+    from trainers.data.caches import KINDS, clean_caches
+
+    if days < 1:  # what a running run needs was marked as used when it began
+        print(f"--days is {days:g}: it should be 1 or more.", file=sys.stderr)
+        return 1
+    if not any((folder / kind).is_dir() for kind in KINDS):
+        print(f"{folder} is no folder of caches: none of {', '.join(KINDS)} is in it.", file=sys.stderr)
+        return 1
+    files, size = clean_caches(folder, days)
+    print(f"removed {files} files, {size / 1e6:.1f} MB")
+    return 0
 
 
 def open_training(content: bytes):

@@ -75,7 +75,8 @@ def accumulate_gradients(accelerator, model, batches, objective, step: int, regu
         with nullcontext() if last else accelerator.no_sync(model):
             batch = batches.load(share)
             noised = objective.noise(batch.latents, batch.generators)
-            loss = share.weight * objective.loss(model(noised.latents, noised.timesteps, batch), noised, batch.masks)
+            prediction = model(noised.latents, noised.timesteps, batch)
+            loss = share.weight * objective.loss(prediction, noised, batch.masks, batch.weights)
             extra = regulariser() if last else None
             if extra is not None:
                 loss = loss + extra

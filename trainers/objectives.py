@@ -31,8 +31,9 @@ class Objective(Protocol):
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         """Noise each sample with its own generator."""
 
-    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
-        """How wrong a prediction is: a scalar in float32. `masks` [batch, 1, height, width] in 0…1."""
+    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """How wrong a prediction is: a scalar in float32. `masks` [batch, 1, height, width] in 0…1; `weights` [batch], how
+        much each sample counts besides."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class DiscreteObjective:
             return debiased_weight(alphas / (1 - alphas), self.prediction)
         return torch.ones_like(alphas)
 
-    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
-        return objective_loss(prediction, noised, self.settings, masks)
+    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        return objective_loss(prediction, noised, self.settings, masks, weights)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class FlowObjective:
         mix, threshold = per_sample(sigma, latents), sample_threshold(self.settings, 1 - sigma, sigma, sigma)
         return Noised((1 - mix) * clean + mix * mixed, 1000 * sigma, noise - clean, torch.ones_like(sigma), threshold)
 
-    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None) -> Tensor:
-        return objective_loss(prediction, noised, self.settings, masks)
+    def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        return objective_loss(prediction, noised, self.settings, masks, weights)
 
 
 def noise_levels(settings: ObjectiveSpec, automatic: str) -> NoiseLevels:
@@ -111,9 +112,10 @@ def sample_threshold(settings: ObjectiveSpec, signal: Tensor, spread: Tensor, sh
     return huber_threshold(settings.huber_c, settings.huber_schedule, signal, spread, share)
 
 
-def objective_loss(prediction: Tensor, noised: Noised, settings: ObjectiveSpec, masks: Tensor | None) -> Tensor:
-    return weighted_loss(prediction, noised.target, noised.weight, settings.loss, noised.threshold, masks,
-                         settings.unmasked_weight)
+def objective_loss(prediction: Tensor, noised: Noised, settings: ObjectiveSpec, masks: Tensor | None,
+                   weights: Tensor | None) -> Tensor:
+    weight = noised.weight if weights is None else noised.weight * weights
+    return weighted_loss(prediction, noised.target, weight, settings.loss, noised.threshold, masks, settings.unmasked_weight)
 
 
 def make_objective(prediction: str, alphas_cumprod: Tensor | None, settings: ObjectiveSpec) -> Objective:

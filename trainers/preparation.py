@@ -9,16 +9,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from . import randomness
-from .data.batches import BatchOrder, CachedPicture, Source, prior_batches
+from .data.augmentation import View, views_of
+from .data.batches import BatchOrder, CachedPicture, CachedView, Source, prior_batches
 from .data.buckets import Crop, bucket_sizes, fit
-from .data.caches import TensorCache
+from .data.caches import clean_caches
 from .data.masks import MaskCache
-from .data.pictures import crop_pixels, read_picture
 from .data.split import split
 from .data.triggers import trigger_notes
-from .errors import UserError
+from .encoding import CaptionCache, LatentCache, load_text
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
-from .files import ensure_space
 from .spec import Picture, RunSpec
 
 
@@ -36,7 +35,7 @@ class Prepared:
     latent_format: LatentFormat
     vae: nn.Module | None
     text: TextEncoders | None
-    captions: "CaptionCache"
+    captions: CaptionCache
     preview_resolution: int
     notes: list[str]
 
@@ -54,37 +53,52 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     class_pictures = spec.prior.dataset.pictures if spec.prior else ()
     crops = {picture: fit(picture.size, sizes) for picture in (*pictures, *class_pictures)}
     trained, held_out = split(pictures, spec.validation.share)
+    views = {picture: views_of(picture, crops[picture]) for picture in (*trained, *class_pictures)}
+    plain = {picture: [View(crops[picture])] for picture in held_out}
     notes = [*spec.dataset.notes, *notes, *crop_notes(pictures, [crops[picture] for picture in pictures]),
-             *mask_notes(spec), *held_out_notes(pictures, held_out)]
+             *mask_notes(spec), *held_out_notes(pictures, held_out), *variation_notes(trained)]
     masks = MaskCache(spec.folders.caches, form.downscale) if spec.objective.masked else None
     latents = LatentCache(spec, family, form)
     captions = CaptionCache(spec, family, dtype)
     vae = text = None
     if accelerator.is_main_process:
         if masks:
-            masks.fill({picture: crops[picture] for picture in pictures}, emit)
-        vae = latents.fill(crops, accelerator.device, emit)
+            seen = {**{picture: views[picture] for picture in trained}, **plain}
+            masks.fill([(picture, view.crop) for picture, each in seen.items() for view in each], emit)
+        vae = latents.fill([(picture, view) for group in (views, plain) for picture, each in group.items() for view in each],
+                           accelerator.device, emit)
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
     tokenizers = family.load_tokenizers(spec.base)
     notes += length_notes(family, tokenizers, spec)
+    varying = any(picture.variation.varies for picture in (*trained, *class_pictures))
     notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
     if keep_text is not None:
         text = load_text(spec, family, keep_text)
-    elif accelerator.is_main_process:
-        captions.fill(wanted_captions(spec), accelerator.device, emit)
+    else:
+        if varying:
+            emit("phase", text="loading the text encoders")
+            size = captions.keep_encoders(accelerator.device)
+            notes.append("captions change from step to step, so they are encoded as they come: the text encoders stay in "
+                         f"memory ({size / 1e6:,.0f} MB), and steps take a little longer")
+        if accelerator.is_main_process:
+            captions.fill(wanted_captions(spec, held_out), accelerator.device, emit)
+    if accelerator.is_main_process:
+        tidy(spec, emit)
     accelerator.wait_for_everyone()
     for note in notes:
         emit("note", text=note)
 
-    def cached(picture: Picture, masks: MaskCache | None = None) -> CachedPicture:
-        return CachedPicture(picture.caption, crops[picture], latents.reader(picture, crops[picture]),
-                             masks.reader(picture, crops[picture]) if masks else None)
+    def cached(picture: Picture, views: Sequence[View], masks: MaskCache | None) -> CachedPicture:
+        return CachedPicture(picture.caption, [
+            CachedView(view.crop, latents.reader(picture, view), masks.reader(picture, view.crop) if masks else None)
+            for view in views
+        ], picture.variation, picture.weight)
 
     def source(chosen: Sequence[Picture], batch_size: int, stream: int, masks: MaskCache | None = None) -> Source:
         order = BatchOrder([crops[picture].bucket for picture in chosen], [picture.repeats for picture in chosen],
                            batch_size, training.seed, stream)
-        return Source([cached(picture, masks) for picture in chosen], order)
+        return Source([cached(picture, views[picture], masks) for picture in chosen], order)
 
     subject, prior, rate = source(trained, training.batch_size, randomness.ORDER, masks), None, 0.0
     if spec.prior:
@@ -92,7 +106,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         prior = source(class_pictures, size, randomness.CLASS_ORDER)
     return Prepared(
         subject=subject, prior=prior, prior_rate=rate,
-        held_out={picture.digest: cached(picture, masks) for picture in held_out},
+        held_out={picture.digest: cached(picture, plain[picture], masks) for picture in held_out},
         steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
         buckets=Counter(crops[picture].bucket for picture in trained), latent_format=form,
         vae=vae.cpu() if vae is not None and spec.previews.every else None, text=text, captions=captions,
@@ -100,96 +114,15 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     )
 
 
-def load_text(spec: RunSpec, family: Family, dtype: torch.dtype) -> TextEncoders:
-    text = family.load_text(spec.base, dtype)
-    text.clip_skip = spec.training.clip_skip
-    return text
-
-
-def wanted_captions(spec: RunSpec) -> list[str]:
-    """Every caption the run can ask for, once: the pictures', the empty one, the previews'."""
-    captions = [picture.caption for picture in spec.dataset.pictures]
-    captions += [picture.caption for picture in spec.prior.dataset.pictures] if spec.prior else []
+def wanted_captions(spec: RunSpec, held_out: Sequence[Picture]) -> list[str]:
+    """Every caption that can be known before the run, once: those of pictures whose captions stay as they are, the empty
+    one, the previews'. Held-out pictures are looked at with their plain captions."""
+    pictures = [*spec.dataset.pictures, *(spec.prior.dataset.pictures if spec.prior else ())]
+    captions = [picture.variation.longest(picture.caption) for picture in pictures if not picture.variation.varies]
+    captions += [picture.caption for picture in held_out]
     captions += [""] if spec.training.caption_dropout else []
     captions += [spec.previews.negative, *spec.previews.prompts] if spec.previews.every else []
     return list(dict.fromkeys(captions))
-
-
-class LatentCache:
-    def __init__(self, spec: RunSpec, family: Family, form: LatentFormat):
-        self.spec, self.family, self.form = spec, family, form
-        self.cache = TensorCache(Path(spec.folders.caches) / "latents")
-
-    def key(self, picture: Picture, crop: Crop) -> str:
-        return TensorCache.key(self.spec.base.fingerprint, picture.digest, crop.resized, crop.left, crop.top, crop.bucket)
-
-    def reader(self, picture: Picture, crop: Crop):
-        key = self.key(picture, crop)
-
-        def read() -> torch.Tensor:
-            try:
-                return self.cache.get(key)["latents"]
-            except KeyError:
-                raise UserError(f"The cached latents of {picture.name!r} have disappeared from the cache folder during "
-                                "the run. Queue again; they will be encoded anew.") from None
-        return read
-
-    def fill(self, crops: Mapping[Picture, Crop], device: torch.device, emit) -> nn.Module | None:
-        """Encode what is missing. Returns the VAE if it was needed."""
-        missing = [(picture, crop) for picture, crop in crops.items() if self.key(picture, crop) not in self.cache]
-        if not missing:
-            return None
-        # float32 latents have 1 / 16 of the numbers of an RGB picture (4 · 1 / 64 against 1): 0.25 bytes a pixel.
-        ensure_space(self.cache.folder, int(0.3 * sum(crop.bucket[0] * crop.bucket[1] for _, crop in missing)))
-        emit("phase", text="loading the VAE")
-        vae = self.family.load_vae(self.spec.base).to(device)
-        for done, (picture, crop) in enumerate(missing, start=1):
-            try:
-                pixels = crop_pixels(read_picture(Path(picture.path)), crop)
-            except UserError as problem:
-                raise UserError(f"{problem}. It could be read when the run was queued; restore it, or queue again to "
-                                "train without it.") from None
-            latents = self.family.encode_pictures(vae, pixels[None].to(device), self.form)[0]
-            self.cache.put(self.key(picture, crop), {"latents": latents})
-            emit("encoding", what="pictures", done=done, total=len(missing))
-        return vae
-
-
-class CaptionCache:
-    """Conditioning of captions, kept in the precision the text encoders ran in."""
-
-    def __init__(self, spec: RunSpec, family: Family, dtype: torch.dtype):
-        self.spec, self.family, self.dtype = spec, family, dtype
-        self.cache = TensorCache(Path(spec.folders.caches) / "captions")
-
-    def key(self, caption: str) -> str:
-        return TensorCache.key(self.spec.base.fingerprint, str(self.dtype), self.spec.training.clip_skip, caption)
-
-    def fill(self, captions: Sequence[str], device: torch.device, emit):
-        """Encode what is missing, then free the encoders."""
-        missing = [caption for caption in captions if self.key(caption) not in self.cache]
-        if not missing:
-            return
-        emit("phase", text="loading the text encoders")
-        text = load_text(self.spec, self.family, self.dtype).to(device)
-        for done, caption in enumerate(missing, start=1):
-            with torch.no_grad():
-                encoded = self.family.encode_captions(text, [caption])
-            self.cache.put(self.key(caption), {name: tensor[0] for name, tensor in encoded.items()})
-            emit("encoding", what="captions", done=done, total=len(missing))
-
-    def batch(self, captions: Sequence[str]) -> Conditioning:
-        single = {caption: self._read(caption) for caption in dict.fromkeys(captions)}
-        return {
-            name: torch.stack([single[caption][name] for caption in captions]) for name in single[captions[0]]
-        }
-
-    def _read(self, caption: str) -> Conditioning:
-        try:
-            return self.cache.get(self.key(caption))
-        except KeyError:
-            raise UserError(f"The cached encoding of the caption {caption[:60]!r} has disappeared from the cache folder "
-                            "during the run. Queue again; it will be encoded anew.") from None
 
 
 def crop_notes(pictures: Sequence[Picture], crops: Sequence[Crop]) -> list[str]:
@@ -225,10 +158,31 @@ def held_out_notes(pictures: Sequence[Picture], held_out: Sequence[Picture]) -> 
     return [f"{len(held_out)} of {len(pictures)} pictures are held out for validation and not trained: {names}"]
 
 
+def variation_notes(pictures: Sequence[Picture]) -> list[str]:
+    """Where captions have no tags that a shuffle or a dropout of tags could move or leave out."""
+    wanted = [picture for picture in pictures if picture.variation.shuffle or picture.variation.tag_dropout]
+    still = [picture for picture in wanted
+             if len(picture.variation.tags(picture.caption)[1]) < (1 if picture.variation.tag_dropout else 2)]
+    if not still:
+        return []
+    variation = still[0].variation
+    return [f"{len(still)} of {len(wanted)} captions whose tags should vary have too few tags behind the "
+            f"{variation.keep_tags} kept ones, separated by {variation.separator!r}, and keep their tags as they are: that "
+            f"of {still[0].name} for example"]
+
+
+def tidy(spec: RunSpec, emit):
+    """Remove what no run has used for long; what this one needs has just been marked as used."""
+    files, size = clean_caches(Path(spec.folders.caches), spec.memory.cache_days)
+    if files:
+        emit("phase", text=f"removed {files} cache files ({size / 1e6:,.0f} MB) that no run has used for "
+                           f"{spec.memory.cache_days} days")
+
+
 def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:
-    """Which captions are cut because they have more tokens than the text encoder takes."""
+    """Which captions are cut because they have more tokens than the text encoder takes, in their longest template."""
     long = [(count, picture.name, room) for picture in spec.dataset.pictures
-            for count, room in [family.token_count(tokenizers, picture.caption)] if count > room]
+            for count, room in [family.token_count(tokenizers, picture.variation.longest(picture.caption))] if count > room]
     if not long:
         return []
     count, name, room = max(long)

@@ -95,6 +95,9 @@ class Training:
             frozen.require_support(spec.memory.frozen_precision, self.device)
         if spec.memory.compile:
             compilation.require_compiler(self.device)
+        if spec.memory.caption_cache == "always" and self.method.trains_text():
+            raise UserError("caption_cache is always, but the text encoder is trained too, and captions encoded beforehand "
+                            "would freeze it. Set caption_cache to auto, or train the denoiser alone.")
 
     def execute(self) -> dict:
         notes = [*self.method.check(self.family, self.spec),

@@ -25,8 +25,8 @@ LEVELS = 4
 def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objective, held_out: Mapping[str, CachedPicture],
                     conditioning: Callable[[str], Conditioning] | None, seed: int,
                     on_progress: Callable[[int, int], None] = lambda done, total: None) -> float:
-    """Mean squared error over all pictures of `held_out` (by digest) and their noise levels, without weights or dropout; in
-    a masked run with the masks of the pictures.
+    """Mean squared error over all pictures of `held_out` (by digest) and their noise levels, without weights or dropout,
+    with plain pictures and captions; in a masked run with the masks of the pictures.
 
     The processes share the pictures; all of them must call this and all get the same number, which does not depend on how
     many they are. `conditioning` is None when the text encoders train. Leaves the model in evaluation mode.
@@ -50,9 +50,10 @@ def batch_of(picture: CachedPicture, conditioning, device: torch.device) -> Batc
     """One picture LEVELS times."""
     known = conditioning and {
         name: tensor.to(device).repeat_interleave(LEVELS, 0) for name, tensor in conditioning(picture.caption).items()}
-    sizes = torch.tensor([picture.crop.sizes] * LEVELS, dtype=torch.float32, device=device)
-    latents = picture.latents().to(device).expand(LEVELS, -1, -1, -1)
-    masks = picture.mask().to(device).expand(LEVELS, -1, -1, -1) if picture.mask else None
+    [view] = picture.views  # pictures that are held out have no variants
+    sizes = torch.tensor([view.crop.sizes] * LEVELS, dtype=torch.float32, device=device)
+    latents = view.latents().to(device).expand(LEVELS, -1, -1, -1)
+    masks = view.mask().to(device).expand(LEVELS, -1, -1, -1) if view.mask else None
     return Batch(latents, (picture.caption,) * LEVELS, known, sizes, generators=(), masks=masks)
 
 

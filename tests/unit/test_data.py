@@ -131,10 +131,10 @@ def test_a_batch_larger_than_its_bucket_is_filled_up():
 
 
 def test_processes_share_a_batch_without_overlap():
-    from finetune.trainers.data.batches import Batches, CachedPicture, Source
+    from finetune.trainers.data.batches import Batches, CachedPicture, CachedView, Source
 
     crop = fit((64, 64), [(64, 64)])
-    pictures = [CachedPicture(str(number), crop, lambda number=number: torch.full((4, 8, 8), float(number)))
+    pictures = [CachedPicture(str(number), [CachedView(crop, lambda number=number: torch.full((4, 8, 8), float(number)))])
                 for number in range(8)]
 
     def batch(rank, processes):

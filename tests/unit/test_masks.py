@@ -108,7 +108,7 @@ def test_cache_follows_the_masks_content_and_its_kind(tmp_path):
     def fill():
         events.clear()
         dataset = scan_folder(str(folder), "data")
-        cache.fill({each: crop for each in dataset.pictures}, lambda event, **fields: events.append(fields["what"]))
+        cache.fill([(each, crop) for each in dataset.pictures], lambda event, **fields: events.append(fields["what"]))
         return {each.name: cache.reader(each, crop)() for each in dataset.pictures}
 
     masks = fill()
@@ -125,7 +125,7 @@ def test_a_mask_that_disappears_is_named(tmp_path):
     [only] = scan_folder(str(folder), "data").pictures
     (folder / "0-masklabel.png").unlink()
     with pytest.raises(UserError, match="It is the mask of '0.png' and could be read when the run was queued"):
-        MaskCache(str(tmp_path / "caches"), 8).fill({only: fit((64, 64), [(64, 64)])}, silent)
+        MaskCache(str(tmp_path / "caches"), 8).fill([(only, fit((64, 64), [(64, 64)]))], silent)
 
 
 # ---- the spec ------------------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def trained(spec) -> Training:
 def errors_of_halves(training: Training) -> tuple[float, float]:
     """Mean squared error of the left and the right half, at noise and timesteps that are always the same."""
     pictures = training.data.subject.pictures
-    latents = torch.stack([each.latents() for each in pictures]).repeat(8, 1, 1, 1)
+    latents = torch.stack([each.views[0].latents() for each in pictures]).repeat(8, 1, 1, 1)
     captions = [each.caption for each in pictures] * 8
     objective = make_objective("epsilon", training.family.alphas_cumprod(training.spec.base), specs.ObjectiveSpec())
     noised = objective.noise(latents, [randomness.generator(99, number) for number in range(len(latents))])

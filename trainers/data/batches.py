@@ -9,13 +9,16 @@ from torch import Tensor
 
 from .. import randomness
 from ..families.protocol import Conditioning
+from ..spec import CaptionVariationSpec
 from .buckets import Crop
+from .variation import vary_caption
 
 
 @dataclass(frozen=True)
 class Batch:
     """`latents` [batch, channels, height, width]; `sizes` [batch, 6]; `generators` one per sample; `masks`
-    [batch, 1, height, width] in 0…1, or None.
+    [batch, 1, height, width] in 0…1, or None; `weights` [batch], how much each sample's loss counts, or None where all
+    count 1.
 
     `conditioning` is None when the text encoders train: then `captions` are encoded in every step.
     """
@@ -26,6 +29,7 @@ class Batch:
     sizes: Tensor
     generators: tuple[torch.Generator, ...]
     masks: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class BatchOrder:
@@ -62,11 +66,22 @@ class BatchOrder:
 
 
 @dataclass(frozen=True)
-class CachedPicture:
-    caption: str
+class CachedView:
+    """A picture as it comes out of the caches in one of its variants."""
+
     crop: Crop
     latents: Callable[[], Tensor]
     mask: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class CachedPicture:
+    """`views` are its variants, of which one is drawn each time; they share a bucket."""
+
+    caption: str
+    views: Sequence[CachedView]
+    variation: CaptionVariationSpec = CaptionVariationSpec()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,20 +137,32 @@ class Batches:
         places = range(self.rank * part, (self.rank + 1) * part)
         chosen = [share.source.pictures[batch[place]] for place in places]
         samples = [share.first_sample + place for place in places]
-        captions = tuple(
-            "" if self._dropped(share.step, sample) else picture.caption for sample, picture in zip(samples, chosen)
-        )
-        masks = [picture.mask() for picture in chosen if picture.mask]
+        captions = tuple(self._caption(picture, share.step, sample) for picture, sample in zip(chosen, samples))
+        views = [self._view(picture, share.step, sample) for picture, sample in zip(chosen, samples)]
+        masks = [view.mask() for view in views if view.mask]
+        weights = [picture.weight for picture in chosen]
         return Batch(
-            latents=torch.stack([picture.latents() for picture in chosen]).to(self.device),
+            latents=torch.stack([view.latents() for view in views]).to(self.device),
             captions=captions,
             conditioning=self._condition(captions),
-            sizes=torch.tensor([picture.crop.sizes for picture in chosen], dtype=torch.float32, device=self.device),
+            sizes=torch.tensor([view.crop.sizes for view in views], dtype=torch.float32, device=self.device),
             generators=tuple(
                 randomness.generator(self.seed, randomness.NOISE, share.step, sample) for sample in samples
             ),
             masks=torch.stack(masks).to(self.device) if masks else None,
+            weights=torch.tensor(weights, device=self.device) if any(weight != 1 for weight in weights) else None,
         )
+
+    def _caption(self, picture: CachedPicture, step: int, sample: int) -> str:
+        """A function of (seed, step, sample) alone, so that a resumed run has the captions of one that never stopped."""
+        if self._dropped(step, sample):
+            return ""
+        return vary_caption(picture.caption, picture.variation,
+                            randomness.generator(self.seed, randomness.VARIATION, step, sample))
+
+    def _view(self, picture: CachedPicture, step: int, sample: int) -> CachedView:
+        draw = randomness.generator(self.seed, randomness.VARIANT, step, sample)
+        return picture.views[int(torch.randint(len(picture.views), (), generator=draw))]
 
     def _dropped(self, step: int, sample: int) -> bool:
         if not self.caption_dropout:

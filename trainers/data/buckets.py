@@ -12,13 +12,15 @@ MAXIMUM_ASPECT = 2.5
 
 @dataclass(frozen=True)
 class Crop:
-    """A picture on its way into a bucket: resized to `resized`, then cut at `left`, `top` to `bucket`."""
+    """A picture on its way into a bucket: resized to `resized`, then cut at `left`, `top` to `bucket`, then perhaps
+    mirrored left to right."""
 
     original: tuple[int, int]
     resized: tuple[int, int]
     left: int
     top: int
     bucket: tuple[int, int]
+    mirrored: bool = False
 
     @property
     def kept(self) -> float:
@@ -31,8 +33,15 @@ class Crop:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Original height and width, crop top and left, target height and width: SDXL's size conditioning."""
-        return (*self.original[::-1], self.top, self.left, *self.bucket[::-1])
+        """Original height and width, crop top and left, target height and width: SDXL's size conditioning. Of a mirrored
+        picture, `left` is what is cut from the left of its mirror image."""
+        left = self.resized[0] - self.left - self.bucket[0] if self.mirrored else self.left
+        return (*self.original[::-1], self.top, left, *self.bucket[::-1])
+
+    @property
+    def key(self) -> tuple:
+        """What it does to a picture, for a cache's key."""
+        return self.resized, self.left, self.top, self.bucket, self.mirrored
 
 
 def bucket_step(resolution: int) -> int:

@@ -1,19 +1,28 @@
 """Tensors on disk, one small file each, so that memory does not grow with the dataset and a second run encodes nothing.
 
 Keys are hashes of everything that determines the content. Files appear whole or not at all, so an interrupted run and
-two runs at once do no harm.
+two runs at once do no harm. A run marks the files that it needs as used; those that none has used for long are removed.
 """
 import hashlib
 import json
 import os
+import re
+import time
+from contextlib import suppress
 from pathlib import Path
-from typing import Mapping
+from typing import Iterable, Mapping
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..files import temporary_beside
+
+LATENTS, CAPTIONS, MASKS = KINDS = ("latents", "captions", "masks")
+"""Folders of tensor caches in the folder of caches."""
+DAY = 24 * 60 * 60
+"""Seconds. No file takes longer to write: older unfinished ones are those of killed runs."""
 
 
 class TensorCache:
@@ -31,6 +40,16 @@ class TensorCache:
     def __contains__(self, key: str) -> bool:
         return self.path(key).exists()
 
+    def use(self, keys: Iterable[str]) -> set[str]:
+        """Mark entries as used now; returns the keys of those that are there. A run does this once, at its start."""
+        there = set()
+        with self._lock():
+            for key in dict.fromkeys(keys):
+                with suppress(FileNotFoundError):
+                    os.utime(self.path(key))
+                    there.add(key)
+        return there
+
     def put(self, key: str, tensors: Mapping[str, Tensor]):
         path = self.path(key)
         path.parent.mkdir(exist_ok=True)
@@ -47,3 +66,29 @@ class TensorCache:
         except (SafetensorError, OSError):
             self.path(key).unlink(missing_ok=True)
             raise KeyError(key) from None
+
+    def clean(self, days: float) -> tuple[int, int]:
+        """Remove entries that no run has used for `days` days, and unfinished files older than a day. Returns how many files
+        and how many bytes. Nothing else in the folder is touched."""
+        files = size = 0
+        with self._lock():  # an entry is either marked before, and then it is young, or found missing and made again
+            for path in self.folder.glob("*/*.safetensors"):
+                unfinished = path.name.startswith(".part-")
+                if not unfinished and not re.fullmatch(r"[0-9a-f]{40}", path.stem):
+                    continue
+                with suppress(OSError):  # another process was faster, or holds it open (Windows)
+                    state = path.stat()
+                    if time.time() - state.st_mtime > (DAY if unfinished else days * DAY):
+                        path.unlink()
+                        files, size = files + 1, size + state.st_size
+        return files, size
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / ".lock")
+
+
+def clean_caches(caches: Path, days: float) -> tuple[int, int]:
+    """Clean all tensor caches in the folder of caches; class pictures and whatever else lies there stay. Returns how many
+    files were removed, and their bytes."""
+    cleaned = [TensorCache(caches / kind).clean(days) for kind in KINDS if (caches / kind).is_dir()]
+    return sum(files for files, _ in cleaned), sum(size for _, size in cleaned)

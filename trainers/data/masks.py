@@ -4,7 +4,7 @@ A mask is a file of its own beside the picture, or the picture's own transparenc
 (`cat-masklabel.png`), the `cat_mask.png` of many tools, and kohya's folder of equally named files, here `masks`.
 """
 from pathlib import Path
-from typing import Collection, Iterable, Mapping
+from typing import Collection, Iterable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..files import ensure_space
 from ..spec import Picture
 from .buckets import Crop
 from .caches import TensorCache
+from .colours import opacity
 from .pictures import open_picture
 
 MASK_FOLDER = "masks"
@@ -66,7 +67,8 @@ def read_mask(path: Path) -> Image.Image:
 
 def read_transparency(path: Path) -> Image.Image:
     """What is opaque in a picture, as 8-bit grey: white where nothing shows through."""
-    return open_picture(path).convert("RGBA").getchannel("A")
+    picture = open_picture(path)
+    return opacity(picture) or Image.new("L", picture.size, 255)
 
 
 def latent_mask(mask: Image.Image, crop: Crop, downscale: int) -> torch.Tensor:
@@ -74,6 +76,7 @@ def latent_mask(mask: Image.Image, crop: Crop, downscale: int) -> torch.Tensor:
     [1, height / downscale, width / downscale]."""
     left, top, (width, height) = crop.left, crop.top, crop.bucket
     cut = mask.resize(crop.resized, Image.Resampling.BOX).crop((left, top, left + width, top + height))
+    cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.mirrored else cut
     values = torch.from_numpy(np.array(cut, dtype=np.float32) / 255)[None, None]
     return F.interpolate(values, (height // downscale, width // downscale), mode="area")[0]
 
@@ -86,12 +89,13 @@ class MaskCache:
 
     def key(self, picture: Picture, crop: Crop) -> str:
         own = picture.mask == picture.path
-        return TensorCache.key(picture.mask_digest, own, crop.resized, crop.left, crop.top, crop.bucket, self.downscale)
+        return TensorCache.key(picture.mask_digest, own, crop.key, self.downscale)
 
-    def fill(self, crops: Mapping[Picture, Crop], emit):
+    def fill(self, crops: Iterable[tuple[Picture, Crop]], emit):
         """Prepare what is missing. Raises UserError for a mask that can no longer be read."""
-        missing = [(picture, crop) for picture, crop in crops.items()
-                   if picture.mask and self.key(picture, crop) not in self.cache]
+        masked = [(picture, crop) for picture, crop in dict.fromkeys(crops) if picture.mask]
+        there = self.cache.use(self.key(*each) for each in masked)
+        missing = [each for each in masked if self.key(*each) not in there]
         ensure_space(self.cache.folder, sum(1000 + crop.bucket[0] * crop.bucket[1] // 16 for _, crop in missing))
         for done, (picture, crop) in enumerate(missing, start=1):
             read = read_transparency if picture.mask == picture.path else read_mask

@@ -89,7 +89,7 @@ class TextualInversion:
 
     def _caption_notes(self, spec) -> list[str]:
         word, pictures, notes = whole_word(self.token), spec.dataset.pictures, []
-        lacking = [picture for picture in pictures if not word.search(picture.caption)]
+        lacking = [picture for picture in pictures if not word.search(picture.variation.longest(picture.caption))]
         if len(lacking) == len(pictures):
             raise UserError(f"No caption contains the word {self.token!r}, so nothing could be learnt. Set it as trigger on "
                             f"the dataset, or choose a token that the captions use; one of them is "
@@ -97,6 +97,11 @@ class TextualInversion:
         if lacking:
             notes.append(f"{len(lacking)} of {len(pictures)} captions do not contain {self.token!r}, for example that of "
                          f"{lacking[0].name}; these pictures teach it nothing")
+        left_out = [picture for picture in pictures if picture.variation.tag_dropout
+                    and any(word.search(tag) for tag in picture.variation.tags(picture.caption)[1])]
+        if left_out:
+            notes.append(f"tag dropout leaves {self.token!r} out too, for example in the caption of {left_out[0].name}; "
+                         "steps without it teach it nothing. Put the word first, and set keep_tags to 1")
         if spec.prior and any(word.search(picture.caption) for picture in spec.prior.dataset.pictures):
             notes.append(f"captions of class pictures contain {self.token!r} too, so that it learns the class as well")
         if spec.previews.every and spec.previews.prompts and not any(word.search(each) for each in spec.previews.prompts):
@@ -107,11 +112,12 @@ class TextualInversion:
         """Whether captions have room for the vectors. Room is counted in tokens."""
         word, vectors, fits, long = whole_word(self.token), self.spec.vectors, False, []
         for picture in spec.dataset.pictures:
-            places = list(word.finditer(picture.caption))
+            caption = picture.variation.longest(picture.caption)
+            places = list(word.finditer(caption))
             if not places:
                 continue
-            before, room = family.token_count(tokenizers, picture.caption[:places[0].start()])
-            others, _ = family.token_count(tokenizers, word.sub(" ", picture.caption))
+            before, room = family.token_count(tokenizers, caption[:places[0].start()])
+            others, _ = family.token_count(tokenizers, word.sub(" ", caption))
             together = others + vectors * len(places)
             fits = fits or together <= room or (others > room and before + vectors <= room)
             if together > room:

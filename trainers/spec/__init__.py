@@ -140,6 +140,18 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _captions_that_change_are_not_cached(self):
+        datasets = [self.dataset, *([self.prior.dataset] if self.prior else [])]
+        varying = [dataset for dataset in datasets if any(picture.variation.varies for picture in dataset.pictures)]
+        if self.memory.caption_cache == "always" and varying:
+            raise ValueError(
+                f"caption_cache is always, but the captions of the dataset {varying[0].name!r} change from step to step "
+                "(shuffle, tag dropout or templates); encoded beforehand they would be frozen. Set caption_cache to auto, "
+                "or take out Vary Captions"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _something_is_left_to_train(self):
         if self.validation.share and len({picture.digest for picture in self.dataset.pictures}) < 2:
             raise ValueError(
@@ -156,9 +168,10 @@ class RunSpec(Part):
     @property
     def identity(self) -> str:
         """SHA-256 over everything that changes the result. Moving the files does not change it, and neither does a new
-        field of a later version that is left at its default, nor a mask that is not used."""
+        field of a later version that is left at its default, nor a mask that is not used, nor what is kept in caches."""
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={
-            "folders": True, "device": True, "base": {"path", "configs"}})
+            "folders": True, "device": True, "base": {"path", "configs"}, "memory": {"caption_cache", "cache_days"}})
+        content = {name: part for name, part in content.items() if part != {}}
         content["version"], content["method"] = self.version, {"kind": self.method.kind, **content.get("method", {})}
         for dataset in [content["dataset"], *([content["prior"]["dataset"]] if self.prior else [])]:
             for picture in dataset["pictures"]:

@@ -1,7 +1,10 @@
 """Datasets as data: which pictures, with which captions, and what varies from step to step."""
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .part import Part
+
+CAPTION = "{caption}"
+"""Where the caption stands in a template."""
 
 
 class CaptionVariationSpec(Part):
@@ -18,6 +21,29 @@ class CaptionVariationSpec(Part):
     templates: tuple[str, ...] = ()
     """Sentences with {caption} in them, of which one is drawn; empty: the caption itself."""
 
+    @model_validator(mode="after")
+    def _templates_hold_the_caption(self):
+        for template in self.templates:
+            if CAPTION not in template:
+                raise ValueError(f"the template {template[:60]!r} has no place for the caption; write {CAPTION} where it "
+                                 "should stand")
+        return self
+
+    @property
+    def varies(self) -> bool:
+        """Whether a caption can be another one in another step."""
+        return self.shuffle or self.tag_dropout > 0 or len(set(self.templates)) > 1
+
+    def longest(self, caption: str) -> str:
+        """The caption in the longest template, with all its tags; where nothing varies, the caption of every step."""
+        return max(self.templates, key=len, default=CAPTION).replace(CAPTION, caption)
+
+    def tags(self, caption: str) -> tuple[list[str], list[str]]:
+        """(tags that are kept in their places, tags behind them); what is empty between separators is no tag."""
+        pieces = [piece.strip() for piece in caption.split(self.separator.strip() or self.separator)]
+        tags = [piece for piece in pieces if piece]
+        return tags[:self.keep_tags], tags[self.keep_tags:]
+
 
 class AugmentationSpec(Part):
     """How a picture is changed before it is encoded. `variants` of it are made once, seeded and cached, and one of them is
@@ -32,6 +58,19 @@ class AugmentationSpec(Part):
     """Change brightness, contrast and saturation by a factor of up to 1 ± this."""
     noise: float = Field(0.0, ge=0, le=0.5)
     """Standard deviation of Gaussian noise, where black to white is 1."""
+
+    @model_validator(mode="after")
+    def _variants_differ(self):
+        wanted = [name for name in ("flip", "crop", "colour", "noise") if getattr(self, name)]
+        if wanted and self.variants == 1:
+            raise ValueError(
+                f"variants is 1, so that every step would see the same picture and {' and '.join(wanted)} would be frozen; "
+                f"set variants to 2 or more, or switch {' and '.join(wanted)} off"
+            )
+        if self.variants > 1 and not wanted:
+            raise ValueError(f"variants is {self.variants}, but nothing makes them differ; switch on flip, crop, colour or "
+                             "noise, or set variants to 1")
+        return self
 
 
 class Picture(Part):

@@ -134,6 +134,10 @@ class MemorySpec(Part):
     frozen_precision: Literal["same", "fp8", "int8"] = "same"
     """How the frozen denoiser's weights are stored; they are computed with in `precision`."""
     compile: bool = False
+    caption_cache: Literal["auto", "always"] = "auto"
+    """Encode captions beforehand where they stay as they are, or insist that all of them can be."""
+    cache_days: int = Field(30, ge=1, le=3650)
+    """Encoded pictures and captions that no run has used for so many days are removed."""
 
 
 class PreviewSpec(Part):

@@ -1,0 +1,291 @@
+"""Caches on disk: what is encoded when, killed and simultaneous processes, age."""
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from finetune.trainers import __main__ as command_line
+from finetune.trainers import encoding, families
+from finetune.trainers import spec as specs
+from finetune.trainers.data import caches
+from finetune.trainers.data.augmentation import View
+from finetune.trainers.data.buckets import bucket_sizes, fit
+from finetune.trainers.data.caches import DAY, TensorCache, clean_caches
+from finetune.trainers.data.manifest import scan_folder
+from finetune.trainers.data.pictures import crop_pixels, read_picture
+from finetune.trainers.encoding import LatentCache, ahead
+from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.runs import open_run
+from finetune.trainers.training import train_run
+from PIL import Image
+
+CPU = torch.device("cpu")
+
+
+def silent(event, **fields):
+    pass
+
+
+def make_noise(folder, count: int):
+    """Pictures of several shapes that differ everywhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        width, height = [(90, 64), (64, 64), (64, 100), (200, 130)][number % 4]
+        Image.effect_noise((width, height), 80 + number).convert("RGB").save(folder / f"{number:03}.png")
+    return scan_folder(str(folder), "noise")
+
+
+def latent_cache(spec):
+    family = families.get(spec.base.family)
+    return LatentCache(spec, family, family.latent_format(spec.base))
+
+
+def plain_views(dataset):
+    return [(picture, View(fit(picture.size, bucket_sizes(64)))) for picture in dataset.pictures]
+
+
+# ---- filling -------------------------------------------------------------------------------------------------------
+
+def test_encoding_together_equals_one_by_one(tiny_bases, make_spec, tmp_path):
+    """Batches of pictures that were read ahead, against each picture encoded alone. Sums are rounded in another order."""
+    views = plain_views(make_noise(tmp_path / "pictures", 23))
+    cache, events = latent_cache(make_spec(tiny_bases["sd1"])), []
+    vae = cache.fill(views, CPU, lambda event, **fields: events.append((event, fields.get("done"))))
+    assert events == [("phase", None), *(("encoding", done) for done in range(1, 24))]
+    for picture, view in views:
+        pixels = crop_pixels(read_picture(Path(picture.path)), view.crop)
+        alone = cache.family.encode_pictures(vae, pixels[None], cache.form)[0]
+        torch.testing.assert_close(cache.reader(picture, view)(), alone, atol=1e-5, rtol=1e-5)
+
+
+def test_batches_hold_one_size_and_a_limited_area():
+    def job(size, count):
+        crop = fit(size, [size])
+        return [(None, View(crop), torch.zeros(0)) for _ in range(count)]
+
+    jobs = [job((64, 64), 5), job((64, 64), 20), job((512, 256), 3), job((1024, 1024), 2)]
+    sizes = [(batch[0][1].crop.bucket, len(batch)) for batch in encoding.batches_of(jobs)]
+    assert sizes == [((64, 64), 16), ((64, 64), 9), ((512, 256), 2), ((512, 256), 1), ((1024, 1024), 1), ((1024, 1024), 1)]
+
+
+def test_no_more_is_begun_than_asked_for():
+    from concurrent.futures import ThreadPoolExecutor
+
+    begun, lock = [], threading.Lock()
+
+    def work(item):
+        with lock:
+            begun.append(item)
+        return item
+
+    with ThreadPoolExecutor(3) as pool:
+        results = ahead(pool, work, range(100), 6)
+        for expected in range(40):
+            assert next(results) == expected
+            assert len(begun) <= expected + 6
+        results.close()
+    assert len(begun) <= 46
+
+
+def test_a_cancel_keeps_what_is_encoded(tiny_bases, make_spec, tmp_path):
+    """Heard between pictures; the next run encodes only the rest."""
+    views = plain_views(make_noise(tmp_path / "pictures", 40))
+    cache, done = latent_cache(make_spec(tiny_bases["sd1"])), []
+
+    def stop(event, **fields):
+        if event == "encoding":
+            done.append(fields["done"])
+            if len(done) == 12:
+                raise Cancelled
+
+    with pytest.raises(Cancelled):
+        cache.fill(views, CPU, stop)
+    there = sum(cache.key(*each) in cache.cache for each in views)
+    assert 12 <= there < 12 + encoding.PICTURES_AT_ONCE
+    rest = []
+    cache.fill(views, CPU, lambda event, **fields: rest.append(fields["total"]) if event == "encoding" else None)
+    assert rest == [40 - there] * (40 - there)
+    assert cache.fill(views, CPU, lambda event, **fields: pytest.fail(event)) is None
+
+
+def test_a_picture_that_disappeared_is_named(tiny_bases, make_spec, tmp_path):
+    dataset = make_noise(tmp_path / "pictures", 3)
+    (tmp_path / "pictures" / "001.png").unlink()
+    with pytest.raises(UserError, match="001.png.*It could be read when the run was queued"):
+        latent_cache(make_spec(tiny_bases["sd1"])).fill(plain_views(dataset), CPU, silent)
+
+
+def test_keys_follow_everything_that_changes_pixels(tiny_bases, make_spec, squares):
+    cache, [picture, *_] = latent_cache(make_spec(tiny_bases["sd1"])), squares.pictures
+    crop = fit((100, 64), [(64, 64)])
+    others = [fit((101, 64), [(64, 64)]), crop.__class__(*[*vars(crop).values()][:5], mirrored=True)]
+    views = [View(crop), *(View(each) for each in others), View(crop, (1.1, 1.0, 1.0)), View(crop, (1.0, 1.1, 1.0)),
+             View(crop, noise=0.1, noise_seed=1), View(crop, noise=0.1, noise_seed=2), View(crop, noise=0.2, noise_seed=1)]
+    keys = {cache.key(picture, view) for view in views}
+    keys |= {cache.key(picture.model_copy(update={field: value}), View(crop))
+             for field, value in (("digest", "another"), ("background", "#000000"))}
+    keys.add(latent_cache(make_spec(tiny_bases["sd2"])).key(picture, View(crop)))
+    assert len(keys) == len(views) + 3
+    same = picture.model_copy(update={"caption": "another", "path": "elsewhere", "repeats": 5, "weight": 2.0})
+    assert cache.key(same, View(crop)) == cache.key(picture, View(crop))
+
+
+# ---- killed, and two at once ---------------------------------------------------------------------------------------
+
+FILL = """
+import sys
+sys.path.insert(0, {tests!r})
+import conftest, test_caches, torch
+from finetune.trainers.spec import RunSpec
+from pathlib import Path
+spec = RunSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+test_caches.latent_cache(spec).fill(test_caches.plain_views(spec.dataset), torch.device("cpu"), test_caches.silent)
+"""
+
+
+def test_a_killed_process_and_two_at_once_leave_a_whole_cache(tiny_bases, make_spec, tmp_path):
+    """Two processes fill one cache; one of them is killed in the middle of it."""
+    dataset = make_noise(tmp_path / "pictures", 120)
+    spec = make_spec(tiny_bases["sd1"], dataset=dataset)
+    path = tmp_path / "spec.json"
+    path.write_text(spec.model_dump_json(), encoding="utf-8")
+    command = [sys.executable, "-c", FILL.format(tests=os.path.dirname(os.path.dirname(__file__))), str(path)]
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
+    cache, views = latent_cache(spec), plain_views(dataset)
+    while not list(cache.cache.folder.glob("*/*.safetensors")):
+        assert any(process.poll() is None for process in processes)
+        time.sleep(0.001)
+    processes[0].kill()
+    whole = [key for key in (cache.key(*each) for each in views) if key in cache.cache]
+    assert all(cache.cache.get(key)["latents"].isfinite().all() for key in whole)
+    assert [process.wait() for process in processes] == [-9, 0]
+    fresh = latent_cache(spec.model_copy(update={"folders": specs.FolderSpec(
+        runs=spec.folders.runs, caches=str(tmp_path / "fresh"))}))
+    fresh.fill(views, CPU, silent)
+    for each in views:
+        torch.testing.assert_close(cache.reader(*each)(), fresh.reader(*each)(), atol=1e-5, rtol=1e-5)
+
+
+PUT = """
+import sys
+sys.path.insert(0, {tests!r})
+import conftest, torch
+from pathlib import Path
+from finetune.trainers.data.caches import TensorCache
+cache = TensorCache(Path(sys.argv[1]))
+for number in range(10**6):
+    cache.put(cache.key(number % 50), {{"latents": torch.full((500_000,), float(number % 50))}})
+"""
+
+
+def test_a_writer_that_is_killed_leaves_no_half_entry(tmp_path):
+    """Files of 2 MB, so that a kill is likely in the middle of one."""
+    for attempt in range(3):
+        process = subprocess.Popen([sys.executable, "-c", PUT.format(tests=os.path.dirname(os.path.dirname(__file__))),
+                                    str(tmp_path)], stderr=subprocess.DEVNULL)
+        cache = TensorCache(tmp_path)
+        while len(list(tmp_path.glob("*/*.safetensors"))) < 5 + 5 * attempt:
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    entries = [number for number in range(50) if TensorCache.key(number) in cache]
+    assert len(entries) >= 10
+    assert all(torch.equal(cache.get(TensorCache.key(number))["latents"], torch.full((500_000,), float(number)))
+               for number in entries)
+    leftovers = list(tmp_path.glob("*/.part-*"))
+    for file in leftovers:
+        os.utime(file, (time.time() - 2 * DAY,) * 2)
+    assert cache.clean(30)[0] == len(leftovers) and not list(tmp_path.glob("*/.part-*"))
+    assert all(TensorCache.key(number) in cache for number in entries)
+
+
+# ---- age -----------------------------------------------------------------------------------------------------------
+
+def aged(path, days: float):
+    moment = time.time() - days * DAY
+    os.utime(path, (moment, moment))
+
+
+def test_only_what_is_old_and_ours_is_removed(tmp_path):
+    cache = TensorCache(tmp_path / "latents")
+    young, used, old = (TensorCache.key(name) for name in ("young", "used", "old"))
+    for key in (young, used, old):
+        cache.put(key, {"latents": torch.zeros(1000)})
+    aged(cache.path(young), 29)
+    aged(cache.path(used), 400)
+    aged(cache.path(old), 31)
+    strangers = [cache.folder / "ab" / "notes.safetensors", cache.folder / "ab" / f"{old}.txt",
+                 tmp_path / "class_pictures" / "a" / f"{old}.safetensors"]
+    writing, left = cache.path(old).with_name(".part-1.safetensors"), cache.path(old).with_name(".part-2.safetensors")
+    for file in (*strangers, writing, left):
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_bytes(b"content")
+    for file in strangers:
+        aged(file, 1000)
+    aged(left, 2)
+    assert cache.use([used, TensorCache.key("never made")]) == {used}
+    files, size = clean_caches(tmp_path, 30)
+    assert files == 2 and size > 4000
+    assert young in cache and used in cache and old not in cache
+    assert all(file.exists() for file in strangers) and writing.exists() and not left.exists()
+
+
+def test_runs_use_and_clean(tiny_bases, make_spec, squares, tmp_path):
+    """What a run needs is marked as used however old it is; what none has used for the days of the spec goes."""
+    spec = make_spec(tiny_bases["sd1"])
+    train_run(spec, open_run(spec), silent)
+    mine = [file for file in (tmp_path / "caches").glob("*/*/*.safetensors")]
+    assert len(mine) == 8
+    for file in mine:
+        aged(file, 400)
+    stranger = TensorCache(tmp_path / "caches" / "captions")
+    for name, days in (("older", 8), ("newer", 6)):
+        stranger.put(TensorCache.key(name), {"hidden": torch.zeros(1)})
+        aged(stranger.path(TensorCache.key(name)), days)
+    events, spec = [], make_spec(tiny_bases["sd1"], name="second", memory=specs.MemorySpec(cache_days=7))
+    train_run(spec, open_run(spec), lambda event, **fields: events.append((event, fields.get("text"))))
+    assert not [event for event, _ in events if event == "encoding"]
+    assert any(text and text.startswith("removed 1 cache files") for _, text in events)
+    assert all(file.exists() and time.time() - file.stat().st_mtime < 600 for file in mine)
+    assert TensorCache.key("older") not in stranger and TensorCache.key("newer") in stranger
+
+
+def test_cleaning_waits_while_a_run_marks_its_files(tmp_path, monkeypatch):
+    """An entry that is being marked is not removed meanwhile."""
+    cache, keys = TensorCache(tmp_path), [TensorCache.key(number) for number in range(5)]
+    for key in keys:
+        cache.put(key, {"latents": torch.zeros(1)})
+        aged(cache.path(key), 100)
+    touch, cleaned = os.utime, []
+
+    def slow(path, *arguments):
+        if not cleaned:
+            cleaned.append(threading.Thread(target=lambda: cleaned.append(TensorCache(tmp_path).clean(30))))
+            cleaned[0].start()
+        time.sleep(0.02)
+        touch(path, *arguments)
+
+    monkeypatch.setattr(caches.os, "utime", slow)
+    assert cache.use(keys) == set(keys)
+    cleaned[0].join()
+    assert cleaned[1] == (0, 0) and all(key in cache for key in keys)
+
+
+def test_cleaning_from_the_command_line(tmp_path, capsys):
+    cache, key = TensorCache(tmp_path / "masks"), TensorCache.key("a")
+    cache.put(key, {"mask": torch.zeros(1)})
+    aged(cache.path(key), 12)
+    assert command_line.main(["clean-caches", str(tmp_path)]) == 0 and key in cache
+    for arguments, words in ((["--days", "0.5", str(tmp_path)], "--days is 0.5: it should be 1 or more"),
+                             ([str(tmp_path / "masks")], "is no folder of caches")):
+        assert command_line.main(["clean-caches", *arguments]) == 1
+        assert words in capsys.readouterr().err
+    assert command_line.main(["clean-caches", "--days", "10", str(tmp_path)]) == 0 and key not in cache
+    assert "removed 1 files" in capsys.readouterr().out
+

@@ -1,0 +1,224 @@
+"""Captions that change from step to step: rates, orders, seeds, and what the caches do about it."""
+from collections import Counter
+
+import pytest
+import torch
+from finetune.trainers import randomness
+from finetune.trainers import spec as specs
+from finetune.trainers.data.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
+from finetune.trainers.data.buckets import fit
+from finetune.trainers.data.templates import IMAGENET_OBJECTS, IMAGENET_STYLES
+from finetune.trainers.data.variation import vary_caption
+from finetune.trainers.errors import UserError
+from finetune.trainers.runs import open_run
+from finetune.trainers.training import train_run
+from method_rows import METHODS
+from running import losses_of, losses_with_a_stop, training_of
+from safetensors.torch import load_file
+
+DRAWS = 10_000
+TAGS = ["ohwx", "red", "round", "small", "on grass", "at night"]
+CAPTION = ", ".join(TAGS)
+
+
+def captions_of(variation, caption=CAPTION, dropout=0.0, draws=DRAWS, seed=1) -> list[str]:
+    """Captions of a run of `draws` samples in batches of four, as the loop gets them."""
+    crop = fit((64, 64), [(64, 64)])
+    picture = CachedPicture(caption, [CachedView(crop, lambda: torch.zeros((4, 8, 8)))], variation)
+    batches = Batches(Source([picture], BatchOrder([(64, 64)], [1], 4, seed)), 1, seed, dropout, None, torch.device("cpu"))
+    return [each for step in range(draws // 4) for each in batches.load(batches.plan(step)[0]).captions]
+
+
+def near(count: int, share: float, draws: int = DRAWS, deviations: float = 4.5) -> bool:
+    """Whether a count of `draws` independent draws is within so many standard deviations of its mean."""
+    return abs(count - draws * share) <= deviations * (draws * share * (1 - share)) ** 0.5
+
+
+def chi_square(counts, expected: float) -> float:
+    return sum((count - expected) ** 2 / expected for count in counts)
+
+
+def test_rates_over_ten_thousand_draws():
+    """Caption dropout, tag dropout, shuffle and templates together, as in a run: each at its own rate."""
+    templates = ("a photo of {caption}", "{caption} in oil", "{caption}")
+    variation = specs.CaptionVariationSpec(shuffle=True, keep_tags=1, tag_dropout=0.25, templates=templates)
+    captions = captions_of(variation, dropout=0.1)
+    present = [caption for caption in captions if caption]
+    assert near(len(captions) - len(present), 0.1)
+    used = Counter("photo" if caption.startswith("a photo of ") else "oil" if caption.endswith(" in oil") else "bare"
+                   for caption in present)
+    assert all(near(used[name], 1 / 3, len(present)) for name in ("photo", "oil", "bare"))
+    lists = [caption.removeprefix("a photo of ").removesuffix(" in oil").split(", ") for caption in present]
+    assert all(tags[0] == "ohwx" and len(set(tags)) == len(tags) and set(tags) <= set(TAGS) for tags in lists)
+    for tag in TAGS[1:]:
+        assert near(sum(tag in tags for tags in lists), 0.75, len(lists)), tag
+    # Independently of each other: all five are there in 0.75 ** 5 of the captions.
+    assert near(sum(len(tags) == 6 for tags in lists), 0.75**5, len(lists))
+
+
+def test_every_tag_is_equally_often_at_every_place():
+    captions = [caption.split(", ") for caption in captions_of(specs.CaptionVariationSpec(shuffle=True, keep_tags=2))]
+    assert all(tags[:2] == TAGS[:2] and sorted(tags) == sorted(TAGS) for tags in captions)
+    places = Counter((tag, tags.index(tag)) for tags in captions for tag in TAGS[2:])
+    counts = [places[tag, place] for tag in TAGS[2:] for place in range(2, 6)]
+    assert sum(counts) == 4 * DRAWS
+    assert chi_square(counts, DRAWS / 4) < 28  # 9 degrees of freedom: a fair shuffle is below in 999 of 1000 seeds
+    orders = Counter(tuple(tags[2:]) for tags in captions)
+    assert len(orders) == 24 and chi_square(orders.values(), DRAWS / 24) < 50  # 23 degrees of freedom
+
+
+@pytest.mark.parametrize("templates, count", [(IMAGENET_OBJECTS, 27), (IMAGENET_STYLES, 17)])
+def test_every_imagenet_template_is_equally_likely(templates, count):
+    assert len(set(templates)) == len(templates) == count
+    counts = Counter(captions_of(specs.CaptionVariationSpec(templates=templates), caption="ohwx"))
+    assert set(counts) == {template.replace("{caption}", "ohwx") for template in templates}
+    assert chi_square(counts.values(), DRAWS / count) < 60  # 26 degrees of freedom: 54 in 999 of 1000 seeds
+
+
+def test_captions_are_a_function_of_seed_step_and_sample():
+    variation = specs.CaptionVariationSpec(shuffle=True, tag_dropout=0.2, templates=("a {caption}", "the {caption}"))
+    first = captions_of(variation, draws=400)
+    assert first == captions_of(variation, draws=800)[:400]
+    assert first != captions_of(variation, draws=400, seed=8)
+    assert len(set(first)) > 300
+
+
+def test_captions_and_noise_are_drawn_apart():
+    """A variation that is switched on changes neither noise nor the dropout of whole captions."""
+    plain, varied = (captions_of(variation, dropout=0.3, draws=400) for variation in (
+        specs.CaptionVariationSpec(), specs.CaptionVariationSpec(shuffle=True)))
+    assert [not caption for caption in plain] == [not caption for caption in varied]
+
+
+@pytest.mark.parametrize("caption, fields, expected", [
+    (CAPTION, {}, {CAPTION}),
+    ("one,two ,, three", {}, {"one,two ,, three"}),  # left alone to the letter
+    ("one,two ,, three", {"tag_dropout": 1.0, "keep_tags": 2}, {"one, two"}),
+    ("one, two", {"tag_dropout": 1.0}, {""}),
+    ("a | b", {"shuffle": True, "separator": "|"}, {"a| b", "b| a"}),
+    ("a b", {"shuffle": True, "separator": " "}, {"a b", "b a"}),
+    ("a, b", {"shuffle": True, "keep_tags": 5}, {"a, b"}),
+    ("", {"shuffle": True, "tag_dropout": 0.5, "templates": ("a {caption}.",)}, {"a ."}),
+    ("{caption}", {"templates": ("{caption} and {caption}",)}, {"{caption} and {caption}"}),
+])
+def test_odd_captions(caption, fields, expected):
+    variation = specs.CaptionVariationSpec(**fields)
+    assert {vary_caption(caption, variation, randomness.generator(0, number)) for number in range(50)} == expected
+
+
+@pytest.mark.parametrize("part, fields, words", [
+    (specs.CaptionVariationSpec, {"templates": ("a photo",)}, "The template 'a photo' has no place for the caption"),
+    (specs.CaptionVariationSpec, {"separator": ""}, "separator is ''"),
+    (specs.CaptionVariationSpec, {"tag_dropout": 1.5}, "tag_dropout is 1.5"),
+    (specs.AugmentationSpec, {"flip": True, "noise": 0.1}, "flip and noise would be frozen; set variants to 2 or more"),
+    (specs.AugmentationSpec, {"variants": 3}, "Variants is 3, but nothing makes them differ"),
+])
+def test_what_cannot_work_is_refused(part, fields, words):
+    with pytest.raises(UserError) as problem:
+        specs.checked(part, **fields)
+    assert words in str(problem.value)
+
+
+# ---- with the caches -----------------------------------------------------------------------------------------------
+
+def varied(dataset, caption=None, **changes):
+    """The dataset with something changed in all pictures; their captions become tags."""
+    return dataset.model_copy(update={"pictures": tuple(
+        picture.model_copy(update={"caption": caption or f"square, red, {number}, round", **changes})
+        for number, picture in enumerate(dataset.pictures))})
+
+
+SHUFFLED = specs.CaptionVariationSpec(shuffle=True, keep_tags=1, tag_dropout=0.2)
+ALWAYS = specs.MemorySpec(caption_cache="always")
+
+
+def test_a_cache_that_would_freeze_captions_is_refused(tiny_bases, make_spec, squares):
+    dataset = varied(squares, variation=SHUFFLED)
+    parts = dict(make_spec(tiny_bases["sd1"]))
+    for fields in ({"dataset": dataset}, {"prior": specs.PriorSpec(dataset=dataset)}):
+        with pytest.raises(UserError, match="Caption_cache is always, but the captions of the dataset 'squares' change"):
+            specs.checked(specs.RunSpec, **{**parts, **fields, "memory": ALWAYS})
+    still = varied(squares, variation=specs.CaptionVariationSpec(keep_tags=1, templates=("a photo of {caption}",)))
+    specs.checked(specs.RunSpec, **{**parts, "dataset": still, "memory": ALWAYS})
+    for method in (METHODS["with text encoder"], METHODS["new word"]):
+        with pytest.raises(UserError, match="caption_cache is always, but the text encoder is trained"):
+            training_of(make_spec(tiny_bases["sd1"], method=method, memory=ALWAYS))
+
+
+def test_what_caches_keep_is_no_other_run(tiny_bases, make_spec):
+    plain, others = make_spec(tiny_bases["sd1"]), (ALWAYS, specs.MemorySpec(cache_days=3))
+    assert {make_spec(tiny_bases["sd1"], memory=memory).identity for memory in others} == {plain.identity}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_encoded_as_they_come_equals_encoded_beforehand(family, tiny_bases, make_spec, squares):
+    """The same captions give the same bits both ways: losses are equal, not nearly equal."""
+    dataset = varied(squares, caption="square, red")
+    known, _ = losses_of(make_spec(tiny_bases[family], name="known", dataset=dataset))
+    idle = specs.CaptionVariationSpec(shuffle=True, keep_tags=2)  # both tags are kept: nothing moves
+    notes, spec = [], make_spec(tiny_bases[family], name="live", dataset=varied(
+        squares, caption="square, red", variation=idle), folders=specs.FolderSpec(
+            runs=str(make_spec(tiny_bases[family]).folders.runs), caches=make_spec(tiny_bases[family]).folders.caches + "2"))
+    losses = []
+
+    def emit(event, **fields):
+        losses.extend([fields["loss"]] if event == "step" else [])
+        notes.extend([fields["text"]] if event == "note" else [])
+        assert event != "encoding" or fields["what"] == "pictures"
+
+    train_run(spec, open_run(spec), emit)
+    assert losses == known
+    assert any("the text encoders stay in memory" in note for note in notes)
+    assert any("4 of 4 captions whose tags should vary have too few tags behind the 2 kept ones" in note for note in notes)
+
+
+@pytest.mark.parametrize("method", ["attention", "with text encoder", "new word", "new word and LoRA"])
+def test_resume_equals_never_stopping_with_everything_varying(method, tiny_bases, make_spec, squares, tmp_path):
+    dataset = varied(squares, variation=SHUFFLED.model_copy(update={"templates": IMAGENET_OBJECTS}), weight=0.5,
+                     augmentation=specs.AugmentationSpec(variants=3, flip=True, crop=0.2, colour=0.2, noise=0.02))
+    spec = make_spec(tiny_bases["sdxl"], dataset=dataset, method=METHODS[method], training=specs.TrainingSpec(
+        steps=5, batch_size=2, resolution=64, caption_dropout=0.2))
+    whole, run = losses_of(spec)
+    resumed, again = losses_with_a_stop(spec, 2, tmp_path / "elsewhere")
+    assert resumed == whole and len(set(whole)) == 5
+    [one, other] = [load_file(each.artifact) for each in (run, again)]
+    assert one and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_validation_and_previews_see_plain_captions_and_pictures(tiny_bases, make_spec, squares):
+    """The losses before the training do not depend on what varies."""
+    def before(name, **changes):
+        losses, spec = [], make_spec(
+            tiny_bases["sd1"], name=name, dataset=varied(squares, **changes), validation=specs.ValidationSpec(share=0.5),
+            training=specs.TrainingSpec(steps=1, resolution=64),
+            previews=specs.PreviewSpec(prompts=("a square",), every=1, sampler_steps=1))
+        train_run(spec, open_run(spec), lambda event, **fields: losses.extend(
+            [fields["loss"]] if event == "validation" else []))
+        return losses[0]
+
+    assert before("plain") == before("varied", variation=SHUFFLED, weight=3.0, augmentation=specs.AugmentationSpec(
+        variants=4, crop=0.3, colour=0.5))
+
+
+def test_a_word_that_tag_dropout_leaves_out_is_named(tiny_bases, make_spec, squares):
+    spec = make_spec(tiny_bases["sd1"], method=METHODS["new word"], dataset=varied(
+        squares, caption="red, square", variation=SHUFFLED))
+    training = training_of(spec)
+    assert any("tag dropout leaves 'square' out too" in note for note in training.method.check(training.family, spec))
+
+
+# ---- weights -------------------------------------------------------------------------------------------------------
+
+def test_weights_multiply_the_loss_of_their_samples(tiny_bases, make_spec, squares):
+    """The first loss of a batch of all four pictures is the mean of theirs, each by its weight."""
+    training = specs.TrainingSpec(steps=1, batch_size=4, resolution=64)
+
+    def first(name, weights):
+        dataset = squares.model_copy(update={"pictures": tuple(
+            picture.model_copy(update={"weight": weight}) for picture, weight in zip(squares.pictures, weights))})
+        return losses_of(make_spec(tiny_bases["sd1"], name=name, dataset=dataset, training=training))[0][0]
+
+    single = [first(f"only {place}", [float(place == each) for each in range(4)]) for place in range(4)]
+    assert min(single) > 0 and first("even", [1.0] * 4) == pytest.approx(sum(single), rel=1e-5)
+    weighted = first("weighted", [2.0, 0.5, 0.0, 1.0])
+    assert weighted == pytest.approx(2 * single[0] + 0.5 * single[1] + single[3], rel=1e-5)
