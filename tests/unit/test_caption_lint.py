@@ -94,6 +94,6 @@ def test_what_is_fused_is_named(tokenizer):
 
 
 def test_frequencies():
-    assert frequencies(["a, b", "b, c", "B, b"]) == [("b", 3), ("a", 1), ("c", 1)]
-    assert frequencies(["a dog runs", "the dog", "dog, dog"])[0] == ("dog", 3), "words, where most have no commas"
+    assert frequencies(["a hat, b, c", "b, d, e", "B, b, d"]) == [("b", 3), ("d", 2), ("a hat", 1), ("c", 1), ("e", 1)]
+    assert frequencies(["ohwx, a dog runs", "the dog", "dog, dog"]) == [("dog", 3), ("ohwx", 1), ("runs", 1)], "sentences"
     assert frequencies([""]) == []

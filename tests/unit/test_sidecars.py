@@ -176,3 +176,27 @@ def test_a_damaged_backup_stops_the_undo_before_it_begins(folder):
     with pytest.raises(UserError, match="square_1.caption is damaged or missing"):
         undo_last_write(folder)
     assert files(folder) == written
+
+
+def test_subfolders_and_several_folders_have_backups_of_their_own(folder, tmp_path):
+    tiny.make_pictures(folder / "sub", 1)
+    other = tiny.make_pictures(tmp_path / "other", 1)
+    before = files(folder), files(other)
+    pictures = tuple(picture for where in (folder, folder / "sub", other) for picture in read(where).pictures)
+    dataset = place_trigger(read(folder).model_copy(update={"pictures": pictures}), "ohwx", "front")
+    plan = plan_write(dataset, [folder, other])
+    assert len(plan.changes) == 5
+    assert [backup.parent.parent for backup in write_sidecars(plan, [folder, other])] == [folder, other]
+    assert (folder / "sub" / "square_0.txt").read_bytes() == b"ohwx, a square, number 0\n"
+    assert undo_last_write(folder).restored == ("square_0.txt", "square_1.caption", "sub/square_0.txt")
+    assert files(folder) == before[0] and files(other) != before[1]
+    undo_last_write(other)
+    assert files(other) == before[1]
+
+
+def test_rights_of_a_file_stay_and_new_ones_are_ordinary(folder):
+    (folder / "square_0.txt").chmod(0o640)
+    (folder / "ordinary").touch()
+    write(folder, place_trigger(read(folder), "ohwx", "front"))
+    assert (folder / "square_0.txt").stat().st_mode & 0o777 == 0o640
+    assert (folder / "square_2.txt").stat().st_mode == (folder / "ordinary").stat().st_mode

@@ -4,7 +4,7 @@ Hashes of 64 bits see little but the layout, which things on a white ground have
 cropped a little. So colour pictures of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
 cutting up to a seventh of either away: copies then agree everywhere, and other pictures differ strongly somewhere.
 """
-from typing import Iterator, Sequence
+from typing import Sequence
 
 import numpy as np
 from PIL import Image
@@ -32,46 +32,44 @@ def fingerprint(picture: Image.Image) -> bytes:
 def similar_groups(prints: Sequence[bytes | None]) -> list[tuple[int, ...]]:
     """Groups of two or more places whose pictures are copies of each other, mirrored ones among them."""
     places = [place for place, each in enumerate(prints) if each]
-    group = {place: place for place in places}
-
-    def root(place: int) -> int:
-        while group[place] != place:
-            place = group[place]
-        return place
-
-    for one, other in _copies([prints[place] for place in places]):
-        group[root(places[other])] = root(places[one])
-    found: dict[int, list[int]] = {}
-    for place in places:
-        found.setdefault(root(place), []).append(place)
-    return sorted(tuple(members) for members in found.values() if len(members) > 1)
+    groups: dict[int, list[int]] = {}
+    for place, group in zip(places, _groups([prints[place] for place in places])):
+        groups.setdefault(int(group), []).append(place)
+    return sorted(tuple(members) for members in groups.values() if len(members) > 1)
 
 
-def _copies(prints: Sequence[bytes], rows: int = 256) -> Iterator[tuple[int, int]]:
-    """Pairs of places whose pictures are copies. Pairs are sorted out by a quarter of the pixels, `rows` pictures at a
-    time, so that memory stays small."""
+def _groups(prints: Sequence[bytes], rows: int = 256) -> np.ndarray:
+    """The number of each picture's group: int64 [count].
+
+    Pairs are sorted out by a quarter of the pixels, `rows` pictures at a time, so that memory stays small; pairs that are in
+    one group already are not compared, so that the frames of a film take no longer than other pictures.
+    """
+    group = np.arange(len(prints))
     if not prints:
-        return
+        return group
     pixels = np.stack([np.frombuffer(each, np.uint8) for each in prints]).reshape(-1, SIDE, SIDE, 3)
     plain = pixels.reshape(len(pixels), -1).std(axis=1) < PLAIN
     colours = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
+
+    def join(place: int, others: np.ndarray):
+        group[np.isin(group, group[others])] = group[place]
+
     for place in np.flatnonzero(plain):
-        same = plain & (np.abs(colours - colours[place]).max(axis=1) < 3)
-        yield from ((int(place), int(other)) for other in np.flatnonzero(same) if other > place)
+        join(place, np.flatnonzero(plain & (np.abs(colours - colours[place]).max(axis=1) < 3)))
+    itself = _normalised(_halved(pixels))
     for turned in (pixels, pixels[:, :, ::-1]):
-        fine, coarse, itself = _normalised(turned), _normalised(_halved(turned)), _normalised(_halved(pixels))
+        fine, coarse = _normalised(turned), _normalised(_halved(turned))
         for start in range(0, len(prints), rows):
             near = (itself[start:start + rows] @ coarse.T > POSSIBLE) & ~plain & ~plain[start:start + rows, None]
             for place, row in enumerate(near, start=start):
-                row[place] = False
-                possible = np.flatnonzero(row)
+                possible = np.flatnonzero(row & (group != group[place]))
                 if len(possible):
                     cuttings = _cuttings(pixels[place])
                     agreement = coarse[possible] @ _normalised(_halved(cuttings)).T
                     aligned = agreement.max(axis=1) > ALIGNED
                     difference = _normalised(cuttings)[agreement[aligned].argmax(axis=1)] - fine[possible[aligned]]
-                    copies = _largest_difference(difference) < DIFFERENT
-                    yield from ((place, int(other)) for other in possible[aligned][copies])
+                    join(place, possible[aligned][_largest_difference(difference) < DIFFERENT])
+    return group
 
 
 def _halved(pixels: np.ndarray) -> np.ndarray:

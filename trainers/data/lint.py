@@ -144,8 +144,9 @@ def _words(text: str) -> list[str]:
 
 
 def frequencies(captions: Sequence[str]) -> list[tuple[str, int]]:
-    """How many captions hold each tag, or each word where hardly any caption is a list of tags; the most frequent first."""
-    as_tags = sum("," in caption for caption in captions) * 2 > len(captions)
+    """How many captions hold each tag, or each word where captions have fewer than three tags on average and so are
+    sentences; the most frequent first."""
+    as_tags = sum(caption.count(",") for caption in captions) >= 2 * len(captions)
     parts = [set(map(str.casefold, tags_of(caption))) if as_tags else set(_words(caption)) for caption in captions]
     return sorted(Counter(part for row in parts for part in row).items(), key=lambda item: (-item[1], item[0]))
 
