@@ -11,7 +11,7 @@ from server import PromptServer
 
 from ...trainers.errors import UserError
 
-ENGINE_PACKAGES = ("accelerate", "diffusers", "peft", "pydantic", "safetensors", "transformers")
+ENGINE_PACKAGES = ("accelerate", "diffusers", "peft", "pydantic", "regex", "safetensors", "transformers")
 
 
 def require_packages():
