@@ -7,10 +7,18 @@ import torch
 from PIL import Image, ImageOps
 
 from ..errors import UserError
+from ..spec import Picture
 from .buckets import Crop
 
-BACKGROUND = (255, 255, 255)
-"""What shows through transparent pixels."""
+WHITE = "#ffffff"
+READING = 2
+"""Changes whenever the same file would be read as other pixels: what was cached before is then prepared anew."""
+
+
+def pixel_key(picture: Picture) -> tuple[int | str, ...]:
+    """What determines a picture's pixels besides its crop, as part of a cache's key. `background` tells apart only pictures
+    with transparent parts: a manifest leaves it at its default for the others."""
+    return READING, picture.digest, picture.background
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -28,12 +36,16 @@ def open_picture(path: Path) -> Image.Image:
     return picture
 
 
-def read_picture(path: Path) -> Image.Image:
-    """The first frame, upright, as RGB on white. Raises UserError that names a file it cannot read."""
+def read_picture(path: Path, background: str = WHITE, wanted: tuple[int, int] | None = None) -> Image.Image:
+    """The first frame, upright, as RGB on `background` (#rrggbb). Raises UserError that names a file it cannot read.
+
+    `wanted` is the (width, height) that the whole picture will be resized to: one that is much larger may come smaller
+    than it is in the file, which is faster.
+    """
     picture = open_picture(path)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+        canvas = Image.new("RGBA", picture.size, background)
         canvas.alpha_composite(picture)
         picture = canvas
     return picture.convert("RGB")
