@@ -18,7 +18,8 @@ PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", 
 def _examined(path: str, size: int, modified: int) -> tuple[str, tuple[int, int], bool]:
     """(SHA-256, upright size, whether parts are transparent) of a picture that decodes. Size and time are arguments so
     that a changed file is read again and an unchanged one is not."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest(), *examine_picture(Path(path))
+    examined = examine_picture(Path(path))
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest(), examined.size, examined.transparent
 
 
 def _examine(path: Path):

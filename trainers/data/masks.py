@@ -16,6 +16,7 @@ from ..files import ensure_space
 from ..spec import Picture
 from .buckets import Crop
 from .caches import TensorCache
+from .colours import opacity
 from .pictures import open_picture
 
 MASK_FOLDER = "masks"
@@ -66,7 +67,8 @@ def read_mask(path: Path) -> Image.Image:
 
 def read_transparency(path: Path) -> Image.Image:
     """What is opaque in a picture, as 8-bit grey: white where nothing shows through."""
-    return open_picture(path).convert("RGBA").getchannel("A")
+    picture = open_picture(path)
+    return opacity(picture) or Image.new("L", picture.size, 255)
 
 
 def latent_mask(mask: Image.Image, crop: Crop, downscale: int) -> torch.Tensor:
