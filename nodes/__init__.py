@@ -2,6 +2,7 @@
 from .base_model import BaseModel, LoadDemoBase
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
+from .dataset_sources import CombineDatasets, DatasetFromImages, SplitDataset
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .extract import ExtractLora
 from .lora_files import BakeLoras, ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora, ShardCheckpoint
@@ -22,4 +23,5 @@ NODES = [
     ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
+    DatasetFromImages, CombineDatasets, SplitDataset,
 ]

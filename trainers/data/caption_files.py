@@ -1,6 +1,7 @@
 """Captions in files: one text file beside each picture, or a `metadata.jsonl` for a folder (Hugging Face's imagefolder)."""
 import codecs
 import json
+import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -56,8 +57,8 @@ def read_caption_file(path: Path) -> tuple[str, tuple[str, ...]]:
     with open(path, "rb") as file:
         data = file.read(most + 1)
     cut = len(data) > most
-    while cut and data[-1] >= 0x80:  # the beginning of a character would make the file look as if it were not UTF-8
-        data = data[:-1]
+    if cut:  # without the beginning of a character of UTF-8, which would make the file look like another encoding
+        data = re.sub(rb"[\xc0-\xff][\x80-\xbf]{0,3}\Z", b"", data)
     text, remarks = decode(data)
     caption = one_line(text)
     if cut or len(caption) > LONGEST_CAPTION:

@@ -3,7 +3,7 @@ from collections import Counter
 from pathlib import Path
 
 from .caption_files import Metadata, comparable, read_caption_file, read_metadata
-from .sources import Folder, shown
+from .sources import Folder, listed, shown
 
 SHARED = "belong to several pictures each"
 EMPTY = "are empty and count as missing"
@@ -42,14 +42,14 @@ class CaptionSearch:
 
     def notes(self, count: int, trigger: str) -> list[str]:
         """What is to be known of the captions of `count` pictures."""
-        notes = [f"{len(names)} caption files {remark}, {shown(names[0])} for example"
+        notes = [f"{len(names)} caption files {remark}: {listed(names)}"
                  for remark, names in self.remarks.items()]
         for above, metadata in self.metadata.items():
             notes += [f"{shown(above)}metadata.jsonl: {problem}" for problem in metadata.problems]
             lost = [name for name in metadata.captions if (above, name) not in self.named]
             if lost:
                 notes.append(f"{shown(above)}metadata.jsonl has captions of {len(lost)} pictures that are not in this "
-                             f"dataset, {shown(lost[0])} for example")
+                             f"dataset: {listed(lost)}")
         if self.sources["folder"]:
             notes.append(f"{self.sources['folder']} of {count} pictures have no caption and get the name of their folder")
         if self.sources["none"]:

@@ -12,7 +12,7 @@ from .caption_search import CaptionSearch
 from .captions import with_trigger
 from .masks import fits
 from .pictures import WHITE, Examined, examine_picture
-from .sources import PICTURE_SUFFIXES, Folder, printable, shown, walk
+from .sources import PICTURE_SUFFIXES, Folder, listed, printable, shown, walk
 
 __all__ = ["PICTURE_SUFFIXES", "Subfolders", "examined", "scan_folder"]
 
@@ -94,7 +94,7 @@ def _remark_notes(found: Sequence[tuple[str, Examined]]) -> list[str]:
     for name, each in found:
         for remark in each.remarks:
             names.setdefault(remark, []).append(name)
-    return [f"{len(some)} of {len(found)} pictures {remark}, {shown(some[0])} for example" for remark, some in names.items()]
+    return [f"{len(some)} of {len(found)} pictures {remark}: {listed(some)}" for remark, some in names.items()]
 
 
 def scan_folder(
@@ -147,8 +147,8 @@ def scan_folder(
                     mask, mask_digest = str(path), found[path][0]
             pictures.append(Picture(
                 path=str(file), name=printable(label), caption=with_trigger(captions.of(each, file), trigger),
-                size=look.size, digest=digest, repeats=min(MOST_REPEATS, repeats * each.repeats), mask=mask, mask_digest=mask_digest,
-                background=background if look.transparent else WHITE,
+                size=look.size, digest=digest, repeats=min(MOST_REPEATS, repeats * each.repeats), mask=mask,
+                mask_digest=mask_digest, background=background if look.transparent else WHITE,
             ))
         if repeats * each.repeats > MOST_REPEATS:
             notes.append(f"the pictures in {shown(each.name)} come {MOST_REPEATS} times, which is the most, not "

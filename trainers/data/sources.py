@@ -3,7 +3,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 from .caption_files import METADATA_FILE
 from .captions import CAPTION_SUFFIXES
@@ -49,6 +49,11 @@ def shown(name: str) -> str:
     """A file name for a sentence."""
     plain = printable(name)
     return plain if len(plain) <= 80 else f"{plain[:50]}…{plain[-20:]}"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names."""
+    return ", ".join([*map(shown, names[:most]), *[f"and {len(names) - most} more"][:len(names) > most]])
 
 
 def walk(root: Path, subfolders: bool, numbered: bool, notes: list[str]) -> Iterator[Folder]:
