@@ -1,7 +1,7 @@
 """Datasets from pictures of the graph, and from other datasets."""
 from comfy_api.latest import io
 
-from ..trainers.data.combining import Part, combine, divide, share_lines
+from ..trainers.data.combining import Concept, combine, divide, share_lines
 from ..trainers.data.stored import captions_of, store_dataset
 from ..trainers.errors import UserError
 from . import host, types
@@ -93,7 +93,7 @@ class CombineDatasets(io.ComfyNode):
     @classmethod
     def execute(cls, **inputs):
         parts = [
-            Part(inputs[f"dataset_{number}"], inputs.get(f"repeats_{number}", 1), inputs.get(f"weight_{number}", 1.0))
+            Concept(inputs[f"dataset_{number}"], inputs.get(f"repeats_{number}", 1), inputs.get(f"weight_{number}", 1.0))
             for number in range(1, SLOTS + 1) if inputs.get(f"dataset_{number}") is not None
         ]
         dataset = combine(parts)

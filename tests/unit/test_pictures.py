@@ -152,6 +152,32 @@ def test_inks_become_colours(tmp_path, ink, expected):
         assert np.abs(read(path)[0, 0] - expected).max() <= 2
 
 
+def ink_profile(lightness: float) -> bytes:
+    """A profile of odd inks: the yellow one is grey with a lightness of 100, and everything else full is black. A table of
+    two points for each ink, the last ink changing first (ICC.1:2001-04, 6.5.9, lut8Type)."""
+    identity = b"".join((65_536 if place in (0, 4, 8) else 0).to_bytes(4, "big") for place in range(9))
+    lights = [255, 0, round(2.55 * lightness)] + [0] * 13
+    points = b"".join(bytes([light, 128, 128]) for light in lights)
+    table = b"mft1\0\0\0\0\4\3\2\0" + identity + bytes(range(256)) * 4 + points + bytes(range(256)) * 3
+    d50 = bytes.fromhex("0000f6d6000100000000d32d")
+    header = (144 + len(table)).to_bytes(4, "big") + bytes(4) + b"\x02\x40\0\0prtrCMYKLab " + bytes(12) + b"acsp" + bytes(28)
+    start = (header + d50).ljust(128, b"\0")
+    return start + (1).to_bytes(4, "big") + b"A2B0" + (144).to_bytes(4, "big") + len(table).to_bytes(4, "big") + table
+
+
+def test_inks_follow_their_profile(tmp_path):
+    """L* = 80 is Y = ((80 + 16) / 116)³ of white (CIE 1976)."""
+    expected = 255 * srgb_of_light(np.array(((80 + 16) / 116) ** 3))
+    for name in ("a.jpg", "a.tif"):
+        options = {"quality": 100} if name == "a.jpg" else {}
+        path = saved(tmp_path / name, Image.new("CMYK", (16, 16), (0, 0, 255, 0)), icc_profile=ink_profile(80), **options)
+        assert examine_picture(path).remarks == () and np.abs(read(path) - expected).max() <= 2
+        black = saved(tmp_path / name, Image.new("CMYK", (16, 16), (0, 0, 0, 255)), icc_profile=ink_profile(80), **options)
+        assert read(black).max() <= 3
+    path = saved(tmp_path / "b.tif", Image.new("CMYK", (16, 16)), icc_profile=linear_profile())
+    assert (read(path) == 255).all() and "cannot be used" in examine_picture(path).remarks[0]
+
+
 @pytest.mark.parametrize("typed, colour", [
     ("#FFF", "#ffffff"), (" white ", "#ffffff"), ("#102030", "#102030"), ("rgb(1, 2, 3)", "#010203"), ("Grey", "#808080")])
 def test_colours_as_people_type_them(typed, colour):

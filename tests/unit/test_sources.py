@@ -9,7 +9,7 @@ import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.data import stored
 from finetune.trainers.data.caption_files import decode, read_caption_file, read_metadata
-from finetune.trainers.data.combining import Part, combine, divide, share_lines
+from finetune.trainers.data.combining import Concept, combine, divide, share_lines
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.data.sources import folder_state
 from finetune.trainers.data.stored import captions_of, store_dataset
@@ -196,7 +196,8 @@ def test_odd_values_become_pixels():
 # ---- other datasets ------------------------------------------------------------------------------------------------
 
 def test_combination_multiplies_repeats_and_weights_and_tells_shares():
-    parts = [Part(dataset("cat", 2, "ohwx", repeats=2, weight=2.0), 3, 0.5), Part(dataset("dog", 4, "ohwx", 10), 1, 0.5)]
+    cat, dog = dataset("cat", 2, "ohwx", repeats=2, weight=2.0), dataset("dog", 4, "ohwx", 10)
+    parts = [Concept(cat, 3, 0.5), Concept(dog, 1, 0.5)]
     whole = combine(parts)
     assert [(each.name, each.repeats, each.weight) for each in whole.pictures] == [
         ("cat/0.png", 6, 1.0), ("cat/1.png", 6, 1.0), ("dog/0.png", 1, 0.5), ("dog/1.png", 1, 0.5), ("2.png", 1, 0.5),
@@ -205,12 +206,13 @@ def test_combination_multiplies_repeats_and_weights_and_tells_shares():
     # 12 of 16 pictures; 12 · 1.0 of 12 · 1.0 + 4 · 0.5 = 14 of the loss
     assert share_lines(parts) == ["cat: 12 of 16 pictures of an epoch (75%), 86% of the loss",
                                   "dog: 4 of 16 pictures of an epoch (25%), 14% of the loss"]
-    again = combine([Part(whole), Part(dataset("bird", 1, "ohwx", 99))])
+    again = combine([Concept(whole), Concept(dataset("bird", 1, "ohwx", 99))])
     assert len(again.pictures) == 7 and again.pictures[0].name == "cat/0.png"
 
 
 def test_copies_and_different_triggers_are_told():
-    whole = combine([Part(dataset("cat", 2, "ohwx")), Part(dataset("dog", 3, "sks")), Part(dataset("style", 1, "", 50))])
+    whole = combine([
+        Concept(dataset("cat", 2, "ohwx")), Concept(dataset("dog", 3, "sks")), Concept(dataset("style", 1, "", 50))])
     assert whole.trigger == "" and {each.caption for each in whole.pictures} == {"ohwx", "sks", ""}
     notes = "\n".join(whole.notes)
     assert "different triggers ('ohwx', 'sks', none)" in notes
@@ -221,10 +223,10 @@ def test_combinations_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="No dataset is connected"):
         combine([])
     with pytest.raises(UserError, match="would come 20000 times"):
-        combine([Part(dataset("cat", repeats=20), 1000)])
+        combine([Concept(dataset("cat", repeats=20), 1000)])
     with pytest.raises(UserError, match="would have the weight 400"):
-        combine([Part(dataset("cat", weight=20.0), 1, 20.0)])
-    assert share_lines([Part(dataset("cat"), 1, 0.0)])[-1] == "All weights are 0: nothing would be learnt"
+        combine([Concept(dataset("cat", weight=20.0), 1, 20.0)])
+    assert share_lines([Concept(dataset("cat"), 1, 0.0)])[-1] == "All weights are 0: nothing would be learnt"
 
 
 def test_division_is_stable_and_disjoint():
@@ -244,6 +246,7 @@ def test_a_folder_trains_as_the_sum_of_its_folders(tmp_path):
     tiny.make_pictures(tmp_path / "2_a", 2)
     tiny.make_pictures(tmp_path / "3_b", 3, (32, 64))
     whole = scan_folder(str(tmp_path), "whole", subfolders="read, repeats by name")
-    sum_of = combine([Part(scan_folder(str(tmp_path / "2_a"), "a"), 2), Part(scan_folder(str(tmp_path / "3_b"), "b"), 3)])
+    parts = [Concept(scan_folder(str(tmp_path / name), name), repeats) for name, repeats in (("2_a", 2), ("3_b", 3))]
+    sum_of = combine(parts)
     assert [each.model_copy(update={"name": ""}) for each in whole.pictures] == [
         each.model_copy(update={"name": ""}) for each in sum_of.pictures]

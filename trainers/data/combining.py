@@ -14,7 +14,7 @@ LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
-class Part:
+class Concept:
     """A dataset in a combination: how often its pictures come and how much their loss counts, times their own."""
 
     dataset: DatasetSpec
@@ -26,7 +26,7 @@ class Part:
         return self.repeats * sum(picture.repeats for picture in self.dataset.pictures)
 
 
-def combine(parts: Sequence[Part]) -> DatasetSpec:
+def combine(parts: Sequence[Concept]) -> DatasetSpec:
     """One dataset of all pictures. Names that several datasets have get their dataset's in front.
 
     Every dataset's trigger is in its captions already; the whole has a trigger only where all have the same. Raises
@@ -48,7 +48,7 @@ def combine(parts: Sequence[Part]) -> DatasetSpec:
         trigger=triggers[0] if len(triggers) == 1 else "", notes=(*notes, *copy_notes(pictures)))
 
 
-def _changed(picture: Picture, part: Part, ambiguous: bool) -> Picture:
+def _changed(picture: Picture, part: Concept, ambiguous: bool) -> Picture:
     repeats, weight = picture.repeats * part.repeats, picture.weight * part.weight
     if repeats > MOST_REPEATS:
         raise UserError(f"{picture.name} of {part.dataset.name!r} would come {repeats} times in one round, and at most "
@@ -72,7 +72,7 @@ def copy_notes(pictures: Sequence[Picture]) -> list[str]:
             f"{copies[0].name} of {first[copies[0].digest].name} for example"]
 
 
-def share_lines(parts: Sequence[Part]) -> list[str]:
+def share_lines(parts: Sequence[Concept]) -> list[str]:
     """How much of an epoch each dataset is, and of the loss where weights differ."""
     total = sum(part.pictures_an_epoch for part in parts)
     losses = [part.repeats * part.weight * sum(each.repeats * each.weight for each in part.dataset.pictures)

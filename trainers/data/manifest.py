@@ -1,5 +1,6 @@
 """From a folder of pictures to a light manifest: what is there, what is skipped, and why."""
 import hashlib
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -19,6 +20,8 @@ __all__ = ["PICTURE_SUFFIXES", "Subfolders", "examined", "scan_folder"]
 Subfolders = Literal["ignore", "read", "read, repeats by name"]
 MOST_SKIPPED = 20
 """Skipped files that are named one by one."""
+MOST_THREADS = 8
+"""Each holds a picture; more would take memory rather than save time."""
 MOST_REPEATS = 10_000
 """Of one picture, as its spec takes them."""
 
@@ -52,7 +55,7 @@ def _examine_all(paths: Sequence[Path], on_progress: Callable[[int, int], None])
             return problem
 
     found = {}
-    pool = ThreadPoolExecutor()
+    pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what becomes a note here
