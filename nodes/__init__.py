@@ -14,6 +14,7 @@ from .checkpoint_files import BakeLoras, ExportOnnx, ShardCheckpoint
 from .class_images import ClassImages
 from .dataset import LoadImageDataset
 from .dataset_report import DatasetReport
+from .dataset_sources import CombineDatasets, DatasetFromImages, SplitDataset
 from .dataset_variation import AugmentPictures, VaryCaptions
 from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .extract import ExtractLora
@@ -39,4 +40,5 @@ NODES = [
     DatasetReport,
     CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagPictures, CaptionFromNames,
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora, VaryCaptions, AugmentPictures,
+    DatasetFromImages, CombineDatasets, SplitDataset,
 ]

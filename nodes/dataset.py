@@ -1,8 +1,15 @@
 """Pictures with captions, as a light manifest."""
+from typing import get_args
+
 from comfy_api.latest import io
 
-from ..trainers.data.manifest import scan_folder
+from ..trainers.data.colours import hexadecimal
+from ..trainers.data.manifest import Subfolders, scan_folder
+from ..trainers.data.pictures import WHITE
+from ..trainers.data.sources import folder_state
 from . import host, types
+
+IGNORE = get_args(Subfolders)[0]
 
 
 class LoadImageDataset(io.ComfyNode):
@@ -12,8 +19,9 @@ class LoadImageDataset(io.ComfyNode):
             node_id="FineTuneLoadImageDataset",
             display_name="Load Image Dataset",
             category="FineTune/dataset",
-            description="A folder of pictures, each with a caption in a .txt (or .caption) file of the same name. Damaged "
-                        "pictures are skipped and named. Only names, sizes and captions leave this node, no pixels.",
+            description="A folder of pictures, each with a caption in a .txt (or .caption) file of the same name, or in a "
+                        "metadata.jsonl. Damaged pictures are skipped and named. Only names, sizes and captions "
+                        "leave this node, no pixels.",
             inputs=[
                 io.Combo.Input("folder", options=host.dataset_choices(),
                                tooltip="Folders with pictures in ComfyUI's input folder and in models/datasets, and the "
@@ -26,6 +34,13 @@ class LoadImageDataset(io.ComfyNode):
                 io.Int.Input("repeats", default=1, min=1, max=1000,
                              tooltip="How often each picture comes in one round through the dataset. Matters when "
                                      "datasets are combined; otherwise leave 1."),
+                io.Combo.Input("subfolders", options=list(get_args(Subfolders)), default=IGNORE, optional=True,
+                               tooltip="Read the pictures in folders inside the folder too. 'read, repeats by name': a "
+                                       "folder called 10_ohwx cat comes 10 times a round and captions its pictures that "
+                                       "have no caption with 'ohwx cat', as in kohya's trainers."),
+                io.String.Input("background", default=WHITE, optional=True,
+                                tooltip="The colour that shows through transparent parts, as #rrggbb or by name. #ffffff is "
+                                        "white. It is learnt, so choose one that your pictures should have."),
             ],
             outputs=[
                 types.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
@@ -36,16 +51,15 @@ class LoadImageDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        folder = host.dataset_folder(inputs["folder"])
-        files = [*folder.iterdir(), *folder.glob("masks/*")]
-        return sorted((str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        return folder_state(host.dataset_folder(inputs["folder"]), inputs.get("subfolders", IGNORE) != IGNORE)
 
     @classmethod
-    def execute(cls, folder, trigger, default_caption, repeats):
-        progress = host.NodeProgress(cls.hidden.unique_id)
+    def execute(cls, folder, trigger, default_caption, repeats, subfolders=IGNORE, background=WHITE):
+        progress, background = host.NodeProgress(cls.hidden.unique_id), hexadecimal(background)
         dataset = scan_folder(
             str(host.dataset_folder(folder)), folder, trigger.strip(), repeats, default_caption.strip(),
             lambda done, total: progress.show(f"checking pictures, {done} of {total}", done, total),
+            subfolders, background,
         )
         report = summarise(dataset)
         progress.show(report)

@@ -107,8 +107,9 @@ def jobs_of(missing: Iterable[tuple[Picture, View]]) -> list[Job]:
 
 def read_views(job: Job) -> list[tuple[Picture, View, Tensor]]:
     picture, views = job
+    wanted = tuple(max(sides) for sides in zip(*(view.crop.resized for view in views)))
     try:
-        image = read_picture(Path(picture.path), picture.background, max(view.crop.resized for view in views))
+        image = read_picture(Path(picture.path), picture.background, wanted)
     except UserError as problem:
         raise UserError(f"{problem}. It could be read when the run was queued; restore it, or queue again to train without "
                         "it.") from None

@@ -67,10 +67,13 @@ def dataset_choices() -> list[str]:
     return found
 
 
-def _has_pictures(folder: Path) -> bool:
+def _has_pictures(folder: Path, deeper: bool = True) -> bool:
+    """Whether pictures lie in a folder, or in a folder directly inside it."""
     try:
         with os.scandir(folder) as entries:
-            return any(os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES for entry in entries)
+            entries = list(entries)
+        return any(os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES for entry in entries) or deeper and any(
+            entry.is_dir() and _has_pictures(Path(entry.path), False) for entry in entries)
     except OSError:
         return False
 

@@ -78,7 +78,7 @@ def test_folder_becomes_a_manifest(tmp_path):
     dataset = scan_folder(str(folder), "input/pictures", trigger="ohwx", repeats=3, default_caption="a thing")
     assert [picture.name for picture in dataset.pictures] == ["square_0.png", "square_1.png", "square_2.png"]
     assert [picture.caption for picture in dataset.pictures] == [
-        "ohwx, a caption with lines", "ohwx, odd \ufffd bytes", "ohwx, a thing"]
+        "ohwx, a caption with lines", "ohwx, odd ÿ bytes", "ohwx, a thing"]
     assert {picture.repeats for picture in dataset.pictures} == {3}
     notes = "\n".join(dataset.notes)
     assert "skipped broken.png" in notes and "skipped empty.jpg" in notes and "1 of 3 pictures have no caption" in notes

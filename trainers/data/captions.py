@@ -1,6 +1,8 @@
 """Captions as text: where they come from and where the trigger word goes."""
 from pathlib import Path
 
+from .caption_files import read_caption_file
+
 CAPTION_SUFFIXES = (".txt", ".caption")
 
 
@@ -9,8 +11,7 @@ def read_caption(picture: Path) -> str | None:
     for suffix in CAPTION_SUFFIXES:
         file = picture.with_suffix(suffix)
         if file.is_file():
-            text = file.read_bytes().decode("utf-8-sig", errors="replace")
-            return " ".join(text.split())
+            return read_caption_file(file)[0]
     return None
 
 

@@ -43,13 +43,14 @@ def eight_bits(picture: Image.Image) -> Image.Image:
     if not deep and picture.mode not in WHITES:
         return picture
     values, clear = np.asarray(picture), picture.info.get("transparency")
-    opacity = None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
+    alpha = None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
     whites = (65535.0,) if deep else WHITES[picture.mode]
     values = np.nan_to_num(values.astype(np.float32), nan=0, neginf=0).clip(0, whites[-1])
     white = next(each for each in whites if values.max() <= np.float32(each))
     grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    grey = Image.merge("LA", (grey, alpha)) if alpha else grey
     grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}
-    return Image.merge("LA", (grey, opacity)) if opacity else grey
+    return grey
 
 
 def to_srgb(picture: Image.Image) -> Image.Image:
@@ -58,14 +59,15 @@ def to_srgb(picture: Image.Image) -> Image.Image:
     profile = picture.info.get("icc_profile")
     alpha, mode = opacity(picture), _colour_mode(picture)
     # By way of "RGBA", a palette keeps the colours of its transparent entries.
-    colours = (picture.convert("RGBA") if alpha and picture.mode not in ("LA", "RGBA") else picture).convert(mode)
+    colours = picture.convert("RGBA") if alpha and picture.mode not in ("LA", "RGBA") else picture
+    colours = colours if colours.mode == mode else colours.convert(mode)
     if profile or colours.mode == "LAB":
         try:
             transform = _transform(profile, colours.mode)
             colours = ImageCms.applyTransform(colours, transform) if transform else colours
         except (ImageCms.PyCMSError, ImportError):
             pass
-    rgb = colours.convert("RGB")
+    rgb = colours if colours.mode == "RGB" else colours.convert("RGB")
     if alpha:
         rgb.putalpha(alpha)
     return rgb

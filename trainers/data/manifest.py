@@ -1,61 +1,103 @@
 """From a folder of pictures to a light manifest: what is there, what is skipped, and why."""
 import hashlib
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Literal, Sequence
 
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
-from .captions import read_caption, with_trigger
-from .masks import MASK_FOLDER, fits, pair_masks
-from .pictures import examine_picture
+from .caption_search import CaptionSearch
+from .captions import with_trigger
+from .masks import fits
+from .pictures import WHITE, Examined, examine_picture
+from .sources import PICTURE_SUFFIXES, Folder, listed, printable, shown, walk
 
-PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+__all__ = ["PICTURE_SUFFIXES", "Subfolders", "examined", "scan_folder"]
+
+Subfolders = Literal["ignore", "read", "read, repeats by name"]
+MOST_SKIPPED = 20
+"""Skipped files that are named one by one."""
+MOST_THREADS = 8
+"""Each holds a picture; more would take memory rather than save time."""
+MOST_REPEATS = 10_000
+"""Of one picture, as its spec takes them."""
 
 
 @lru_cache(maxsize=100_000)
-def _examined(path: str, size: int, modified: int) -> tuple[str, tuple[int, int], bool]:
-    """(SHA-256, upright size, whether parts are transparent) of a picture that decodes. Size and time are arguments so
-    that a changed file is read again and an unchanged one is not."""
-    examined = examine_picture(Path(path))
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest(), examined.size, examined.transparent
+def _examined(path: str, size: int, modified: int) -> tuple[str, Examined]:
+    """(SHA-256, what it is) of a picture that decodes. Size and time are arguments so that a changed file is read again and
+    an unchanged one is not."""
+    found = examine_picture(Path(path))  # first: what is no picture is not read to its end
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest(), found
 
 
-def _examine(path: Path):
+def examined(path: Path) -> tuple[str, Examined]:
+    """(SHA-256 of the file, what the picture is). Raises UserError for a file that cannot be read."""
     try:
-        stat = path.stat()
-        return _examined(str(path), stat.st_size, stat.st_mtime_ns)
-    except UserError as problem:
-        return problem
+        status = path.stat()
+        return _examined(str(path), status.st_size, status.st_mtime_ns)
+    except OSError as problem:
+        raise UserError(f"{path.name}: the picture cannot be read ({problem.strerror})") from None
 
 
-def _picture_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.is_file())
+def _examine_all(paths: Sequence[Path], on_progress: Callable[[int, int], None]) -> dict[Path, tuple | UserError]:
+    def examine(path: Path):
+        try:
+            return examined(path)
+        except UserError as problem:
+            return problem
+
+    found = {}
+    pool = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what becomes a note here
+            for done, (path, result) in enumerate(zip(paths, pool.map(examine, paths)), start=1):
+                on_progress(done, len(paths))
+                found[path] = result
+    finally:
+        pool.shutdown(cancel_futures=True)  # when the person cancels, the rest is not waited for
+    return found
 
 
-def _mask_problem(mask: Path, examined, picture: Path, size: tuple[int, int]) -> str | None:
+def _mask_problem(mask: Path, found, picture: str, size: tuple[int, int]) -> str | None:
     """Why a mask cannot be used for its picture, as a note."""
-    if isinstance(examined, UserError):
-        return f"skipped the mask {examined}"
-    if not fits(examined[1], size):
-        shape, wanted = ("×".join(map(str, each)) for each in (examined[1], size))
-        return (f"skipped the mask {mask.name}: it has {shape} pixels and {picture.name} has {wanted}, which is another "
+    if isinstance(found, UserError):
+        return f"skipped the mask {_without_line_breaks(found, mask)}"
+    if not fits(found[1].size, size):
+        shape, wanted = ("×".join(map(str, each)) for each in (found[1].size, size))
+        return (f"skipped the mask {shown(mask.name)}: it has {shape} pixels and {picture} has {wanted}, which is another "
                 "shape")
     return None
 
 
-def _mask_notes(masks: Mapping[str, Path], pictures: Sequence[Picture]) -> list[str]:
+def _mask_notes(folders: Sequence[Folder], pictures: Sequence[Picture]) -> list[str]:
     notes, files = [], [picture for picture in pictures if picture.mask not in ("", picture.path)]
     if files:
         notes.append(f"{len(files)} of {len(pictures)} pictures have a mask file, which counts with masked switched on in "
                      "Training Objective")
-    lost = sorted(set(masks) - {Path(picture.path).stem for picture in pictures})
+    known = {str(Path(picture.path).with_suffix("")) for picture in pictures}
+    lost = [mask for folder in folders for stem, mask in sorted(folder.masks.items())
+            if str(folder.path / stem) not in known]
     if lost:
-        notes.append(f"{len(lost)} masks belong to no picture, for example {masks[lost[0]].name}")
+        notes.append(f"{len(lost)} masks belong to no picture, for example {shown(lost[0].name)}")
     return notes
+
+
+def _remark_notes(found: Sequence[tuple[str, Examined]]) -> list[str]:
+    """What is to be known of some pictures, once for all of them."""
+    names = {}
+    for name, each in found:
+        for remark in each.remarks:
+            names.setdefault(remark, []).append(name)
+    return [f"{len(some)} of {len(found)} pictures {remark}: {listed(some)}" for remark, some in names.items()]
 
 
 def scan_folder(
@@ -65,9 +107,12 @@ def scan_folder(
     repeats: int = 1,
     default_caption: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    subfolders: Subfolders = "ignore",
+    background: str = WHITE,
 ) -> DatasetSpec:
-    """The pictures of a folder (not of its sub-folders) with their `.txt` or `.caption` captions, and their masks: files
-    beside them or in the folder `masks` (see `masks`), or else their own transparency.
+    """The pictures of a folder with their captions (see `caption_search`) and their masks: files beside them or in the
+    folder `masks` (see `masks`), or else their own transparency. Pictures in `subfolders` are named "sub/cat.png", and the
+    folders may be kohya's `N_name`, with N times the repeats. `background` (#rrggbb) shows through transparent parts.
 
     Every picture is decoded once: one that is damaged is skipped and named in `notes`. Pictures without a caption get
     `default_caption`. Raises UserError when nothing usable is left.
@@ -75,40 +120,52 @@ def scan_folder(
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"The dataset folder {name!r} is not there. Refresh the node list and choose a folder again.")
-    files, masks = pair_masks(_picture_files(root), _picture_files(root / MASK_FOLDER))
-    if not files:
-        raise UserError(f"The dataset folder {name!r} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}). "
-                        "Put some there, each with a .txt caption beside it.")
-    paths = [*masks.values(), *files]
-    with ThreadPoolExecutor() as pool:
-        examined = {}
-        for done, (path, result) in enumerate(zip(paths, pool.map(_examine, paths)), start=1):
-            on_progress(done, len(paths))
-            examined[path] = result
-    pictures, notes, captionless = [], [], 0
-    for file in files:
-        if isinstance(examined[file], UserError):
-            notes.append(f"skipped {examined[file]}")
-            continue
-        digest, size, transparent = examined[file]
-        mask, mask_digest = (str(file), digest) if transparent else ("", "")
-        if file.stem in masks:
-            path = masks[file.stem]
-            problem = _mask_problem(path, examined[path], file, size)
-            if problem:
-                notes.append(problem)
-            else:
-                mask, mask_digest = str(path), examined[path][0]
-        caption = read_caption(file)
-        captionless += caption is None
-        pictures.append(Picture(
-            path=str(file), name=file.name, caption=with_trigger(caption or default_caption, trigger), size=size,
-            digest=digest, repeats=repeats, mask=mask, mask_digest=mask_digest,
-        ))
+    numbered, skipped = subfolders == "read, repeats by name", []
+    folders = list(walk(root, subfolders != "ignore", numbered, skipped))
+    count = sum(len(each.pictures) for each in folders)
+    if not count:
+        hint = "; if they lie in folders inside it, set subfolders to read" if subfolders == "ignore" else ""
+        raise UserError("\n".join([
+            f"The dataset folder {name!r} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}). Put some there, each "
+            f"with a .txt caption beside it{hint}.", *(f"{note[0].upper()}{note[1:]}." for note in skipped[:3])]))
+    paths = [path for each in folders for path in (*each.masks.values(), *each.pictures)]
+    found = _examine_all(list(dict.fromkeys(paths)), on_progress)
+    pictures, looks, notes, captions = [], [], [], CaptionSearch(default_caption)
+    for each in folders:
+        captions.enter(each)
+        for file in each.pictures:
+            label = each.name + file.name
+            if isinstance(found[file], UserError):
+                skipped.append(f"skipped {shown(each.name)}{_without_line_breaks(found[file], file)}")
+                continue
+            digest, look = found[file]
+            looks.append((label, look))
+            mask, mask_digest = (str(file), digest) if look.transparent else ("", "")
+            if file.stem in each.masks:
+                path = each.masks[file.stem]
+                problem = _mask_problem(path, found[path], shown(label), look.size)
+                if problem:
+                    skipped.append(problem)
+                else:
+                    mask, mask_digest = str(path), found[path][0]
+            pictures.append(Picture(
+                path=str(file), name=printable(label), caption=with_trigger(captions.of(each, file), trigger),
+                size=look.size, digest=digest, repeats=min(MOST_REPEATS, repeats * each.repeats), mask=mask,
+                mask_digest=mask_digest, background=background if look.transparent else WHITE,
+            ))
+        if repeats * each.repeats > MOST_REPEATS:
+            notes.append(f"the pictures in {shown(each.name)} come {MOST_REPEATS} times, which is the most, not "
+                         f"{repeats * each.repeats} times")
     if not pictures:
-        raise UserError(f"None of the {len(files)} pictures in {name!r} can be read: {'; '.join(notes[:3])}.")
-    if captionless:
-        instead = f"caption {default_caption!r}" if default_caption else "trigger word alone" if trigger else "empty caption"
-        notes.append(f"{captionless} of {len(pictures)} pictures have no caption file and get the {instead}")
-    notes += _mask_notes(masks, pictures)
+        raise UserError(f"None of the {count} pictures in {name!r} can be read: {'; '.join(skipped[:3])}.")
+    if numbered and (plain := sum(len(each.pictures) for each in folders if not each.numbered)):
+        notes.append(f"{plain} pictures lie in no folder with a name like 10_cat and come {repeats} times")
+    if len(skipped) > MOST_SKIPPED:
+        skipped[MOST_SKIPPED:] = [f"{len(skipped) - MOST_SKIPPED} more files are skipped for such reasons"]
+    notes = [*skipped, *notes, *captions.notes(len(pictures), trigger), *_remark_notes(looks),
+             *_mask_notes(folders, pictures)]
     return DatasetSpec(name=name, pictures=tuple(pictures), trigger=trigger, notes=tuple(notes))
+
+
+def _without_line_breaks(problem: UserError, file: Path) -> str:
+    return str(problem).replace(file.name, shown(file.name))

@@ -61,10 +61,10 @@ def open_picture(path: Path) -> Image.Image:
 def read_picture(path: Path, background: str = WHITE, wanted: tuple[int, int] | None = None) -> Image.Image:
     """The first frame, upright, in sRGB, on `background` (#rrggbb). Raises UserError that names a file it cannot read.
 
-    `wanted` is the (width, height) that the whole picture will be resized to. A picture that is larger than 2 · `ROOM` times
-    that comes smaller than it is in the file: a JPEG is decoded at a half, a quarter or an eighth, and then, as with other
-    files, blocks of pixels are averaged. This is faster and needs less memory than resizing in one go; what that would give
-    differs by less than one step of 255 on average.
+    `wanted` is the (width, height) that the whole picture will be resized to. Where both sides are 2 · `ROOM` times that or
+    more, a JPEG is decoded at a half, a quarter or an eighth of its size, in less than half of the time. Against resizing
+    all of it, photographs change by less than one step of 255 on average, and by less than half a pixel in place. Other
+    files gain no time and are made smaller only if they are `LARGE`, for the memory.
     """
     with _opened(path) as file:
         if wanted:
@@ -74,9 +74,9 @@ def read_picture(path: Path, background: str = WHITE, wanted: tuple[int, int] | 
             canvas = Image.new("RGBA", picture.size, background)
             canvas.alpha_composite(picture)
             picture = canvas.convert("RGB")
-        if wanted:
-            factor = min(side // (ROOM * goal) for side, goal in zip(picture.size, wanted))
-            picture = picture.reduce(factor) if factor > 1 else picture
+        if wanted and picture.width * picture.height > LARGE:
+            factor = max(1, min(side // (ROOM * goal) for side, goal in zip(picture.size, wanted)))
+            picture = picture.resize(tuple(side // factor for side in picture.size), Image.Resampling.BOX)
         return picture
 
 

@@ -1,0 +1,67 @@
+"""Forty difficult files and more: each is used with the right pixels and caption, or named; none is fatal."""
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finetune.trainers.data.manifest import scan_folder
+from finetune.trainers.data.pictures import read_picture
+from zoo import make_zoo
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """(root, what must be kept, what must be named, the dataset, seconds of the scan)"""
+    root = tmp_path_factory.mktemp("zoo")
+    kept, named = make_zoo(root)
+    started = time.monotonic()
+    dataset = scan_folder(str(root), "zoo", subfolders="read, repeats by name")
+    return root, kept, named, dataset, time.monotonic() - started
+
+
+def test_there_are_forty_and_they_take_seconds(zoo):
+    _, kept, named, _, seconds = zoo
+    assert len(kept) + len(named) > 80 and seconds < 30
+
+
+def test_what_is_used_has_its_size_its_colour_and_its_caption(zoo):
+    root, kept, _, dataset, _ = zoo
+    found = {str(Path(picture.path).relative_to(root)): picture for picture in dataset.pictures}
+    assert found.keys() == kept.keys()
+    for name, expected in kept.items():
+        picture = found[name]
+        assert picture.size == expected.size and picture.caption == expected.caption, name
+        pixels = read_picture(Path(picture.path), picture.background)
+        assert pixels.mode == "RGB" and pixels.size == expected.size, name
+        difference = np.abs(np.array(pixels.getpixel((0, 0))) - expected.colour).max()
+        assert difference <= expected.tolerance, (name, pixels.getpixel((0, 0)))
+
+
+def test_what_is_not_used_is_named_with_its_reason(zoo, monkeypatch):
+    root, kept, named, _, _ = zoo
+    monkeypatch.setattr("finetune.trainers.data.manifest.MOST_SKIPPED", 1000)
+    notes = scan_folder(str(root), "zoo", subfolders="read, repeats by name").notes
+    for name, words in named.items():
+        assert any(name in note and words in note for note in notes), (name, words, notes)
+    text = "\n".join(notes)
+    assert not any("\n" in note for note in notes)
+    assert f"4 of {len(kept)} pictures are animated or have several pages, and only the first is used: moving.apng" in text
+    assert f"2 of {len(kept)} pictures have a colour profile that cannot be used" in text
+    assert "1 caption files belong to several pictures each: both.txt" in text
+    for silent in ("DS_Store", "._one", "Thumbs", "notes.md", "passwd.txt"):
+        assert silent not in text
+
+
+def test_repeats_follow_the_names_of_folders(zoo):
+    _, _, _, dataset, _ = zoo
+    repeats = {picture.name: picture.repeats for picture in dataset.pictures}
+    assert repeats["10_ohwx cat/one.png"] == repeats["10_/one.png"] == 10 and repeats["one.png"] == 1
+    masks = {picture.name: Path(picture.mask).parts[-2:] for picture in dataset.pictures if picture.mask}
+    assert masks["10_ohwx cat/masks_too.png"] == ("masks", "masks_too.png")
+
+
+def test_without_subfolders_only_the_folder_itself_is_read(zoo):
+    root, kept, _, _, _ = zoo
+    dataset = scan_folder(str(root), "zoo")
+    assert len(dataset.pictures) == sum("/" not in name for name in kept)
+    assert "skipped directory.png: it is a folder" in dataset.notes

@@ -1,0 +1,108 @@
+"""Captions in files: one text file beside each picture, or a `metadata.jsonl` for a folder (Hugging Face's imagefolder)."""
+import codecs
+import json
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+METADATA_FILE = "metadata.jsonl"
+CAPTION_FIELDS = ("text", "caption", "prompt")
+"""Fields of a line of `metadata.jsonl` that hold the caption, the first that is there."""
+LONGEST_CAPTION = 10_000
+"""Characters. Text encoders read some 300."""
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+OTHER_ENCODING = "are not UTF-8 and were read as Windows-1252; look whether their captions are right, and save them as UTF-8"
+ZERO_BYTES = "hold zero bytes, as no text file does; these were left out"
+TOO_LONG = f"hold more than {LONGEST_CAPTION} characters and were cut there"
+
+
+def decode(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """(text, remarks on how it was read). UTF-8 and UTF-16 by their marks, else UTF-8, else UTF-16 if every second byte of
+    what looks like Western text is zero, else Windows-1252, of which any byte is a letter or another sign."""
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return data.decode(encoding, errors="replace"), ()
+    if len(data) > 1 and len(data) % 2 == 0:
+        for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if not any(data[start::2]) and all(data[1 - start::2]):
+                return data.decode(encoding), ()
+    remarks = (ZERO_BYTES,) if 0 in data else ()
+    data = data.replace(b"\0", b"")
+    try:
+        return data.decode("utf-8"), remarks
+    except UnicodeDecodeError:
+        # Latin-1 takes the five bytes that Windows-1252 leaves open.
+        text = "".join(_windows_character(byte) for byte in data)
+        return text, (*remarks, OTHER_ENCODING)
+
+
+def _windows_character(byte: int) -> str:
+    try:
+        return bytes([byte]).decode("cp1252")
+    except UnicodeDecodeError:
+        return chr(byte)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks, double spaces, control characters and halves of characters that JSON can hold."""
+    whole = text.encode("utf-8", errors="replace").decode("utf-8")
+    return " ".join("".join(" " if unicodedata.category(sign) == "Cc" else sign for sign in whole).split())
+
+
+def read_caption_file(path: Path) -> tuple[str, tuple[str, ...]]:
+    """(caption on one line, remarks on the file). Raises OSError for a file that cannot be read."""
+    most = 4 * LONGEST_CAPTION  # bytes; no character of UTF-8 has more than four
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    cut = len(data) > most
+    if cut:  # without the beginning of a character of UTF-8, which would make the file look like another encoding
+        data = re.sub(rb"[\xc0-\xff][\x80-\xbf]{0,3}\Z", b"", data)
+    text, remarks = decode(data)
+    caption = one_line(text)
+    if cut or len(caption) > LONGEST_CAPTION:
+        caption, remarks = caption[:LONGEST_CAPTION].rstrip(), (*remarks, TOO_LONG)
+    return caption, remarks
+
+
+@dataclass
+class Metadata:
+    """The captions of a `metadata.jsonl`, by file name relative to its folder, and what is wrong with it."""
+
+    captions: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Lines like {"file_name": "cat.png", "text": "a cat"}. Of two lines for one picture, the later counts. The names are
+    only ever compared with those of pictures that were found, so it does not matter where they point to."""
+    found, broken = Metadata(), []
+    try:
+        text, remarks = decode(path.read_bytes())
+    except OSError as problem:
+        found.problems.append(f"cannot be read ({problem.strerror})")
+        return found
+    found.problems += remarks
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name = entry["file_name"]
+            caption = next((entry[each] for each in CAPTION_FIELDS if entry.get(each) is not None), None)
+            if not isinstance(name, str) or not isinstance(caption, str):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            broken.append(number)
+            continue
+        found.captions[comparable(name)] = one_line(caption)[:LONGEST_CAPTION].rstrip()
+    if broken:
+        found.problems.append(f"{len(broken)} lines are passed over, line {broken[0]} for example: a line must look like "
+                              '{"file_name": "cat.png", "text": "a cat"}')
+    return found
+
+
+def comparable(name: str) -> str:
+    """A relative file name as it is looked up: macOS writes accents as signs of their own."""
+    return unicodedata.normalize("NFC", str(PurePosixPath(name.replace("\\", "/"))))
