@@ -63,7 +63,8 @@ def widen(model, seed: int, width: float = 2.5):
                 fan = parameter[0].numel()
                 parameter.copy_(torch.randn(parameter.shape, generator=draw) * width / fan**0.5)
             elif parameter.ndim:
-                parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.1)
+                ones = (parameter == 1).float()  # of norms; other vectors may have been drawn without our seed
+                parameter.copy_(ones + torch.randn(parameter.shape, generator=draw) * 0.1)
     return model.eval()
 
 

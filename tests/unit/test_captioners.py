@@ -159,6 +159,13 @@ def test_what_a_model_thought_is_no_caption(models, folder, pictures, tmp_path, 
     assert captioner.describe(pictures[:2]) == ["A dog.", "a dog"]
 
 
+def test_a_template_without_a_place_for_pictures_is_refused(models, folder, pictures, tmp_path):
+    model = shutil.copytree(models["llava"], tmp_path / "llava")
+    (model / "chat_template.jinja").write_text("{% for each in messages %}{{ each['content'] }}{% endfor %}")
+    with pytest.raises(UserError, match="leaves no place for a picture"):
+        describe(ask(model, folder, tmp_path), pictures)
+
+
 def test_only_a_repeated_prompt_is_cut():
     prompt = torch.tensor([[1, 2], [3, 4]])
     assert without_prompt(torch.tensor([[1, 2, 5], [3, 4, 6]]), prompt).tolist() == [[5], [6]]

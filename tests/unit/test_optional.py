@@ -29,6 +29,8 @@ SAID = {
                    "the Python that runs ComfyUI and start ComfyUI again, or switch tensorboard off.",
 }
 PACKAGES = {package.name: package for package in optional.OPTIONAL}
+OTHERS = {"onnxruntime"}
+"""What no training asks for; the tests of captioning hide it."""
 
 
 @pytest.fixture
@@ -43,10 +45,10 @@ def hidden(monkeypatch):
 
 
 def test_every_package_has_its_row():
-    assert PACKAGES.keys() == WANTS.keys() == SAID.keys()
+    assert PACKAGES.keys() - OTHERS == WANTS.keys() == SAID.keys() and OTHERS < PACKAGES.keys()
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", WANTS)
 def test_without_it_the_sentence_comes_before_the_work(name, tiny_bases, make_spec, hidden):
     hidden(PACKAGES[name].module)
     spec = make_spec(tiny_bases["sd1"], **WANTS[name])
@@ -60,7 +62,7 @@ def test_without_it_the_sentence_comes_before_the_work(name, tiny_bases, make_sp
         steps=1, batch_size=2, resolution=64)))  # nobody else misses it
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", WANTS)
 def test_with_it_training_works(name, tiny_bases, make_spec):
     losses, run = losses_of(make_spec(tiny_bases["sd1"], **WANTS[name], training=specs.TrainingSpec(
         steps=3, batch_size=2, resolution=64)))

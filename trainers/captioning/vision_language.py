@@ -23,6 +23,11 @@ def load(spec, device, dtype) -> Speaker:
                         f"{transformers.__version__} does not know as one that reads pictures and writes text. Choose "
                         "another model, or update transformers in the Python that runs ComfyUI.")
     speaker = load_speaker(AutoModelForImageTextToText, ask, spec, device, dtype)
+    # A template for texts alone writes the parts of a message down as they look in Python.
+    if "'type'" in speaker.processor.apply_chat_template(
+            conversation(spec.model, Image.new("RGB", (64, 64))), add_generation_prompt=True, tokenize=False):
+        raise UserError(f"The chat template of {spec.folder.name!r} takes texts alone and leaves no place for a picture. "
+                        "Choose a model whose template takes pictures, for example of Qwen2.5-VL.")
     tokenizer = speaker.processor.tokenizer
     tokenizer.padding_side = "left"  # an answer follows its prompt directly, also where the prompt is shorter than others
     if tokenizer.pad_token is None:
