@@ -256,6 +256,17 @@ def test_runs_use_and_clean(tiny_bases, make_spec, squares, tmp_path):
     assert TensorCache.key("older") not in stranger and TensorCache.key("newer") in stranger
 
 
+def test_a_run_of_many_days_keeps_its_files(tmp_path):
+    """What it reads is marked again, but not at every reading."""
+    cache, key = TensorCache(tmp_path), TensorCache.key("read")
+    cache.put(key, {"latents": torch.zeros(1)})
+    aged(cache.path(key), 0.4)
+    before = cache.path(key).stat().st_mtime
+    assert cache.get(key) and cache.path(key).stat().st_mtime == before
+    aged(cache.path(key), 40)
+    assert cache.get(key) and cache.clean(30) == (0, 0) and key in cache
+
+
 def test_cleaning_waits_while_a_run_marks_its_files(tmp_path, monkeypatch):
     """An entry that is being marked is not removed meanwhile."""
     cache, keys = TensorCache(tmp_path), [TensorCache.key(number) for number in range(5)]
