@@ -3,7 +3,7 @@
 Where to look:
     spec.py         a run as frozen data, validated whole
     training.py     the story of a run: load, cache, attach, loop, save
-    preparation.py  before the loop: every picture and caption encoded once
+    preparation.py  before the loop: every picture and caption encoded once, by encoding.py, from and into caches
     loop.py         the training loop
     objectives.py   noising, targets and loss weights, with their equations
     optimizers.py   by name; schedules.py their rates; ema.py the running mean of the weights

@@ -23,9 +23,9 @@ AHEAD = 2 * THREADS
 """Jobs that are begun before their turn."""
 VIEWS_PER_JOB = 8
 """Variants that one reading of a picture serves; their pixels wait in memory for their turn."""
-PIXELS_AT_ONCE, PICTURES_AT_ONCE = 512 * 512, 16
-"""Limits of what is encoded together: never more memory than a single picture of 512 × 512 takes. Larger batches gain
-nothing: those pictures keep a device busy one by one."""
+PIXELS_AT_ONCE, PICTURES_AT_ONCE = 512 * 512, 4
+"""Limits of what is encoded together: pictures of 512 × 512 keep a device busy one by one, and smaller ones never take more
+memory than that. Large datasets fill their batches and small ones do not, so larger batches would make memory grow."""
 
 Job = tuple[Picture, list[View]]
 

@@ -69,7 +69,7 @@ def test_batches_hold_one_size_and_a_limited_area():
 
     jobs = [job((64, 64), 5), job((64, 64), 20), job((512, 256), 3), job((1024, 1024), 2)]
     sizes = [(batch[0][1].crop.bucket, len(batch)) for batch in encoding.batches_of(jobs)]
-    assert sizes == [((64, 64), 16), ((64, 64), 9), ((512, 256), 2), ((512, 256), 1), ((1024, 1024), 1), ((1024, 1024), 1)]
+    assert sizes == [((64, 64), 4)] * 6 + [((64, 64), 1), ((512, 256), 2), ((512, 256), 1)] + [((1024, 1024), 1)] * 2
 
 
 def test_no_more_is_begun_than_asked_for():
@@ -254,6 +254,17 @@ def test_runs_use_and_clean(tiny_bases, make_spec, squares, tmp_path):
     assert any(text and text.startswith("removed 1 cache files") for _, text in events)
     assert all(file.exists() and time.time() - file.stat().st_mtime < 600 for file in mine)
     assert TensorCache.key("older") not in stranger and TensorCache.key("newer") in stranger
+
+
+def test_a_run_of_many_days_keeps_its_files(tmp_path):
+    """What it reads is marked again, but not at every reading."""
+    cache, key = TensorCache(tmp_path), TensorCache.key("read")
+    cache.put(key, {"latents": torch.zeros(1)})
+    aged(cache.path(key), 0.4)
+    before = cache.path(key).stat().st_mtime
+    assert cache.get(key) and cache.path(key).stat().st_mtime == before
+    aged(cache.path(key), 40)
+    assert cache.get(key) and cache.clean(30) == (0, 0) and key in cache
 
 
 def test_cleaning_waits_while_a_run_marks_its_files(tmp_path, monkeypatch):

@@ -45,9 +45,13 @@ class TensorCache:
         there = set()
         with self._lock():
             for key in dict.fromkeys(keys):
-                with suppress(FileNotFoundError):
+                try:
                     os.utime(self.path(key))
-                    there.add(key)
+                except FileNotFoundError:
+                    continue
+                except PermissionError:  # somebody else's, in a folder that people share
+                    pass
+                there.add(key)
         return there
 
     def put(self, key: str, tensors: Mapping[str, Tensor]):
@@ -60,12 +64,20 @@ class TensorCache:
     def get(self, key: str) -> dict[str, Tensor]:
         """The tensors, on the CPU. Raises KeyError when they are not there or damaged; damaged files are removed."""
         try:
-            return load_file(self.path(key))
+            tensors = load_file(self.path(key))
+            self._keep(self.path(key))
+            return tensors
         except FileNotFoundError:
             raise KeyError(key) from None
         except (SafetensorError, OSError):
             self.path(key).unlink(missing_ok=True)
             raise KeyError(key) from None
+
+    def _keep(self, path: Path):
+        """Mark an entry again in the course of a run that lasts for days."""
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > DAY / 2:
+                os.utime(path)
 
     def clean(self, days: float) -> tuple[int, int]:
         """Remove entries that no run has used for `days` days, and unfinished files older than a day. Returns how many files
