@@ -129,7 +129,7 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Pictur
 
 def read(picture: Picture):
     try:
-        return read_picture(Path(picture.path))
+        return read_picture(Path(picture.path), picture.background)
     except UserError as problem:
         raise UserError(f"{problem}. It could be read when the dataset was loaded; restore it, or queue again to go on "
                         "without it.") from None
