@@ -4,38 +4,16 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from finetune.trainers.stacking.cards import data_bytes, hashes_of
-from graphs import sampling, with_lora
+from graphs import random_lora, sampling, with_lora
 from host_server import NodeFailed, PromptRejected
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 DEMO = {"demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}}}
-ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>'\" ü.safetensors"
-
-
-def random_lora(path: Path, seed: int, metadata: dict | None = None) -> Path:
-    """A LoRA of the demo base's attention and text encoder by kohya's names."""
-    draw, tensors = torch.Generator().manual_seed(seed), {}
-    for prefix, part, file in (("lora_unet_", "unet", "diffusion_pytorch_model"), ("lora_te_", "text_encoder", "model")):
-        with safe_open(ROOT / "demo_base" / part / f"{file}.safetensors", framework="pt") as weights:
-            for name in weights.keys():
-                if name.endswith(".weight") and (".attn" in name or "self_attn" in name):
-                    out, into = weights.get_slice(name).get_shape()
-                    layer = prefix + name.removesuffix(".weight").replace(".", "_")
-                    tensors[f"{layer}.lora_down.weight"] = torch.randn((4, into), generator=draw) * 0.1
-                    tensors[f"{layer}.lora_up.weight"] = torch.randn((out, 4), generator=draw) * 0.1
-                    tensors[f"{layer}.alpha"] = torch.tensor(4.0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
-    return path
 
 
 @pytest.fixture(scope="module")
