@@ -7,27 +7,52 @@ import { Library } from "./lora_stack/library.js";
 import { addStyle } from "./lora_stack/style.js";
 
 const OPEN = "open_blocks"; // the node's property: numbers of the rows whose block weights are shown
-const TALLEST = 640; // pixels; higher stacks scroll, unless the node is made taller
-const WIDEST_START = 460;
+const LOWEST = 120; // pixels; a person may make the node this low, then the rows scroll
+const TALLEST = 640; // a stack makes its node this high by itself; longer ones scroll, unless the node is made higher
+const WIDTH = 460;
 
 const library = new Library((path) => api.fetchApi(path), (path) => api.apiURL(path));
 let kept = null; // the focus to restore after an undo has built the nodes anew
 
-/** Two frames: by then the frontend has measured what changed. Hidden pages draw none. */
-function layout() {
-  const frames = new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
-  return Promise.race([frames, new Promise((resolve) => setTimeout(resolve, 200))]);
+/** A frame; hidden pages draw none. */
+function frame() {
+  return Promise.race([new Promise(requestAnimationFrame), new Promise((resolve) => setTimeout(resolve, 100))]);
+}
+
+/** Until the frontend has measured what changed: the Vue renderer tells the node its size some frames later. */
+async function layout(node) {
+  for (let still = 0, tries = 0; still < 6 && tries < 30; tries++) {
+    const [, height] = node.size;
+    await frame();
+    still = node.size[1] === height ? still + 1 : 0;
+  }
 }
 
 /** The node's size follows its rows a moment later, and belongs to the same step of undo. */
-async function asOneChange(change) {
+async function asOneChange(node, change) {
   app.canvas.emitBeforeChange();
   try {
     change();
-    await layout();
+    await layout(node);
   } finally {
     app.canvas.emitAfterChange();
   }
+}
+
+/** Height in pixels at which a node shows its whole stack. */
+function fitting(node) {
+  return node.computeSize()[1] - LOWEST + Math.min(node.finetuneEditor.height, TALLEST);
+}
+
+/**
+ * Make the node high enough; with `exactly` also lower. The Vue renderer does that by itself. Not while an undo restores the
+ * node: a size that differs from the restored one would end the redo.
+ */
+function fit(node, exactly = false) {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  if (globalThis.LiteGraph?.vueNodesMode || tracker?._restoringState) return;
+  const height = fitting(node);
+  if (node.size[1] < height || exactly) node.setSize([node.size[0], height]);
 }
 
 function connect(node, widget) {
@@ -35,14 +60,13 @@ function connect(node, widget) {
     text: () => widget.value ?? "",
     openRows: () => (Array.isArray(node.properties?.[OPEN]) ? node.properties[OPEN] : []),
     store(text, open) {
-      asOneChange(() => {
-        const fitted = node.size[1] <= node.computeSize()[1] + 1;
+      asOneChange(node, () => {
+        const shrinks = Math.abs(node.size[1] - fitting(node)) < 2; // nobody has made it higher
         if (open.length) node.properties[OPEN] = open;
         else delete node.properties[OPEN];
         widget.value = text;
         node.finetuneEditor.show();
-        const height = node.computeSize()[1];
-        if (fitted || node.size[1] < height) node.setSize([node.size[0], height]);
+        fit(node, shrinks);
         app.canvas.setDirty(true, true);
       });
     },
@@ -65,7 +89,7 @@ async function restoreFocus(node) {
   if (!kept || kept.id !== node.id || performance.now() > kept.until) return;
   const { focused } = kept;
   for (let tries = 0; tries < 20; tries++) {
-    await layout();
+    await frame();
     if (!node.finetuneEditor.root.isConnected) continue;
     node.finetuneEditor.focus(...focused);
     if (node.finetuneEditor.focused) return;
@@ -88,15 +112,22 @@ function dress(node, widget) {
   widget.type = "FINETUNE_LORA_STACK"; // of a known type the Vue renderer would draw its own field
   widget.element = editor.root;
   Object.assign(widget.options, {
-    hideOnZoom: true, selectOn: ["focusin", "click"],
-    getMinHeight: () => Math.min(editor.height, TALLEST),
+    hideOnZoom: true,
+    // The frontend would also bring the node to the front, which renumbers the graph: an undone state would then never be
+    // equal to the graph, and its redo be lost at the next click.
+    selectOn: [],
+    getMinHeight: () => LOWEST,
     getMaxHeight: undefined,
   });
-  chain(widget, "callback", () => editor.show());
+  editor.root.addEventListener("pointerdown", () => {
+    if (!globalThis.LiteGraph?.vueNodesMode && !node.is_selected) app.canvas.selectNode(node);
+  }, true);
   const update = () => {
     editor.show();
+    fit(node);
     editor.root.inert = node.getSlotFromWidget?.(widget)?.link != null; // then the rows come from elsewhere
   };
+  chain(widget, "callback", update);
   chain(node, "onConfigure", () => {
     update();
     restoreFocus(node);
@@ -104,7 +135,7 @@ function dress(node, widget) {
   chain(node, "onConnectionsChange", update);
   chain(node, "onRemoved", () => editor.end());
   editor.show();
-  node.setSize([Math.max(node.size[0], WIDEST_START), node.computeSize()[1]]);
+  node.setSize([Math.max(node.size[0], WIDTH), fitting(node)]);
 }
 
 app.registerExtension({

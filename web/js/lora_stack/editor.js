@@ -101,7 +101,9 @@ export class StackEditor {
 
   #change(items, focus = null, said = "") {
     const open = items.flatMap((item, index) => (item.open ? [index] : []));
-    this.#store(write(items.map((item) => item.row), this.#rest), open);
+    const rows = items.map((item) => item.row);
+    const same = JSON.stringify(rows) === JSON.stringify(this.#items.map((item) => item.row));
+    this.#store(same ? this.node.text() : write(rows, this.#rest), open);
     if (focus) this.focus(...focus);
     if (said) this.status.textContent = said;
   }
