@@ -79,7 +79,7 @@ def test_a_card_warns_where_the_base_does_not_fit(page):
     card.locator("img").wait_for()
     assert card.locator("img").evaluate("(picture) => picture.decode().then(() => picture.naturalWidth)") == 96
     assert "Ink Wash" in card.inner_text() and "rank 4" in card.inner_text() and card.locator(".ftls-warning").count() == 0
-    card.get_by_text("brush line").click()
+    card.locator(".ftls-word").get_by_text("brush line").click()
     assert page.page.evaluate("() => navigator.clipboard.readText()") == "brush line"
 
 

@@ -203,7 +203,7 @@ def test_the_same_stack_by_keyboard_alone(page, host):
     page.press("Enter")
     texts.note(page)
 
-    undo_and_redo(page, texts, 5)
+    undo_and_redo(page, texts, 4)
     assert page.focused == [1, "convolution"], "undo builds the nodes anew, but the focus stays where it was"
     check_the_stack(page, host)
 

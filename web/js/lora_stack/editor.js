@@ -44,7 +44,7 @@ export class StackEditor {
     library.addEventListener("change", this.#redraw);
   }
 
-  #redraw = () => this.root.isConnected && this.#draw();
+  #redraw = () => this.#draw();
 
   /** The node is gone. */
   end() {
@@ -214,8 +214,12 @@ export class StackEditor {
         if (!middle) event.stopPropagation();
       });
     }
+    const scrolls = () => this.list.scrollHeight > this.list.clientHeight + 1;
+    this.root.addEventListener("pointerenter", () => {
+      this.list.dataset.captureWheel = String(scrolls()); // the Vue renderer's word for "not the canvas's"
+    });
     this.root.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && this.list.scrollHeight > this.list.clientHeight + 1) event.stopPropagation();
+      if (!event.ctrlKey && scrolls() && this.list.contains(event.target)) event.stopPropagation();
       else this.node.wheel(event);
     }, { passive: false });
   }

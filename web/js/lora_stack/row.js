@@ -74,7 +74,7 @@ export class Row {
   async #look() {
     const { library } = this.#editor;
     const { lora } = this.meaning;
-    const same = () => this.meaning.lora === lora && this.root.isConnected;
+    const same = () => this.meaning.lora === lora;
     this.#say("", plain(lora, 400));
     this.info.classList.remove("ftls-alarm");
     if (!lora || library.names === null) return;

@@ -18,7 +18,7 @@ const CSS = `
 }
 .ftls *, .ftls-popup * { box-sizing: border-box; }
 .ftls [hidden] { display: none !important; }
-.ftls { display: flex; flex-direction: column; gap: 6px; width: 100%; min-height: 0; cursor: default; }
+.ftls { display: flex; flex-direction: column; gap: 6px; width: 100%; min-height: 0; cursor: default; contain: inline-size; }
 .ftls[inert] { opacity: 0.45; }
 .ftls button, .ftls input, .ftls select, .ftls textarea, .ftls-popup button, .ftls-popup input {
   font: inherit; color: inherit; margin: 0;
