@@ -160,8 +160,8 @@ class EditorPage:
         return self.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))")
 
     def load(self, workflow: dict):
-        self.page.evaluate("(workflow) => app.loadGraphData(workflow, true, true, app.extensionManager.workflow.activeWorkflow)",
-                           workflow)
+        self.page.evaluate(
+            "(workflow) => app.loadGraphData(workflow, true, true, app.extensionManager.workflow.activeWorkflow)", workflow)
         self.page.locator(".ftls").wait_for()
         self.settle()
 

@@ -62,7 +62,7 @@ function fill(box, library, lora, card, warning) {
     facts([["Made for", library.blocks?.titles[card.family] ?? "not stated"], ["Base model", card.base_model], ["Kind", kind],
       ["Author", card.author], ["Size", size(card.bytes)], ["Hash", card.hash && `${card.hash.slice(0, 16)}…`]]),
     words("Trigger words", card.triggers, "trigger word"),
-    words("Frequent captions", card.tags?.slice(0, 12), "caption"),
+    words("Frequent captions", card.tags?.slice(0, 8), "caption"),
     card.description ? element("p", { className: "ftls-description" }, plain(card.description, 1200)) : null,
     metadata(card.metadata),
   ].filter(Boolean));

@@ -8,7 +8,7 @@ import { Row } from "./row.js";
 import { meaning, parts, read, write } from "./rows.js";
 
 /** Heights in pixels, as in style.js: the node's size follows from the rows alone, before anything is drawn. */
-const HEIGHT = { frame: 72, row: 67, strip: 203, hint: 46, problem: 190 };
+const HEIGHT = { frame: 72, row: 67, strip: 207, hint: 46, problem: 190 };
 
 export class StackEditor {
   #rest = {};

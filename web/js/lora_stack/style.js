@@ -90,7 +90,7 @@ const CSS = `
 .ftls-select { width: 92px; padding: 0 2px !important; }
 .ftls-family { width: 156px; }
 
-.ftls-strip { height: 203px; margin-left: 28px; padding: 7px 0 2px; display: flex; flex-direction: column; gap: 6px; border-top: 1px solid var(--ftls-line); }
+.ftls-strip { height: 203px; margin: 4px 0 0 28px; padding: 7px 0 2px; display: flex; flex-direction: column; gap: 6px; border-top: 1px solid var(--ftls-line); }
 .ftls-strip .ftls-line { height: 24px; flex: none; }
 .ftls-block { min-width: 46px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .ftls-message { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--ftls-wrong); font-size: 11px; }
@@ -100,7 +100,7 @@ const CSS = `
 .ftls-group > span { font-size: 9px; letter-spacing: 0.04em; color: var(--ftls-dim); line-height: 11px; height: 11px; }
 .ftls-group-bars { display: flex; gap: 1px; width: 100%; flex: 1; min-height: 0; cursor: ns-resize; touch-action: none; }
 .ftls-bar { position: relative; flex: 1; min-width: 0; border-radius: 2px; background: linear-gradient(var(--ftls-line), var(--ftls-line)) 0 50% / 100% 1px no-repeat
-  var(--ftls-field); overflow: hidden; }
+  color-mix(in srgb, var(--ftls-text) 8%, transparent); overflow: hidden; }
 .ftls-bar::after { content: ""; position: absolute; inset: auto 0 0; height: var(--height, 50%); background: var(--ftls-accent); opacity: 0.95; }
 .ftls-neutral .ftls-bar::after { background: var(--ftls-dim); opacity: 0.55; }
 .ftls-bar.ftls-beyond { box-shadow: inset 0 0 0 1px var(--ftls-warm); }
@@ -108,7 +108,7 @@ const CSS = `
 .ftls-bar:focus-visible { outline-offset: 0; overflow: visible; z-index: 1; }
 .ftls-factors { justify-content: space-between; }
 .ftls-factors label { display: flex; align-items: center; gap: 5px; color: var(--ftls-dim); font-size: 11px; }
-.ftls-factors .ftls-number { color: var(--ftls-text); }
+.ftls-factors .ftls-number { color: var(--ftls-text); font-size: 12px; }
 
 .ftls-add { flex: none; height: 30px; display: flex; align-items: center; justify-content: center; gap: 6px; border: 1px dashed var(--ftls-line) !important;
   border-radius: 7px !important; color: var(--ftls-text); }
