@@ -162,7 +162,7 @@ class EditorPage:
     def load(self, workflow: dict):
         self.page.evaluate(
             "(workflow) => app.loadGraphData(workflow, true, true, app.extensionManager.workflow.activeWorkflow)", workflow)
-        self.page.locator(".ftls").wait_for()
+        self.page.locator(".ftls").first.wait_for()
         self.settle()
 
     def api_prompt(self) -> dict:
