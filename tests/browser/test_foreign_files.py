@@ -8,8 +8,8 @@ INK = "styles/ink wash.safetensors"
 
 
 def test_hostile_names_and_metadata_are_text(page):
-    spoiled = "evil\x00\x1b[2J\u202egnp" + "n" * 5000 + ".safetensors"
-    page.new_graph(json.dumps([{"lora": spoiled, "model": 0.5, "blocks": "<b>" + "9" * 5000}]))
+    spoiled = "evil\x00\x1b[2J\u202egnp" + "n" * 1_000_000 + ".safetensors"
+    page.new_graph(json.dumps([{"lora": spoiled, "model": 0.5, "blocks": "<b>" + "9" * 20_000}]))
     page.page.locator(".ftls-add").click()
     page.page.locator(".ftls-filter").fill("onerror")
     page.press("Enter")

@@ -142,6 +142,7 @@ app.registerExtension({
   name: "FineTune.LoraStack",
   init: () => addStyle(),
   setup: () => library.refresh(),
+  refreshComboInNodes: () => library.refresh(),
   nodeCreated(node) {
     if (node.comfyClass !== "FineTuneLoraStack") return;
     const widget = node.widgets?.find((candidate) => candidate.name === "rows");

@@ -16,13 +16,18 @@ function facts(pairs) {
   return list;
 }
 
+function alert(sentence) {
+  return element("p", { className: "ftls-warning", role: "alert" }, icon("warning"), plain(sentence, 400));
+}
+
 /** Words as buttons that copy them. */
 function words(title, texts, label) {
   if (!texts?.length) return null;
   const list = element("div", { className: "ftls-words" });
   for (const text of texts) {
     const button = element("button", {
-      type: "button", className: "ftls-word", title: `Copy “${plain(text, 60)}”`, "aria-label": `Copy ${label} ${plain(text, 60)}`,
+      type: "button", className: "ftls-word", title: `Copy “${plain(text, 60)}”`,
+      "aria-label": `Copy ${label} ${plain(text, 60)}`,
     }, element("span", {}, plain(text, 120)), icon("copy"));
     button.onclick = async () => {
       await copyText(text);
@@ -48,19 +53,22 @@ function fill(box, library, lora, card, warning) {
   const head = element("header", {}, element("h3", {}, plain(card.title || name, 120)),
     element("div", { className: "ftls-path" }, plain(folder + name, 300)));
   if (card.error) {
-    box.replaceChildren(head, element("p", { className: "ftls-warning", role: "alert" }, icon("warning"), plain(card.error, 400)));
+    box.replaceChildren(head, alert(card.error));
     return;
   }
   const picture = card.preview
-    ? element("img", { className: "ftls-picture", src: library.preview(lora), alt: `Picture beside ${plain(name, 60)}` }) : null;
+    ? element("img", { className: "ftls-picture", src: library.preview(lora), alt: `Picture beside ${plain(name, 60)}` })
+    : null;
   const layers = card.layers ? `${card.layers} layers` : "";
   const kind = [card.method === "unknown" ? "" : card.method, card.rank ? `rank ${card.rank}` : "",
     card.alpha ? `alpha ${card.alpha}` : "", layers].filter(Boolean).join(", ");
   box.replaceChildren(...[
     head, picture,
-    warning ? element("p", { className: "ftls-warning", role: "alert" }, icon("warning"), warning) : null,
-    facts([["Made for", library.blocks?.titles[card.family] ?? "not stated"], ["Base model", card.base_model], ["Kind", kind],
-      ["Author", card.author], ["Size", size(card.bytes)], ["Hash", card.hash && `${card.hash.slice(0, 16)}…`]]),
+    warning ? alert(warning) : null,
+    facts([
+      ["Made for", library.blocks?.titles[card.family] ?? "not stated"], ["Base model", card.base_model], ["Kind", kind],
+      ["Author", card.author], ["Size", size(card.bytes)], ["Hash", card.hash && `${card.hash.slice(0, 16)}…`],
+    ]),
     words("Trigger words", card.triggers, "trigger word"),
     words("Frequent captions", card.tags?.slice(0, 8), "caption"),
     card.description ? element("p", { className: "ftls-description" }, plain(card.description, 1200)) : null,
@@ -68,14 +76,15 @@ function fill(box, library, lora, card, warning) {
   ].filter(Boolean));
 }
 
-/** Open the card of `lora` beside `anchor`. `warn(card)` gives a sentence when the file does not fit, else "". */
+/** Open the card of `lora` beside `anchor`. `warn(card)` promises a sentence when the file does not fit, else "". */
 export async function openCard(anchor, library, lora, warn) {
   const box = element("div", { className: "ftls-card" }, element("p", {}, "Reading …"));
   const { place } = showPopup(anchor, `About ${plain(parts(lora).name, 60)}`, box, { className: "ftls-card-popup" });
   box.parentElement.focus({ preventScroll: true });
   const card = await library.card(lora);
+  const warning = card.error ? "" : await warn(card);
   if (!box.isConnected) return;
-  fill(box, library, lora, card, card.error ? "" : warn(card));
+  fill(box, library, lora, card, warning);
   box.querySelector("img")?.addEventListener("load", place);
   place();
 }

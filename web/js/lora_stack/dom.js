@@ -20,7 +20,7 @@ const ICONS = {
   warning: "M8 2.5 14.5 13.5h-13zM8 6.5v3.5M8 11.900v.01",
 };
 
-/** An element with properties, attributes (those with a "-" and "role"), listeners (functions "onclick" …) and children. */
+/** An element with properties, listeners among them (onclick …), attributes (role, and those with a "-") and children. */
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {

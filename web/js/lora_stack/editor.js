@@ -25,6 +25,7 @@ export class StackEditor {
     this.node = node;
     this.library = library;
     this.all = switchButton("All on or off", "all", () => this.#toggleAll());
+    this.all.setAttribute("role", "checkbox"); // a switch is never in between
     this.count = element("span", { className: "ftls-dim" });
     this.header = element("div", { className: "ftls-line ftls-header" }, this.all, this.count);
     this.list = element("div", { className: "ftls-rows" });
@@ -171,7 +172,7 @@ export class StackEditor {
   }
 
   card(row) {
-    openCard(row.info, this.library, row.meaning.lora, () => row.warning ?? "");
+    openCard(row.info, this.library, row.meaning.lora, (card) => this.misfit(row, card));
   }
 
   /** A sentence when a file is made for another model than the graph's or than the row before it, else "". */
@@ -194,8 +195,8 @@ export class StackEditor {
   /** Focus a control of a row, or of the editor when `index` is -1. */
   focus(index, control) {
     const within = index < 0 ? this.root : this.#rows[index]?.root;
-    const wanted = `[data-control="${CSS.escape(control)}"]`;
-    (within?.querySelector(wanted) ?? within?.querySelector('[data-control="file"]') ?? this.add).focus({ preventScroll: index < 0 });
+    const find = (name) => within?.querySelector(`[data-control="${CSS.escape(name)}"]`);
+    (find(control) ?? find("file") ?? this.add).focus({ preventScroll: index < 0 });
   }
 
   /** [row, control] that has the focus, or null. */
@@ -227,6 +228,7 @@ export class StackEditor {
   #key(event) {
     const { target } = event;
     if (event.ctrlKey || event.metaKey) {
+      if (event.key === "Enter") target.dispatchEvent(new Event("change")); // what is typed belongs to the run
       this.#undo(event, target);
       return;
     }

@@ -1,5 +1,6 @@
 /** What the server knows about LoRA files (nodes/host/lora_routes.py), asked once and shared by all editors. */
 
+const LONGEST = 7000; // characters of an address; the server reads 8190 of a line
 const PATIENCE = 4000; // milliseconds that choosing a file waits for its hash; large files take longer the first time
 
 export class Library extends EventTarget {
@@ -19,6 +20,7 @@ export class Library extends EventTarget {
   }
 
   async #json(path) {
+    if (path.length > LONGEST) throw new Error("This is too long to ask the server about.");
     const answer = await this.#ask(path);
     const content = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(content.error ?? `The server answered ${answer.status}.`);

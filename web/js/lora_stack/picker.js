@@ -86,7 +86,8 @@ export function openPicker(anchor, library, current, choose) {
   });
   const content = element("div", { className: "ftls-picker" },
     element("div", { className: "ftls-search" }, icon("search"), filter), list, count);
-  const { close } = showPopup(anchor, "Choose a LoRA", content, { onclose: () => library.removeEventListener("change", draw) });
+  const onclose = () => library.removeEventListener("change", draw);
+  const { close } = showPopup(anchor, "Choose a LoRA", content, { onclose });
   library.addEventListener("change", draw);
   draw();
   filter.focus({ preventScroll: true });

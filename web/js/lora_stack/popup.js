@@ -7,7 +7,7 @@ export function closePopup() {
   open?.close();
 }
 
-/** Show `content`; Escape, a press elsewhere, a turned wheel elsewhere and Tab out of it close it. Returns {close, place}. */
+/** Show `content`; Escape, a press or a turned wheel elsewhere, and Tab out of it close it. Returns {close, place}. */
 export function showPopup(anchor, label, content, { className = "", onclose = () => {} } = {}) {
   closePopup();
   const box = element("div", { className: `ftls-popup ${className}`, role: "dialog", tabIndex: -1, "aria-label": label },

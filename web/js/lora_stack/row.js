@@ -10,7 +10,7 @@ export class Row {
   #item = null;
   #family = "";
 
-  /** `editor` has library, patch, open, duplicate, remove, pick, card and startDrag, each but the first for this row. */
+  /** `editor` has the library, and patch, open, duplicate, remove, pick, card, misfit and startDrag for this row. */
   constructor(editor) {
     this.#editor = editor;
     this.handle = iconButton("grip", "Move this row: drag, or Alt with the arrow keys", "handle", null);
@@ -21,7 +21,8 @@ export class Row {
     this.folder = element("span", { className: "ftls-dim" });
     this.state = element("span", { className: "ftls-state" });
     this.picker = element("button", {
-      type: "button", className: "ftls-pick", "aria-haspopup": "listbox", "data-control": "file", onclick: () => editor.pick(this),
+      type: "button", className: "ftls-pick", "aria-haspopup": "listbox", "data-control": "file",
+      onclick: () => editor.pick(this),
     }, this.label, this.folder, this.state, icon("down"));
     this.blocks = iconButton("blocks", "Block weights", "blocks", () => editor.open(this, !this.#item.open));
     this.info = iconButton("info", "About this LoRA", "card", () => editor.card(this));
@@ -93,10 +94,10 @@ export class Row {
       this.#family = family;
       this.#strip?.update(this.meaning, family);
     }
-    this.warning = card.error ?? await this.#editor.misfit(this, card);
+    const warning = card.error ?? await this.#editor.misfit(this, card);
     if (!same()) return;
-    this.info.classList.toggle("ftls-alarm", Boolean(this.warning));
-    this.info.title = this.warning ? plain(this.warning, 400) : "About this LoRA";
+    this.info.classList.toggle("ftls-alarm", Boolean(warning));
+    this.info.title = warning ? plain(warning, 400) : "About this LoRA";
   }
 
   #say(state, title, wrong = false) {

@@ -29,11 +29,13 @@ export class BlockStrip {
     this.#commit = commit;
     this.#active = "BASE";
     this.preset = element("select", {
-      className: "ftls-select", title: "Presets, as in LoRA Block Weight: S is shallow, D is deep", "aria-label": "Preset of block weights",
-      "data-control": "preset", onchange: () => this.#take(this.preset.value === "ALL" ? "" : this.preset.value),
+      className: "ftls-select", title: "Presets, as in LoRA Block Weight: S is shallow, D is deep",
+      "aria-label": "Preset of block weights", "data-control": "preset",
+      onchange: () => this.#take(this.preset.value === "ALL" ? "" : this.preset.value),
     });
     this.text = element("input", {
-      type: "text", className: "ftls-text", placeholder: "ALL", spellcheck: false, autocomplete: "off", "data-control": "blocks-text",
+      type: "text", className: "ftls-text", placeholder: "ALL", spellcheck: false, autocomplete: "off",
+      "data-control": "blocks-text",
       title: "A preset, assignments such as OUTD, IN04=0.5, or a comma list", "aria-label": "Block weights as text",
     });
     this.text.finetuneEdited = () => this.text.value !== this.#meaning?.blocks;
@@ -46,8 +48,8 @@ export class BlockStrip {
     this.name = element("span", { className: "ftls-block" });
     this.message = element("span", { className: "ftls-message", role: "status" });
     this.familySelect = element("select", {
-      className: "ftls-select ftls-family", title: "The model whose blocks are shown", "aria-label": "Model whose blocks are shown",
-      "data-control": "family",
+      className: "ftls-select ftls-family", title: "The model whose blocks are shown",
+      "aria-label": "Model whose blocks are shown", "data-control": "family",
       onchange: () => {
         this.#chosen = this.familySelect.value;
         this.#show();
@@ -119,7 +121,8 @@ export class BlockStrip {
           element("span", { "aria-hidden": "true" }, NAMES[block] ?? group(block))));
       }
       const bar = element("div", {
-        className: "ftls-bar", role: "slider", tabIndex: -1, "aria-orientation": "vertical", "aria-valuemin": 0, "aria-valuemax": TOP,
+        className: "ftls-bar", role: "slider", tabIndex: -1, "aria-orientation": "vertical", "aria-valuemin": 0,
+        "aria-valuemax": TOP,
         "aria-label": MEANINGS[block] ? `${NAMES[block]}, ${MEANINGS[block]}` : block, "data-control": `block-${block}`,
       });
       bar.finetuneBlock = block;
@@ -222,7 +225,8 @@ export class BlockStrip {
     }
     this.chart.addEventListener("dblclick", () => this.#change(this.#active, 1));
     this.chart.addEventListener("focusin", (event) => {
-      if (event.target.finetuneBlock && event.target.finetuneBlock !== this.#active) this.#activate(event.target.finetuneBlock);
+      const block = event.target.finetuneBlock;
+      if (block && block !== this.#active) this.#activate(block);
     });
     this.chart.addEventListener("keydown", (event) => this.#key(event));
   }
@@ -235,7 +239,8 @@ export class BlockStrip {
     const weight = this.#weights[this.#active];
     const side = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const next = {
-      ArrowUp: weight + step, ArrowDown: weight - step, PageUp: weight + 0.25, PageDown: weight - 0.25, Home: 0, End: 1, Delete: 1,
+      ArrowUp: weight + step, ArrowDown: weight - step, PageUp: weight + 0.25, PageDown: weight - 0.25, Home: 0, End: 1,
+      Delete: 1,
     }[event.key];
     if (side) {
       const index = Math.max(0, Math.min(blocks.length - 1, blocks.indexOf(this.#active) + side));
