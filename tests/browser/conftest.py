@@ -1,4 +1,7 @@
-"""A real server and a real Chromium for all tests of this folder; each test runs in both of the frontend's renderers."""
+"""A real server and a real Chromium for all tests of this folder; each test runs in both of the frontend's renderers.
+
+Both end with the folder: the server for its memory, Playwright because its event loop would be in the way of other tests'.
+"""
 import json
 import shutil
 import signal
@@ -17,7 +20,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 START = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Release.Status": "skipped"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def host(tmp_path_factory):
     """A running server with the pack and some LoRAs of the demo base, whose files are all in a temporary folder."""
     signal.signal(signal.SIGTERM, interrupt_on_signal)
@@ -42,7 +45,7 @@ def make_loras(folder):
         "modelspec.description": "<svg onload=window.hacked=1>" * 40_000, "<i>key</i>": "javascript:window.hacked=1"})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser():
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     assert program, "The browser tests need Chromium: install it with the system's package manager."
@@ -51,8 +54,8 @@ def browser():
             "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"])
 
 
-@pytest.fixture(scope="session", params=["classic", "vue"])
-def session_page(request, host, browser):
+@pytest.fixture(scope="package", params=["classic", "vue"])
+def open_page(request, host, browser):
     settings = json.dumps({**START, "Comfy.VueNodes.Enabled": request.param == "vue"}).encode()
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     direct.open(urllib.request.Request(f"{host.url}/settings", settings, {"Content-Type": "application/json"})).close()
@@ -64,8 +67,8 @@ def session_page(request, host, browser):
 
 
 @pytest.fixture
-def page(session_page):
+def page(open_page):
     """The frontend with an empty LoRA Stack. What goes wrong in the page fails the test."""
-    session_page.new_graph()
-    yield session_page
-    assert session_page.problems() == []
+    open_page.new_graph()
+    yield open_page
+    assert open_page.problems() == []

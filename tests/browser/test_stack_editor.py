@@ -2,6 +2,7 @@
 import json
 
 import numpy as np
+import pytest
 from editor_page import STACK
 from finetune.trainers.stacking import parse_rows
 from finetune.trainers.stacking.cards import data_bytes, hashes_of
@@ -29,8 +30,9 @@ def expected(host) -> list[dict]:
     ]
 
 
-def picture_of_the_python_side(host) -> np.ndarray:
-    """The same stack given directly as an API prompt."""
+@pytest.fixture(scope="module")
+def python_picture(host) -> np.ndarray:
+    """What the Python side draws with the same stack given directly as an API prompt."""
     prompt = {
         "demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}},
         "stack": {"class_type": "FineTuneLoraStack", "inputs": {"rows": json.dumps(expected(host))}},
@@ -38,16 +40,17 @@ def picture_of_the_python_side(host) -> np.ndarray:
             "model": ["demo", 0], "clip": ["demo", 1], "lora_stack": ["stack", 0]}}}
     prompt = sampling(prompt, ["apply", 0], ["apply", 1], "direct", seeds=1)
     prompt["direct/sample"]["inputs"]["steps"] = 3
-    host.forget()  # so that nothing of it comes from what the browser's graph has left in the cache
     return pictures_of(host, host.run(prompt), "direct/save")
 
 
-def check_the_stack(page, host):
-    """What was built is what it should be, in the page, in the saved workflow, in the API prompt, and as a picture."""
+def check_the_stack(page, host, python_picture, anew: bool):
+    """What was built is what it should be: in the page, in the saved workflow (`anew`: in a page that knows nothing else),
+    in the API prompt, and as a picture."""
     assert page.names == ["Anna", "ink wash", "paper cut"]
     assert meanings(page.text) == meanings(json.dumps(expected(host)))
     text, workflow = page.text, page.workflow()
-    page.open()
+    if anew:
+        page.open()
     page.load(workflow)
     assert page.text == text and page.names == ["Anna", "ink wash", "paper cut"]
     before, after = (next(node for node in saved["nodes"] if node["type"] == "FineTuneLoraStack")
@@ -57,7 +60,7 @@ def check_the_stack(page, host):
     assert sent == {"rows": text}
     outputs = page.queue()
     (saved,) = [node for node, output in outputs.items() if "images" in output]
-    assert np.array_equal(pictures_of(host, outputs, saved), picture_of_the_python_side(host))
+    assert np.array_equal(pictures_of(host, outputs, saved), python_picture)
 
 
 def undo_and_redo(page, texts: list[str], count: int | None = None):
@@ -81,7 +84,7 @@ class Texts(list):
         self.append(page.text)
 
 
-def test_a_stack_of_three_by_mouse(page, host):
+def test_a_stack_of_three_by_mouse(page, host, python_picture):
     where, texts = page.view(), Texts([page.text])
 
     for name in ("ink wash", "paper cut", "Anna"):
@@ -140,10 +143,10 @@ def test_a_stack_of_three_by_mouse(page, host):
     undo_and_redo(page, texts)
     page.press("Control+z")
     page.page.wait_for_function(IS_TEXT, arg=texts[-2])
-    check_the_stack(page, host)
+    check_the_stack(page, host, python_picture, anew=True)
 
 
-def test_the_same_stack_by_keyboard_alone(page, host):
+def test_the_same_stack_by_keyboard_alone(page, host, python_picture):
     texts = Texts([page.text])
     page.page.locator(".ftls-add").focus()
     for filtered, name in (("st in", "ink wash"), ("paper", "paper cut"), ("ANNA", "Anna")):
@@ -205,7 +208,7 @@ def test_the_same_stack_by_keyboard_alone(page, host):
 
     undo_and_redo(page, texts, 4)
     assert page.focused == [1, "convolution"], "undo builds the nodes anew, but the focus stays where it was"
-    check_the_stack(page, host)
+    check_the_stack(page, host, python_picture, anew=False)
 
 
 def test_escape_and_what_cannot_be_read_change_nothing(page, host):
