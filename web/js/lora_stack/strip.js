@@ -152,6 +152,7 @@ export class BlockStrip {
     this.message.textContent = sentence ? plain(sentence, 300) : "";
     this.message.title = this.message.textContent;
     this.text.setAttribute("aria-invalid", String(Boolean(sentence)));
+    this.root.classList.toggle("ftls-faulty", Boolean(sentence));
   }
 
   #activate(block) {

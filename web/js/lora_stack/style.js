@@ -110,8 +110,10 @@ const CSS = `
   border-top: 1px solid var(--ftls-line); }
 .ftls-strip .ftls-line { height: 24px; flex: none; }
 .ftls-block { min-width: 46px; font-weight: 600; font-variant-numeric: tabular-nums; }
-.ftls-message { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--ftls-wrong);
+.ftls-message { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; color: var(--ftls-dim);
   font-size: 11px; }
+.ftls-faulty .ftls-message { color: var(--ftls-wrong); }
+.ftls-faulty .ftls-block, .ftls-faulty .ftls-block + .ftls-number { display: none; }
 .ftls-bars { flex: 1; min-height: 0; display: flex; gap: 5px; padding: 1px; }
 .ftls-unknown { opacity: 0.3; }
 .ftls-group { display: flex; flex-direction: column; align-items: center; flex: 1 1 22px; min-width: 0; gap: 2px; }
