@@ -1,8 +1,14 @@
-"""API prompts that the host tests share, and what comes out of them."""
+"""API prompts and files that the host and browser tests share, and what comes out of them."""
 import copy
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+DEMO_BASE = Path(__file__).resolve().parents[1] / "demo_base"
 
 
 def pictures_of(host, outputs: dict, node: str) -> np.ndarray:
@@ -66,3 +72,20 @@ def with_lora(prompt: dict, name: str, lora_name, strength: float) -> dict:
     return {**prompt, name: {"class_type": "LoraLoader", "inputs": {
         "model": ["demo", 0], "clip": ["demo", 1], "lora_name": lora_name, "strength_model": strength,
         "strength_clip": strength}}}
+
+
+def random_lora(path: Path, seed: int, metadata: dict | None = None) -> Path:
+    """A LoRA of the demo base's attention and text encoder by kohya's names."""
+    draw, tensors = torch.Generator().manual_seed(seed), {}
+    for prefix, part, file in (("lora_unet_", "unet", "diffusion_pytorch_model"), ("lora_te_", "text_encoder", "model")):
+        with safe_open(DEMO_BASE / part / f"{file}.safetensors", framework="pt") as weights:
+            for name in weights.keys():
+                if name.endswith(".weight") and (".attn" in name or "self_attn" in name):
+                    out, into = weights.get_slice(name).get_shape()
+                    layer = prefix + name.removesuffix(".weight").replace(".", "_")
+                    tensors[f"{layer}.lora_down.weight"] = torch.randn((4, into), generator=draw) * 0.1
+                    tensors[f"{layer}.lora_up.weight"] = torch.randn((out, 4), generator=draw) * 0.1
+                    tensors[f"{layer}.alpha"] = torch.tensor(4.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=metadata)
+    return path

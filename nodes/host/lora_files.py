@@ -92,8 +92,9 @@ def read_lora(name: str) -> LoraFile:
     return file
 
 
-def lora_card(name: str) -> dict:
-    """`cards.card` of a LoRA with its hash computed, and "preview": whether a picture lies beside it. Raises UserError."""
+def lora_card(name: str, hashed: bool = True) -> dict:
+    """`cards.card` of a LoRA, and "preview": whether a picture lies beside it. `hashed`: compute its hash, which reads the
+    whole file once. Raises UserError."""
     path = lora_path(name)
     if path is None:
         raise UserError(f"The LoRA {shown(name, 200)} is not in the loras folders.")
@@ -102,7 +103,8 @@ def lora_card(name: str) -> dict:
     key = _key(path)
     if key not in _cards:
         _cards[key] = card(path, name)
-    return {**_cards[key], "hash": lora_hashes(path)[0], "preview": preview_path(name) is not None}
+    facts = {**_cards[key], "preview": preview_path(name) is not None}
+    return {**facts, "hash": lora_hashes(path)[0]} if hashed else facts
 
 
 def quick_card(name: str) -> dict | None:

@@ -4,38 +4,16 @@ import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from finetune.trainers.stacking.cards import data_bytes, hashes_of
-from graphs import sampling, with_lora
+from graphs import random_lora, sampling, with_lora
 from host_server import NodeFailed, PromptRejected
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 DEMO = {"demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}}}
-ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<img src=x onerror=alert(1)>'\" ü.safetensors"
-
-
-def random_lora(path: Path, seed: int, metadata: dict | None = None) -> Path:
-    """A LoRA of the demo base's attention and text encoder by kohya's names."""
-    draw, tensors = torch.Generator().manual_seed(seed), {}
-    for prefix, part, file in (("lora_unet_", "unet", "diffusion_pytorch_model"), ("lora_te_", "text_encoder", "model")):
-        with safe_open(ROOT / "demo_base" / part / f"{file}.safetensors", framework="pt") as weights:
-            for name in weights.keys():
-                if name.endswith(".weight") and (".attn" in name or "self_attn" in name):
-                    out, into = weights.get_slice(name).get_shape()
-                    layer = prefix + name.removesuffix(".weight").replace(".", "_")
-                    tensors[f"{layer}.lora_down.weight"] = torch.randn((4, into), generator=draw) * 0.1
-                    tensors[f"{layer}.lora_up.weight"] = torch.randn((out, 4), generator=draw) * 0.1
-                    tensors[f"{layer}.alpha"] = torch.tensor(4.0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=metadata)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -194,11 +172,31 @@ def test_routes_tell_what_the_editor_needs(host, loras):
     card = json.loads(ask(host, "/finetune/loras/card", "one.safetensors")[1])
     path = loras / "one.safetensors"
     assert card["hash"] == hashes_of(path)[0] and card["data_bytes"] == data_bytes(path)
+    quick = json.loads(ask(host, f"/finetune/loras/card?name={path.name}&quick=1")[1])
+    assert quick == {**card, "hash": ""}
     assert (card["rank"], card["method"], card["triggers"], card["preview"]) == (4, "LoRA", ["lion", "zwx"], True)
     status, content, kind = ask(host, "/api/finetune/loras/preview", "one.safetensors")
     assert (status, kind) == (200, "image/png") and content == (loras / "one.preview.png").read_bytes()
     blocks = json.loads(ask(host, "/finetune/loras/blocks")[1])
     assert blocks["blocks"]["sdxl"][:2] == ["BASE", "IN00"] and blocks["values"]["sd1"]["OUTD"]["OUT03"] == 1
+
+
+def test_routes_answer_questions_about_rows(host, loras):
+    path = loras / "one.safetensors"
+    query = urllib.parse.urlencode({"name": "away.safetensors", "hash": hashes_of(path)[0], "bytes": data_bytes(path)})
+    found = json.loads(ask(host, f"/finetune/loras/find?{query}")[1])
+    assert found["name"] == "one.safetensors" and "by its hash" in found["note"]
+    for name in ("away.safetensors", "../../secret", "x" * 5000, "\0"):
+        status, content, _ = ask(host, "/finetune/loras/find", name)
+        assert status == 200 and ("is missing" in json.loads(content)["error"] or len(name) > 4096)
+    read = {text: json.loads(ask(host, f"/finetune/loras/weights?family=sd1&text={urllib.parse.quote(text)}")[1])
+            for text in ("", "OUTD, IN04=0.3", "nonsense")}
+    assert set(read[""]["weights"].values()) == {1.0} and read["OUTD, IN04=0.3"]["weights"]["IN04"] == 0.3
+    assert read["OUTD, IN04=0.3"]["weights"]["IN05"] == 0 and "no preset 'nonsense'" in read["nonsense"]["error"]
+    assert json.loads(ask(host, "/finetune/loras/weights?text=ALL&family=none")[1]) == {"weights": {}}
+    (path.parents[1] / "checkpoints" / "sub").mkdir(parents=True, exist_ok=True)
+    for name in ("../loras/one.safetensors", "absent.safetensors", "", "diffusers/../../x"):
+        assert "is not there" in json.loads(ask(host, f"/finetune/loras/base?checkpoint={name}")[1])["error"]
 
 
 def test_hostile_names_and_metadata_come_out_as_short_text(host, loras):

@@ -92,6 +92,14 @@ def test_nothing_forbidden_is_called():
         assert "subprocess" not in text or path.name == "run.py", path
 
 
+def test_the_web_side_is_short_and_trusts_no_text():
+    """What comes from files reaches the page by textContent and values only, and nothing comes from elsewhere."""
+    for path in rooms("web/js/**/*.js"):
+        text = path.read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert len(text.splitlines()) <= 300 and max(map(len, text.splitlines())) <= 125, path
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|https?://", text), path
+
+
 def test_nodes_are_found_by_scanners():
     """Managers read node ids from the source: a literal in a class that names io.ComfyNode as its base."""
     ids = []
