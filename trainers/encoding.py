@@ -15,6 +15,7 @@ from .data.pictures import pixel_key, read_picture
 from .errors import UserError
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
 from .files import ensure_space
+from .memory import give_back_freed_memory
 from .spec import Picture, RunSpec
 
 THREADS = min(4, cpu_count() or 1)
@@ -26,6 +27,9 @@ VIEWS_PER_JOB = 8
 PIXELS_AT_ONCE, PICTURES_AT_ONCE = 512 * 512, 4
 """Limits of what is encoded together: pictures of 512 × 512 keep a device busy one by one, and smaller ones never take more
 memory than that. Large datasets fill their batches and small ones do not, so larger batches would make memory grow."""
+
+TIDY_EVERY = 25
+"""Pictures after which freed memory is given back; it takes some milliseconds."""
 
 Job = tuple[Picture, list[View]]
 
@@ -83,6 +87,8 @@ class LatentCache:
                 for _ in batch:
                     done += 1
                     emit("encoding", what="pictures", done=done, total=len(missing))
+                    if done % TIDY_EVERY == 0 or done == len(missing):
+                        give_back_freed_memory()
         return vae
 
     def _encode(self, vae: nn.Module, pixels: Sequence[Tensor], device: torch.device) -> Tensor:
