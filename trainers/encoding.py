@@ -15,6 +15,7 @@ from .data.pictures import pixel_key, read_picture
 from .errors import UserError
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
 from .files import ensure_space
+from .memory import give_back_freed_memory
 from .spec import Picture, RunSpec
 
 THREADS = min(4, cpu_count() or 1)
@@ -25,7 +26,11 @@ VIEWS_PER_JOB = 8
 """Variants that one reading of a picture serves; their pixels wait in memory for their turn."""
 PIXELS_AT_ONCE, PICTURES_AT_ONCE = 512 * 512, 4
 """Limits of what is encoded together: pictures of 512 × 512 keep a device busy one by one, and smaller ones never take more
-memory than that. Large datasets fill their batches and small ones do not, so larger batches would make memory grow."""
+memory than that. On the CPU they are always encoded one by one: it gains nothing there from batches, and keeps prepared
+code for every shape that it has met."""
+
+TIDY_EVERY = 10
+"""Pictures after which freed memory is given back; it takes some milliseconds."""
 
 Job = tuple[Picture, list[View]]
 
@@ -76,13 +81,15 @@ class LatentCache:
         emit("phase", text="loading the VAE")
         vae, done = self.family.load_vae(self.spec.base).to(device), 0
         with ThreadPoolExecutor(THREADS) as pool, closing(ahead(pool, read_views, jobs_of(missing), AHEAD)) as jobs:
-            for batch in batches_of(jobs):
+            for batch in batches_of(jobs, 1 if device.type == "cpu" else PICTURES_AT_ONCE):
                 latents = self._encode(vae, [pixels for _, _, pixels in batch], device)
                 for (picture, view, _), each in zip(batch, latents, strict=True):
                     self.cache.put(self.key(picture, view), {"latents": each})
                 for _ in batch:
                     done += 1
                     emit("encoding", what="pictures", done=done, total=len(missing))
+                    if done % TIDY_EVERY == 0 or done == len(missing):
+                        give_back_freed_memory()
         return vae
 
     def _encode(self, vae: nn.Module, pixels: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -116,11 +123,12 @@ def read_views(job: Job) -> list[tuple[Picture, View, Tensor]]:
     return [(picture, view, view_pixels(image, view)) for view in views]
 
 
-def batches_of(jobs: Iterable[list[tuple[Picture, View, Tensor]]]) -> Iterator[list[tuple[Picture, View, Tensor]]]:
-    """What can be encoded together: views of one size, up to the limits."""
+def batches_of(jobs: Iterable[list[tuple[Picture, View, Tensor]]],
+               most: int) -> Iterator[list[tuple[Picture, View, Tensor]]]:
+    """What can be encoded together: views of one size, up to `most` of them and the limit of their area."""
     batch = []
     for picture, view, pixels in (each for job in jobs for each in job):
-        room = min(PICTURES_AT_ONCE, max(1, PIXELS_AT_ONCE // area(view)))
+        room = min(most, max(1, PIXELS_AT_ONCE // area(view)))
         if batch and (len(batch) >= room or view.crop.bucket != batch[0][1].crop.bucket):
             yield batch
             batch = []
