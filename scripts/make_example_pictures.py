@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def save_picture(host, file: Path):
-    """The first picture of the workflow's last SaveImage node."""
+    """The last picture of the workflow's last SaveImage node."""
     from PIL import Image
 
     graph = json.loads(file.read_text(encoding="utf-8"))
@@ -50,7 +50,7 @@ def save_picture(host, file: Path):
         raise Failure(f"{file.name} does not fit this ComfyUI: " + " ".join(problems))
     prompt = workflows.to_prompt(graph, host.object_info())
     outputs = host.run(prompt)
-    saved = [outputs[node]["images"][0] for node in prompt if prompt[node]["class_type"] == "SaveImage" and node in outputs]
+    saved = [outputs[node]["images"][-1] for node in prompt if prompt[node]["class_type"] == "SaveImage" and node in outputs]
     if not saved:
         raise Failure(f"{file.name} has no Save Image node that gave a picture.")
     picture = Image.open(host.output / saved[-1]["subfolder"] / saved[-1]["filename"]).convert("RGB")
