@@ -256,6 +256,7 @@ def test_avif_is_read_or_the_remedy_is_named(tmp_path, monkeypatch):
     buffer.write(b"\0\0\0\x20ftypavif" + b"\0" * 60)
     (tmp_path / "a.avif").write_bytes(buffer.getvalue())
     monkeypatch.setattr(pictures.features, "check", lambda name: False)
+    Image.init()  # else the plugins would register in the list that goes away
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
     with pytest.raises(UserError, match="AVIF needs Pillow 11.3 or newer"):
         read_picture(tmp_path / "a.avif")
