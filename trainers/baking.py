@@ -15,8 +15,8 @@ from .artifacts.tensor_files import Entry, Weights, read_entries, read_header
 from .errors import Cancelled, UserError
 from .families.recognition import recognise
 from .files import ensure_space, read_json
-from .merging import is_text
 from .spec.file_tasks import BakeSpec, ShardSpec
+from .stacking.blocks import is_text
 
 Change = tuple[Layer, FileLayer, float]
 """A layer of the model, what a LoRA does to it, and how strongly."""

@@ -15,6 +15,7 @@ from .artifacts.lora_file import FileLayer, LoraFile
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from .errors import UserError
 from .extraction import split
+from .stacking.blocks import is_text
 
 RULES = ("exact", "fixed", "energy", "ratio", "knee")
 
@@ -54,10 +55,6 @@ def merge(files: Sequence[LoraFile], strengths: Sequence[float], text_strengths:
         on_layer(done, len(keys))
         if parts:
             yield merged_layer(key, parts, resize)
-
-
-def is_text(key: str) -> bool:
-    return key.startswith(("lora_te", "text_encoder", "text_encoders."))
 
 
 def merged_layer(key: str, parts: Sequence[tuple[FileLayer, float]], resize: Resize) -> Merged:
