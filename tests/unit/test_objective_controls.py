@@ -117,7 +117,8 @@ def test_class_pictures_are_never_masked(tiny_bases, make_spec, tmp_path):
                         make_accelerator(spec))
     training.execute()
     for source in (training.data.subject, training.data.prior):
-        seen.append([picture.mask and picture.mask().mean().item() for picture in source.pictures])
+        views = [view for picture in source.pictures for view in picture.views]
+        seen.append([view.mask and view.mask().mean().item() for view in views])
     assert seen == [[0.5, 0.5, 0.5, 1.0], [None] * 4]
     assert "1 of 4 pictures have no mask and count everywhere, 3.png for example" in notes
 
