@@ -4,6 +4,7 @@ The difference of every layer is decomposed (`decomposition`), cut to the rank t
 much of its energy the file keeps is known for every layer, in the precision of the file.
 """
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Callable, Iterable, Mapping
 
@@ -133,18 +134,19 @@ def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) 
     """The difference of one layer, float32 [out, in, …]; None where the files differ by no more than their rounding."""
     changed, original = (file.weight(place.tensor).chunk(place.parts)[place.part]
                          for file, place in ((tuned, layer), (base, theirs)))
-    for file, weight in ((tuned, changed), (base, original)):
-        if not torch.isfinite(weight).all():
-            raise UserError(f"{layer.tensor} holds values that are not numbers in {file.title!r}. The file is damaged, or "
-                            "its training broke; choose another.")
     dtypes = [tuned.entries[layer.tensor].dtype, base.entries[theirs.tensor].dtype]
     if dtypes[0] != dtypes[1] and all(dtype.is_floating_point for dtype in dtypes):
         coarser = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         if torch.equal(changed.to(coarser).float(), original.to(coarser).float()):
             return None
-    length = float(original.norm())
-    change = changed - original
-    return change if float(change.norm()) > SAME * length else None
+    copied = dtypes[0] != torch.float32  # else the tensor may be the model's own
+    change = changed.sub_(original) if copied else changed - original
+    size = float(change.norm())
+    if not isfinite(size):
+        file = tuned if torch.isfinite(original).all() else base
+        raise UserError(f"{layer.tensor} holds values that are not numbers in {file.title!r}. The file is damaged, or "
+                        "its training broke; choose another.")
+    return change if size > SAME * float(original.norm()) else None
 
 
 def change_outside(tuned: Weights, base: Weights, names: Iterable[str]) -> float:
@@ -169,7 +171,8 @@ def extract_layer(spec: ExtractionSpec, layer: Layer, change: Tensor) -> tuple[L
     factors = factors.first(chosen_rank(spec, factors))
     down, up = split(factors, shape, spec.clamp)
     rank = len(factors.values)
-    kept = {precision: kept_in(precision, matrix, down, up, factors.energy) for precision in PRECISIONS}
+    clamped = matrix if spec.clamp < 1 else None
+    kept = {precision: kept_in(precision, factors, down, up, clamped) for precision in PRECISIONS}
     weight = LoraWeight(layer.key, down, up, float(rank))
     size = (down.numel() + up.numel()) * PRECISIONS[spec.file_precision].itemsize
     return weight, ExtractedLayer(layer.key, layer.block, rank, factors.energy, kept, size)
@@ -197,10 +200,17 @@ def _quantile(values: Tensor, share: float) -> float:
     return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
 
 
-def kept_in(precision: str, matrix: Tensor, down: Tensor, up: Tensor, energy: float) -> float:
-    """Share of the energy that the factors keep once rounded: 1 - ‖D - up·down‖² / ‖D‖², without forming the product."""
+def kept_in(precision: str, factors: Factors, down: Tensor, up: Tensor, matrix: Tensor | None = None) -> float:
+    """Share of the energy that the factors keep once rounded: 1 - ‖D - up·down‖² / ‖D‖², without forming the product.
+
+    Without the whole `matrix` D, only what the factors hold of it is compared. Rounding alone turns them by so little that
+    what they then catch of the rest is below a millionth of it; clamping may turn them by more.
+    """
     dtype = PRECISIONS[precision]
     down, up = (each.to(dtype).to(torch.float32).flatten(1) for each in (down, up))
-    inner = float(((up.T @ matrix) * down).double().sum())
+    if matrix is None:
+        inner = float((((up.T @ factors.left) * factors.values) * (down @ factors.right.T)).double().sum())
+    else:
+        inner = float(((up.T @ matrix) * down).double().sum())
     square = float(((up.T @ up) * (down @ down.T)).double().sum())
-    return (2 * inner - square) / energy
+    return (2 * inner - square) / factors.energy

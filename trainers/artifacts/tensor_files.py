@@ -93,13 +93,13 @@ def read_entries(path: Path) -> dict[str, Entry]:
         dtype, shape, (begin, end) = DTYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
 
         def pieces():
-            if begin == end:
-                return [torch.empty(shape, dtype=dtype)]
-            data = bytearray(end - begin)
+            tensor = torch.empty(shape, dtype=dtype)
             with open(path, "rb") as file:
                 file.seek(start + begin)
-                file.readinto(data)
-            return [torch.frombuffer(data, dtype=dtype).reshape(shape)]
+                read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
+            if read != end - begin:
+                raise UserError(f"{path.name!r} ends before {name} does: it is not whole. Copy or download it again.")
+            return [tensor]
         return Entry(name, dtype, shape, pieces)
 
     return {name: entry(name, facts) for name, facts in header.items()}
