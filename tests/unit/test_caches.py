@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune.trainers import __main__ as command_line
 from finetune.trainers import encoding, families
 from finetune.trainers import spec as specs
 from finetune.trainers.data import caches
@@ -24,6 +23,7 @@ from finetune.trainers.training import train_run
 from PIL import Image
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def silent(event, **fields):
@@ -298,15 +298,18 @@ def test_cleaning_waits_while_a_run_marks_its_files(tmp_path, monkeypatch):
     assert cleaned[1] == (0, 0) and all(key in cache for key in keys)
 
 
-def test_cleaning_from_the_command_line(tmp_path, capsys):
+def test_cleaning_from_the_command_line(tmp_path):
+    def clean(*arguments) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "trainers", "clean-caches", *map(str, arguments)], cwd=ROOT,
+                              capture_output=True, text=True)
+
     cache, key = TensorCache(tmp_path / "masks"), TensorCache.key("a")
     cache.put(key, {"mask": torch.zeros(1)})
     aged(cache.path(key), 12)
-    assert command_line.main(["clean-caches", str(tmp_path)]) == 0 and key in cache
-    for arguments, words in ((["--days", "0.5", str(tmp_path)], "--days is 0.5: it should be 1 or more"),
-                             ([str(tmp_path / "masks")], "is no folder of caches")):
-        assert command_line.main(["clean-caches", *arguments]) == 1
-        assert words in capsys.readouterr().err
-    assert command_line.main(["clean-caches", "--days", "10", str(tmp_path)]) == 0 and key not in cache
-    assert "removed 1 files" in capsys.readouterr().out
-
+    assert clean(tmp_path).returncode == 0 and key in cache
+    for arguments, words in ((["--days", "0.5", tmp_path], "--days is 0.5: it should be 1 or more"),
+                             ([tmp_path / "masks"], "is no folder of caches")):
+        refused = clean(*arguments)
+        assert refused.returncode == 1 and words in refused.stderr
+    cleaned = clean("--days", "10", tmp_path)
+    assert cleaned.returncode == 0 and key not in cache and "removed 1 files" in cleaned.stdout
