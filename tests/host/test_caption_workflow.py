@@ -1,8 +1,10 @@
 """The example workflow from a folder of uncaptioned pictures to a training run, its bypassed captioners switched on."""
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tiny_captioners as tiny
 import workflow as workflows
 from PIL import Image
@@ -12,13 +14,21 @@ EMOJI = ROOT / "example_datasets" / "openmoji"
 NAMES = ("bell", "fox", "house", "pizza", "umbrella", "whale")
 
 
-def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host):
-    folder, captioners = host.input / "emoji", host.base_directory / "models" / "captioners"
+@pytest.fixture
+def models(host):
+    """Tiny models under the names of the example; gone afterwards, with what they said, for tests that count."""
+    captioners = host.base_directory / "models" / "captioners"
+    made = [tiny.make_blip(captioners / "blip-image-captioning-base"), tiny.make_tagger(captioners / "wd-vit-tagger-v3")]
+    yield made
+    for folder in (*made, host.output / "finetune" / ".cache" / "captioning"):
+        shutil.rmtree(folder)
+
+
+def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host, models):
+    folder = host.input / "emoji"
     folder.mkdir()
     for name in NAMES:
         (folder / f"{name}.png").write_bytes((EMOJI / f"{name}.png").read_bytes())
-    tiny.make_blip(captioners / "blip-image-captioning-base")
-    tiny.make_tagger(captioners / "wd-vit-tagger-v3")
     graph = json.loads((ROOT / "example_workflows" / "caption_dataset.json").read_text(encoding="utf-8"))
     for node in graph["nodes"]:
         node["mode"] = 0
