@@ -7,7 +7,7 @@ from ..trainers.spec import checked
 from ..trainers.spec.file_tasks import BakeSpec, OnnxSpec, ShardSpec
 from . import host, types
 from .file_tasks import CATEGORY, make, name_input
-from .lora_files import NONE, common, files_changed, lora_input, rows_of, strength_input
+from .lora_files import chosen_rows, common, files_changed, lora_input, strength_input
 
 
 class BakeLoras(io.ComfyNode):
@@ -44,7 +44,7 @@ class BakeLoras(io.ComfyNode):
 
     @classmethod
     def execute(cls, base, lora, strength, name, file_precision, lora_stack=None):
-        rows = rows_of([*([(lora, strength, strength)] if lora != NONE else []), *(lora_stack or [])])
+        rows = chosen_rows([(lora, strength)], lora_stack)
         if not rows:
             raise UserError("No LoRA is chosen. Choose one, or connect a lora_stack.")
         spec = checked(BakeSpec, base=base.path, loras=tuple(rows), file_precision=file_precision, **common(name))
@@ -126,8 +126,8 @@ class ExportOnnx(io.ComfyNode):
     @classmethod
     def execute(cls, base, lora, strength, name, file_precision, lora_stack=None):
         require_modules("Exporting to ONNX", onnx="onnx", onnxruntime="onnxruntime")
-        chosen = [(lora, strength, strength)] if lora != NONE else []
-        spec = checked(OnnxSpec, base=base.path, configs=base.configs, loras=tuple(rows_of([*chosen, *(lora_stack or [])])),
+        rows = chosen_rows([(lora, strength)], lora_stack)
+        spec = checked(OnnxSpec, base=base.path, configs=base.configs, loras=tuple(rows),
                        file_precision=file_precision, **common(name))
         made = make(spec, cls.hidden.unique_id)
         report = made.report

@@ -61,6 +61,11 @@ def rows_of(stack) -> list[LoraInput]:
     return rows
 
 
+def chosen_rows(chosen, stack) -> list[LoraInput]:
+    """Rows of (LoRA, strength) pairs, those that are (none) left out, and then those of a LORA_STACK."""
+    return rows_of([*((lora, strength, strength) for lora, strength in chosen if lora != NONE), *(stack or [])])
+
+
 def files_changed(names) -> list[str]:
     """For fingerprint_inputs: changes when one of the chosen LoRAs does."""
     paths = [host.chosen_lora(name) for name in names if name and name != NONE]
@@ -104,9 +109,7 @@ class MergeLoras(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_a, strength_a, lora_b, strength_b, name, rule, rank, threshold, file_precision, lora_stack=None):
-        both = ((lora_a, strength_a), (lora_b, strength_b))
-        chosen = [(lora, strength, strength) for lora, strength in both if lora != NONE]
-        rows = rows_of([*chosen, *(lora_stack or [])])
+        rows = chosen_rows(((lora_a, strength_a), (lora_b, strength_b)), lora_stack)
         if not rows:
             raise UserError("No LoRA is chosen. Choose lora_a and lora_b, or connect a lora_stack.")
         spec = checked(MergeSpec, loras=tuple(rows), rule=rule, rank=rank, threshold=threshold,

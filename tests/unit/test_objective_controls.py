@@ -23,6 +23,7 @@ from plain_training import (
     encode_pictures,
     optimize,
 )
+from running import losses_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import make_masked_pictures
@@ -34,10 +35,7 @@ ALL = dict(noise_offset=0.05, multires_iterations=6, multires_discount=0.4, inpu
 
 
 def run_losses(spec, **arguments) -> list[float]:
-    losses = []
-    train_run(spec, open_run(spec), lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None,
-              **arguments)
-    return losses
+    return losses_of(spec, **arguments)[0]
 
 
 def plain_losses(base, dataset, perturbation, c, least, most, zero_terminal_snr):
