@@ -2,7 +2,8 @@
 
 `prepare()` makes it true, once: a stamp in `.venv` holds a hash of everything that decides what is installed, so a
 second call returns at once, and an interrupted one is taken up again. `COMFYUI_PATH` selects an existing ComfyUI
-instead of the one that a package bundles; it is used where it is and not changed.
+instead of the one that a package bundles; it is used where it is and not changed. `FINETUNE_VENV` names another
+virtual environment than `.venv`, for example one for that ComfyUI; it too is prepared by this script.
 """
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def describe(root: Path = ROOT) -> Environment:
     comfyui = Path(chosen).expanduser().resolve() if chosen else work / HOST_PACKAGE.replace("==", "-")
     if chosen and not (comfyui / "main.py").is_file():
         raise Failure(f"COMFYUI_PATH is {chosen}, where there is no main.py: set it to a ComfyUI folder or unset it.")
-    virtual_environment = root / ".venv"
+    named = os.environ.get("FINETUNE_VENV", "").strip()
+    virtual_environment = Path(named).expanduser().absolute() if named else root / ".venv"
     return Environment(root, virtual_environment, venv_python(virtual_environment), comfyui, work)
 
 

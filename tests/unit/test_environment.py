@@ -26,6 +26,7 @@ pydantic~=2.0
 def prepared(tmp_path, monkeypatch) -> Environment:
     """A folder that looks like a finished installation."""
     monkeypatch.delenv("COMFYUI_PATH", raising=False)
+    monkeypatch.delenv("FINETUNE_VENV", raising=False)
     described = environment.describe(tmp_path)
     for file in (described.python, described.comfyui / "main.py", described.comfyui / "requirements.txt"):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,15 @@ def test_comfyui_path_without_comfyui_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
     with pytest.raises(Failure, match="no main.py"):
         environment.describe()
+
+
+def test_another_virtual_environment_can_be_named(tmp_path, monkeypatch):
+    monkeypatch.delenv("FINETUNE_VENV", raising=False)
+    assert environment.describe(tmp_path).virtual_environment == tmp_path / ".venv"
+    monkeypatch.setenv("FINETUNE_VENV", str(tmp_path / "newer"))
+    described = environment.describe(tmp_path)
+    assert described.virtual_environment == tmp_path / "newer"
+    assert described.python == installation.venv_python(tmp_path / "newer")
 
 
 def test_cpu_build_is_tried_first_only_without_a_gpu(monkeypatch):
