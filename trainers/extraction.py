@@ -143,9 +143,8 @@ def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) 
     change = changed.sub_(original) if copied else changed - original
     size = float(change.norm())
     if not isfinite(size):
-        file = tuned if torch.isfinite(original).all() else base
-        raise UserError(f"{layer.tensor} holds values that are not numbers in {file.title!r}. The file is damaged, or "
-                        "its training broke; choose another.")
+        raise UserError(f"{layer.tensor} is so large in {tuned.title!r} or {base.title!r} that its change cannot be "
+                        "computed. The file is damaged; choose another.")
     return change if size > SAME * float(original.norm()) else None
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import struct
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -30,6 +30,18 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SCALES = (".scale_weight", ".weight_scale")
 """Where programs keep the scale of a weight in eight bits, beside `.weight`."""
+
+
+def require_finite(tensor: Tensor, name: str, title: str) -> Tensor:
+    """The tensor itself, of any dtype. Raises UserError naming it and its file when a value is infinite or no number."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return tensor
+    values = tensor.detach() if tensor.element_size() > 1 else tensor.detach().to(torch.float32)
+    # The extremes tell it without a mask of the tensor's size: whatever is compared with NaN is NaN.
+    if not all(isfinite(float(extreme)) for extreme in values.aminmax()):
+        raise UserError(f"{name} holds values that are not numbers in {title!r}. The file is damaged, or its training "
+                        "broke; choose another.")
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ class Weights:
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def weight(self, name: str) -> Tensor:
-        """The tensor in float32, with the scale of an eight-bit weight worked in."""
+        """The tensor in float32, with the scale of an eight-bit weight worked in. UserError where a value is not finite."""
         tensor = self.entries[name].tensor()
         eight_bit = tensor.element_size() == 1
         tensor = tensor.to(torch.float32)
@@ -137,7 +149,7 @@ class Weights:
             if scale in self and scale != name:
                 factor = self.entries[scale].tensor().to(torch.float32)
                 tensor *= factor if factor.numel() == 1 else factor.reshape(-1, *[1] * (tensor.ndim - 1))
-        return tensor
+        return require_finite(tensor, name, self.title)
 
 
 def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]) -> int:
