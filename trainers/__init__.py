@@ -8,6 +8,8 @@ Where to look:
     objectives.py   noising, targets and loss weights, with their equations
     optimizers.py   by name; schedules.py their rates; ema.py the running mean of the weights
     frozen.py       weights in 8 bits; compilation.py whether torch can compile
+    errors.py       failures as sentences; what a foreign error says in a line
+    requirements.py packages that are required, read from requirements.txt
     optional.py     packages that are not required, and what is said without them
     families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call
     methods/        what becomes trainable and what is saved

@@ -17,7 +17,7 @@ from .artifacts.lora_names import OTHER_PARTS, Layer, family_of, layers
 from .artifacts.metadata import extraction_metadata
 from .artifacts.tensor_files import Weights
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
-from .errors import Cancelled, UserError
+from .errors import Cancelled, UserError, reason_of
 from .families.layouts import weights_of
 from .spec.file_tasks import ExtractionSpec
 
@@ -90,8 +90,7 @@ def torch_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as problem:
-        reason = str(problem).strip().splitlines()[0]
-        raise UserError(f"The device {name!r} cannot be used here: {reason}. Choose auto or cpu.") from None
+        raise UserError(f"The device {name!r} cannot be used here: {reason_of(problem)}. Choose auto or cpu.") from None
 
 
 def pair(tuned: Weights, base: Weights) -> tuple[list[tuple[Layer, Layer]], list[str]]:

@@ -1,7 +1,7 @@
 """Optimizers by name, from a spec's OptimizerSpec."""
 import torch
 
-from .errors import UserError
+from .errors import UserError, reason_of
 from .methods.protocol import ParameterGroup
 from .spec import OptimizerSpec
 
@@ -78,7 +78,6 @@ def require_support(spec: OptimizerSpec, device: torch.device):
     try:
         make_optimizer(spec, [ParameterGroup("trial", 1e-3, {"parameter": parameter})], 1).step()
     except Exception as problem:  # a missing library, symbol or kernel: each version fails in its own way
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
         raise UserError(f"The optimizer adamw_8bit does not work on this device ({device.type}) with the installed "
-                        f"bitsandbytes: {reason}. Choose adamw, or a newer bitsandbytes.") from problem
+                        f"bitsandbytes: {reason_of(problem, 200)}. Choose adamw, or a newer bitsandbytes.") from problem
 

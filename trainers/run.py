@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Iterator, Sequence
 
+from .errors import plain_lines
 from .runs import Run
 from .tasks import task_of
 
@@ -100,6 +101,6 @@ class TrainingProcess:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
             hint = " The system ends processes this way when memory runs out." if name == "SIGKILL" else ""
             return f"The {task.title.lower()} process was ended from outside ({name}).{hint} {resume}"
-        tail = self.run.log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        tail = plain_lines(self.run.log_path.read_text(encoding="utf-8", errors="replace"))[-1:]
         last = f" Its last words: {tail[0][:300]}" if tail else ""
         return f"The {task.title.lower()} process ended unexpectedly (code {code}).{last} {resume}"

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import TextIO
 
-from .errors import Cancelled, UserError
+from .errors import Cancelled, UserError, reason_of
 from .runs import Run
 from .tasks import Task, task_of
 
@@ -110,6 +110,7 @@ def _sentence(problem: Exception, run: Run, task: Task) -> str:
 
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
         return f"The memory is full. {task.memory_advice}; then queue again."
-    reason = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else ""
-    return (f"{task.title} stopped at an error that nobody foresaw: {type(problem).__name__}: {reason} "
+    kind, reason = type(problem).__name__, reason_of(problem)
+    what = kind if reason == kind else f"{kind}: {reason}"
+    return (f"{task.title} stopped at an error that nobody foresaw: {what} "
             f"(details in {run.name}/{run.log_path.name}).")

@@ -1,5 +1,4 @@
 """While a node works: packages, memory, the device, progress, interrupts."""
-import importlib.util
 import time
 from typing import Callable, Iterable
 
@@ -10,13 +9,12 @@ from PIL import Image
 from server import PromptServer
 
 from ...trainers.errors import UserError
-
-ENGINE_PACKAGES = ("accelerate", "diffusers", "peft", "pydantic", "regex", "safetensors", "transformers")
+from ...trainers.requirements import missing_requirements
 
 
 def require_packages():
-    """Raise UserError when libraries of the engine are not installed."""
-    missing = [name for name in ENGINE_PACKAGES if importlib.util.find_spec(name) is None]
+    """Raise UserError when packages that the pack requires are not installed."""
+    missing = missing_requirements()
     if missing:
         raise UserError(f"Training needs the Python packages {', '.join(missing)}. Install the pack's requirements.txt "
                         "with the Python that runs ComfyUI, then start it again.")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..files import temporary_beside
 from .metadata import with_hashes
 
@@ -90,7 +90,7 @@ def _read_torch(path: Path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # a damaged archive raises one of many types
-        raise UserError(f"The embedding {path.name!r} cannot be read safely: {str(problem).splitlines()[0][:200]} "
+        raise UserError(f"The embedding {path.name!r} cannot be read safely: {reason_of(problem, 200)} "
                         "Use a .safetensors version of it.") from None
     content = content.get("string_to_param", content) if isinstance(content, dict) else content
     return dict(content) if isinstance(content, Mapping) else {}

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoProcessor
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..spec.captioning import CaptioningSpec, SpeakingSpec
 from .devices import is_out_of_memory
 from .folders import KINDS
@@ -64,8 +64,7 @@ def load_speaker(model_class, ask, spec: CaptioningSpec, device: torch.device, d
     except Exception as problem:  # every model and every library has errors of its own
         if is_out_of_memory(problem):
             raise
-        reason = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
-        raise UserError(f"{name!r} could not be loaded as a {title} model: {reason}") from problem
+        raise UserError(f"{name!r} could not be loaded as a {title} model: {reason_of(problem)}") from problem
     missing = sorted(found["missing_keys"])
     if missing:  # transformers draws them at random and goes on
         raise UserError(f"The weights of {name!r} lack {len(missing)} tensors of a {title} model, for example "

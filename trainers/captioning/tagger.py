@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from .folders import onnx_file
 from .tags import Tag, read_tags
 
@@ -62,8 +62,7 @@ def load(spec, device: torch.device, dtype: torch.dtype) -> Tagger:
     try:
         session = onnxruntime.InferenceSession(onnx_file(folder), providers=[*wanted, "CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime has a type of error for every kind of damage
-        reason = str(problem).strip().splitlines()[0][:300]
-        raise UserError(f"{name!r} could not be loaded as a tagger: {reason}") from problem
+        raise UserError(f"{name!r} could not be loaded as a tagger: {reason_of(problem)}") from problem
     _require_shapes(session, len(tags), name)
     prepare = prepare_smilingwolf if (folder / "selected_tags.csv").is_file() else prepare_deepdanbooru
     tagger = Tagger(session, tags, prepare)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from .protocol import TextEncoders, whole_word
 from .recognition import CONFIGS, UNET, component_config, config_folder
 
@@ -31,10 +31,9 @@ def explained(part: str, base):
     except (MemoryError, torch.OutOfMemoryError, UserError):
         raise
     except Exception as problem:
-        reason = str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
         raise UserError(
             f"The {part} of {base.name!r} cannot be loaded. The file may be incomplete or of another model family "
-            f"than {base.family}: {reason}"
+            f"than {base.family}: {reason_of(problem)}"
         ) from problem
 
 
