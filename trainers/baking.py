@@ -11,7 +11,8 @@ from . import families
 from .artifacts.checkpoint import PRECISIONS, in_precision, save_checkpoint
 from .artifacts.lora_file import FileLayer, read_lora
 from .artifacts.lora_names import Layer, by_any_name, flat, layers
-from .artifacts.tensor_files import Entry, Weights, read_entries, read_header
+from .artifacts.tensor_files import Entry, Weights, read_entries
+from .artifacts.tensor_header import read_header
 from .errors import Cancelled, UserError
 from .families.recognition import recognise
 from .files import ensure_space, read_json

@@ -16,7 +16,8 @@ from .artifacts.lora_file import PARTS, FileLayer, LoraFile, read_lora
 from .artifacts.lora_names import Layer, by_any_name, flat, layers
 from .artifacts.lora_precision import low_rank_tensors, other_tensors
 from .artifacts.metadata import KEPT
-from .artifacts.tensor_files import DTYPES, read_entries, read_header, write_entries
+from .artifacts.tensor_files import DTYPES, read_entries, write_entries
+from .artifacts.tensor_header import read_header
 from .errors import Cancelled, UserError
 from .families.layouts import released_shapes, weights_of
 from .merging import change_of, join

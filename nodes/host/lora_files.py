@@ -11,8 +11,9 @@ import comfy.utils
 import folder_paths
 from torch import Tensor
 
+from ...trainers.artifacts.tensor_files import read_entries
+from ...trainers.artifacts.tensor_header import read_header
 from ...trainers.errors import UserError
-from ...trainers.families.recognition import read_header
 from ...trainers.files import read_json, write_json
 from ...trainers.stacking.block_weights import shown
 from ...trainers.stacking.cards import card, data_bytes, hashes_of, stated_hash
@@ -74,13 +75,7 @@ def read_lora(name: str) -> LoraFile:
         if key in _read:
             _read.move_to_end(key)
             return _read[key]
-    metadata = read_header(path)[1] if path.suffix.lower() in (".safetensors", ".sft") else {}
-    try:
-        tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
-    except Exception as problem:  # the host's reader raises whatever its libraries do
-        raise UserError(f"The LoRA {shown(name, 200)} cannot be read: {type(problem).__name__}. It is damaged or no LoRA; "
-                        "download it again.") from problem
-    tensors = {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    tensors, metadata = _content(path, name)
     beside = read_json(path.with_name("adapter_config.json")) if path.name.startswith("adapter_model") else None
     file = LoraFile(name, tensors, metadata, beside if isinstance(beside, dict) else {})
     with _lock:
@@ -90,6 +85,18 @@ def read_lora(name: str) -> LoraFile:
         while len(_read) > 1 and sum(old[2] for old in _read) > CACHE_BYTES:
             _read.popitem(last=False)
     return file
+
+
+def _content(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a file. Raises UserError."""
+    if path.suffix.lower() in (".safetensors", ".sft"):
+        return {key: entry.tensor() for key, entry in read_entries(path).items()}, read_header(path)[1]
+    try:
+        tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as problem:  # the host's reader raises whatever its libraries do
+        raise UserError(f"The LoRA {shown(name, 200)} cannot be read: {type(problem).__name__}. It is damaged or no LoRA; "
+                        "download it again.") from problem
+    return {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}, {}
 
 
 def lora_card(name: str, hashed: bool = True) -> dict:

@@ -9,7 +9,7 @@ import comfy.text_encoders.sd2_clip
 import torch
 from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
-from ...trainers.artifacts.tensor_files import read_header
+from ...trainers.artifacts.tensor_header import read_header
 from ...trainers.files import read_json
 from .native import host_model, host_text_options, host_vae_config
 

@@ -1,9 +1,8 @@
 """The one reader of foreign safetensors files: numbers that are none, and headers that lie."""
 import pytest
 import torch
-
-from trainers.artifacts.tensor_files import require_finite
-from trainers.errors import UserError
+from finetune.trainers.artifacts.tensor_files import require_finite
+from finetune.trainers.errors import UserError
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])

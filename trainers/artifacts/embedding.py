@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Mapping, Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError, reason_of
 from ..files import temporary_beside
 from .metadata import with_hashes
+from .tensor_files import read_entries
+from .tensor_header import read_header
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SINGLE = "emb_params"
@@ -78,11 +79,7 @@ def load_embedding(path: Path) -> Embedding:
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError) as problem:
-        raise UserError(f"The embedding {path.name!r} cannot be read: {problem}. Is it a damaged download?") from None
+    return {name: entry.tensor() for name, entry in read_entries(path).items()}, read_header(path)[1]
 
 
 def _read_torch(path: Path):

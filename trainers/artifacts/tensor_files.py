@@ -1,7 +1,6 @@
 """Safetensors files read and written one tensor at a time, so that a model of gigabytes is never held twice.
 
-The format (https://github.com/huggingface/safetensors): eight bytes with the length of the header, the header as JSON
-(names → dtype, shape, place), then the tensors' bytes.
+Every file of other people comes in through here; what its header claims is checked in `tensor_header`.
 """
 import hashlib
 import json
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import temporary_beside
+from .tensor_header import data_start, read_header
 
-MAXIMUM_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors format itself."""
 DTYPES = {
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
     "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16,
@@ -69,52 +67,30 @@ def entry_of(name: str, pieces: Sequence[Tensor]) -> Entry:
     return Entry(name, first.dtype, shape, lambda: pieces)
 
 
-def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file: names → {"dtype", "shape", "data_offsets"}.
-
-    Raises UserError for anything else, and for a file that is shorter than its header says.
-    """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            if length > min(MAXIMUM_HEADER, size):
-                raise ValueError("header too long")
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", {})
-        end = max(entry["data_offsets"][1] for entry in header.values())
-    except OSError as problem:
-        raise UserError(f"{path.name!r} cannot be read: {problem.strerror}.") from None
-    except (ValueError, struct.error, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path.name!r} is not a safetensors file, or is damaged. Choose another file, or download it "
-                        "again.") from None
-    if size < 8 + length + end:
-        raise UserError(f"{path.name!r} is incomplete: {size} of {8 + length + end} bytes are there. Download it again.")
-    return header, metadata
-
-
 def read_entries(path: Path) -> dict[str, Entry]:
     """Every tensor of a file by name; each is read from the disk when it is asked for, and kept by nobody here."""
     header, _ = read_header(path)
-    with open(path, "rb") as file:
-        start = 8 + struct.unpack("<Q", file.read(8))[0]
+    start = data_start(path)
+    return {name: _entry(path, start, name, facts) for name, facts in header.items()}
 
-    def entry(name: str, facts: dict) -> Entry:
-        if facts["dtype"] not in DTYPES:
-            raise UserError(f"{path.name!r} holds {name} as {facts['dtype']}, which is not read. Choose another file.")
-        dtype, shape, (begin, end) = DTYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
 
-        def pieces():
-            tensor = torch.empty(shape, dtype=dtype)
+def _entry(path: Path, start: int, name: str, facts: dict) -> Entry:
+    if facts["dtype"] not in DTYPES:
+        raise UserError(f"{path.name!r} holds {name} as {facts['dtype']}, which is not read. Choose another file.")
+    dtype, shape, (begin, end) = DTYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
+
+    def pieces():
+        tensor = torch.empty(shape, dtype=dtype)  # the header was compared with the size of the file
+        try:
             with open(path, "rb") as file:
                 file.seek(start + begin)
                 read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
-            if read != end - begin:
-                raise UserError(f"{path.name!r} ends before {name} does: it is not whole. Copy or download it again.")
-            return [tensor]
-        return Entry(name, dtype, shape, pieces)
-
-    return {name: entry(name, facts) for name, facts in header.items()}
+        except OSError as problem:
+            raise UserError(f"{path.name!r} cannot be read any more: {problem.strerror}.") from None
+        if read != end - begin:
+            raise UserError(f"{path.name!r} ends before {name} does: it is not whole. Copy or download it again.")
+        return [tensor]
+    return Entry(name, dtype, shape, pieces)
 
 
 @dataclass(frozen=True)

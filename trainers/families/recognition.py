@@ -3,7 +3,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from ..artifacts.tensor_files import read_header
+from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..spec import BaseModelSpec
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Mapping
 
 from ..artifacts.lora_keys import split_key
-from ..families.recognition import read_header
+from ..artifacts.tensor_header import MAXIMUM_HEADER, data_start, read_header
 from .blocks import is_text, place, underscored
 
 LONGEST, LONGEST_NAME, MOST_ENTRIES = 2000, 200, 200
@@ -88,7 +88,7 @@ def family_of(tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
     for key, entry in tensors.items():
         split = split_key(key)
         if split and split.part == "lora_down.weight" and re.search(r"attn2[._](processor[._])?to_[kv]$", split.layer):
-            if family := CONTEXT_WIDTHS.get(entry["shape"][1]):
+            if family := CONTEXT_WIDTHS.get(entry["shape"][1] if len(entry["shape"]) > 1 else 0):
                 return family
     if metadata.get("ss_v2") == "True":
         return "sd2"
@@ -141,8 +141,7 @@ def stated_hash(metadata: Mapping[str, str]) -> str:
 
 def data_bytes(path: Path) -> int:
     """Size of the tensor data behind a safetensors header."""
-    with open(path, "rb") as file:
-        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+    return path.stat().st_size - data_start(path)
 
 
 def hashes_of(path: Path, block: int = 1 << 22) -> tuple[str, str]:
@@ -150,7 +149,7 @@ def hashes_of(path: Path, block: int = 1 << 22) -> tuple[str, str]:
     whole, data = hashlib.sha256(), hashlib.sha256()
     with open(path, "rb") as file:
         length = file.read(8)
-        header = file.read(min(int.from_bytes(length, "little"), path.stat().st_size))
+        header = file.read(min(int.from_bytes(length, "little"), MAXIMUM_HEADER))
         whole.update(length + header)
         while piece := file.read(block):
             whole.update(piece)
