@@ -15,13 +15,13 @@ from ..trainers.stacking.prompts import (
     MODEL_FIRST,
     TEXT_FIRST,
     Keyword,
-    occurs,
     parse_keyword_map,
     read_prompt,
     resolve,
     rows_of,
 )
 from ..trainers.stacking.rows import StackRow
+from ..trainers.words import holds
 from . import host, types
 from .lora_stack import CATEGORY, describe
 
@@ -133,7 +133,7 @@ class KeywordLoras(io.ComfyNode):
         present = {entry[0] for entry in entries}
         added = 0
         for name, keyword in {**mapped, **cls._from_metadata(names, mapped, words_from, folder)}.items():
-            word = next((word for word in keyword.words if occurs(word, prompt)), None)
+            word = next((word for word in keyword.words if holds(prompt, word)), None)
             if word is None or name in present:
                 continue
             if added == most:

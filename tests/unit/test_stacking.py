@@ -14,7 +14,7 @@ from finetune.trainers.stacking.block_weights import LISTS, PRESETS, parse_block
 from finetune.trainers.stacking.blocks import BLOCKS, place
 from finetune.trainers.stacking.cards import card, data_bytes, family_of, hashes_of, plain
 from finetune.trainers.stacking.inspection import change_norm, draw_norms, norms_by_block
-from finetune.trainers.stacking.prompts import TEXT_FIRST, occurs, parse_keyword_map, read_prompt, resolve, rows_of
+from finetune.trainers.stacking.prompts import TEXT_FIRST, parse_keyword_map, read_prompt, resolve, rows_of
 from safetensors.torch import save_file
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
@@ -215,8 +215,6 @@ def test_names_in_prompts_are_found():
 
 
 def test_keywords():
-    assert occurs("ohwx  dog", "an OHWX dog runs") and not occurs("cat", "concatenate") and not occurs("", "anything")
-    assert occurs("c++ style", "in c++ style, red")
     (keyword,) = parse_keyword_map('{"ink": {"words": ["ohwx", " sks "], "model": 0.5}}')
     assert (keyword.words, keyword.model, keyword.text) == (("ohwx", "sks"), 0.5, None)
     assert parse_keyword_map('{"ink": "a, b"}')[0].words == ("a", "b") and parse_keyword_map(" ") == []

@@ -297,9 +297,9 @@ def test_a_name_that_no_prompt_can_call_is_refused(tiny_bases, make_spec):
 def test_aliases_are_whole_words(tiny_bases):
     _, parts, _ = attached(tiny_bases["sd1"], token="my-word")
     first = parts.text.encoders["te"].get_input_embeddings().first
-    ids = loading.tokenize(parts.text, "te", ["a My-Word, red", "a my-word-two", "my-wordy"])
+    ids = loading.tokenize(parts.text, "te", ["a My-Word, red", "a my-word-two", "my-wordy", "白いmy-word猫"])
     assert ids[0, 1:6].tolist() == [320, first, first + 1, 267, 736]
-    assert (ids[1:] < first).all()
+    assert (ids[1:3] < first).all() and ids[3].tolist().count(first) == 1
 
 
 def test_the_file_says_what_it_is_and_no_paths(tiny_bases, make_spec, tmp_path):

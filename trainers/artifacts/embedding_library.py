@@ -13,7 +13,6 @@ from typing import Annotated, Callable, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from ..errors import UserError
-from ..families.protocol import whole_word
 from ..spec.part import Part, explain
 
 LARGEST = 4_000_000
@@ -51,7 +50,8 @@ class Library(Part):
         already reads `embedding:…` stays."""
         names = sorted(self.embeddings, key=len, reverse=True)
         files = {name.lower(): self.embeddings[name].file for name in names}
-        pattern = re.compile("|".join([r"embedding:\S+", *(whole_word(name).pattern for name in names)]), re.IGNORECASE)
+        whole = (rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in names)
+        pattern = re.compile("|".join([r"embedding:\S+", *whole]), re.IGNORECASE)
         return pattern.sub(lambda found: call(files[found[0].lower()]) if found[0].lower() in files else found[0], prompt)
 
 

@@ -6,6 +6,7 @@ from typing import Literal, Mapping, get_args
 from ..data.captions import with_trigger
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
+from ..words import whole_word
 
 Mode = Literal["replace", "only missing", "in front", "behind"]
 REPLACE, MISSING, FRONT, BEHIND = MODES = get_args(Mode)
@@ -14,7 +15,7 @@ CAMERA_NAMES = re.compile(r"^(img|image|dscn?|dscf|pxl|mvimg|vid|scan|screenshot
 """What cameras and programs call pictures by themselves."""
 NUMBER_BEHIND = re.compile(r"[\s#~.-]*(\(\s*\d*\s*\)|\d+|-\s*(copy|kopie))$", re.IGNORECASE)
 NUMBER_IN_FRONT = re.compile(r"^(\(\s*\d+\s*\)|#?\d+)([\s.~-]+|$)")
-MARKS = " ,;.-"
+MARKS = " ,;:.-，、；：。"
 
 
 def wanted(dataset: DatasetSpec, mode: Mode) -> list[Picture]:
@@ -27,11 +28,8 @@ def wanted(dataset: DatasetSpec, mode: Mode) -> list[Picture]:
 def own_words(caption: str, trigger: str) -> str:
     """The caption without a trigger word at its front."""
     words = caption.strip()
-    if trigger and words.lower().startswith(trigger.lower()):
-        rest = words[len(trigger):]
-        if not rest or not (rest[0].isalnum() or rest[0] == "_"):
-            return rest.lstrip(" ,")
-    return words
+    found = whole_word(trigger).match(words)
+    return words[found.end():].lstrip(MARKS) if found else words
 
 
 def merged(old: str, new: str, mode: Mode, trigger: str) -> str:

@@ -10,6 +10,7 @@ from typing import Callable, Iterable, Literal, Sequence
 
 from ..errors import UserError
 from ..spec import DatasetSpec
+from ..words import folded, holds, one_line, whole_word
 
 FRONT, BACK, BEFORE_CLASS, REPLACE_CLASS = "front", "back", "before class word", "instead of class word"
 PLACES = (FRONT, BACK, BEFORE_CLASS, REPLACE_CLASS)
@@ -22,16 +23,7 @@ def edit_captions(dataset: DatasetSpec, edit: Callable[[str], str], notes: Seque
     return dataset.model_copy(update={"pictures": pictures, "notes": (*dataset.notes, *notes)})
 
 
-def one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 # ---- trigger word --------------------------------------------------------------------------------------------------
-
-def finder(words: str) -> re.Pattern:
-    """Finds words in captions, whatever their case, but not as a part of longer ones."""
-    return re.compile(rf"(?<![\w-]){re.escape(words)}(?![\w-])", re.IGNORECASE)
-
 
 def place_trigger(dataset: DatasetSpec, trigger: str, place: str, class_word: str = "") -> DatasetSpec:
     """Put a trigger word into every caption that lacks it, and make it the dataset's.
@@ -47,20 +39,22 @@ def place_trigger(dataset: DatasetSpec, trigger: str, place: str, class_word: st
     if at_class and not class_word:
         raise UserError(f"place is {place!r}, but class_word is empty. Type the word that the captions use for the "
                         "subject, for example dog, or choose front.")
-    there, subject = finder(trigger), finder(class_word)
-    put_instead = trigger if place == REPLACE_CLASS else None
+    subject = whole_word(class_word)
 
     def edit(caption: str) -> str:
-        if there.search(caption):
+        if holds(caption, trigger):
             return caption
-        if at_class and subject.search(caption):
-            return subject.sub(lambda found: put_instead or f"{trigger} {found[0]}", caption, count=1)
+        if at_class and (found := subject.search(caption)):
+            put = trigger if place == REPLACE_CLASS else f"{trigger} {found[0]}"
+            before, after = caption[:found.start()], caption[found.end():]
+            edited = f"{before}{put}{after}"
+            return edited if holds(edited, trigger) else one_line(f"{before} {put} {after}")
         parts = [caption, trigger] if place == BACK else [trigger, caption]
         return ", ".join(part for part in parts if part)
 
     notes = []
     if at_class:
-        without = sum(not there.search(each.caption) and not subject.search(each.caption) for each in dataset.pictures)
+        without = sum(not holds(each.caption, trigger) and not subject.search(each.caption) for each in dataset.pictures)
         if without:
             notes.append(f"{without} of {len(dataset.pictures)} captions lack the class word {class_word!r} and got the "
                          f"trigger {trigger!r} in front")
@@ -100,13 +94,18 @@ def edit_tags(dataset: DatasetSpec, rule: TagEdit) -> DatasetSpec:
     """The dataset with the tags of its captions edited. A trigger word that is the first tag stays the first."""
     if not rule.separator.strip():
         raise UserError("separator is empty. Type what stands between tags, which is usually a comma.")
-    separator, trigger = rule.separator.strip(), dataset.trigger.casefold()
+    separator = rule.separator.strip()
     frequency = tag_frequency((picture.caption for picture in dataset.pictures), separator)
     glue = f"{separator} " if separator in ",;" else f" {separator} "
 
+    def tags_of_trigger(caption: str) -> int:
+        found = whole_word(dataset.trigger).match(caption.lstrip())
+        behind = caption.lstrip()[found.end():].lstrip() if found else "none"
+        return len(tags_of(found[0], separator)) if found and (not behind or behind.startswith(separator)) else 0
+
     def edit(caption: str) -> str:
         tags = tags_of(caption, separator)
-        kept = max(rule.keep_first, int(bool(tags) and tags[0].casefold() == trigger))
+        kept = max(rule.keep_first, tags_of_trigger(caption))
         front, rest = tags[:kept], tags[kept:]
         rest = [tag for tag in rest if not listed(tag, rule.remove)]
         if rule.keep_only:
@@ -114,12 +113,12 @@ def edit_tags(dataset: DatasetSpec, rule: TagEdit) -> DatasetSpec:
         if rule.deduplicate:
             first = {}
             for tag in front:
-                first.setdefault(tag.casefold(), None)
-            rest = [tag for tag in rest if not (tag.casefold() in first or first.update({tag.casefold(): None}))]
+                first.setdefault(folded(tag), None)
+            rest = [tag for tag in rest if not (folded(tag) in first or first.update({folded(tag): None}))]
         if rule.order == "alphabetical":
-            rest.sort(key=str.casefold)
+            rest.sort(key=folded)
         elif rule.order == "most frequent first":
-            rest.sort(key=lambda tag: (-frequency[tag.casefold()], tag.casefold()))
+            rest.sort(key=lambda tag: (-frequency[folded(tag)], folded(tag)))
         ranks = {tag: rank for rank, tag in enumerate(reversed(rule.to_front))}
         rest.sort(key=lambda tag: -max((rank for each, rank in ranks.items() if listed(tag, [each])), default=-1))
         edited = front + rest[:max(0, rule.limit - len(front))] if rule.limit else front + rest
@@ -130,12 +129,12 @@ def edit_tags(dataset: DatasetSpec, rule: TagEdit) -> DatasetSpec:
 
 def listed(tag: str, patterns: Iterable[str]) -> bool:
     """Whether a tag is among those listed. Only `*` is special: brackets and question marks occur in tags."""
-    return any(fnmatchcase(tag.casefold(), re.sub(r"([\[?])", r"[\1]", pattern.casefold())) for pattern in patterns)
+    return any(fnmatchcase(folded(tag), re.sub(r"([\[?])", r"[\1]", folded(pattern))) for pattern in patterns)
 
 
 def tag_frequency(captions: Iterable[str], separator: str = ",") -> Counter:
     """Tag without case → in how many captions it occurs."""
-    return Counter(tag for caption in captions for tag in {tag.casefold() for tag in tags_of(caption, separator)})
+    return Counter(tag for caption in captions for tag in {folded(tag) for tag in tags_of(caption, separator)})
 
 
 # ---- by hand -------------------------------------------------------------------------------------------------------

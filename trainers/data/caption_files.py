@@ -6,6 +6,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ..words import one_line
+
 METADATA_FILE = "metadata.jsonl"
 CAPTION_FIELDS = ("text", "caption", "prompt")
 """Fields of a line of `metadata.jsonl` that hold the caption, the first that is there."""
@@ -43,12 +45,6 @@ def _windows_character(byte: int) -> str:
         return bytes([byte]).decode("cp1252")
     except UnicodeDecodeError:
         return chr(byte)
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks, double spaces, control characters and halves of characters that JSON can hold."""
-    whole = text.encode("utf-8", errors="replace").decode("utf-8")
-    return " ".join("".join(" " if unicodedata.category(sign) == "Cc" else sign for sign in whole).split())
 
 
 def read_caption_file(path: Path) -> tuple[str, tuple[str, ...]]:

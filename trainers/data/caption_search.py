@@ -2,8 +2,9 @@
 from collections import Counter
 from pathlib import Path
 
+from ..words import listed, shown
 from .caption_files import Metadata, comparable, read_caption_file, read_metadata
-from .sources import Folder, listed, shown
+from .sources import Folder
 
 SHARED = "belong to several pictures each"
 EMPTY = "are empty and count as missing"

@@ -1,6 +1,7 @@
 """Captions as text: where they come from and where the trigger word goes."""
 from pathlib import Path
 
+from ..words import holds
 from .caption_files import read_caption_file
 
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -16,7 +17,7 @@ def read_caption(picture: Path) -> str | None:
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with the trigger word in front, unless it already holds it as whole words."""
-    if not trigger or f" {trigger.lower()} " in f" {caption.lower().replace(',', ' ')} ":
+    """The caption with the trigger word in front, unless it already holds it."""
+    if not trigger.strip() or holds(caption, trigger):
         return caption
     return f"{trigger}, {caption}" if caption else trigger

@@ -4,7 +4,8 @@ from collections import Counter
 from typing import Sequence
 
 from ..spec import DatasetSpec
-from .caption_editing import finder, one_line, tags_of
+from ..words import folded, one_line, whole_word, words_of
+from .caption_editing import tags_of
 from .quality import Finding
 from .triggers import LITTLE_WORDS, word_notes
 
@@ -38,7 +39,7 @@ def empty(captions: Sequence[str]) -> Finding | None:
 # ---- the trigger word ----------------------------------------------------------------------------------------------
 
 def trigger_findings(captions: Sequence[str], trigger: str, tokenizer) -> list[Finding]:
-    whole, apart = finder(trigger), _letters_apart(trigger)
+    whole, apart = whole_word(trigger), _letters_apart(trigger)
     split = _places(captions, lambda caption: not whole.search(caption) and apart and apart.search(caption))
     missing = _places(captions, lambda caption: caption and not whole.search(caption))
     missing = tuple(place for place in missing if place not in split)
@@ -61,7 +62,7 @@ def _letters_apart(trigger: str) -> re.Pattern | None:
     letters = re.findall(r"[^\W_]", trigger)
     if len(letters) < 3:  # "a b" is no "ab"
         return None
-    return re.compile(r"(?<!\w)" + r"[\s\-_,.]*".join(map(re.escape, letters)) + r"(?!\w)", re.IGNORECASE)
+    return re.compile(r"(?<![\w-])" + r"[\s\-_,.]*".join(map(re.escape, letters)) + r"(?![\w-])", re.IGNORECASE)
 
 
 # ---- length --------------------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def duplicates(dataset: DatasetSpec, captions: Sequence[str], trigger: str) -> l
     groups: dict[str, list[int]] = {}
     for place, caption in enumerate(captions):
         if caption:
-            groups.setdefault(caption.casefold(), []).append(place)
+            groups.setdefault(folded(caption), []).append(place)
     repeated = [places for places in groups.values() if len({dataset.pictures[place].digest for place in places}) > 1]
     if len(groups) == 1 and repeated and len(repeated[0]) == len(captions):
         return [Finding("one caption", "", f"All captions are {captions[0]!r}. That does for one subject; otherwise what "
@@ -118,12 +119,12 @@ def duplicates(dataset: DatasetSpec, captions: Sequence[str], trigger: str) -> l
 
 def fused(captions: Sequence[str], trigger: str) -> list[Finding]:
     """Tags, and words of sentences, that stand in every caption together with the trigger."""
-    together = [caption for caption in captions if finder(trigger).search(caption)]
+    together = [caption for caption in captions if whole_word(trigger).search(caption)]
     if len(together) < ENOUGH_CAPTIONS:
         return []
-    lists = [[finder(trigger).sub("", tag).strip() for tag in tags_of(caption)] for caption in together]
+    lists = [[whole_word(trigger).sub("", tag).strip() for tag in tags_of(caption)] for caption in together]
     tags = common(lists)
-    words = [word for word in common([_words(finder(trigger).sub("", caption)) for caption in together])
+    words = [word for word in common([_words(whole_word(trigger).sub("", caption)) for caption in together])
              if not any(word in _words(tag) for tag in tags)]
     if not tags + words:
         return []
@@ -135,19 +136,19 @@ def fused(captions: Sequence[str], trigger: str) -> list[Finding]:
 
 def common(lists: Sequence[Sequence[str]]) -> list[str]:
     """What all lists hold, whatever its case, in the order of the first."""
-    shared = set.intersection(*({each.casefold() for each in row} for row in lists)) - {""}
-    return list(dict.fromkeys(each.casefold() for each in lists[0] if each.casefold() in shared))
+    shared = set.intersection(*({folded(each) for each in row} for row in lists)) - {""}
+    return list(dict.fromkeys(folded(each) for each in lists[0] if folded(each) in shared))
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in re.findall(r"[\w'’-]+", text.casefold()) if word not in LITTLE_WORDS]
+    return [word for word in words_of(text) if word not in LITTLE_WORDS]
 
 
 def frequencies(captions: Sequence[str]) -> list[tuple[str, int]]:
     """How many captions hold each tag, or each word where captions have fewer than three tags on average and so are
     sentences; the most frequent first."""
     as_tags = sum(caption.count(",") for caption in captions) >= 2 * len(captions)
-    parts = [set(map(str.casefold, tags_of(caption))) if as_tags else set(_words(caption)) for caption in captions]
+    parts = [set(map(folded, tags_of(caption))) if as_tags else set(_words(caption)) for caption in captions]
     return sorted(Counter(part for row in parts for part in row).items(), key=lambda item: (-item[1], item[0]))
 
 

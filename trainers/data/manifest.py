@@ -9,11 +9,12 @@ from typing import Callable, Literal, Sequence
 
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
+from ..words import listed, printable, shown
 from .caption_search import CaptionSearch
 from .captions import with_trigger
 from .masks import fits
 from .pictures import WHITE, Examined, examine_picture
-from .sources import PICTURE_SUFFIXES, Folder, listed, printable, shown, walk
+from .sources import PICTURE_SUFFIXES, Folder, walk
 
 __all__ = ["PICTURE_SUFFIXES", "Subfolders", "examined", "scan_folder"]
 

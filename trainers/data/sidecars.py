@@ -14,7 +14,7 @@ from typing import Iterable, Sequence
 from ..errors import UserError
 from ..files import read_json, temporary_beside, write_json
 from ..spec import DatasetSpec, Picture
-from .caption_editing import one_line
+from ..words import one_line
 from .captions import CAPTION_SUFFIXES, read_caption
 
 BACKUPS = ".caption_backups"

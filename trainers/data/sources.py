@@ -3,8 +3,9 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator
 
+from ..words import shown
 from .caption_files import METADATA_FILE
 from .captions import CAPTION_SUFFIXES
 from .masks import MASK_FOLDER, pair_masks
@@ -38,22 +39,6 @@ class Folder:
         """The caption files beside a picture, the one that goes before the others first."""
         found = (self.captions.get((picture.stem, suffix)) for suffix in CAPTION_SUFFIXES)
         return [file for file in found if file]
-
-
-def printable(name: str) -> str:
-    """A file name without line breaks and other signs that cannot be seen."""
-    return "".join(sign if sign.isprintable() else "\ufffd" for sign in name)
-
-
-def shown(name: str) -> str:
-    """A file name for a sentence."""
-    plain = printable(name)
-    return plain if len(plain) <= 80 else f"{plain[:50]}…{plain[-20:]}"
-
-
-def listed(names: Sequence[str], most: int = 3) -> str:
-    """The first of some names."""
-    return ", ".join([*map(shown, names[:most]), *[f"and {len(names) - most} more"][:len(names) > most]])
 
 
 def walk(root: Path, subfolders: bool, numbered: bool, notes: list[str]) -> Iterator[Folder]:

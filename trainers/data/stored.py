@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import ensure_space, temporary_beside
 from ..spec import DatasetSpec, Picture
-from .caption_files import one_line
+from ..words import one_line
 from .captions import with_trigger
 from .manifest import examined
 from .masks import fits

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from ..errors import UserError
 from ..spec import DatasetSpec
+from ..words import WholeWord
 from .caption_editing import edit_captions
 
 SECONDS = 2.0
@@ -41,12 +42,8 @@ class Replacement:
         """The compiled pattern. Raises UserError that tells what is wrong with it, and where."""
         flags = 0 if self.match_case else re.IGNORECASE
         if not self.regular_expression:
-            words = re.escape(self.find)
-            if self.whole_words and re.match(r"\w", self.find[0]):
-                words = r"(?<!\w)" + words
-            if self.whole_words and re.match(r"\w", self.find[-1]):
-                words += r"(?!\w)"
-            return re.compile(words, flags)
+            whole = self.whole_words and self.find.strip()
+            return WholeWord(self.find, self.match_case) if whole else re.compile(re.escape(self.find), flags)
         if find_spec("regex") is None:
             raise UserError("Regular expressions need the Python package regex, which is not installed. Install it with the "
                             "Python that runs ComfyUI and start ComfyUI again, or switch regular_expression off.")

@@ -1,6 +1,6 @@
 """What people should know about their trigger word before they wait for the result."""
 from ..spec import DatasetSpec
-from .captions import with_trigger
+from ..words import holds, spaceless, words_of
 
 COMMON_BELOW = 10_000
 """CLIP's tokens are numbered by how often they were merged: whole words below this are everyday words."""
@@ -46,9 +46,7 @@ def class_notes(dataset: DatasetSpec, class_pictures: DatasetSpec) -> list[str]:
     return notes
 
 
-def holds(caption: str, trigger: str) -> bool:
-    return with_trigger(caption, trigger) == caption
-
-
 def words(caption: str) -> set[str]:
-    return {word.strip(".;:!?\"'()") for word in caption.lower().replace(",", " ").split()} - LITTLE_WORDS
+    """The words of a caption, or its signs where nothing tells where words of its script end."""
+    found = set(words_of(caption)) - LITTLE_WORDS
+    return {part for word in found for part in (word if spaceless(word) else [word])}

@@ -12,7 +12,8 @@ from torch import nn
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
 from ..errors import UserError, reason_of
-from .protocol import TextEncoders, whole_word
+from ..words import whole_word
+from .protocol import TextEncoders
 from .recognition import CONFIGS, UNET, component_config, config_folder
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
@@ -170,7 +171,7 @@ def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:
     """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
     tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
     for word, replacement in text.aliases.items():
-        captions = [whole_word(word).sub(lambda _: replacement, caption) for caption in captions]
+        captions = [whole_word(word).sub(replacement, caption) for caption in captions]
     batch = tokenizer(list(captions), padding="max_length", max_length=module.config.max_position_embeddings,
                       truncation=True, return_tensors="pt")
     return batch.input_ids.to(next(module.parameters()).device)

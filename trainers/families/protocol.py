@@ -3,7 +3,6 @@
 A family is one object. It holds no weights: `load_*` functions return modules and the other functions take them, so
 that parts can be loaded, used and freed one at a time.
 """
-import re
 from dataclasses import dataclass
 from typing import Iterator, Mapping, Protocol, Sequence
 
@@ -53,11 +52,6 @@ class TextEncoders(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.clip_skip = 0
         self.aliases: dict[str, str] = {}
-
-
-def whole_word(word: str) -> re.Pattern:
-    """Finds a word in captions, whatever its case, but not as a part of a longer one."""
-    return re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])", re.IGNORECASE)
 
 
 class Family(Protocol):

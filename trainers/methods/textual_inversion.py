@@ -11,8 +11,9 @@ from .. import randomness
 from ..artifacts.embedding import save_embedding
 from ..artifacts.metadata import embedding_metadata
 from ..errors import UserError
-from ..families.protocol import Family, whole_word
+from ..families.protocol import Family
 from ..spec import TextualInversionSpec
+from ..words import whole_word
 from .protocol import ParameterGroup, Parts
 
 ROUNDING = 1e-6

@@ -137,12 +137,6 @@ def _fits_any(blocks: str) -> bool:
 
 # ---- keywords ------------------------------------------------------------------------------------------------------
 
-def occurs(words: str, prompt: str) -> bool:
-    """Whether a trigger occurs in a prompt as whole words, whatever the case and the spaces between them."""
-    pattern = r"\s+".join(re.escape(word) for word in words.split())
-    return bool(pattern) and re.search(rf"(?<!\w){pattern}(?!\w)", prompt, re.IGNORECASE) is not None
-
-
 @dataclass(frozen=True)
 class Keyword:
     """Words that call up a LoRA, by a name for `resolve`; strengths of None are the node's."""
