@@ -39,6 +39,5 @@ NODES = [
     TriggerWord, ReplaceInCaptions, EditTags, EditCaptions, WriteCaptions, UndoWriteCaptions,
     DatasetReport,
     CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagPictures, CaptionFromNames,
-    LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora, VaryCaptions, AugmentPictures,
-    DatasetFromImages, CombineDatasets, SplitDataset,
+    VaryCaptions, AugmentPictures, DatasetFromImages, CombineDatasets, SplitDataset,
 ]

@@ -2,21 +2,23 @@
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
 from .errors import UserError
 
 
 @contextmanager
 def temporary_beside(path: Path):
-    """A temporary path in the same folder, removed if it is still there afterwards. A full disk becomes a sentence."""
-    handle, name = tempfile.mkstemp(prefix=".part-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """A new empty file in the same folder, removed if it is still there afterwards. A full disk becomes a sentence.
+
+    It is as readable for others as any new file of this process, unlike those of `tempfile`, which are private.
+    """
+    temporary = path.with_name(f".part-{secrets.token_hex(8)}{path.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
     except OSError as problem:
@@ -26,6 +28,17 @@ def temporary_beside(path: Path):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None):
+    """Write or replace a safetensors file of contiguous tensors on the CPU."""
+    from safetensors.torch import save_file
+
+    with temporary_beside(path) as temporary:
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)  # the library puts a private file of its own in its place
+        os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Any):

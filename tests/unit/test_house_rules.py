@@ -114,6 +114,13 @@ def test_nodes_are_found_by_scanners():
         assert page.exists() and len(page.read_text(encoding="utf-8")) > 200, f"{node_id} needs a help page"
 
 
+def test_every_node_is_listed_once():
+    tree = ast.parse((ROOT / "nodes" / "__init__.py").read_text(encoding="utf-8"))
+    imported = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    listed = [name.id for node in tree.body if isinstance(node, ast.Assign) for name in node.value.elts]
+    assert sorted(listed) == sorted(imported)
+
+
 def test_requirements_agree():
     if sys.version_info < (3, 11):
         import tomli as tomllib

@@ -5,17 +5,15 @@ What is written: for one text encoder a safetensors file with the single tensor 
 SDXL `clip_l` [vectors, 768] and `clip_g` [vectors, 1280]. What is read besides: A1111's `.pt` (`string_to_param`),
 diffusers' `.bin` (word → vectors), and other safetensors with one tensor.
 """
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, Sequence
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError, reason_of
-from ..files import temporary_beside
+from ..files import write_tensors
 from .metadata import with_hashes
 from .tensor_files import read_entries
 from .tensor_header import read_header
@@ -61,9 +59,7 @@ def save_embedding(path: Path, tensors: Mapping[str, Tensor], precision: str, me
         if not torch.isfinite(tensor).all():
             raise UserError(f"The learnt vectors {name} hold values that are not numbers in {precision}. "
                             "Lower the learning rate, or save the file as fp32.")
-    with temporary_beside(path) as temporary:
-        save_file(tensors, temporary, metadata=with_hashes(tensors, metadata))
-        os.replace(temporary, path)
+    write_tensors(path, tensors, with_hashes(tensors, metadata))
     return {"bytes": path.stat().st_size, "vectors": max(len(tensor) for tensor in tensors.values())}
 
 

@@ -3,17 +3,15 @@
 Per layer: `<key>.lora_down.weight` [rank, in, …], `<key>.lora_up.weight` [out, rank, …] and `<key>.alpha` (scalar). The
 change of a weight is alpha / rank · up · down; a file without alpha is read as alpha = rank, so alpha is always there.
 """
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Mapping, Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import temporary_beside
+from ..files import write_tensors
 from .metadata import with_hashes
 from .tensor_files import entry_of, write_entries
 
@@ -84,7 +82,5 @@ def save_lora(path: Path, weights: Iterable[AdapterWeight], precision: str, meta
         if not torch.isfinite(tensor).all():
             raise UserError(f"The trained weight {name} holds values that are not numbers in {precision}. "
                             "Lower the learning rate, or save the file as fp32.")
-    with temporary_beside(path) as temporary:
-        save_file(tensors, temporary, metadata=with_hashes(tensors, metadata))
-        os.replace(temporary, path)
+    write_tensors(path, tensors, with_hashes(tensors, metadata))
     return {"layers": layers, "keys": len(tensors), "bytes": path.stat().st_size, "change_norm": squared**0.5}

@@ -14,10 +14,10 @@ from typing import Iterable, Mapping
 
 from filelock import FileLock
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import temporary_beside
+from ..files import write_tensors
 
 LATENTS, CAPTIONS, MASKS = KINDS = ("latents", "captions", "masks")
 """Folders of tensor caches in the folder of caches."""
@@ -57,9 +57,7 @@ class TensorCache:
     def put(self, key: str, tensors: Mapping[str, Tensor]):
         path = self.path(key)
         path.parent.mkdir(exist_ok=True)
-        with temporary_beside(path) as temporary:
-            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
-            os.replace(temporary, path)
+        write_tensors(path, {name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
 
     def get(self, key: str) -> dict[str, Tensor]:
         """The tensors, on the CPU. Raises KeyError when they are not there or damaged; damaged files are removed."""

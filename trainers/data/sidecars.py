@@ -115,21 +115,12 @@ def _write(folder: Path, changes: Sequence[Change], edits: str) -> Path:
             temporary.write_bytes(_content(change.new))
             if change.file.exists():
                 shutil.copymode(change.file, temporary)
-            else:
-                temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, change.file)
     return backup
 
 
 def _content(caption: str) -> bytes:
     return f"{caption}\n".encode()
-
-
-def _umask() -> int:
-    """Temporary files are private; a caption is as readable as any new file."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _new_backup(folder: Path) -> Path:
