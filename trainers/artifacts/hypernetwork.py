@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import temporary_beside
+from .tensor_files import require_finite
+from .torch_files import Refused, is_dense, load_plain
 
 StateDict = Mapping[str, Tensor]
 PARTS = ("keys", "values")
@@ -43,21 +45,28 @@ def save_hypernetwork(path: Path, networks: Mapping[int, tuple[StateDict, StateD
 
 
 def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]], dict[str, Any]]:
-    """(networks by width, everything else) of a file. Raises UserError for anything that is no hypernetwork."""
+    """(networks by width, everything else) of a file. Raises UserError for anything that is no hypernetwork, and for values
+    that are no numbers. The tensors are views of the file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # a damaged archive raises one of many types
+        content = load_plain(path)
+    except Refused:
         raise UserError(f"{path.name!r} cannot be read as a hypernetwork: it is damaged, or holds more than tensors. "
-                        "Choose another file.") from problem
-    networks = {key: value for key, value in content.items() if isinstance(key, int)} if isinstance(content, dict) else {}
-    if not networks or not all(_is_pair(pair) for pair in networks.values()):
+                        "Choose another file.") from None
+    networks = {key: value for key, value in content.items() if type(key) is int} if isinstance(content, dict) else {}
+    size = path.stat().st_size
+    if not networks or not all(width > 0 and _is_pair(pair, size) for width, pair in networks.items()):
         raise UserError(f"{path.name!r} is not a hypernetwork: it holds no networks for keys and values. "
                         "Choose another file.")
+    for width, pair in networks.items():
+        for part, state in zip(PARTS, pair):
+            for name, tensor in state.items():
+                require_finite(tensor.detach(), f"{name} for the {part} of width {width}", path.name)
     return {width: tuple(pair) for width, pair in networks.items()}, {
         key: value for key, value in content.items() if isinstance(key, str)}
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: Any, size: int) -> bool:
+    """Whether these are two networks of ordinary tensors, none of which has more numbers than a file of `size` bytes holds."""
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(
-        isinstance(state, Mapping) and state and all(isinstance(tensor, Tensor) for tensor in state.values())
+        isinstance(state, dict) and state and all(is_dense(tensor, (1, 2), size) for tensor in state.values())
         for state in value)
