@@ -2,13 +2,15 @@
 import re
 import tempfile
 from pathlib import Path
+from typing import Mapping
 
 from comfy_api.latest import io
 
-from ..trainers.artifacts.embedding import load_embedding, merge, save_embedding
+from ..trainers.artifacts.embedding import Embedding, load_embedding, merge, save_embedding
 from ..trainers.artifacts.embedding_library import Entry, Library, read_library
 from ..trainers.errors import UserError
 from ..trainers.spec import checked
+from ..trainers.words import listed
 from . import host, types
 from .training import advanced
 
@@ -69,7 +71,7 @@ class MergeEmbeddings(io.ComfyNode):
             if connected is not None:
                 chosen[row] = (f"connected_{row}", connected)
             elif choice != NONE:
-                chosen[row] = (choice, load_embedding(host.embedding_path(existing(choice))))
+                chosen[row] = (choice, read(existing(choice)))
         if len(chosen) < 2:
             raise UserError("A merge needs at least two embeddings. Choose files in two of the rows, or connect embeddings.")
         names, embeddings = zip(*chosen.values())
@@ -86,7 +88,9 @@ class MergeEmbeddings(io.ComfyNode):
             save_embedding(file, tensors, file_precision, {key: value for key, value in metadata.items() if value})
             placed, merged = host.place("embedding", file, name), load_embedding(file)
         prompt = host.embedding_prompt(placed)
-        summary = f"{prompt} calls {merged.vectors} vectors for {merged.family}: {', '.join(shares)}."
+        lines = [f"{prompt} calls {merged.vectors} vectors for {merged.family}: {', '.join(shares)}."]
+        lines += [f"{each}: {note}." for each, embedding in zip(names, embeddings) for note in embedding.notes]
+        summary = "\n".join(dict.fromkeys(lines))
         host.NodeProgress(cls.hidden.unique_id).show(summary)
         return io.NodeOutput(merged, prompt.removeprefix("embedding:"), prompt, summary, ui={"text": [summary]})
 
@@ -121,18 +125,25 @@ class SaveEmbeddingLibrary(io.ComfyNode):
 
     @classmethod
     def execute(cls, library_name, embeddings):
-        name, entries = file_name(library_name), {}
-        lines = [line.strip() for line in embeddings.splitlines() if line.strip()] or host.embedding_choices()
-        for line in lines:
-            label, _, file = (part.strip() for part in line.rpartition("="))
-            file = existing(file)
+        name, entries, notes, files = file_name(library_name), {}, [], spelled()
+        lines = [line.strip() for line in embeddings.splitlines() if line.strip()]
+        for line in lines or host.embedding_choices():
+            label, _, file = (part.strip() for part in line.rpartition("=")) if lines else ("", "", line)
+            file = existing(file, files)
             label = label or Path(file).stem
             if label in entries:
                 raise UserError(f"Two embeddings are called {label!r}. Write another name in front of one of them, for "
                                 f"example {label}2 = {file}.")
-            embedding = load_embedding(host.embedding_path(file))
+            try:
+                embedding = read(file)
+            except UserError as problem:
+                if lines:
+                    raise
+                notes.append(f"left out: {problem}")  # one file does not keep all others out
+                continue
             entries[label] = checked(Entry, file=file, trigger=embedding.trigger, vectors=embedding.vectors,
                                      base=embedding.base or embedding.family)
+            notes += [f"{label}: {note}." for note in embedding.notes]
         if not entries:
             raise UserError("There are no embeddings yet. Train one, or put files into models/embeddings.")
         library = checked(Library, embeddings=entries)
@@ -140,7 +151,7 @@ class SaveEmbeddingLibrary(io.ComfyNode):
             file = Path(folder) / f"{name}.json"
             file.write_text(library.text(), encoding="utf-8")
             placed = host.place_library(file, name)
-        report = listing(library)
+        report = "\n".join([listing(library), *notes])
         host.NodeProgress(cls.hidden.unique_id).show(f"saved as {placed}\n{report}")
         return io.NodeOutput(placed, report, ui={"text": [report]})
 
@@ -183,7 +194,7 @@ class LoadEmbeddingLibrary(io.ComfyNode):
         content = read_library(host.library_path(library))
         entries, name = content.embeddings, entry.strip() or next(iter(content.embeddings))
         if name not in entries:
-            raise UserError(f"The library {library!r} has no entry {name!r}. It has: {', '.join(entries)}.")
+            raise UserError(f"The library {library!r} has no entry {name!r}. It has: {listed(list(entries), 20)}.")
         there = {label: each for label, each in entries.items() if host.embedding_path(each.file)}
         report = listing(content)
         host.NodeProgress(cls.hidden.unique_id).show(report)
@@ -191,15 +202,12 @@ class LoadEmbeddingLibrary(io.ComfyNode):
             raise UserError(f"The file {entries[name].file!r} of {name!r} is missing. Put it into models/embeddings, under "
                             "that name, and queue again.")
 
-        def call(file: str) -> str:
-            return host.embedding_prompt(file)
-
-        prompts = [content.fill(text.replace("{}", call(each.file)), call) for each in there.values()]
-        return io.NodeOutput(
-            content.fill(text.replace("{}", call(entries[name].file)), call),
-            load_embedding(host.embedding_path(entries[name].file)), entries[name].trigger, prompts, report,
-            ui={"text": [report]},
-        )
+        filled = content.fill(text, host.embedding_prompt)  # once: what remains is the place of the entry
+        prompts = {label: filled.replace("{}", host.embedding_prompt(each.file)) for label, each in there.items()}
+        embedding = read(entries[name].file)
+        report = "\n".join([report, *(f"{name}: {note}." for note in embedding.notes)])
+        return io.NodeOutput(prompts[name], embedding, entries[name].trigger, list(prompts.values()), report,
+                             ui={"text": [report]})
 
 
 def file_name(name: str) -> str:
@@ -211,13 +219,30 @@ def file_name(name: str) -> str:
     return name
 
 
-def existing(name: str) -> str:
-    """The entry of the host's list for a file that a person named, with or without its ending."""
+def spelled() -> dict[str, str]:
+    """What people may write for a file, with or without its ending → its entry in the host's list."""
+    found: dict[str, str] = {}
     for choice in host.embedding_choices():
-        if name in (choice, choice.rpartition(".")[0], choice.replace("\\", "/")):
-            return choice
+        for name in (choice, choice.rpartition(".")[0], choice.replace("\\", "/")):
+            found.setdefault(name, choice)
+    return found
+
+
+def existing(name: str, files: Mapping[str, str] | None = None) -> str:
+    """The entry of the host's list for a file that a person named. `files` is `spelled()`, where it is asked often."""
+    files = spelled() if files is None else files
+    if name in files:
+        return files[name]
     raise UserError(f"The embedding {name!r} is not there. Put the file into models/embeddings, refresh the node list, and "
                     "choose it.")
+
+
+def read(choice: str) -> Embedding:
+    """A file of the host's list. Raises UserError when it is no embedding."""
+    path = host.embedding_path(choice)
+    if path is None:
+        raise UserError(f"{choice!r} is gone, or is none of the files that are read here: .safetensors, .pt and .bin.")
+    return load_embedding(path)
 
 
 def listing(library: Library) -> str:

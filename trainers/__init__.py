@@ -15,7 +15,8 @@ Where to look:
     families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call
     methods/        what becomes trainable and what is saved
     data/           pictures, captions, buckets, caches, batches
-    artifacts/      the files other programs load; foreign files come in by tensor_header.py and tensor_files.py
+    artifacts/      the files other programs load; foreign files come in by tensor_header.py and tensor_files.py, .pt and
+                    .bin by torch_files.py; embedding_words.py finds the word in any trainer's embedding
     runs.py         run folders: identity, state, resume, lookup
     worker.py       the child process; run.py its parent
 """

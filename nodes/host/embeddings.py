@@ -33,7 +33,7 @@ def _library_folders() -> list[Path]:
 
 
 def library_choices() -> list[str]:
-    return sorted({file.stem for folder in _library_folders() for file in folder.glob("*.json")})
+    return sorted({file.stem for folder in _library_folders() for file in folder.glob("*.json") if file.is_file()})
 
 
 def library_path(name: str) -> Path:

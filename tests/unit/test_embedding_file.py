@@ -1,6 +1,7 @@
 """Embedding files in all forms that people have, merging, and libraries of names."""
 import json
 import pickle
+import re
 
 import pytest
 import torch
@@ -136,6 +137,22 @@ def test_names_in_a_prompt_become_embeddings():
     assert words.fill("embedding:styles/ember and embedding:ember", call) == "embedding:styles/ember and embedding:ember"
 
 
+def test_names_are_looked_up_and_not_searched_for_one_after_the_other(monkeypatch):
+    files = {f"word {number} of {'x' * (number % 60)}": f"{number}.pt" for number in range(20_000)}
+    words = Library(embeddings={name: Entry(file=file) for name, file in files.items()})
+    monkeypatch.setattr(re, "compile", lambda *_: pytest.fail("a pattern of 20,000 names"))
+    for number in range(50):
+        prompt = f"a WORD {number} of {'x' * (number % 60)}, word {number} of many, {{}} and word 1 of x-rays"
+        assert words.fill(prompt, "embedding:{}".format) == (
+            f"a embedding:{number}.pt, word {number} of many, {{}} and word 1 of x-rays")
+
+
+def test_small_letters_and_the_place_of_an_entry():
+    words = library(Ember="one.pt", ember="two.pt", fox="fox.pt", i="i.pt")
+    assert words.fill("Ember ember EMBER İ i {}fox (fox)", str) == "one.pt two.pt two.pt İ i.pt {}fox (fox.pt)"
+    assert words.fill("", str) == "" and words.fill("fox", str) == "fox.pt" and words.fill("fo", str) == "fo"
+
+
 @pytest.mark.parametrize("file", [
     "../secret.pt", "a/../../secret.pt", "/etc/secret.pt", "C:\\secret.pt", "\\\\server\\secret.pt", "..\\secret.pt",
     "~/secret.pt", "C:secret.pt", "secret.txt", "", "a\x00.pt",
@@ -159,4 +176,23 @@ def test_files_outside_the_embeddings_folder_are_refused(file, tmp_path):
 def test_what_is_no_library_is_refused(content, tmp_path):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json"):
+        read_library(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", [
+    json.dumps({"embeddings": {f"word{number}": {"file": 7} for number in range(20_000)}}),
+    json.dumps({"embeddings": {"a": {"file": "x" * 1_000_000}}}), "[" * 100_000,
+    '{"embeddings": {"a": {"file": "a.pt", "vectors": NaN}}}', '{"embeddings": {"a": {"file": "a.pt", "vectors": 1e999}}}',
+    '{"embeddings": null}', '{"embeddings": ["a.pt"]}', "\xff\xfe",
+], ids=["thousands of problems", "long", "deep", "NaN", "infinite", "null", "list", "bytes"])
+def test_what_is_wrong_with_a_library_is_said_in_a_few_lines(content, tmp_path):
+    (tmp_path / "a.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"a\.json cannot be used") as refusal:
+        read_library(tmp_path / "a.json")
+    assert len(str(refusal.value)) < 12_000 and len(str(refusal.value).splitlines()) <= 21
+
+
+def test_a_folder_that_is_called_like_a_library_is_refused(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(UserError, match="a.json cannot be read"):
         read_library(tmp_path / "a.json")

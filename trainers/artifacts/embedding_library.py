@@ -7,12 +7,13 @@ Files are relative to the embeddings folders of whoever loads it, so a library c
 """
 import json
 import re
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Callable, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from ..errors import UserError
+from ..errors import UserError, reason_of
 from ..spec.part import Part, explain
 
 LARGEST = 4_000_000
@@ -45,21 +46,57 @@ class Library(Part):
     def text(self) -> str:
         return json.dumps(self.model_dump(), indent=1, ensure_ascii=False)
 
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        """Names → files; in small letters too, where no other entry is called so."""
+        exact = {name: entry.file for name, entry in self.embeddings.items()}
+        return {**{_small(name): file for name, file in exact.items()}, **exact}
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Of the names, the longest first."""
+        return sorted({len(name) for name in self.embeddings}, reverse=True)
+
     def fill(self, prompt: str, call: Callable[[str], str]) -> str:
         """The prompt with the names of entries, as whole words, replaced by `call(file)`; the longest name wins. What
-        already reads `embedding:…` stays."""
-        names = sorted(self.embeddings, key=len, reverse=True)
-        files = {name.lower(): self.embeddings[name].file for name in names}
-        whole = (rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in names)
-        pattern = re.compile("|".join([r"embedding:\S+", *whole]), re.IGNORECASE)
-        return pattern.sub(lambda found: call(files[found[0].lower()]) if found[0].lower() in files else found[0], prompt)
+        already reads `embedding:…` stays, and so does a place `{}`.
+
+        Names are looked up at the beginnings of words: the time does not grow with the number of entries.
+        """
+        small, pieces, place = _small(prompt), [], 0
+        while found := _BEGINNING.search(prompt, place):
+            start = found.start()
+            end, file = (found.end(), None) if found["kept"] else self._longest(prompt, small, start)
+            pieces += [prompt[place:start], prompt[start:end] if file is None else call(file)]
+            place = end
+        return "".join([*pieces, prompt[place:]])
+
+    def _longest(self, prompt: str, small: str, start: int) -> tuple[int, str | None]:
+        """(end, file) of the longest name that stands at a place; (the next place, None) where there is none."""
+        for length in self._lengths:
+            end = start + length
+            file = self._files.get(prompt[start:end]) or self._files.get(small[start:end])
+            if file and end <= len(prompt) and not _INSIDE.match(prompt, end):
+                return end, file
+        return start + 1, None
+
+
+_BEGINNING = re.compile(r"(?P<kept>embedding:\S+|\{\}\S*)|(?<![\w-])[^\W_]", re.IGNORECASE)
+_INSIDE = re.compile(r"[\w-]")
+
+
+def _small(text: str) -> str:
+    """In small letters, each of which stays one."""
+    return "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in text)
 
 
 def read_library(path: Path) -> Library:
     """Raises UserError with what is wrong: unreadable, of another kind, or with names that leave the embeddings folder."""
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"{path.name} is no embedding library: it is larger than {LARGEST / 1e6:g} MB.")
     try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path.name} is no embedding library: it is larger than {LARGEST / 1e6:g} MB.")
         return Library.model_validate_json(path.read_bytes())
+    except OSError as problem:
+        raise UserError(f"The embedding library {path.name} cannot be read: {reason_of(problem)}.") from None
     except ValidationError as problem:
         raise UserError(f"{path.name} cannot be used as an embedding library. {explain(problem)}") from None

@@ -1,15 +1,16 @@
 """Which tensors of an embedding file are the word, and for which text encoders: told from names and shapes alone.
 
 Names that trainers write: A1111 `string_to_param`, kohya `emb_params`, ComfyUI and diffusers' SDXL scripts `clip_l`,
-`clip_g`, `t5xxl`, OneTrainer `clip_l`, `clip_g`, `t5` (and `…_out`, vectors behind the encoder), cog and diffusers' first SDXL
-scripts `text_encoders_0`, `text_encoders_1`, diffusers the word itself or `<s0>`, `<s1>`, …, LoRA files `bundle_emb.<word>.…`.
-The width decides where a name says something else: it cannot be mistaken.
+`clip_g`, `t5xxl`, OneTrainer `clip_l`, `clip_g`, `t5` (and `…_out`, vectors behind the encoder), cog and diffusers' first
+SDXL scripts `text_encoders_0`, `text_encoders_1`, diffusers the word itself or `<s0>`, `<s1>`, …, LoRA files
+`bundle_emb.<word>.…`. The width decides where a name says something else: it cannot be mistaken.
 """
 import re
 from dataclasses import dataclass
 from typing import Mapping, Sequence
 
-from ..errors import UserError, plain_lines
+from ..errors import UserError
+from ..words import listed, shown
 
 SINGLE = "emb_params"
 ENCODER_OF_WIDTH = {768: "clip_l", 1024: "clip_h", 1280: "clip_g", 4096: "t5xxl"}
@@ -42,6 +43,7 @@ def is_vectors(shape: Shape) -> bool:
 def choose(shapes: Mapping[str, Shape], title: str, joined: bool = False) -> Choice:
     """The word of a file whose tensors have these shapes, in the order in which ComfyUI meets them. `joined`: all of one
     width are one word, as ComfyUI reads a list. Raises UserError when there is none; `title` is the file's name."""
+    others: Sequence[str] = ()
     outputs = [name for name in shapes if name.endswith("_out")]
     names = [name for name in shapes if name not in outputs and is_vectors(shapes[name])]
     if joined:
@@ -51,31 +53,21 @@ def choose(shapes: Mapping[str, Shape], title: str, joined: bool = False) -> Cho
     elif bundled := [name for name in names if BUNDLE.fullmatch(name)]:
         chosen, notes = _bundled(bundled, shapes)
     else:
-        chosen, notes = _words(names, shapes, others=len(names) + len(outputs) < len(shapes))
+        words_only = len(names) + len(outputs) == len(shapes)
+        others = names if words_only else [name for name in names if re.fullmatch(r"<[^<>]+>", name)]
+        chosen, notes = _words(others, shapes)
     if not chosen:
         raise UserError(f"{title!r} is no embedding: it holds no vectors for 1 to {MOST_VECTORS} places of a prompt. Choose "
                         "a file that was made by Textual Inversion.")
-    used = {name for parts in chosen.values() for name in parts}
     if not joined and not notes:
         notes = _unfound(chosen, list(shapes))
-    unused = [name for name in shapes if name not in used and not any(_shown(name) in note for note in notes)]
+    told = {name for parts in chosen.values() for name in parts}.union(others)
+    unused = [name for name in shapes if name not in told]
     if unused:
         notes = [*notes, f"{listed(unused)} {'is' if len(unused) == 1 else 'are'} not used"]
     if len(chosen) == 1 and not chosen.keys() & {"clip_g", "t5xxl"}:
         chosen = {SINGLE: next(iter(chosen.values()))}
     return Choice(chosen, tuple(notes))
-
-
-def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names out of a file as people read them: "a, b and 3 more"."""
-    shown = [_shown(name) for name in names[:most]]
-    if len(names) > most:
-        return f"{', '.join(shown)} and {len(names) - most} more"
-    return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
-
-
-def _shown(name: str) -> str:
-    return " ".join(plain_lines(name[:200]))[:60] or "a tensor without a name"
 
 
 def _encoder(name: str, shape: Shape) -> str:
@@ -110,21 +102,19 @@ def _bundled(names: Sequence[str], shapes: Mapping[str, Shape]) -> tuple[dict, l
     return chosen, [several] if len(words) > 1 else []
 
 
-def _words(names: Sequence[str], shapes: Mapping[str, Shape], others: bool) -> tuple[dict, list[str]]:
-    """Tensors that are called after their words. `others`: the file holds more than vectors."""
-    if others:
-        names = [name for name in names if re.fullmatch(r"<[^<>]+>", name)]
+def _words(names: Sequence[str], shapes: Mapping[str, Shape]) -> tuple[dict, list[str]]:
+    """Tensors that are called after their words."""
     groups, chosen, notes = _by_width(names, shapes), {}, []
     for encoder, group in groups.items():
         first, count = group[0], sum((1, *shapes[name])[-2] for name in group)
         if len(group) > 1 and _numbered(group) and count <= MOST_VECTORS:
             chosen[encoder] = tuple(sorted(group, key=_number))
             notes.append(f"{listed(chosen[encoder])} are read as one word of {count} vectors; ComfyUI itself reads only "
-                         f"{_shown(first)} of the file, so save it anew with Merge Embeddings")
+                         f"{shown(first)} of the file, so save it anew with Merge Embeddings")
         else:
             chosen[encoder] = (first,)
             if len(group) > 1:
-                notes.append(f"it holds {len(group)} words, {listed(group, 20)}; only {_shown(first)} is read, as in "
+                notes.append(f"it holds {len(group)} words, {listed(group, 20)}; only {shown(first)} is read, as in "
                              "ComfyUI")
     return chosen, notes
 

@@ -66,7 +66,7 @@ def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]
 
 
 def _is_pair(value: Any, size: int) -> bool:
-    """Whether these are two networks of ordinary tensors, none of which has more numbers than a file of `size` bytes holds."""
+    """Whether these are two networks of ordinary tensors, none of more numbers than a file of `size` bytes holds."""
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(
         isinstance(state, dict) and state and all(is_dense(tensor, (1, 2), size) for tensor in state.values())
         for state in value)

@@ -5,6 +5,7 @@ Since 1.6 (2020) `torch.save` writes a zip archive of uncompressed parts: `…/d
 reserve is looked at here before it is asked.
 """
 import math
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -24,6 +25,8 @@ MAXIMUM_DIRECTORY = 1 << 20
 EXPANDING = (b"bytearray", b"_codecs")
 """Builtins that torch lets a description call, with which a few bytes reserve gigabytes. Files of tensors name neither."""
 REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+PLAIN = {b"torch", b"torch._utils", b"torch._tensor", b"collections"}
+"""Modules that descriptions of tensors and plain containers name."""
 _END = struct.Struct("<4sHHHHIIH")  # of a zip archive: mark, disks, parts, size and place of the list, length of a comment
 
 
@@ -39,7 +42,7 @@ def load_plain(path: Path) -> Any:
     """
     archive = _is_archive(path)
     if archive:
-        described = b"".join(_read(path, part) for part in _parts(path) if part.filename.endswith("data.pkl"))
+        described = _description(path)
     elif path.stat().st_size > MAXIMUM_OLD:
         raise UserError(f"{path.name!r} is larger than {MAXIMUM_OLD >> 20} MB and not in the form that PyTorch has written "
                         "since 2020. Save it anew with a newer PyTorch, or use a .safetensors version of it.")
@@ -55,12 +58,12 @@ def load_plain(path: Path) -> Any:
 
 
 def last_records(path: Path, largest: int) -> Iterator[bytes]:
-    """The bytes behind the tensors of an archive, the last first, without a look at its description.
+    """The bytes behind the tensors of an archive that also holds objects, the last first, without making the objects.
 
-    Raises UserError for an archive that is made to do harm, and Refused for a file that is none. Parts that have more than
-    `largest` bytes are refused.
+    Raises UserError for an archive that is made to do harm, and Refused for any other file and for parts of more than
+    `largest` bytes.
     """
-    if not _is_archive(path):
+    if not _is_archive(path) or PLAIN.issuperset(re.findall(rb"c([\w.]+)\n\w+\n", _description(path))):
         raise _refused(path)
     for part in reversed([part for part in _parts(path) if "data/" in part.filename]):
         if part.file_size > largest:
@@ -106,6 +109,10 @@ def _parts(path: Path) -> list[zipfile.ZipInfo]:
     if described > MAXIMUM_DESCRIPTION:
         raise _refused(path)
     return parts
+
+
+def _description(path: Path) -> bytes:
+    return b"".join(_read(path, part) for part in _parts(path) if part.filename.endswith("data.pkl"))
 
 
 def _read(path: Path, part: zipfile.ZipInfo) -> bytes:

@@ -6,6 +6,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from ..errors import UserError
 
+MOST_PROBLEMS = 20
+"""Lines of one error; files can have thousands of problems."""
 MAXIMUM_SEED = 2**63 - 1
 RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -36,13 +38,19 @@ def checked(build, **fields: Any):
 
 
 def explain(problem: ValidationError) -> str:
-    """All problems of a pydantic error as sentences, one a line."""
-    lines = []
-    for error in problem.errors(include_url=False):
-        field = ".".join(str(part) for part in error["loc"])
+    """The first problems of a pydantic error as sentences, one a line."""
+    lines, errors = [], problem.errors(include_url=False)
+    for error in errors[:MOST_PROBLEMS]:
+        field = ".".join(_short(str(part)) for part in error["loc"])
         if error["type"] == "value_error":
             text = str(error["ctx"]["error"])
             lines.append(f"{field}: {text}." if field else f"{text[0].upper()}{text[1:]}.")
         else:
-            lines.append(f"{field} is {error['input']!r}: {error['msg'].replace('Input should', 'it should')}.")
+            lines.append(f"{field} is {_short(repr(error['input']))}: {error['msg'].replace('Input should', 'it should')}.")
+    if len(errors) > MOST_PROBLEMS:
+        lines.append(f"There are {len(errors) - MOST_PROBLEMS} more problems.")
     return "\n".join(lines)
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
