@@ -11,6 +11,7 @@ Where to look:
     errors.py       failures as sentences; what a foreign error says in a line
     requirements.py packages that are required, read from requirements.txt
     words.py        what a whole word is, in captions and prompts; names and counts in sentences
+    vocabulary.py   words as a tokenizer takes them: their tokens, common or rare
     optional.py     packages that are not required, and what is said without them
     families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call
     methods/        what becomes trainable and what is saved

@@ -267,7 +267,9 @@ def test_notes_about_captions_and_words(tiny_bases, make_spec, squares):
     [note] = notes_of(base, make_spec, captioned(squares, "a Zorp", "zorp-like", "zorps"), token="zorp")
     assert note.startswith("2 of 3 captions do not contain 'zorp', for example that of square_1.png")
     [note] = notes_of(base, make_spec, token="square")
-    assert "'square' is an ordinary word" in note
+    assert "'square' is a common word" in note
+    assert notes_of(base, make_spec, captioned(squares, "sks", "an ohwx"), token="ohwx") == [
+        "1 of 2 captions do not contain 'ohwx', for example that of square_0.png; these pictures teach it nothing"]
     [note] = notes_of(base, make_spec, captioned(squares, "zorp"), token="zorp", vectors=2, initial_text="a very red dog")
     assert "initial text has 4 tokens, of which the first 2" in note
     previews = specs.PreviewSpec(prompts=("a cat",), every=1)

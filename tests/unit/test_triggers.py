@@ -1,11 +1,16 @@
 """Notes on trigger words and class pictures, with CLIP's real vocabulary."""
+from pathlib import Path
+
 import pytest
 from finetune.trainers import spec as specs
-from finetune.trainers.data.triggers import trigger_notes
+from finetune.trainers.data.triggers import trigger_notes, word_notes
 from finetune.trainers.families.recognition import CONFIGS
 from finetune.trainers.runs import open_run
 from finetune.trainers.training import train_run
+from finetune.trainers.vocabulary import is_common
 from transformers import CLIPTokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,19 @@ def dataset(captions, trigger=""):
 def test_words(trigger, words, tokenizer):
     notes = trigger_notes(dataset([f"{trigger} on a table"], trigger), None, tokenizer)
     assert (words is None and notes == []) or (words in notes[0] and len(notes) == 1)
+
+
+def test_the_recommended_word_is_said_to_have_the_tokens_that_it_has(tokenizer):
+    [note] = word_notes("my very own rare word", tokenizer)
+    assert note.startswith("the trigger 'my very own rare word' is split into 5 tokens") and note.endswith("'ohwx' has one")
+    demo = CLIPTokenizer.from_pretrained(ROOT / "demo_base" / "tokenizer")
+    [note] = word_notes("my very own rare word", demo)
+    assert note.endswith(f"'ohwx' has {['none', 'one', 'two', 'three'][len(demo.tokenize('ohwx'))]}")
+
+
+def test_a_common_word_is_one_token_with_a_low_id(tokenizer):
+    facts = {word: is_common(word, tokenizer) for word in ("dog", "Square", "ohwx", "sks", "unicorn", "cat-toy", "zwx", "")}
+    assert [word for word, common in facts.items() if common] == ["dog", "Square"]
 
 
 def test_captions_without_the_trigger(tokenizer):

@@ -1,9 +1,8 @@
 """What people should know about their trigger word before they wait for the result."""
 from ..spec import DatasetSpec
+from ..vocabulary import RARE, is_common, token_ids, tokens_of_rare
 from ..words import holds, spaceless, words_of
 
-COMMON_BELOW = 10_000
-"""CLIP's tokens are numbered by how often they were merged: whole words below this are everyday words."""
 MANY_TOKENS = 3
 LITTLE_WORDS = frozenset("a an and at by for from in is of on or the to with".split())
 
@@ -22,13 +21,13 @@ def trigger_notes(dataset: DatasetSpec, class_pictures: DatasetSpec | None, toke
 
 
 def word_notes(trigger: str, tokenizer) -> list[str]:
-    tokens = tokenizer.tokenize(trigger)
-    if len(tokens) > MANY_TOKENS:
-        return [f"the trigger {trigger!r} is split into {len(tokens)} tokens, which are learnt together with more effort; a "
-                "short rare word such as 'ohwx' has two"]
-    if len(tokens) == 1 and tokenizer.convert_tokens_to_ids(tokens[0]) < COMMON_BELOW:
+    count = len(token_ids(trigger, tokenizer))
+    if count > MANY_TOKENS:
+        return [f"the trigger {trigger!r} is split into {count} tokens, which are learnt together with more effort; a "
+                f"short rare word such as {RARE!r} has {tokens_of_rare(tokenizer)}"]
+    if is_common(trigger, tokenizer):
         return [f"the trigger {trigger!r} is a common word: the training has to overwrite what the base knows of it, and "
-                "prompts that mean the ordinary thing will change too; a rare word such as 'ohwx' avoids that"]
+                f"prompts that mean the ordinary thing will change too; a rare word such as {RARE!r} avoids that"]
     return []
 
 

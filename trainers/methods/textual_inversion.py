@@ -13,6 +13,7 @@ from ..artifacts.metadata import embedding_metadata
 from ..errors import UserError
 from ..families.protocol import Family
 from ..spec import TextualInversionSpec
+from ..vocabulary import is_common, token_ids
 from ..words import whole_word
 from .protocol import ParameterGroup, Parts
 
@@ -134,10 +135,10 @@ class TextualInversion:
 
     def _word_notes(self, tokenizers) -> list[str]:
         notes, tokenizer = [], next(iter(tokenizers.values()))
-        if all(len(_ids(tokenizer, part)) == 1 for part in re.split(r"[\s\-]+", self.token)):
-            notes.append(f"{self.token!r} is an ordinary word that the base knows already; captions lose its meaning in "
-                         "this training. An invented word cannot be mixed up with it")
-        given = len(_ids(tokenizer, self.spec.initial_text))
+        if all(is_common(part, tokenizer) for part in re.split(r"[\s\-]+", self.token)):
+            notes.append(f"{self.token!r} is a common word that the base knows already; captions lose its meaning in this "
+                         "training. An invented word cannot be mixed up with it")
+        given = len(token_ids(self.spec.initial_text, tokenizer))
         if given > self.spec.vectors:
             notes.append(f"the initial text has {given} tokens, of which the first {self.spec.vectors} start the vectors; "
                          f"use {given} vectors to start from all of it")
@@ -161,7 +162,7 @@ class TextualInversion:
 
     def _start(self, tokenizer, vocabulary: Tensor, draw: torch.Generator) -> Tensor:
         """float32 [vectors, width]: words, repeated until there are enough, or random ones."""
-        count, ids = self.spec.vectors, _ids(tokenizer, self.spec.initial_text)
+        count, ids = self.spec.vectors, token_ids(self.spec.initial_text, tokenizer)
         if ids:
             return vocabulary[[ids[number % len(ids)] for number in range(count)]].detach().float()
         ordinary = _ordinary(tokenizer, vocabulary)
@@ -192,10 +193,6 @@ class TextualInversion:
         moved = torch.cat([(words.vectors.detach() - words.start).flatten() for words in self.words.values()])
         return {"files": [{"kind": "embedding", "name": path.name, "bytes": facts["bytes"]}], **facts,
                 "change_norm": float(moved.norm()), "token": self.token}
-
-
-def _ids(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids if text.strip() else []
 
 
 def _ordinary(tokenizer, vocabulary: Tensor) -> Tensor:
