@@ -16,7 +16,7 @@ from .artifacts.lora_file import PARTS, FileLayer, LoraFile, read_lora
 from .artifacts.lora_names import Layer, by_any_name, flat, layers
 from .artifacts.lora_precision import low_rank_tensors, other_tensors
 from .artifacts.metadata import KEPT
-from .artifacts.tensor_files import DTYPES, read_entries, write_entries
+from .artifacts.tensor_files import DTYPES, finite_entries, write_entries
 from .artifacts.tensor_header import read_header
 from .errors import Cancelled, UserError
 from .families.layouts import released_shapes, weights_of
@@ -202,6 +202,6 @@ def edit_metadata(spec: MetadataSpec, folder: Path, emit, stop_requested) -> dic
     if unreadable:
         raise UserError(f"{source.name!r} holds tensors of type {unreadable[0]}, which are not read. Choose another file.")
     emit("phase", text="writing the file")
-    size = write_entries(path, read_entries(source).values(), metadata)
+    size = write_entries(path, finite_entries(source).values(), metadata)
     return {"files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(header), "notes": [],
             "metadata": read_header(path)[1]}

@@ -52,7 +52,7 @@ def read_json(path: Path) -> Any | None:
     """The content of a JSON file; None when it is not there or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping
 
-import comfy.utils
 import folder_paths
 from torch import Tensor
 
-from ...trainers.artifacts.tensor_files import read_entries
+from ...trainers.artifacts.tensor_files import finite_entries, require_finite
 from ...trainers.artifacts.tensor_header import read_header
+from ...trainers.artifacts.torch_files import Refused, is_dense, load_plain
 from ...trainers.errors import UserError
 from ...trainers.files import read_json, write_json
 from ...trainers.stacking.block_weights import shown
@@ -88,15 +88,28 @@ def read_lora(name: str) -> LoraFile:
 
 
 def _content(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a file. Raises UserError."""
+    """(tensors, metadata) of a file. Raises UserError, also for values that are no numbers."""
     if path.suffix.lower() in (".safetensors", ".sft"):
-        return {key: entry.tensor() for key, entry in read_entries(path).items()}, read_header(path)[1]
+        return {key: entry.tensor() for key, entry in finite_entries(path).items()}, read_header(path)[1]
+    tensors = _tensors_of_torch_file(path, name)
+    return {key: require_finite(tensor, shown(key, 120), path.name) for key, tensor in tensors.items()}, {}
+
+
+def _tensors_of_torch_file(path: Path, name: str) -> dict[str, Tensor]:
+    """The host's rule: the file is a dict of tensors, or holds one under "state_dict" or its only key."""
     try:
-        tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
-    except Exception as problem:  # the host's reader raises whatever its libraries do
-        raise UserError(f"The LoRA {shown(name, 200)} cannot be read: {type(problem).__name__}. It is damaged or no LoRA; "
-                        "download it again.") from problem
-    return {key: tensor for key, tensor in tensors.items() if isinstance(tensor, Tensor)}, {}
+        content = load_plain(path)
+    except Refused:
+        raise UserError(f"The LoRA {shown(name, 200)} cannot be read safely: it is damaged, or holds more than tensors. Use "
+                        "a .safetensors version of it.") from None
+    content = content if isinstance(content, dict) else {}
+    inner = content.get("state_dict", next(iter(content.values())) if len(content) == 1 else None)
+    size = path.stat().st_size
+    tensors = {str(key): tensor.detach() for key, tensor in (inner if isinstance(inner, dict) else content).items()
+               if is_dense(tensor, range(6), size)}
+    if not 0 < sum(tensor.numel() for tensor in tensors.values()) <= size:  # as views, they could be more
+        raise UserError(f"The LoRA {shown(name, 200)} holds no tensors that make one. Choose another file.")
+    return tensors
 
 
 def lora_card(name: str, hashed: bool = True) -> dict:
@@ -122,7 +135,7 @@ def quick_card(name: str) -> dict | None:
         if key not in _cards:
             _cards[key] = card(path, name)
         return _cards[key]
-    except (UserError, OSError, AttributeError, ValueError):
+    except Exception:  # whatever is wrong with one file, the others are still looked through
         return None
 
 
@@ -147,7 +160,7 @@ def lora_hashes(path: Path) -> tuple[str, str]:
         known = read_json(_hash_file())
         known = known if isinstance(known, dict) else {}
         if key not in known:
-            known = {old: value for old, value in known.items() if json.loads(old)[0] != str(path)}
+            known = {old: value for old, value in known.items() if not old.startswith(f"[{json.dumps(str(path))},")}
             known[key] = list(hashes_of(path))
             _hash_file().parent.mkdir(parents=True, exist_ok=True)
             write_json(_hash_file(), known)

@@ -51,6 +51,8 @@ def add_routes(routes):
             return web.json_response(await asyncio.to_thread(lora_card, name, not quick), headers=_HEADERS)
         except UserError as problem:
             return _problem(200 if quick else 400, str(problem))
+        except OSError:  # it went while it was read
+            return _problem(404, "The LoRA cannot be read any more.")
 
     @routes.get("/finetune/loras/find")
     async def find(request):

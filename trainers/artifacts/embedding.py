@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import write_tensors
 from .embedding_words import MOST_VECTORS, SINGLE, WIDEST, Choice, choose, is_vectors
 from .metadata import with_hashes
-from .tensor_files import read_entries, require_finite
+from .tensor_files import finite_entries, require_finite
 from .tensor_header import read_header
 from .torch_files import Refused, is_dense, last_records, load_plain
 
@@ -90,7 +90,7 @@ def load_embedding(path: Path) -> Embedding:
 
 def _in_order(path: Path) -> dict:
     """The tensors in the order of their bytes, in which the format's library hands them to ComfyUI."""
-    header, entries = read_header(path)[0], read_entries(path)
+    header, entries = read_header(path)[0], finite_entries(path)
     return {name: entries[name] for name in sorted(entries, key=lambda name: header[name]["data_offsets"])}
 
 
@@ -107,7 +107,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
                    for name, value in part.items()}
     named = content.items() if isinstance(content, dict) else ()
     tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
-    dense = {name: value for name, value in tensors.items() if is_dense(value, (1, 2), MOST_VECTORS * WIDEST)}
+    dense = {name: value for name, value in tensors.items()
+             if is_dense(value, (1, 2), MOST_VECTORS * WIDEST) and value.is_floating_point()}
     # What is no vector keeps a place among the shapes, so that it is named.
     shapes = {name: tuple(value.shape) if name in dense else () for name, value in tensors.items()}
     choice = choose(shapes, path.name, joined)

@@ -54,7 +54,8 @@ def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]
                         "Choose another file.") from None
     networks = {key: value for key, value in content.items() if type(key) is int} if isinstance(content, dict) else {}
     size = path.stat().st_size
-    if not networks or not all(width > 0 and _is_pair(pair, size) for width, pair in networks.items()):
+    if not networks or not all(width > 0 and _is_pair(pair, size) for width, pair in networks.items()) or sum(
+            tensor.numel() for pair in networks.values() for state in pair for tensor in state.values()) > size:
         raise UserError(f"{path.name!r} is not a hypernetwork: it holds no networks for keys and values. "
                         "Choose another file.")
     for width, pair in networks.items():
@@ -68,5 +69,6 @@ def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]
 def _is_pair(value: Any, size: int) -> bool:
     """Whether these are two networks of ordinary tensors, none of more numbers than a file of `size` bytes holds."""
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(
-        isinstance(state, dict) and state and all(is_dense(tensor, (1, 2), size) for tensor in state.values())
+        isinstance(state, dict) and state and all(
+            is_dense(tensor, (1, 2), size) and tensor.is_floating_point() for tensor in state.values())
         for state in value)

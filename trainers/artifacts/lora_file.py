@@ -145,6 +145,8 @@ def read_lora(path: Path) -> LoraFile:
              if "down" in layer.names and "alpha" not in layer.names}
     for key, alpha in alphas_of_metadata(metadata, ranks).items():
         layers[key].alpha_beside = alpha
+    for name in unknown:  # what is left out may be all that is wrong with a file
+        file.weight(name)
     return LoraFile(path.name, layers, metadata, unknown)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
@@ -72,6 +72,13 @@ def read_entries(path: Path) -> dict[str, Entry]:
     header, _ = read_header(path)
     start = data_start(path)
     return {name: _entry(path, start, name, facts) for name, facts in header.items()}
+
+
+def finite_entries(path: Path) -> dict[str, Entry]:
+    """`read_entries`, with `require_finite` for everything that is read."""
+    def checked(entry: Entry) -> Entry:
+        return replace(entry, pieces=lambda: [require_finite(piece, entry.name, path.name) for piece in entry.pieces()])
+    return {name: checked(entry) for name, entry in read_entries(path).items()}
 
 
 def _entry(path: Path, start: int, name: str, facts: dict) -> Entry:

@@ -78,7 +78,12 @@ def _read(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
     _check_places(path, {name: _size(name, entry) for name, entry in header.items()}, header, facts.st_size - 8 - length)
     strings = metadata.items() if isinstance(metadata, dict) else ()
     return {name: {field: entry[field] for field in ("dtype", "shape", "data_offsets")} for name, entry in header.items()}, {
-        name: value for name, value in strings if isinstance(value, str)}
+        _storable(name): _storable(value) for name, value in strings if isinstance(value, str)}
+
+
+def _storable(text: str) -> str:
+    """JSON can hold halves of characters, which no file takes."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _parsed(data: bytes) -> _Object:

@@ -9,12 +9,13 @@ import re
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .tensor_files import DTYPES
 
 MAXIMUM_DESCRIPTION = 1 << 20
 """Bytes of everything in an archive that is not a tensor; a word's is below 2 KB."""
@@ -24,7 +25,6 @@ MAXIMUM_DIRECTORY = 1 << 20
 """Bytes of an archive's list of parts."""
 EXPANDING = (b"bytearray", b"_codecs")
 """Builtins that torch lets a description call, with which a few bytes reserve gigabytes. Files of tensors name neither."""
-REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
 PLAIN = {b"torch", b"torch._utils", b"torch._tensor", b"collections"}
 """Modules that descriptions of tensors and plain containers name."""
 _END = struct.Struct("<4sHHHHIIH")  # of a zip archive: mark, disks, parts, size and place of the list, length of a comment
@@ -71,12 +71,12 @@ def last_records(path: Path, largest: int) -> Iterator[bytes]:
         yield _read(path, part)
 
 
-def is_dense(value: Any, dimensions: tuple[int, ...], elements: int) -> bool:
-    """Whether a value is an ordinary tensor of real floating-point numbers, with one of these numbers of dimensions, none of
-    length 0, and with at most so many elements. Nothing but this may be asked of a tensor that was not looked at."""
+def is_dense(value: Any, dimensions: Collection[int], elements: int) -> bool:
+    """Whether a value is an ordinary tensor of numbers, neither complex nor quantized, with one of these numbers of
+    dimensions, none of length 0, and with at most so many elements. Nothing but this may be asked of a tensor before."""
     return (type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
-            and not value.is_nested and not value.is_quantized and value.dtype in REAL and value.ndim in dimensions
-            and 0 < math.prod(value.shape) <= elements)
+            and not value.is_nested and not value.is_quantized and value.dtype in DTYPES.values()
+            and value.ndim in dimensions and 0 < math.prod(value.shape) <= elements)
 
 
 def _is_archive(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """What a LoRA file tells about itself, from its header alone, as plain short text: nobody knows who wrote it."""
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,9 @@ from ..artifacts.tensor_header import MAXIMUM_HEADER, data_start, read_header
 from .blocks import is_text, place, underscored
 
 LONGEST, LONGEST_NAME, MOST_ENTRIES = 2000, 200, 200
+LARGEST_JSON = 20_000_000
+"""Characters; the tags of 100,000 captions have about a tenth."""
+MOST_COUNTED = 10**9
 CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Width of the text states that cross-attention reads → family."""
 _BASE_VERSIONS = (
@@ -44,7 +48,7 @@ def card(path: Path, name: str) -> dict:
         "base_model": plain(metadata.get("ss_sd_model_name") or metadata.get("modelspec.base_model")
                             or metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture", ""), 200),
         "method": method_of(tensors), "rank": ranks.most_common(1)[0][0] if ranks else 0,
-        "alpha": plain(metadata.get("ss_network_alpha", ""), 20),
+        "alpha": number_of(metadata.get("ss_network_alpha", "")),
         "layers": len({split.layer for key in tensors if (split := split_key(key))}), "keys": len(tensors),
         "triggers": [plain(word, 200) for word in triggers_of(metadata)][:20], "tags": tags_of(metadata),
         "title": plain(metadata.get("modelspec.title") or metadata.get("ss_output_name", ""), 200),
@@ -101,13 +105,13 @@ def family_of(tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
 
 def triggers_of(metadata: Mapping[str, str]) -> list[str]:
     """Words that call a LoRA up: modelspec's trigger phrase and the class tokens of kohya's datasets."""
-    found = metadata.get("modelspec.trigger_phrase", "").split(",")
-    datasets = _json(metadata.get("ss_datasets"), list)
-    for dataset in datasets:
-        for subset in (dataset.get("subsets") or []) if isinstance(dataset, dict) else []:
-            if isinstance(subset, dict) and isinstance(subset.get("class_tokens"), str):
-                found += subset["class_tokens"].split(",")
-    return list(dict.fromkeys(word.strip() for word in found if word.strip()))
+    phrases = [metadata.get("modelspec.trigger_phrase", "")]
+    for dataset in _json(metadata.get("ss_datasets"), list):
+        subsets = dataset.get("subsets") if isinstance(dataset, dict) else None
+        phrases += [subset.get("class_tokens") for subset in subsets if isinstance(subset, dict)] if isinstance(
+            subsets, list) else []
+    words = [word for phrase in phrases if isinstance(phrase, str) for word in phrase[:10 * LONGEST].split(",")]
+    return list(dict.fromkeys(word.strip() for word in words if word.strip()))
 
 
 def tags_of(metadata: Mapping[str, str], count: int = 20) -> list[str]:
@@ -115,14 +119,23 @@ def tags_of(metadata: Mapping[str, str], count: int = 20) -> list[str]:
     totals: Counter[str] = Counter()
     for tags in _json(metadata.get("ss_tag_frequency"), dict).values():
         for tag, number in (tags.items() if isinstance(tags, dict) else ()):
-            if isinstance(number, (int, float)):
-                totals[plain(tag, 100)] += int(min(number, 10**9))
-    return [tag for tag, _ in totals.most_common(count)]
+            if isinstance(number, (int, float)) and number > 0:  # NaN is not above 0
+                totals[tag] += int(min(number, MOST_COUNTED))
+    shown = (plain(tag, 100) for tag, _ in totals.most_common(2 * count))
+    return list(dict.fromkeys(tag for tag in shown if tag))[:count]
+
+
+def number_of(text: str) -> str:
+    """A number as metadata writes it; "" for what is none, and for what is not finite."""
+    try:
+        return plain(text, 20) if math.isfinite(float(text)) else ""
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _json(text: str | None, kind: type):
     try:
-        content = json.loads(text) if text else kind()
+        content = json.loads(text) if text and len(text) <= LARGEST_JSON else kind()
     except (ValueError, RecursionError):
         return kind()
     return content if isinstance(content, kind) else kind()
