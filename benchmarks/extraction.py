@@ -69,7 +69,7 @@ def rivals(folder: Path, rank: int) -> tuple[dict[str, float], list[float]]:
     import torch
 
     from trainers.artifacts.lora_names import layers
-    from trainers.artifacts.tensor_files import Weights
+    from trainers.artifacts.weights import Weights
     from trainers.decomposition import decompose
 
     tuned, base = (Weights.of_file(folder / f"{name}.safetensors") for name in ("tuned", "base"))

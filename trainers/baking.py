@@ -11,8 +11,9 @@ from . import families
 from .artifacts.checkpoint import PRECISIONS, in_precision, save_checkpoint
 from .artifacts.lora_file import FileLayer, read_lora
 from .artifacts.lora_names import Layer, by_any_name, flat, layers
-from .artifacts.tensor_files import Entry, Weights, read_entries
+from .artifacts.tensor_files import Entry, finite, read_entries
 from .artifacts.tensor_header import read_header
+from .artifacts.weights import Weights
 from .errors import Cancelled, UserError
 from .families.recognition import recognise
 from .files import ensure_space, read_json
@@ -47,8 +48,7 @@ def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, st
     """Every tensor of a checkpoint, and its metadata. A diffusers folder is loaded and named as a single file."""
     if path.is_file():
         weights = Weights.of_file(path)
-        if precision == "same" and any(entry.dtype.itemsize == 1 and entry.dtype.is_floating_point
-                                       for entry in weights.entries.values()):
+        if precision == "same" and any(entry.eight_bit for entry in weights.entries.values()):
             raise UserError(f"{path.name!r} is stored in eight bits, too coarse for LoRAs to be worked in. Choose fp16 or "
                             "bf16 as file_precision.")
         return weights, read_header(path)[1]
@@ -76,9 +76,8 @@ def baked(base: Weights, entry: Entry, changes: Sequence[Change], precision: str
     """A tensor of the result. What no LoRA changes is copied as it is."""
     dtype = entry.dtype if precision == "same" else PRECISIONS[precision]
     if not changes:
-        eight_bit = entry.dtype.itemsize == 1 and entry.dtype.is_floating_point
-        source = replace(entry, pieces=lambda: [base.weight(entry.name)]) if eight_bit else entry
-        return source if dtype == entry.dtype or not entry.dtype.is_floating_point else in_precision(source, dtype)
+        source = finite(entry, base.title)
+        return source if dtype == entry.dtype else in_precision(source, dtype)
 
     def pieces() -> Iterable[Tensor]:
         weight = base.weight(entry.name)

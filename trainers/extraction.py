@@ -15,7 +15,7 @@ from . import families
 from .artifacts.lora import PRECISIONS, LoraWeight, write_lora
 from .artifacts.lora_names import OTHER_PARTS, Layer, family_of, layers
 from .artifacts.metadata import extraction_metadata
-from .artifacts.tensor_files import Weights
+from .artifacts.weights import Weights
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from .errors import Cancelled, UserError, reason_of
 from .families.layouts import weights_of
@@ -155,7 +155,7 @@ def change_outside(tuned: Weights, base: Weights, names: Iterable[str]) -> float
 
 
 def eight_bit_note(file: Weights) -> list[str]:
-    if any(entry.dtype.itemsize == 1 for entry in file.entries.values()):
+    if any(entry.eight_bit for entry in file.entries.values()):
         return [f"{file.title} is stored in eight bits, and its rounding, about 3 % of every weight, counts as change. "
                 "Extract from the fp16 file if there is one"]
     return []

@@ -55,7 +55,7 @@ REFUSED = {
 def test_a_header_that_cannot_be_true_is_one_sentence_with_the_file(header, tmp_path):
     path = write(tmp_path / "odd.safetensors", header)
     for read in (read_header, read_entries):
-        with pytest.raises(UserError, match="^'odd.safetensors' is not a safetensors file, or is damaged: .+\.$") as told:
+        with pytest.raises(UserError, match=r"^'odd.safetensors' is not a safetensors file, or is damaged: .+\.$") as told:
             read(path)
         assert str(told.value).isprintable()
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from ..errors import UserError
 from .lora import LoraWeight
 from .lora_keys import alphas_of_metadata, split_key
-from .tensor_files import Weights
 from .tensor_header import read_header
+from .weights import Weights
 
 ROLES = {"lora_down.weight": "down", "lora_up.weight": "up", "lora_mid.weight": "mid"}
 """Shorter words for the factors; other parts keep their names."""

@@ -5,12 +5,11 @@ Every file of other people comes in through here; what its header claims is chec
 import hashlib
 import json
 import os
-import re
 import struct
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +25,6 @@ DTYPES = {
 }
 """In the order in which the format's library lays tensors out: the widest first, which keeps all of them aligned."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-SCALES = (".scale_weight", ".weight_scale")
-"""Where programs keep the scale of a weight in eight bits, beside `.weight`."""
 
 
 def require_finite(tensor: Tensor, name: str, title: str) -> Tensor:
@@ -50,14 +47,26 @@ class Entry:
     dtype: torch.dtype
     shape: tuple[int, ...]
     pieces: Callable[[], Iterable[Tensor]]
+    stored: torch.dtype | None = None
+    """Type in the file of a weight that was multiplied by its scale while it was read."""
 
     @property
     def bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def eight_bit(self) -> bool:
+        """Rounded to one byte a number in the file."""
+        return self.dtype.is_floating_point and (self.stored or self.dtype).itemsize == 1
+
     def tensor(self) -> Tensor:
         pieces = list(self.pieces())
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def finite(entry: Entry, title: str) -> Entry:
+    """The entry with `require_finite` asked of its pieces while they are read."""
+    return replace(entry, pieces=lambda: (require_finite(piece, entry.name, title) for piece in entry.pieces()))
 
 
 def entry_of(name: str, pieces: Sequence[Tensor]) -> Entry:
@@ -98,41 +107,6 @@ def _entry(path: Path, start: int, name: str, facts: dict) -> Entry:
             raise UserError(f"{path.name!r} ends before {name} does: it is not whole. Copy or download it again.")
         return [tensor]
     return Entry(name, dtype, shape, pieces)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The tensors of a model or LoRA by name, each read from the disk when it is asked for. `title` is what people see."""
-
-    title: str
-    entries: Mapping[str, Entry]
-
-    @classmethod
-    def of_file(cls, path: Path) -> "Weights":
-        return cls(path.name, read_entries(path))
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.entries[name].shape
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: entry.shape for name, entry in self.entries.items()}
-
-    def weight(self, name: str) -> Tensor:
-        """The tensor in float32, with the scale of an eight-bit weight worked in. UserError where a value is not finite."""
-        tensor = self.entries[name].tensor()
-        eight_bit = tensor.element_size() == 1
-        tensor = tensor.to(torch.float32)
-        for scale in (re.sub(r"\.weight$", suffix, name) for suffix in SCALES) if eight_bit else ():
-            if scale in self and scale != name:
-                factor = self.entries[scale].tensor().to(torch.float32)
-                tensor *= factor if factor.numel() == 1 else factor.reshape(-1, *[1] * (tensor.ndim - 1))
-        return require_finite(tensor, name, self.title)
 
 
 def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, str]) -> int:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..artifacts.checkpoint import in_precision
 from ..artifacts.ldm_layout import open_clip_pieces, original_unet_name, original_vae_tensors
-from ..artifacts.tensor_files import Entry, entry_of, read_entries
+from ..artifacts.tensor_files import Entry, entry_of, finite, read_entries
+from ..artifacts.weights import Weights
 from .recognition import UNET
 
 VAE = "first_stage_model."
@@ -66,7 +67,8 @@ def checkpoint_entries(trained: Pieces, base, others, dtype: torch.dtype) -> dic
     if base.layout == "diffusers":
         pieces = {**others(), **trained}
         return {name: in_precision(entry_of(name, each), dtype) for name, each in pieces.items()}
-    kept = {name: entry for name, entry in read_entries(Path(base.path)).items() if not name.startswith(RUNNING_MEAN)}
+    stored = Weights.of_file(Path(base.path))
+    kept = {name: finite(entry, base.name) for name, entry in stored.entries.items() if not name.startswith(RUNNING_MEAN)}
     entries = {
         name: in_precision(entry, dtype) if name.startswith(COMPONENTS) and entry.dtype != dtype else entry
         for name, entry in kept.items()
@@ -84,7 +86,7 @@ def name_in(stored: Mapping[str, Entry], name: str) -> str:
 
 def pairs_in_file(trained: Pieces, base) -> Iterator[tuple[Tensor, Tensor]]:
     """(trained, base) of every trained tensor, the base's read from its single file one at a time."""
-    stored = read_entries(Path(base.path))
+    stored = Weights.of_file(Path(base.path)).entries
     for name, pieces in trained.items():
         entry = stored.get(name_in(stored, name))
         if entry is not None:

@@ -1,9 +1,11 @@
 """A model's weights under the names of its original single file, whatever it lies in; nothing is read before it is used."""
+from dataclasses import replace
 from pathlib import Path
 from typing import Mapping, Sequence
 
 from ..artifacts.ldm_layout import open_clip_pieces, original_unet_name
-from ..artifacts.tensor_files import Entry, Weights, read_entries
+from ..artifacts.tensor_files import Entry, read_entries
+from ..artifacts.weights import Weights
 from ..errors import UserError
 from . import get, loading
 from .checkpoints import plain
@@ -17,7 +19,7 @@ def weights_of(path: Path, title: str = "") -> Weights:
         if path.suffix.lower() not in (".safetensors", ".sft"):
             raise UserError(f"{title!r} is a {path.suffix or 'nameless'} file. Only .safetensors files are read, because "
                             "other formats can run code; convert it first.")
-        return Weights(title, read_entries(path))
+        return replace(Weights.of_file(path), title=title)
     base = recognise(str(path), title)
     entries = {UNET + original_unet_name(name, *shape_of(component_config(base, "unet"))): entry
                for name, entry in _component(base, "unet", loading.DIFFUSION_STEM).items()}

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
+from ..artifacts.tensor_files import require_finite
+from ..artifacts.weights import Weights
 from ..errors import UserError, reason_of
 from ..words import whole_word
 from .protocol import TextEncoders
@@ -19,7 +20,6 @@ from .recognition import CONFIGS, UNET, component_config, config_folder
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
 SINGLE_FILE_PREFIXES = {"unet": UNET, "vae": "first_stage_model."}
-TENSORS_AT_ONCE = 32
 DIFFUSION_STEM, TEXT_STEM = "diffusion_pytorch_model", "model"
 """Names of weight files in diffusers folders."""
 
@@ -67,18 +67,14 @@ def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Modu
     return model.requires_grad_(False).eval()
 
 
-def read_tensors(path: str, prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of one part of a single file, converted while they are read, so that the model can take them over.
-
-    What has been read of a mapped file stays in memory until the file is closed: it is opened anew for each portion.
-    """
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]
-    tensors = {}
-    for start in range(0, len(names), TENSORS_AT_ONCE):
-        with safe_open(path, framework="pt") as file:
-            for name in names[start:start + TENSORS_AT_ONCE]:
-                tensors[name] = file.get_tensor(name).to(dtype, copy=True)
+def read_tensors(path: str, prefix: str, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of one part of a single file, scales worked in, converted to `dtype` while they are read, so that
+    the model can take them over. Raises UserError where a value is not finite."""
+    weights, tensors = Weights.of_file(Path(path)), {}
+    for name, entry in weights.entries.items():
+        if name.startswith(prefix):
+            tensor = require_finite(entry.tensor(), name, weights.title)
+            tensors[name] = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
     return tensors
 
 
@@ -117,8 +113,7 @@ def load_text_encoder(base, component: str, dtype: torch.dtype, prefix: str, pro
 
 
 def _fill_text_encoder(model: nn.Module, path: str, prefix: str):
-    with safe_open(path, framework="pt") as file:
-        weights = {name.removeprefix(prefix): file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}
+    weights = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path, prefix).items()}
     if prefix.endswith(".model."):
         weights = transformers_clip_tensors(weights, model.config.num_hidden_layers)
     wanted = model.state_dict()
