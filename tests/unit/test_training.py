@@ -156,15 +156,6 @@ def test_checkpoints_are_pruned_and_each_has_its_file(tiny_bases, make_spec):
     assert (run.checkpoint_folder(5) / "run_step000005.safetensors").exists()
 
 
-def test_damaged_checkpoint_is_passed_over(tiny_bases, make_spec):
-    spec = make_spec(tiny_bases["sd1"], checkpoints=specs.CheckpointSpec(every=2, keep=5))
-    whole, run = losses_of(spec)
-    run.artifact.unlink()
-    (run.checkpoint_folder(4) / "state.pt").write_bytes(b"half a file")
-    resumed, _ = losses_of(spec)
-    assert resumed == whole[2:]
-
-
 def test_a_loss_that_is_no_number_stops_with_a_sentence(tiny_bases, make_spec):
     spec = make_spec(tiny_bases["sd1"])
     training = Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))

@@ -39,7 +39,7 @@ def test_killed_three_times_the_losses_are_bit_for_bit_those_of_an_unbroken_run(
     spec = small(make_spec, tiny_bases["sd1"], folders=specs.FolderSpec(
         runs=str(tmp_path / "killed"), caches=str(tmp_path / "caches")))
     run = open_run(spec)
-    kills = sorted(random.sample(range(1, STEPS - 1), 3))
+    kills = sorted(random.Random(7).sample(range(1, STEPS - 1), 3))
     for step in kills:
         def kill(process, event, step=step):
             if event["event"] == "step" and event["step"] >= step:

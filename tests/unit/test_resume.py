@@ -1,0 +1,77 @@
+"""What a checkpoint brings back: all that a run has learnt besides its weights, and the newest that can be read."""
+import pytest
+import torch
+from finetune.trainers import spec as specs
+from finetune.trainers.errors import Cancelled
+from finetune.trainers.runs import Run, open_run
+from finetune.trainers.training import Training, make_accelerator
+from running import losses_of, losses_with_a_stop
+from safetensors.torch import load_file
+
+
+def same_tensors(one, other) -> bool:
+    one, other = load_file(one), load_file(other)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_the_mean_of_the_weights_goes_on(after, tiny_bases, make_spec, tmp_path):
+    spec = make_spec(tiny_bases["sd1"], method=specs.LoraSpec(rank=2, alpha=2, file_precision="fp32"),
+                     training=specs.TrainingSpec(steps=6, batch_size=2, resolution=64, ema_decay=0.9))
+    losses, whole = losses_of(spec)
+    resumed_losses, resumed = losses_with_a_stop(spec, after, tmp_path / "stopped")
+    assert resumed_losses == losses and same_tensors(resumed.artifact, whole.artifact)
+
+
+
+
+def test_the_scaler_of_fp16_goes_on(tiny_bases, make_spec, tmp_path):
+    """A GradScaler on the CPU in place of the one that fp16 brings: its scale doubles after every second step, so what it
+    was and how many steps it has waited show in its state."""
+    def training(spec, stop_after=None):
+        accelerator, steps = make_accelerator(spec), []
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
+        return Training(spec, open_run(spec), lambda event, **fields: steps.append(fields) if event == "step" else None,
+                        lambda: len(steps) == stop_after, accelerator)
+
+    def spec(name):
+        return make_spec(tiny_bases["sd1"], optimizer=specs.OptimizerSpec(learning_rate=1e-2, maximum_gradient_norm=0),
+                         folders=specs.FolderSpec(runs=str(tmp_path / name), caches=str(tmp_path / "caches")))
+
+    whole = training(spec("whole"))
+    whole.execute()
+    stopped = training(spec("stopped"), stop_after=3)
+    with pytest.raises(Cancelled):
+        stopped.execute()
+    middle = stopped.accelerator.scaler.state_dict()
+    assert (middle["scale"], middle["_growth_tracker"]) == (2.0**9, 1)
+    resumed = training(spec("stopped"))
+    resumed.execute()
+    end = resumed.accelerator.scaler.state_dict()
+    assert end == whole.accelerator.scaler.state_dict() and end["scale"] == 2.0**11
+    assert same_tensors(resumed.run.artifact, whole.run.artifact)
+
+
+def test_the_newest_checkpoint_that_can_be_read_is_taken(tmp_path):
+    run = Run(tmp_path)
+    assert run.load_state() is None
+    for step in (5, 10, 15, 20, 1000):
+        run.save_state(step, {"value": torch.tensor([float(step)]), "name": "ü"})
+    found = []
+    for step, damage in [(None, b""), (1000, b""), (20, b"half a file"), (15, None), (10, b"\0" * 2000), (5, b"PK\3\4")]:
+        path = run.checkpoint_folder(step or 0) / "state.pt"
+        if damage is None:
+            path.write_bytes(path.read_bytes()[:-30])
+        elif step:
+            path.write_bytes(damage)
+        state = run.load_state()
+        found.append(state and (state[0], state[1]["value"].item()))
+    assert found == [(1000, 1000.0), (20, 20.0), (15, 15.0), (10, 10.0), (5, 5.0), None]
+
+
+def test_a_run_goes_on_from_the_next_newest_checkpoint(tiny_bases, make_spec):
+    spec = make_spec(tiny_bases["sd1"], checkpoints=specs.CheckpointSpec(every=1, keep=5))
+    whole, run = losses_of(spec)
+    run.artifact.unlink()
+    (run.checkpoint_folder(5) / "state.pt").write_bytes(b"half a file")
+    assert losses_of(spec)[0] == whole[4:]
