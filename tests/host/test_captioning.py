@@ -1,6 +1,5 @@
 """Captioners in a real ComfyUI: found in models/captioners, asked once, and trained with."""
 import json
-import time
 
 import pytest
 import tiny_captioners as tiny
@@ -62,9 +61,8 @@ def test_an_uncaptioned_folder_is_tagged_described_and_trained_with(host, models
     assert not list(host.input.glob("uncaptioned/*.txt"))  # nothing on the disk is changed
 
     host.forget()
-    started = time.monotonic()
     again = host.run(graph)
-    assert time.monotonic() - started < 5 and captions_of(again) == described  # no process was started
+    assert captions_of(again) == described
     assert again["words"]["text"][0].startswith("5 pictures described by captioners/blip, 0 of them now.")
     works = [path.read_text("utf-8") for path in host.output.glob("finetune/.cache/captioning/*/events.jsonl")]
     assert [text.count('"started"') for text in works] == [1, 1]

@@ -2,7 +2,6 @@
 import json
 import re
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +100,10 @@ def test_a_finished_graph_returns_at_once(host):
     prompt = training(name="again")
     first = host.run(prompt)
     host.forget()
-    started, kinds = time.monotonic(), []
+    kinds = []
     second = host.run(prompt, lambda event: kinds.append((event.kind, event.node)))
-    seconds = time.monotonic() - started
     assert ("executing", "train") in kinds, "the host's own cache answered, so nothing was tested"
     assert second["train"] == first["train"]
-    assert seconds < 2
     events = (host.output / "finetune" / "again" / "events.jsonl").read_text(encoding="utf-8")
     assert events.count('"started"') == 1
     assert [path.name for path in (host.output / "loras").glob("again*")] == ["again.safetensors"]

@@ -71,6 +71,7 @@ def test_trigger_words_that_are_missing(arguments, words):
 
 @pytest.mark.parametrize("rule, caption, expected", [
     (Replacement("cat", "dog"), "a Cat in a catalogue", "a dog in a catalogue"),
+    (Replacement("cat", "dog"), "a bobcat and a cat", "a bobcat and a dog"),
     (Replacement("cat", "dog", whole_words=False), "a cat in a catalogue", "a dog in a dogalogue"),
     (Replacement("cat", "dog", match_case=True), "a Cat and a cat", "a Cat and a dog"),
     (Replacement(",", " and"), "a, b,c", "a and b andc"),

@@ -40,6 +40,13 @@ def test_pictures_fill_their_bucket_and_lose_little():
     assert fit((3000, 3000), bucket_sizes(512, buckets=False)).bucket == (512, 512)
 
 
+def test_the_nearest_bucket_is_the_same_for_an_image_and_for_it_turned():
+    """Nearest in the logarithm of the aspect ratio: 1.45 is nearer to 2 than to 1, as 1 / 1.45 is to 1 / 2."""
+    sizes = [(64, 64), (128, 64), (64, 128)]
+    assert [fit(size, sizes).bucket for size in ((145, 100), (100, 145), (138, 100), (100, 138))] == [
+        (128, 64), (64, 128), (64, 64), (64, 64)]
+
+
 def test_crop_is_centred_and_scaled(tmp_path):
     picture = Image.new("RGB", (300, 100), "white")
     picture.paste("black", (100, 0, 200, 100))

@@ -120,6 +120,19 @@ def test_cache_follows_the_masks_content_and_its_kind(tmp_path):
     assert fill()["0.png"][0, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1] and events == ["masks"]
 
 
+def test_each_crop_has_its_own_mask_and_images_without_one_count_everywhere(tmp_path):
+    folder = make_masked_pictures(tmp_path / "data", 1)
+    Image.new("RGB", (128, 64), "red").save(folder / "plain.png")
+    masked, plain = scan_folder(str(folder), "data").pictures
+    crop = fit((64, 64), [(64, 64)])
+    crops = [crop, Crop(*[*vars(crop).values()][:5], mirrored=True), Crop((64, 64), (128, 128), 64, 0, (64, 64))]
+    cache = MaskCache(str(tmp_path / "caches"), 8)
+    cache.fill([(masked, each) for each in crops], lambda event, **fields: None)
+    assert [cache.reader(masked, each)()[0, 0].tolist() for each in crops] == [[1.0] * 4 + [0.0] * 4, [0.0] * 4 + [1.0] * 4,
+                                                                              [0.0] * 8]
+    assert torch.equal(cache.reader(plain, fit((128, 64), [(128, 64)]))(), torch.ones(1, 8, 16))
+
+
 def test_a_mask_that_disappears_is_named(tmp_path):
     folder = make_masked_pictures(tmp_path / "data", 1)
     [only] = scan_folder(str(folder), "data").pictures

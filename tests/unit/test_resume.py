@@ -1,8 +1,12 @@
 """What a checkpoint brings back: all that a run has learnt besides its weights, and the newest that can be read."""
+import errno
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from finetune.trainers import spec as specs
-from finetune.trainers.errors import Cancelled
+from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.runs import Run, open_run
 from finetune.trainers.training import Training, make_accelerator
 from running import losses_of, losses_with_a_stop
@@ -69,9 +73,48 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken(tmp_path):
     assert found == [(1000, 1000.0), (20, 20.0), (15, 15.0), (10, 10.0), (5, 5.0), None]
 
 
+def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.save_state(5, {"value": torch.tensor([5.0])})
+
+    def half(state, file):
+        Path(file).write_bytes(b"PK")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(UserError, match="disk is full"):
+        run.save_state(5, {"value": torch.tensor([6.0])})
+    step, state = run.load_state()
+    assert step == 5 and state["value"].item() == 5
+    assert [file.name for file in run.checkpoint_folder(5).iterdir()] == ["state.pt"]
+
+
 def test_a_run_goes_on_from_the_next_newest_checkpoint(tiny_bases, make_spec):
     spec = make_spec(tiny_bases["sd1"], checkpoints=specs.CheckpointSpec(every=1, keep=5))
     whole, run = losses_of(spec)
     run.artifact.unlink()
     (run.checkpoint_folder(5) / "state.pt").write_bytes(b"half a file")
     assert losses_of(spec)[0] == whole[4:]
+
+
+def test_of_a_step_that_was_done_again_the_last_try_counts(tmp_path):
+    """After a kill the steps behind the newest checkpoint come again. Cut lines and losses that were no number are left
+    out."""
+    run = Run(tmp_path)
+    assert run.losses() == [] and run.curve("validation") == {}
+    tries = [(1, 0.5), (2, 0.4), (3, 0.3), (2, 0.25), (3, None), (4, 0.1)]
+    lines = [json.dumps({"event": "step", "step": step, "loss": loss, "gradient_norm": step / 8}) for step, loss in tries]
+    lines[3:3] = ['{"event": "step", "step": 3, "lo', '{"event": "validation", "step": 3, "loss": 0.7}']
+    run.events_path.write_text("\n".join(lines), encoding="utf-8")
+    assert run.losses() == [0.5, 0.25, 0.1] and run.curve("validation") == {3: 0.7}
+    assert run.curve("step", "gradient_norm") == {1: 0.125, 2: 0.25, 3: 0.375, 4: 0.5}
+
+
+def test_a_finished_run_has_a_report_and_its_files(tmp_path):
+    run = Run(tmp_path)
+    assert run.report is None
+    run.report_path.write_text('{"files": [{"name": "a.safetensors"}, {"name": "b.safetensors"}]}')
+    (tmp_path / "a.safetensors").touch()
+    assert run.report is None  # one was taken away
+    (tmp_path / "b.safetensors").touch()
+    assert run.report["files"][1]["name"] == "b.safetensors" and run.artifact == tmp_path / "a.safetensors"

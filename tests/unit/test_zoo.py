@@ -1,5 +1,4 @@
 """Forty difficult files and more: each is used with the right pixels and caption, or named; none is fatal."""
-import time
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +10,20 @@ from zoo import make_zoo
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    """(root, what must be kept, what must be named, the dataset, seconds of the scan)"""
+    """(root, what must be kept, what must be named, the dataset)"""
     root = tmp_path_factory.mktemp("zoo")
     kept, named = make_zoo(root)
-    started = time.monotonic()
     dataset = scan_folder(str(root), "zoo", subfolders="read, repeats by name")
-    return root, kept, named, dataset, time.monotonic() - started
+    return root, kept, named, dataset
 
 
-def test_there_are_forty_and_they_take_seconds(zoo):
-    _, kept, named, _, seconds = zoo
-    assert len(kept) + len(named) > 80 and seconds < 30
+def test_there_are_more_than_forty(zoo):
+    _, kept, named, _ = zoo
+    assert len(kept) + len(named) > 80
 
 
 def test_what_is_used_has_its_size_its_colour_and_its_caption(zoo):
-    root, kept, _, dataset, _ = zoo
+    root, kept, _, dataset = zoo
     found = {str(Path(picture.path).relative_to(root)): picture for picture in dataset.pictures}
     assert found.keys() == kept.keys()
     for name, expected in kept.items():
@@ -38,7 +36,7 @@ def test_what_is_used_has_its_size_its_colour_and_its_caption(zoo):
 
 
 def test_what_is_not_used_is_named_with_its_reason(zoo, monkeypatch):
-    root, kept, named, _, _ = zoo
+    root, kept, named, _ = zoo
     monkeypatch.setattr("finetune.trainers.data.manifest.MOST_SKIPPED", 1000)
     notes = scan_folder(str(root), "zoo", subfolders="read, repeats by name").notes
     for name, words in named.items():
@@ -53,7 +51,7 @@ def test_what_is_not_used_is_named_with_its_reason(zoo, monkeypatch):
 
 
 def test_repeats_follow_the_names_of_folders(zoo):
-    _, _, _, dataset, _ = zoo
+    _, _, _, dataset = zoo
     repeats = {picture.name: picture.repeats for picture in dataset.pictures}
     assert repeats["10_ohwx cat/one.png"] == repeats["10_/one.png"] == 10 and repeats["one.png"] == 1
     masks = {picture.name: Path(picture.mask).parts[-2:] for picture in dataset.pictures if picture.mask}
