@@ -19,6 +19,7 @@ from ..trainers.data.caption_editing import (
 )
 from ..trainers.data.text_replacement import Replacement, replace_in_captions
 from ..trainers.errors import UserError
+from ..trainers.words import listed, shown
 from . import host, types
 
 CATEGORY = "FineTune/captions"
@@ -228,16 +229,16 @@ def upstream(prompt: dict | None, node_id: str) -> str:
     return hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest() if nodes else ""
 
 
-def describe_write(plan: sidecars.Plan, backups: list[Path], only_looked: bool, shown: int = 8) -> str:
+def describe_write(plan: sidecars.Plan, backups: list[Path], only_looked: bool, most: int = 8) -> str:
     new = sum(change.old is None for change in plan.changes)
     verb = "would be" if only_looked else "were"
     lines = [f"Caption files that {verb} written: {len(plan.changes)}, new ones among them: {new}, unchanged: "
              f"{plan.unchanged}."]
     lines += [f"Backup: {backup.parent.parent.name}/{backup.parent.name}/{backup.name}." for backup in backups]
     lines += [f"{note[0].upper()}{note[1:]}." for note in plan.notes]
-    lines += [f"{change.file.name}: {'(no file)' if change.old is None else change.old or '(empty)'} → "
-              f"{change.new or '(empty)'}" for change in plan.changes[:shown]]
-    return "\n".join(lines + ([f"… and {len(plan.changes) - shown} more"] if len(plan.changes) > shown else []))
+    lines += [f"{shown(change.file.name)}: {'(no file)' if change.old is None else change.old or '(empty)'} → "
+              f"{change.new or '(empty)'}" for change in plan.changes[:most]]
+    return "\n".join(lines + ([f"… and {len(plan.changes) - most} more"] if len(plan.changes) > most else []))
 
 
 class UndoWriteCaptions(io.ComfyNode):
@@ -251,7 +252,8 @@ class UndoWriteCaptions(io.ComfyNode):
                         "Queued again, it takes back the write before that.",
             is_output_node=True,
             inputs=[
-                io.Combo.Input("folder", options=host.dataset_choices(), tooltip="The folder whose captions were written."),
+                io.Combo.Input("folder", options=[each for each in host.dataset_choices() if each.count("/") == 1],
+                               tooltip="The folder whose captions were written."),
                 io.Combo.Input("action", options=[LOOK, UNDO, UNDO_REST], default=LOOK,
                                tooltip="show: nothing changes. undo: stops where a file was changed after it was written. "
                                        "undo, but keep: leaves those files alone. Each queue takes one more write back."),
@@ -283,6 +285,5 @@ def describe_undo(undo: sidecars.Undo | None, only_looked: bool) -> str:
     lines = [f"The write of {undo.written}: files that {verb} restored: {len(undo.restored)}, files that it had made and "
              f"that {verb} removed: {len(undo.removed)}."]
     if undo.changed_since:
-        lines.append(f"Changed since, and kept: {', '.join(undo.changed_since[:8])}"
-                     f"{f' and {len(undo.changed_since) - 8} more' if len(undo.changed_since) > 8 else ''}.")
+        lines.append(f"Changed since, and kept: {listed(undo.changed_since, 8)}.")
     return "\n".join(lines + ([f"Earlier writes that can be taken back too: {undo.earlier}."] if undo.earlier else []))

@@ -51,7 +51,8 @@ class LoadImageDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return folder_state(host.dataset_folder(inputs["folder"]), inputs.get("subfolders", IGNORE) != IGNORE)
+        return folder_state(host.dataset_folder(inputs["folder"]), inputs.get("subfolders", IGNORE) != IGNORE,
+                            host.host_folders())
 
     @classmethod
     def execute(cls, folder, trigger, default_caption, repeats, subfolders=IGNORE, background=WHITE):
@@ -59,7 +60,7 @@ class LoadImageDataset(io.ComfyNode):
         dataset = scan_folder(
             str(host.dataset_folder(folder)), folder, trigger.strip(), repeats, default_caption.strip(),
             lambda done, total: progress.show(f"checking pictures, {done} of {total}", done, total),
-            subfolders, background,
+            subfolders, background, host.host_folders(),
         )
         report = summarise(dataset)
         progress.show(report)

@@ -148,3 +148,12 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 image`, `2 images`, `1,500 images`; `plural` where it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def clause(number: int, noun: str, predicate: str, of: int = 0) -> str:
+    """`1 image has no mask`, `2 images have no mask`, `1 of 3 images has no mask`: `predicate` is for several."""
+    subject = f"{number:,} of {counted(of, noun)}" if of else counted(number, noun)
+    verb, _, rest = predicate.partition(" ")
+    if number == 1:
+        verb = {"are": "is", "were": "was", "have": "has", "do": "does", "cannot": "cannot"}.get(verb, f"{verb}s")
+    return f"{subject} {verb} {rest}"

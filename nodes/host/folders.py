@@ -4,12 +4,15 @@ from pathlib import Path
 
 import folder_paths
 
-from ...trainers.data.manifest import PICTURE_SUFFIXES
+from ...trainers.data.projects import class_folder
+from ...trainers.data.sources import PICTURE_SUFFIXES, inside, is_text
 from ...trainers.errors import UserError
 from ...trainers.files import place_copy
 
 PACK = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = PACK / "example_datasets"
+DEEPEST, MOST_LOOKED_AT = 4, 20_000
+"""How many folders down, and at how many files, pictures are looked for before a folder is offered: lists must be quick."""
 DEMO_BASE = PACK / "demo_base"
 
 folder_paths.add_model_folder_path("loras", str(PACK / "example_loras"))
@@ -57,33 +60,53 @@ def _dataset_roots() -> dict[str, list[Path]]:
     }
 
 
+def host_folders() -> list[Path]:
+    """The folders that the host's settings and the pack name for pictures: links out of a dataset may lead into these."""
+    return [*(folder for folders in _dataset_roots().values() for folder in folders),
+            Path(folder_paths.get_output_directory())]
+
+
 def dataset_choices() -> list[str]:
-    """Folders with pictures, as "input/name": in the host's input and datasets folders and in the pack's examples."""
+    """Folders with pictures, as "input/name": in the host's input and datasets folders and in the pack's examples; behind a
+    project of kohya's trainers also its regularization images, as "input/name/reg"."""
     found = []
     for root, folders in _dataset_roots().items():
         for folder in folders:
-            if folder.is_dir():
-                found += [f"{root}/{entry.name}" for entry in sorted(folder.iterdir()) if _has_pictures(entry)]
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if is_text(path.name) and _has_pictures(path):
+                    classes = class_folder(path)
+                    found += [f"{root}/{path.name}", *[f"{root}/{path.name}/{classes}"][:classes is not None]]
     return found
 
 
-def _has_pictures(folder: Path, deeper: bool = True) -> bool:
-    """Whether pictures lie in a folder, or in a folder directly inside it."""
-    try:
-        with os.scandir(folder) as entries:
-            entries = list(entries)
-        return any(os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES for entry in entries) or deeper and any(
-            entry.is_dir() and _has_pictures(Path(entry.path), False) for entry in entries)
-    except OSError:
-        return False
+def _has_pictures(folder: Path) -> bool:
+    """Whether pictures lie in a folder or at most DEEPEST folders down in it, as far as that is quickly said."""
+    waiting, looked_at = [(folder, 0)], 0
+    for place, depth in waiting:  # grows while it is walked
+        try:
+            with os.scandir(place) as entries:
+                for looked_at, entry in enumerate(entries, start=looked_at + 1):
+                    if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                        return True
+                    if depth < DEEPEST and not entry.name.startswith(".") and entry.is_dir():
+                        waiting.append((Path(entry.path), depth + 1))
+        except OSError:
+            continue
+        if looked_at > MOST_LOOKED_AT:
+            return False
+    return False
 
 
 def dataset_folder(choice: str) -> Path:
-    """The folder behind a choice. A workflow may name anything, so it is looked up inside the allowed folders only."""
-    root, _, name = choice.partition("/")
+    """The folder behind a choice. A workflow may name anything, so it is looked up inside the allowed folders only. The
+    folder of a dataset may itself be a link that somebody put there; links in it are not followed out of it."""
+    root, *names = choice.split("/")
     for folder in _dataset_roots().get(root, []):
-        if _is_plain_name(name) and (folder / name).is_dir():
-            return folder / name
+        path = folder.joinpath(*names)
+        if names and all(map(_is_plain_name, names)) and path.is_dir():
+            homes = [folder / names[0], *host_folders()]
+            if any(inside(os.path.realpath(path), os.path.realpath(home)) for home in homes):
+                return path
     raise UserError(f"The dataset folder {choice!r} is not there. Put a folder of pictures into ComfyUI's input folder "
                     "or models/datasets, refresh the node list, and choose it.")
 

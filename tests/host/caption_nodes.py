@@ -30,7 +30,7 @@ for kind in ("input", "output", "temp"):
 
 from finetune import nodes  # noqa: E402
 from finetune.nodes import captions  # noqa: E402
-from finetune.nodes.host import own_dataset_folder  # noqa: E402
+from finetune.nodes.host import dataset_choices, own_dataset_folder  # noqa: E402
 from finetune.trainers.errors import UserError  # noqa: E402
 from finetune.trainers.families.recognition import recognise  # noqa: E402
 from generated_pictures import photograph  # noqa: E402
@@ -174,6 +174,30 @@ def reporting():
     }
 
 
-for part in (editing, writing, refusals, reporting):
+def folders():
+    for name in ("proj/img/10_ohwx/a.png", "proj/reg/1_dog/b.png", "deep/a/b/c/1.png", "deeper/a/b/c/d/e/1.png",
+                 "two\nlines/a.png"):
+        path = FOLDER / "input" / name
+        path.parent.mkdir(parents=True)
+        shutil.copy(MINE / "0.png", path)
+    shutil.copytree(MINE, FOLDER / "private")
+    (FOLDER / "input" / "deep" / "private").symlink_to(FOLDER / "private")
+    (FOLDER / "input" / "deep" / "shared").symlink_to(FOLDER / "input" / "two\nlines")
+    (FOLDER / "input" / "deep" / "0.txt").symlink_to(FOLDER / "private" / "0.txt")
+    shutil.copy(MINE / "0.png", FOLDER / "input" / "deep")
+    whole = queue("FineTuneLoadImageDataset", folder="input/deep", subfolders="read")
+    RESULTS["folders"] = {
+        "choices": [each for each in dataset_choices() if each.startswith("input/")],
+        "undo": [each for each in NODES["FineTuneUndoWriteCaptions"].define_schema().inputs[0].options if "proj" in each],
+        "project": [picture.name for picture in load("input/proj").pictures],
+        "classes": [picture.name for picture in load("input/proj/reg", subfolders="read").pictures],
+        "linked": [picture.name for picture in whole.args[0].pictures], "captions": captions_of(whole.args[0]),
+        "report": whole.args[1], "broken lines": queue("FineTuneLoadImageDataset", folder="input/two\nlines").args[1],
+        "refused": [said("FineTuneLoadImageDataset", folder=folder) for folder in (
+            "input/deep/private", "input/deep/../../private", "input", "input//", "output/x", "input/mine/0.png")],
+    }
+
+
+for part in (editing, writing, refusals, reporting, folders):
     part()
 (FOLDER / "results.json").write_text(json.dumps(RESULTS, indent=1), encoding="utf-8")

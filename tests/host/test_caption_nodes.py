@@ -56,6 +56,18 @@ def test_only_own_dataset_folders_are_written(results):
     assert "is not there" in refusals["actions"][2]
 
 
+def test_folders_are_offered_and_read_as_far_as_they_are_the_hosts(results):
+    found = results["folders"]
+    assert found["choices"] == [f"input/{name}" for name in ("deep", "linked", "mine", "proj", "proj/reg", "two\nlines")]
+    assert found["undo"] == ["input/proj"]
+    assert found["project"] == ["img/10_ohwx/a.png"] and found["classes"] == ["1_dog/b.png"]
+    assert found["linked"] == ["0.png", "a/b/c/1.png", "shared/a.png"] and set(found["captions"]) == {""}
+    assert "Skipped 0.txt: it is a link that leads out of the dataset's folder" in found["report"]
+    assert "folder private/: it is a link that leads out" in found["report"]
+    assert "input/two\ufffdlines" in found["broken lines"] and len(found["broken lines"].splitlines()) == 2
+    assert all("is not there" in each for each in found["refused"])
+
+
 def test_the_report_is_a_batch_of_pages_and_a_text(results):
     report = results["report"]
     pages, height, width, channels = report["shape"]

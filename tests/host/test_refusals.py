@@ -67,7 +67,7 @@ def test_a_corrupt_picture_among_good_ones_is_skipped_and_reported(host):
     outputs = host.run(with_folder("input/mixed"))
     report, summary = outputs["data"]["text"][0], outputs["train"]["text"][0]
     assert report.startswith("21 pictures of 5×5 to 128×128 pixels in input/mixed")
-    assert "Skipped broken.png" in report and "1 of 21 pictures have no caption file" in report
+    assert "Skipped broken.png" in report and "1 of 21 pictures has no caption file" in report
     assert "skipped broken.png" in summary and "tiny grey.png the most (12.8 times)" in summary
 
 

@@ -88,7 +88,7 @@ def test_folder_becomes_a_manifest(tmp_path):
         "ohwx, a caption with lines", "ohwx, odd ÿ bytes", "ohwx, a thing"]
     assert {picture.repeats for picture in dataset.pictures} == {3}
     notes = "\n".join(dataset.notes)
-    assert "skipped broken.png" in notes and "skipped empty.jpg" in notes and "1 of 3 pictures have no caption" in notes
+    assert "skipped broken.png" in notes and "skipped empty.jpg" in notes and "1 of 3 pictures has no caption" in notes
 
 
 def test_unusable_folders_are_explained(tmp_path):
@@ -98,7 +98,7 @@ def test_unusable_folders_are_explained(tmp_path):
     with pytest.raises(UserError, match="holds no pictures"):
         scan_folder(str(tmp_path / "empty"), "empty")
     (tmp_path / "empty" / "broken.png").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="None of the 1 pictures"):
+    with pytest.raises(UserError, match="The only picture in 'empty' cannot be read: broken.png"):
         scan_folder(str(tmp_path / "empty"), "empty")
 
 

@@ -62,7 +62,7 @@ def test_masks_that_cannot_be_used_are_named(tmp_path):
     notes = "\n".join(dataset.notes)
     assert "skipped the mask broken_mask.png: the picture cannot be read" in notes
     assert "skipped the mask wide_mask.png: it has 100×60 pixels and wide.png has 100×80" in notes
-    assert "1 masks belong to no picture, for example lost-masklabel.png" in notes
+    assert "1 mask belongs to no picture, for example lost-masklabel.png" in notes
 
 
 def test_shapes_may_differ_by_two_percent():

@@ -57,7 +57,7 @@ def test_lines_of_metadata(tmp_path):
     file.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
     found = read_metadata(file)
     assert found.captions == {"a.png": "later", "b.png": "b", "sub/c.png": "c", "café.png": "half ? of a sign"}
-    assert len(found.problems) == 1 and "1 lines are passed over, line 6 for example" in found.problems[0]
+    assert len(found.problems) == 1 and "1 line is passed over, line 6 for example" in found.problems[0]
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------
@@ -81,9 +81,9 @@ def test_precedence_of_captions(tmp_path):
         "3_a_dog/text.png": ("by text", 6), "3_a_dog/caption.png": ("by caption", 6), "3_a_dog/line.png": ("by line", 6),
         "3_a_dog/near.png": ("by the near line", 6), "3_a_dog/name.png": ("a_dog", 6), "3_a_dog/empty.png": ("a_dog", 6),
         "plain.png": ("in the root", 2)}
-    assert "1 caption files are empty and count as missing: 3_a_dog/empty.txt" in found.notes
-    assert "2 of 7 pictures have no caption and get the name of their folder" in found.notes
-    assert "1 pictures lie in no folder with a name like 10_cat and come 2 times" in found.notes
+    assert "1 caption file is empty, which counts as missing: 3_a_dog/empty.txt" in found.notes
+    assert "2 of 7 pictures have no caption; the name of the folder is taken" in found.notes
+    assert "1 picture lies in no folder with a name like 10_cat, which means 2 times" in found.notes
     names = {each.name: each for each in scan_folder(str(tmp_path), "data", subfolders="read").pictures}
     assert names["3_a_dog/name.png"].repeats == 1 and names["3_a_dog/name.png"].caption == ""
     root = scan_folder(str(tmp_path), "data")

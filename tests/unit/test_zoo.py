@@ -43,9 +43,9 @@ def test_what_is_not_used_is_named_with_its_reason(zoo, monkeypatch):
         assert any(name in note and words in note for note in notes), (name, words, notes)
     text = "\n".join(notes)
     assert not any("\n" in note for note in notes)
-    assert f"4 of {len(kept)} pictures are animated or have several pages, and only the first is used: moving.apng" in text
+    assert f"4 of {len(kept)} pictures have several frames or pages, of which only the first is used: moving.apng" in text
     assert f"2 of {len(kept)} pictures have a colour profile that cannot be used" in text
-    assert "1 caption files belong to several pictures each: both.txt" in text
+    assert "1 caption file belongs to several pictures: both.txt" in text
     for silent in ("DS_Store", "._one", "Thumbs", "notes.md", "passwd.txt"):
         assert silent not in text
 

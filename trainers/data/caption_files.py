@@ -6,7 +6,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..words import one_line
+from ..words import clause, one_line
 
 METADATA_FILE = "metadata.jsonl"
 CAPTION_FIELDS = ("text", "caption", "prompt")
@@ -15,9 +15,9 @@ LONGEST_CAPTION = 10_000
 """Characters. Text encoders read some 300."""
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
-OTHER_ENCODING = "are not UTF-8 and were read as Windows-1252; look whether their captions are right, and save them as UTF-8"
-ZERO_BYTES = "hold zero bytes, as no text file does; these were left out"
-TOO_LONG = f"hold more than {LONGEST_CAPTION} characters and were cut there"
+OTHER_ENCODING = "are not UTF-8, but read as Windows-1252; look whether the captions are right, and save them as UTF-8"
+ZERO_BYTES = "hold zero bytes, as no text file does; these are left out"
+TOO_LONG = f"hold more than {LONGEST_CAPTION} characters, of which the rest is left out"
 
 
 def decode(data: bytes) -> tuple[str, tuple[str, ...]]:
@@ -94,8 +94,8 @@ def read_metadata(path: Path) -> Metadata:
             continue
         found.captions[comparable(name)] = one_line(caption)[:LONGEST_CAPTION].rstrip()
     if broken:
-        found.problems.append(f"{len(broken)} lines are passed over, line {broken[0]} for example: a line must look like "
-                              '{"file_name": "cat.png", "text": "a cat"}')
+        found.problems.append(clause(len(broken), "line", f"are passed over, line {broken[0]} for example: a line must look "
+                                     'like {"file_name": "cat.png", "text": "a cat"}'))
     return found
 
 

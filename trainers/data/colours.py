@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, ImageColor
 
 from ..errors import UserError
 
-DAMAGED_PROFILE = "have a colour profile that cannot be used, and are taken as sRGB"
+DAMAGED_PROFILE = "have a colour profile that cannot be used; sRGB is taken instead"
 PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
 """Pillow's mode → the colour space that the profile of such a picture names (ICC.1:2022, table 19)."""
 WHITES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0, 2.0**31 - 1)}

@@ -9,7 +9,7 @@ from typing import Callable, Literal, Sequence
 
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
-from ..words import listed, printable, shown
+from ..words import clause, listed, printable, shown
 from .caption_search import CaptionSearch
 from .captions import with_trigger
 from .masks import fits
@@ -82,13 +82,13 @@ def _mask_problem(mask: Path, found, picture: str, size: tuple[int, int]) -> str
 def _mask_notes(folders: Sequence[Folder], pictures: Sequence[Picture]) -> list[str]:
     notes, files = [], [picture for picture in pictures if picture.mask not in ("", picture.path)]
     if files:
-        notes.append(f"{len(files)} of {len(pictures)} pictures have a mask file, which counts with masked switched on in "
-                     "Training Objective")
+        notes.append(clause(len(files), "picture", "have a mask file, which counts with masked switched on in Training "
+                            "Objective", len(pictures)))
     known = {str(Path(picture.path).with_suffix("")) for picture in pictures}
     lost = [mask for folder in folders for stem, mask in sorted(folder.masks.items())
             if str(folder.path / stem) not in known]
     if lost:
-        notes.append(f"{len(lost)} masks belong to no picture, for example {shown(lost[0].name)}")
+        notes.append(clause(len(lost), "mask", f"belong to no picture, for example {shown(lost[0].name)}"))
     return notes
 
 
@@ -98,7 +98,7 @@ def _remark_notes(found: Sequence[tuple[str, Examined]]) -> list[str]:
     for name, each in found:
         for remark in each.remarks:
             names.setdefault(remark, []).append(name)
-    return [f"{len(some)} of {len(found)} pictures {remark}: {listed(some)}" for remark, some in names.items()]
+    return [clause(len(some), "picture", f"{remark}: {listed(some)}", len(found)) for remark, some in names.items()]
 
 
 def scan_folder(
@@ -110,10 +110,12 @@ def scan_folder(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     subfolders: Subfolders = "ignore",
     background: str = WHITE,
+    others: Sequence[Path] = (),
 ) -> DatasetSpec:
     """The pictures of a folder with their captions (see `caption_search`) and their masks: files beside them or in the
     folder `masks` (see `masks`), or else their own transparency. Pictures in `subfolders` are named "sub/cat.png", and the
     folders may be kohya's `N_name`, with N times the repeats. `background` (#rrggbb) shows through transparent parts.
+    `others` are folders that links to folders may lead into, besides the dataset's own.
 
     Every picture is decoded once: one that is damaged is skipped and named in `notes`. Pictures without a caption get
     `default_caption`. Raises UserError when nothing usable is left.
@@ -121,8 +123,8 @@ def scan_folder(
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"The dataset folder {name!r} is not there. Refresh the node list and choose a folder again.")
-    numbered, skipped = subfolders == "read, repeats by name", []
-    folders = list(walk(root, subfolders != "ignore", numbered, skipped))
+    numbered, skipped, unreadable = subfolders == "read, repeats by name", [], []
+    folders = list(walk(root, subfolders != "ignore", numbered, skipped, others))
     count = sum(len(each.pictures) for each in folders)
     if not count:
         hint = "; if they lie in folders inside it, set subfolders to read" if subfolders == "ignore" else ""
@@ -137,7 +139,8 @@ def scan_folder(
         for file in each.pictures:
             label = each.name + file.name
             if isinstance(found[file], UserError):
-                skipped.append(f"skipped {shown(each.name)}{_without_line_breaks(found[file], file)}")
+                unreadable.append(f"{shown(each.name)}{_without_line_breaks(found[file], file)}")
+                skipped.append(f"skipped {unreadable[-1]}")
                 continue
             digest, look = found[file]
             looks.append((label, look))
@@ -158,14 +161,18 @@ def scan_folder(
             notes.append(f"the pictures in {shown(each.name)} come {MOST_REPEATS} times, which is the most, not "
                          f"{repeats * each.repeats} times")
     if not pictures:
-        raise UserError(f"None of the {count} pictures in {name!r} can be read: {'; '.join(skipped[:3])}.")
+        which = f"None of the {count} pictures" if count > 1 else "The only picture"
+        more = [f"and {count - 3} more"][:count > 3]
+        raise UserError(f"{which} in {name!r} can{'' if count > 1 else 'not'} be read: "
+                        f"{'; '.join([*unreadable[:3], *more])}.")
+    numbered = numbered or any(each.numbered for each in folders)
     if numbered and (plain := sum(len(each.pictures) for each in folders if not each.numbered)):
-        notes.append(f"{plain} pictures lie in no folder with a name like 10_cat and come {repeats} times")
+        notes.append(clause(plain, "picture", f"lie in no folder with a name like 10_cat, which means {repeats} times"))
     if len(skipped) > MOST_SKIPPED:
-        skipped[MOST_SKIPPED:] = [f"{len(skipped) - MOST_SKIPPED} more files are skipped for such reasons"]
+        skipped[MOST_SKIPPED:] = [clause(len(skipped) - MOST_SKIPPED, "more file", "are skipped for such reasons")]
     notes = [*skipped, *notes, *captions.notes(len(pictures), trigger), *_remark_notes(looks),
              *_mask_notes(folders, pictures)]
-    return DatasetSpec(name=name, pictures=tuple(pictures), trigger=trigger, notes=tuple(notes))
+    return DatasetSpec(name=printable(name), pictures=tuple(pictures), trigger=trigger, notes=tuple(notes))
 
 
 def _without_line_breaks(problem: UserError, file: Path) -> str:

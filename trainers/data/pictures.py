@@ -23,7 +23,7 @@ LARGE = 25_000_000
 """Pixels from which on pictures are decoded one at a time: a hundred million take 300 to 400 MB each."""
 ROOM = 2
 """A picture that comes smaller than it is in the file is still this many times as large as what is made of it."""
-FIRST_ONLY = "are animated or have several pages, and only the first is used"
+FIRST_ONLY = "have several frames or pages, of which only the first is used"
 SEVERAL_FRAMES = frozenset({"AVIF", "GIF", "PNG", "TIFF", "WEBP"})
 """Formats whose further frames people would miss. Those of camera files (MPO) are the same view again."""
 UPRIGHT = {

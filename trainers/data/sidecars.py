@@ -14,8 +14,9 @@ from typing import Iterable, Sequence
 from ..errors import UserError
 from ..files import read_json, temporary_beside, write_json
 from ..spec import DatasetSpec, Picture
-from ..words import one_line
+from ..words import listed, one_line, shown
 from .captions import CAPTION_SUFFIXES, read_caption
+from .sources import inside
 
 BACKUPS = ".caption_backups"
 JOURNAL = "journal.json"
@@ -54,6 +55,8 @@ def plan_write(dataset: DatasetSpec, folders: Iterable[Path], only_missing: bool
     written, is left alone: it has been read and edited once more on its way here, and its captions would grow with each
     queue.
     """
+    folders = list(folders)
+    homes = [os.path.realpath(folder) for folder in folders]
     finished = {folder / entry["file"]: entry for folder in folders for entry in _last_files(folder, edits)}
     by_file: dict[Path, list[Picture]] = {}
     for picture in dataset.pictures:
@@ -61,12 +64,16 @@ def plan_write(dataset: DatasetSpec, folders: Iterable[Path], only_missing: bool
     changes, notes, as_written, unchanged = [], [], {}, 0
     for file, pictures in by_file.items():
         captions, names = {one_line(picture.caption) for picture in pictures}, sorted({each.name for each in pictures})
+        if file.is_symlink() and not any(inside(os.path.realpath(file), home) for home in homes):
+            notes.append(f"{shown(file.name)} is a link that leads out of the dataset's folder: neither read nor written")
+            continue
         old = read_caption(Path(pictures[0].path)) if file.is_file() else None
         if file in finished and digest(file) == finished[file]["after"]:
             as_written[file] = finished[file]["text"]
             unchanged += 1
         elif len(captions) > 1:
-            whose = f"{' and '.join(names)} share the file {file.name}" if len(names) > 1 else f"{names[0]} occurs twice"
+            whose = (f"{' and '.join(names)} share the file {shown(file.name)}" if len(names) > 1
+                     else f"{names[0]} occurs twice")
             notes.append(f"{whose} and have different captions: not written; " + (
                 "rename one of the pictures" if len(names) > 1 else "give it one caption"))
         elif old == (new := captions.pop()) or (old is None and not new) or (only_missing and old is not None):
@@ -189,7 +196,7 @@ def undo_last_write(folder: Path, keep_changed: bool = False) -> Undo:
     if undo.changed_since and not keep_changed:
         raise UserError(
             f"Nothing was taken back, because {len(undo.changed_since)} files in {folder.name!r} were changed after they "
-            f"were written on {undo.written}: {_listing(undo.changed_since)}. Choose to keep those and take back the rest, "
+            f"were written on {undo.written}: {listed(undo.changed_since, 8)}. Choose to keep those and take back the rest, "
             f"or copy what you want from {BACKUPS}/{undo.backup.name} in that folder.")
     journal = read_json(undo.backup / JOURNAL)
     before = {entry["file"]: entry["before"] for entry in journal["files"]}
@@ -228,7 +235,3 @@ def _inside(folder: Path, name: str) -> Path:
         raise UserError(f"The journal of the folder {folder.name!r} names {name!r}, which lies outside it. Nothing was "
                         "taken back.")
     return path
-
-
-def _listing(names: Sequence[str], shown: int = 8) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

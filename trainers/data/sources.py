@@ -1,14 +1,15 @@
 """What lies in a dataset's folder and its sub-folders: pictures, masks and captions by name, nothing opened yet."""
 import os
-import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 from ..words import shown
 from .caption_files import METADATA_FILE
-from .captions import CAPTION_SUFFIXES
+from .caption_pairing import READ_SUFFIXES, Pairing, pair_captions
 from .masks import MASK_FOLDER, pair_masks
+from .projects import NUMBERED_FOLDER, chosen_folders
 
 PICTURE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".tif",
                               ".tiff", ".gif"})
@@ -16,38 +17,46 @@ FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", 
                               ".exr", ".hdr"})
 """Pictures for people, which Pillow does not read without further packages."""
 LEFT_OUT_FOLDERS = frozenset({MASK_FOLDER, "__macosx"})
-NUMBERED_FOLDER = re.compile(r"(-?\d+)_(.*)", re.DOTALL)
-"""kohya's `N_name`: the pictures in it come N times an epoch and are captioned with the name."""
+MANY_REPEATS = 1000
+"""From here on the number in a folder's name is rather a year."""
+LEADS_OUT = "it is a link that leads out of the dataset's folder, and is not followed"
 
 
 @dataclass
 class Folder:
     """One folder's files. `name` is "" for the dataset's folder itself, else "sub/" or "sub/deeper/"; `numbered` where
-    it lies in an `N_name` folder or is one; `captions` is (stem, lower-case suffix) → file."""
+    it lies in an `N_name` folder or is one; `home` is the real folder that its links may lead into: the dataset's, or
+    the one behind the linked folder that it lies in."""
 
     path: Path
     name: str
+    home: str
     repeats: int = 1
     caption: str = ""
     numbered: bool = False
     pictures: list[Path] = field(default_factory=list)
     masks: dict[str, Path] = field(default_factory=dict)
-    captions: dict[tuple[str, str], Path] = field(default_factory=dict)
+    texts: list[Path] = field(default_factory=list)
+    foreign: set[str] = field(default_factory=set)
+    """Stems of pictures that cannot be read."""
     metadata: Path | None = None
 
-    def caption_files(self, picture: Path) -> list[Path]:
-        """The caption files beside a picture, the one that goes before the others first."""
-        found = (self.captions.get((picture.stem, suffix)) for suffix in CAPTION_SUFFIXES)
-        return [file for file in found if file]
+    @cached_property
+    def captions(self) -> Pairing:
+        return pair_captions(self.texts, self.pictures, self.foreign)
 
 
-def walk(root: Path, subfolders: bool, numbered: bool, notes: list[str]) -> Iterator[Folder]:
+def walk(root: Path, subfolders: bool, numbered: bool, notes: list[str], others: Sequence[Path] = ()) -> Iterator[Folder]:
     """The folders of a dataset, in the order of their names, each with its pictures in that order. What cannot be used is
-    added to `notes`. Links are followed, but no folder is entered twice, so a loop of links ends.
+    added to `notes`.
 
-    Hidden files, and the folders `masks` and `__MACOSX`, are passed over. `numbered`: folders are `N_name` folders.
+    Hidden files, and the folders `masks` and `__MACOSX`, are passed over; of a project of kohya's trainers, the folder of
+    images is read (see `projects`). `numbered`: folders are `N_name` folders. Links are followed where they stay inside the
+    dataset's folder, those to folders also into `others`; no folder is entered twice, so a loop of links ends.
     """
-    entered, waiting = set(), [Folder(root, "")]
+    home = os.path.realpath(root)
+    allowed = [home, *map(os.path.realpath, others)]
+    entered, waiting = set(), [Folder(root, "", home)]
     while waiting:
         folder = waiting.pop()
         try:
@@ -60,20 +69,37 @@ def walk(root: Path, subfolders: bool, numbered: bool, notes: list[str]) -> Iter
         except OSError as problem:
             notes.append(f"passed over the folder {shown(folder.name) or root.name}: {problem.strerror}")
             continue
+        chosen, by_name = chosen_folders(folder, below, subfolders, notes)
+        subfolders, numbered = subfolders or by_name, numbered or by_name
         yield folder
-        for path in reversed(below):
-            child = Folder(path, f"{folder.name}{path.name}/", folder.repeats, folder.caption, folder.numbered)
+        for path in reversed(chosen):
+            child = Folder(path, f"{folder.name}{path.name}/", folder.home, folder.repeats, folder.caption, folder.numbered)
+            real = os.path.realpath(path)
+            if not inside(real, folder.home):  # a link, or a junction of Windows
+                if not any(inside(real, other) for other in allowed):
+                    notes.append(f"passed over the folder {shown(child.name)}: {LEADS_OUT}; ComfyUI's folder settings do "
+                                 "not name the folder behind it")
+                    continue
+                child.home = real
             number = NUMBERED_FOLDER.fullmatch(path.name) if numbered else None
             if number and int(number[1]) < 1:
                 notes.append(f"passed over the folder {shown(child.name)}: its name asks for {number[1]} repeats")
                 continue
             if number:
                 child.repeats, child.caption, child.numbered = int(number[1]), number[2].strip(), True
+                if child.repeats >= MANY_REPEATS:
+                    notes.append(f"the folder {shown(child.name)} comes {number[1]} times in a round, as its name says; "
+                                 "rename it if that is a date")
             waiting.append(child)
 
 
+def inside(path: str, folder: str) -> bool:
+    """Whether a real path is a folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
 def _list(folder: Folder, subfolders: bool, notes: list[str]) -> list[Path]:
-    """Fill in a folder's files; returns the folders in it that are to be read, links behind the others."""
+    """Fill in a folder's files; returns the folders in it, links behind the others."""
     below, files = [], []
     with os.scandir(folder.path) as entries:
         entries = sorted(entries, key=lambda entry: entry.name)
@@ -81,46 +107,49 @@ def _list(folder: Folder, subfolders: bool, notes: list[str]) -> list[Path]:
         name, suffix, path = entry.name, os.path.splitext(entry.name)[1].lower(), Path(entry.path)
         if name.startswith("."):
             continue
-        ours = suffix in PICTURE_SUFFIXES or suffix in CAPTION_SUFFIXES or suffix in FOREIGN_SUFFIXES
-        kind = _kind(entry)
-        if kind == "folder" and subfolders and name.lower() not in LEFT_OUT_FOLDERS and _is_text(name):
+        ours = suffix in PICTURE_SUFFIXES or suffix in READ_SUFFIXES or suffix in FOREIGN_SUFFIXES or name == METADATA_FILE
+        kind = _kind(entry, folder.home)
+        if kind == "folder" and name.lower() not in LEFT_OUT_FOLDERS and is_text(name):
             below.append((entry.is_symlink(), name, path))
-        elif kind == "file" and name == METADATA_FILE:
-            folder.metadata = path
+            if subfolders or not ours:
+                continue
         elif not ours and not (kind == "folder" and subfolders):
             continue
-        elif not _is_text(name):
+        if not is_text(name):
             notes.append(f"skipped {shown(folder.name + name)}: its name is not written in Unicode; rename it")
         elif kind == "folder":
             if not subfolders:
                 notes.append(f"skipped {shown(folder.name + name)}: it is a folder")
         elif kind != "file":
-            notes.append(f"skipped {shown(folder.name + name)}: it is {kind}")
+            notes.append(f"skipped {shown(folder.name + name)}: {kind}")
+        elif name == METADATA_FILE:
+            folder.metadata = path
         elif suffix in FOREIGN_SUFFIXES:
+            folder.foreign.add(path.stem)
             notes.append(f"skipped {shown(folder.name + name)}: {suffix[1:].upper()} files cannot be read; save it as PNG "
                          "or JPEG")
-        elif suffix in CAPTION_SUFFIXES:
-            folder.captions.setdefault((path.stem, suffix), path)
+        elif suffix in READ_SUFFIXES:
+            folder.texts.append(path)
         else:
             files.append(path)
-    folder.pictures, folder.masks = pair_masks(files, _mask_files(folder.path / MASK_FOLDER))
+    folder.pictures, folder.masks = pair_masks(files, _mask_files(folder, notes))
     return [path for _, _, path in sorted(below)]
 
 
-def _kind(entry: os.DirEntry) -> str:
+def _kind(entry: os.DirEntry, home: str) -> str:
     """"file", "folder", or in words what else it is. Pipes and devices are never opened: that could wait for ever."""
     try:
         if entry.is_file():
-            return "file"
+            return LEADS_OUT if entry.is_symlink() and not inside(os.path.realpath(entry.path), home) else "file"
         if entry.is_dir():
             return "folder"
         entry.stat()
     except OSError:
-        return "a link that leads nowhere" if entry.is_symlink() else "not accessible"
-    return "no file, but a pipe or a device"
+        return "it is a link that leads nowhere" if entry.is_symlink() else "it is not accessible"
+    return "it is no file, but a pipe or a device"
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
     """Whether a name can be written down: Linux allows any bytes in it."""
     try:
         name.encode("utf-8")
@@ -129,22 +158,32 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _mask_files(folder: Path) -> list[Path]:
+def _mask_files(folder: Folder, notes: list[str]) -> list[Path]:
+    path, masks = folder.path / MASK_FOLDER, []
     try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                Path(entry.path) for entry in entries
-                if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES and not entry.name.startswith(".")
-                and _kind(entry) == "file" and _is_text(entry.name))
+        with os.scandir(path) as entries:
+            entries = sorted(entries, key=lambda entry: entry.name)
     except OSError:  # most datasets have none
         return []
+    if not inside(os.path.realpath(path), folder.home):
+        notes.append(f"passed over the folder {shown(folder.name + MASK_FOLDER)}: {LEADS_OUT}")
+        return []
+    for entry in entries:
+        if (os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES and not entry.name.startswith(".")
+                and is_text(entry.name)):
+            kind = _kind(entry, folder.home)
+            if kind == "file":
+                masks.append(Path(entry.path))
+            elif kind == LEADS_OUT:
+                notes.append(f"skipped the mask {shown(f'{folder.name}{MASK_FOLDER}/{entry.name}')}: {kind}")
+    return masks
 
 
-def folder_state(root: Path, subfolders: bool) -> list[tuple[str, int, int]]:
+def folder_state(root: Path, subfolders: bool, others: Sequence[Path] = ()) -> list[tuple[str, int, int]]:
     """(path, size in bytes, time of change in ns) of every file that a dataset is made of. Nothing is opened."""
     state = []
-    for folder in walk(root, subfolders, False, []):
-        files = [*folder.pictures, *folder.masks.values(), *folder.captions.values()]
+    for folder in walk(root, subfolders, False, [], others):
+        files = [*folder.pictures, *folder.masks.values(), *folder.texts]
         for file in [*files, folder.metadata] if folder.metadata else files:
             try:
                 status = file.stat()
