@@ -59,7 +59,7 @@ def test_repeats_follow_the_names_of_folders(zoo):
 
 
 def test_without_subfolders_only_the_folder_itself_is_read(zoo):
-    root, kept, _, _, _ = zoo
+    root, kept, *_ = zoo
     dataset = scan_folder(str(root), "zoo")
     assert len(dataset.pictures) == sum("/" not in name for name in kept)
     assert "skipped directory.png: it is a folder" in dataset.notes
