@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from .mutants import ALL, Mutation
+from .pack import comfyui_folder
 from .report import finish
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -143,6 +144,8 @@ def preload():
     made within the same second, which caches of bytecode cannot tell apart."""
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
+    if comfyui := comfyui_folder():
+        os.environ["COMFYUI_PATH"] = str(comfyui)  # the copies have none
     for name in PRELOADED:
         __import__(name)
 

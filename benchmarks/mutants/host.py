@@ -1,0 +1,29 @@
+"""ComfyUI's side. These tests run ComfyUI's own code on small models."""
+from .mutation import Mutation
+
+PATCH, STACK = "nodes/host/stack_patch.py", "nodes/host/stack.py"
+EFFECTS = "host/test_stack_effects.py"
+
+MUTATIONS = [
+    Mutation("the stack's strength is ignored", PATCH,
+             "scales = [scale * strength for _, down, scale in group",
+             "scales = [scale for _, down, scale in group", EFFECTS),
+    Mutation("LoRAs beyond a joined group are left out", PATCH,
+             "        if ranks >= MAXIMUM_RANK or factor is factors[-1]:\n",
+             "        if ranks >= MAXIMUM_RANK or factor is factors[0]:\n",
+             "host/test_stack_effects.py::test_a_stack_is_the_chain_of_the_hosts_loaders"),
+    Mutation("every LoRA of a weight has the first one's scale", PATCH,
+             "for _, down, scale in group for _ in range(len(down))]",
+             "for _, down, _ in group for scale in [group[0][2]] for _ in range(len(down))]", EFFECTS),
+    Mutation("the host's own patches have no strength", PATCH,
+             "(rest[0] * strength, content, 1.0, None, function)", "(strength, content, 1.0, None, function)", EFFECTS),
+    Mutation("DoRA scales by the norm of the base", PATCH,
+             "norm = change.flatten(1).norm(dim=1)", "norm = weight.float().flatten(1).norm(dim=1)", EFFECTS),
+    Mutation("DoRA replaces what came before it", PATCH,
+             "                change += weight\n",
+             "                change += original_weights.get(key, weight) if original_weights else 0\n", EFFECTS),
+    Mutation("DoRA's own strength is ignored", PATCH,
+             "strength * own_strength * (change - weight)", "strength * (change - weight)", EFFECTS),
+    Mutation("a view of a weight is not written back", PATCH,
+             "        weight.copy_(flat.reshape(weight.shape))\n", "        pass\n", EFFECTS),
+]
