@@ -8,7 +8,7 @@ LIBRARY, CARDS = "trainers/artifacts/embedding_library.py", "trainers/stacking/c
 RULE, ERRORS = "trainers/words.py", "trainers/errors.py"
 HEADERS = "unit/test_tensor_header.py"
 FOREIGN = "unit/test_foreign_embeddings.py"
-SCALED = "unit/test_scaled_bases.py unit/test_extraction.py unit/test_file_tasks.py unit/test_tensor_reader.py unit/test_families.py"
+SCALED = "unit/test_scaled_bases.py unit/test_extraction.py unit/test_file_tasks.py unit/test_families.py"
 
 MUTATIONS = [
     # ---- the header of a safetensors file: each check taken away -------------------------------------------------------
