@@ -64,7 +64,7 @@ def shapes_only(family: str) -> list:
     from .native_loading import shapes_only as unet_and_text
 
     load_pack()
-    from finetune.trainers.families.recognition import CONFIGS
+    from finetune.trainers.families.component_configs import CONFIGS
 
     unet, text, _ = unet_and_text(family)
     with torch.device("meta"):
@@ -204,8 +204,8 @@ def names_of_folders(family: str, folder: Path) -> dict:
     from finetune.nodes import host as pack_host
     from finetune.trainers import families
     from finetune.trainers.artifacts.tensor_files import header_bytes
+    from finetune.trainers.families.component_configs import CONFIGS
     from finetune.trainers.families.protocol import TextEncoders
-    from finetune.trainers.families.recognition import CONFIGS
     from finetune.trainers.spec import BaseModelSpec
 
     kind, text = families.get(family), modules[2:]

@@ -102,7 +102,7 @@ def load_unet(job: dict, dtype):
     """The frozen UNet of the checkpoint, loaded by diffusers."""
     from diffusers import UNet2DConditionModel
 
-    from trainers.families.recognition import CONFIGS
+    from trainers.families.component_configs import CONFIGS
 
     unet = UNet2DConditionModel.from_single_file(
         job["checkpoint"], config=str(CONFIGS / "sd1"), subfolder="unet", torch_dtype=dtype, local_files_only=True

@@ -39,7 +39,7 @@ def build_parts():
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from trainers.families.recognition import CONFIGS
+    from trainers.families.component_configs import CONFIGS
 
     folder = CONFIGS / FAMILY
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from trainers.families.recognition import CONFIGS
+    from trainers.families.component_configs import CONFIGS
 
     load_pack()
     from tests.tiny import single_file_weights

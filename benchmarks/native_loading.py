@@ -104,7 +104,7 @@ def shapes_only(family: str):
     """(UNet, text encoders by their names in LoRA files, configs) at full size on the meta device."""
     import torch
     from diffusers import UNet2DConditionModel
-    from finetune.trainers.families.recognition import CONFIGS
+    from finetune.trainers.families.component_configs import CONFIGS
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     folder = CONFIGS / family

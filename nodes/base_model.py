@@ -2,15 +2,17 @@
 from comfy_api.latest import io
 
 from ..trainers import families
-from ..trainers.families.recognition import fingerprint, recognise
+from ..trainers.families.recognition import fingerprint_of, recognise
 from . import host, types
 
 OBJECTIVES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
 
 
 def describe(base) -> str:
+    schedule = " with zero terminal SNR" if base.zero_terminal_snr else ""
     kind = "single file" if base.layout == "single_file" else "diffusers folder"
-    return f"{families.get(base.family).title}, {OBJECTIVES[base.objective]}, {kind}"
+    return ", ".join([families.get(base.family).title, OBJECTIVES[base.objective] + schedule, kind,
+                      *([base.storage] if base.storage else [])])
 
 
 class LoadDemoBase(io.ComfyNode):
@@ -66,8 +68,7 @@ class BaseModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        path = host.base_path(inputs["checkpoint"])
-        return fingerprint([path], path)
+        return fingerprint_of(host.base_path(inputs["checkpoint"]))
 
     @classmethod
     def execute(cls, checkpoint, prediction):

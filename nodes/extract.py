@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from ..trainers.errors import UserError
 from ..trainers.extraction_report import FILE, residual, spread, table
-from ..trainers.families.recognition import fingerprint
+from ..trainers.families.recognition import fingerprint_of
 from ..trainers.spec import checked
 from ..trainers.spec.file_tasks import ExtractionSpec
 from . import host, types
@@ -86,7 +86,7 @@ class ExtractLora(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs):
         chosen = [inputs.get(side) for side in ("tuned", "base")]
         paths = [host.base_path(choice) for choice in chosen if choice and choice != host.CONNECTED]
-        return [fingerprint([path], path) for path in paths]
+        return [fingerprint_of(path) for path in paths]
 
     @classmethod
     def execute(cls, tuned, base, name, tuned_base=None, original_base=None, tuned_model=None, tuned_clip=None,

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from ..trainers.errors import UserError
 from ..trainers.extraction_report import residual, spread
-from ..trainers.families.recognition import fingerprint
+from ..trainers.families.recognition import fingerprint_of
 from ..trainers.spec import checked
 from ..trainers.spec.file_tasks import ConvertSpec, LoraInput, MergeSpec, MetadataSpec
 from . import host, types
@@ -69,7 +69,7 @@ def chosen_rows(chosen, stack) -> list[LoraInput]:
 def files_changed(names) -> list[str]:
     """For fingerprint_inputs: changes when one of the chosen LoRAs does."""
     paths = [host.chosen_lora(name) for name in names if name and name != NONE]
-    return [fingerprint([path], path) for path in paths]
+    return [fingerprint_of(path) for path in paths]
 
 
 class MergeLoras(io.ComfyNode):

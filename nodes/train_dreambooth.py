@@ -3,7 +3,8 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
-from ..trainers.families.recognition import config_folder, recognise
+from ..trainers.families.component_configs import config_folder
+from ..trainers.families.recognition import recognise
 from ..trainers.spec import FullSpec, checked
 from . import host, training, types
 from .training import advanced

@@ -3,7 +3,7 @@ from comfy_api.latest import io
 from safetensors.torch import load_file
 
 from ..trainers import families
-from ..trainers.families.recognition import component_config
+from ..trainers.families.component_configs import component_config
 from ..trainers.spec import MAXIMUM_SEED, LoraSpec, MemorySpec, ObjectiveSpec, RunSpec, checked
 from . import host, training, types
 from .training import advanced, late_batch_inputs, prior_inputs, watching_inputs

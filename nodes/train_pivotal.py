@@ -3,7 +3,7 @@ from comfy_api.latest import io
 from safetensors.torch import load_file
 
 from ..trainers.artifacts.embedding import load_embedding
-from ..trainers.families.recognition import component_config
+from ..trainers.families.component_configs import component_config
 from ..trainers.spec import LoraSpec, PivotalSpec, RunSpec, TextualInversionSpec, checked
 from . import host, training, types
 from .train_textual_inversion import late_word_inputs, word_inputs, word_line

@@ -10,7 +10,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from finetune.trainers.artifacts import ldm_layout
-from finetune.trainers.families.recognition import CONFIGS
+from finetune.trainers.families.component_configs import CONFIGS
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from . import families
 from .baking import bake
 from .errors import Cancelled, UserError
+from .families.component_configs import config_folder
 from .families.protocol import Family
-from .families.recognition import config_folder, recognise
+from .families.recognition import recognise
 from .files import ensure_space
 from .optional import require_modules
 from .spec import BaseModelSpec

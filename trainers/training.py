@@ -81,6 +81,9 @@ class Training:
 
     def __init__(self, spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], bool],
                  accelerator: Accelerator):
+        self.switched = spec.base.zero_terminal_snr and not spec.objective.zero_terminal_snr
+        if self.switched:
+            spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"zero_terminal_snr": True})})
         self.spec, self.run, self.emit, self.stop_requested = spec, run, emit, stop_requested
         self.accelerator, self.device = accelerator, accelerator.device
         self.dtype = dtype_of(accelerator)
@@ -100,7 +103,9 @@ class Training:
                             "would freeze it. Set caption_cache to auto, or train the denoiser alone.")
 
     def execute(self) -> dict:
-        notes = [*self.method.check(self.family, self.spec),
+        notes = [f"{self.spec.base.name} was trained on a noise schedule that ends in pure noise, so zero_terminal_snr is "
+                 "switched on"] if self.switched else []
+        notes += [*self.method.check(self.family, self.spec),
                  *objective_notes(self.spec.base.objective, self.spec.objective)]
         trained_dtype = torch.float32 if self.method.trains_base() else self.dtype
         self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,

@@ -8,7 +8,8 @@ import comfy.sd
 import folder_paths
 
 from ...trainers.errors import UserError
-from ...trainers.families.recognition import CONFIGS, component_config, config_folder, recognise
+from ...trainers.families.component_configs import CONFIGS, component_config, config_folder
+from ...trainers.families.recognition import recognise
 from ...trainers.files import read_json
 from .folders import base_path, output_folder
 from .proof import unmatched_keys, unmatched_tensors

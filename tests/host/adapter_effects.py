@@ -30,7 +30,8 @@ from finetune.nodes import host  # noqa: E402
 from finetune.nodes.host.native import host_model, host_text_options  # noqa: E402
 from finetune.trainers import spec as specs  # noqa: E402
 from finetune.trainers.data.manifest import scan_folder  # noqa: E402
-from finetune.trainers.families.recognition import component_config, recognise  # noqa: E402
+from finetune.trainers.families.component_configs import component_config  # noqa: E402
+from finetune.trainers.families.recognition import recognise  # noqa: E402
 from finetune.trainers.methods import adapters  # noqa: E402
 from finetune.trainers.runs import open_run  # noqa: E402
 from finetune.trainers.training import Training, make_accelerator  # noqa: E402

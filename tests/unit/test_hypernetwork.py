@@ -6,7 +6,7 @@ from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.hypernetwork import read_hypernetwork, save_hypernetwork
 from finetune.trainers.errors import UserError
-from finetune.trainers.families.recognition import CONFIGS
+from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.methods.hypernetwork import Hypernetwork, Network, activates_output
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.runs import open_run

@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 from finetune.trainers.artifacts.ldm_layout import original_unet_name
 from finetune.trainers.artifacts.lora_keys import split_key
 from finetune.trainers.errors import UserError
-from finetune.trainers.families.recognition import CONFIGS
+from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.stacking import LoraEntry, StackRow, entries_from, parse_rows, serialise_rows
 from finetune.trainers.stacking.block_weights import LISTS, PRESETS, parse_block_weights
 from finetune.trainers.stacking.blocks import BLOCKS, place

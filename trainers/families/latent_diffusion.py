@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..artifacts.tensor_files import Entry
 from . import checkpoints, loading
+from .component_configs import component_config
 from .protocol import LatentFormat, TextEncoders
-from .recognition import component_config
 
 ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)$"
 LORA_TARGETS = MappingProxyType({
@@ -109,10 +109,10 @@ class LatentDiffusion:
             trained = {**checkpoints.unet_pieces(denoiser), **self._text_pieces(encoders)}
             yield from checkpoints.pairs_in_file(trained, base)
             return
-        yield from checkpoints.pairs_in_folder(denoiser, loading.component_files(base, "unet", loading.DIFFUSION_STEM))
+        yield from checkpoints.pairs_in_folder(denoiser, loading.component_files(base, "unet"))
         for encoder, module in encoders.items():
             folder = self.text_places[encoder][0]
-            yield from checkpoints.pairs_in_folder(module, loading.component_files(base, folder, loading.TEXT_STEM))
+            yield from checkpoints.pairs_in_folder(module, loading.component_files(base, folder))
 
     def attention_widths(self, base) -> dict[str, frozenset[int]]:
         config = component_config(base, "unet")

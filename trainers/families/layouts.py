@@ -9,7 +9,8 @@ from ..artifacts.weights import Weights
 from ..errors import UserError
 from . import get, loading
 from .checkpoints import plain
-from .recognition import CONFIGS, UNET, component_config, recognise
+from .component_configs import CONFIGS, component_config
+from .recognition import UNET, recognise
 
 
 def weights_of(path: Path, title: str = "") -> Weights:
@@ -22,9 +23,9 @@ def weights_of(path: Path, title: str = "") -> Weights:
         return replace(Weights.of_file(path), title=title)
     base = recognise(str(path), title)
     entries = {UNET + original_unet_name(name, *shape_of(component_config(base, "unet"))): entry
-               for name, entry in _component(base, "unet", loading.DIFFUSION_STEM).items()}
+               for name, entry in _component(base, "unet").items()}
     for component, prefix in get(base.family).text_places.values():
-        entries |= _text(_component(base, component, loading.TEXT_STEM), prefix)
+        entries |= _text(_component(base, component), prefix)
     return Weights(title, entries)
 
 
@@ -54,11 +55,9 @@ def shape_of(config: Mapping) -> tuple[int, list[bool]]:
     return config["layers_per_block"], ["CrossAttn" in block for block in config["up_block_types"]]
 
 
-def _component(base, component: str, stem: str) -> dict[str, Entry]:
-    files = loading.component_files(base, component, stem)
-    if not files:
-        raise UserError(f"{base.name!r} holds no {component}/{stem}.safetensors. Download the model again.")
-    return {name: entry for file in files for name, entry in read_entries(file).items()}
+def _component(base, component: str) -> dict[str, Entry]:
+    return {name: entry for file in loading.component_files(base, component)
+            for name, entry in read_entries(file).items()}
 
 
 def _text(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:

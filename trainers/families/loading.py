@@ -5,6 +5,7 @@ ComfyUI's process, which should neither wait for these libraries nor carry them.
 """
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Mapping
 
 import torch
 from torch import nn
@@ -14,14 +15,16 @@ from ..artifacts.tensor_files import require_finite
 from ..artifacts.weights import Weights
 from ..errors import UserError, reason_of
 from ..words import whole_word
+from .component_configs import CONFIGS, component_config, config_folder
 from .protocol import TextEncoders
-from .recognition import CONFIGS, UNET, component_config, config_folder
+from .recognition import UNET
+from .weight_files import weight_files
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
 SINGLE_FILE_PREFIXES = {"unet": UNET, "vae": "first_stage_model."}
-DIFFUSION_STEM, TEXT_STEM = "diffusion_pytorch_model", "model"
-"""Names of weight files in diffusers folders."""
+LONGEST_VOCABULARY = 50_000_000
+"""Bytes of a file of a tokenizer; CLIP's has one million."""
 
 
 @contextmanager
@@ -38,17 +41,9 @@ def explained(part: str, base):
         ) from problem
 
 
-def _variant(folder: Path, stem: str) -> str | None:
-    """Which weights a diffusers folder holds: None for plain ones, "fp16" where only those were saved."""
-    plain = list(folder.glob(f"{stem}.safetensors")) + list(folder.glob(f"{stem}.safetensors.index.json"))
-    return None if plain else "fp16"
-
-
-def component_files(base, component: str, stem: str) -> list[Path]:
+def component_files(base, component: str) -> list[Path]:
     """The weight files that a component of a diffusers folder is loaded from."""
-    folder = Path(base.path) / component
-    half = _variant(folder, stem) is not None
-    return [file for file in sorted(folder.glob(f"{stem}*.safetensors")) if (".fp16" in file.name) == half]
+    return weight_files(Path(base.path), component, base.name).files
 
 
 def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Module:
@@ -57,8 +52,10 @@ def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Modu
         if base.layout == "diffusers":
             model = model_class.from_pretrained(
                 base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
-                variant=_variant(Path(base.path) / component, DIFFUSION_STEM),
+                variant=weight_files(Path(base.path), component, base.name).variant,
             )
+            for name, tensor in model.state_dict().items():
+                require_finite(tensor, name, f"{base.name}/{component}")
         else:
             model = model_class.from_single_file(
                 read_tensors(base.path, SINGLE_FILE_PREFIXES[component], dtype), config=str(config_folder(base)),
@@ -96,33 +93,28 @@ def load_text_encoder(base, component: str, dtype: torch.dtype, prefix: str, pro
     `prefix` is where a single file keeps it: "….transformer." in transformers' layout, "….model." in OpenCLIP's.
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-    from transformers.utils import logging as transformers_logging
-
     model_class = CLIPTextModelWithProjection if projection else CLIPTextModel
-    transformers_logging.disable_progress_bar()
     with explained(component.replace("_", " "), base):
+        model = model_class(CLIPTextConfig.from_dict(component_config(base, component)))
         if base.layout == "diffusers":
-            model = model_class.from_pretrained(
-                base.path, subfolder=component, torch_dtype=dtype, local_files_only=True, use_safetensors=True,
-                variant=_variant(Path(base.path) / component, TEXT_STEM),
-            )
+            weights = {name: tensor for file in component_files(base, component)
+                       for name, tensor in read_tensors(str(file), "").items()}
         else:
-            model = model_class(CLIPTextConfig.from_dict(component_config(base, component)))
-            _fill_text_encoder(model, base.path, prefix)
+            weights = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(base.path, prefix).items()}
+            if prefix.endswith(".model."):
+                weights = transformers_clip_tensors(weights, model.config.num_hidden_layers)
+        _fill_text_encoder(model, weights, base.name)
     return model.to(dtype).requires_grad_(False).eval()
 
 
-def _fill_text_encoder(model: nn.Module, path: str, prefix: str):
-    weights = {name.removeprefix(prefix): tensor for name, tensor in read_tensors(path, prefix).items()}
-    if prefix.endswith(".model."):
-        weights = transformers_clip_tensors(weights, model.config.num_hidden_layers)
+def _fill_text_encoder(model: nn.Module, weights: Mapping[str, torch.Tensor], title: str):
     wanted = model.state_dict()
     # Old files lack the text_model. prefix, and so do the modules of CLIPTextModel since transformers 5.6.
     bare = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
     found = {name: bare[name.removeprefix("text_model.")] for name in wanted if name.removeprefix("text_model.") in bare}
     missing = [name for name in wanted if name not in found and not name.endswith("position_ids")]
     if missing:
-        raise UserError(f"{Path(path).name!r} holds no complete text encoder: {missing[0]} and {len(missing) - 1} more "
+        raise UserError(f"{title!r} holds no complete text encoder: {missing[0]} and {len(missing) - 1} more "
                         "weights are missing. Use a full checkpoint, not one with the denoiser alone.")
     model.load_state_dict(found, strict=False)
 
@@ -133,7 +125,12 @@ def load_tokenizer(base, component: str, pad_token: str):
 
     folder = Path(base.path) / component
     if base.layout == "diffusers" and (folder / "vocab.json").exists():
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        large = [file.name for file in folder.iterdir() if file.stat().st_size > LONGEST_VOCABULARY]
+        if large:
+            raise UserError(f"{base.name!r} is damaged: {component}/{large[0]} is no file of a tokenizer. Download the "
+                            "model again.")
+        with explained("tokenizer", base):
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     return clip_tokenizer(pad_token)
 
 
@@ -147,7 +144,8 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>"):
 def load_alphas_cumprod(base) -> torch.Tensor:
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
+    with explained("noise schedule", base):
+        return DDPMScheduler.from_config(component_config(base, "scheduler")).alphas_cumprod
 
 
 def load_sampler(base, zero_terminal_snr: bool = False):
@@ -156,10 +154,11 @@ def load_sampler(base, zero_terminal_snr: bool = False):
     from diffusers import DPMSolverMultistepScheduler
 
     rescaled = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing") if zero_terminal_snr else {}
-    return DPMSolverMultistepScheduler.from_config(
-        component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2, prediction_type=base.objective,
-        **rescaled,
-    )
+    with explained("noise schedule", base):
+        return DPMSolverMultistepScheduler.from_config(
+            component_config(base, "scheduler"), algorithm_type="dpmsolver++", solver_order=2,
+            prediction_type=base.objective, **rescaled,
+        )
 
 
 def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:

@@ -10,7 +10,6 @@ from ..artifacts.tensor_files import Entry, entry_of
 from . import loading
 from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
-from .recognition import component_config
 
 V_MARKER, ZERO_MARKER = "v_pred", "ztsnr"
 
@@ -73,7 +72,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     def marked(self, entries: list[Entry], base, zero_terminal: bool) -> list[Entry]:
         """ComfyUI takes SDXL for v-prediction by an empty tensor of that name, with pure noise at the end by another."""
-        zero_terminal = zero_terminal or component_config(base, "scheduler").get("rescale_betas_zero_snr", False)
+        zero_terminal = zero_terminal or base.zero_terminal_snr
         wanted = [V_MARKER, ZERO_MARKER] if zero_terminal else [V_MARKER]
         if base.objective != "v_prediction":
             return [entry for entry in entries if entry.name not in (V_MARKER, ZERO_MARKER)]

@@ -44,6 +44,10 @@ class BaseModelSpec(Part):
     fingerprint: str
     configs: str = ""
     """Folder with the component configs of a single file; empty: the family's own."""
+    zero_terminal_snr: bool = False
+    """The file says that its noise schedule ends in pure noise."""
+    storage: str = ""
+    """How the file keeps its weights where that is not in full: "scaled fp8" or "fp8"."""
 
 
 class PriorSpec(Part):
