@@ -25,9 +25,12 @@ from .report import finish
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 300
 """Seconds for one test. A change that lets it hang is not noticed."""
-PRELOADED = ("pytest", "torch", "accelerate", "peft", "PIL.Image", "safetensors.torch", "transformers.models.clip",
-             "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
-             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion", "pydantic")
+PRELOADED = ("pytest", "hypothesis", "torch", "accelerate", "peft", "PIL.Image", "pydantic", "safetensors.torch",
+             "transformers.models.clip", "diffusers.training_utils", "diffusers.optimization", "diffusers.guiders",
+             "diffusers.schedulers.scheduling_unipc_multistep", "diffusers.schedulers.scheduling_dpmsolver_sde",
+             "diffusers.pipelines.onnx_utils",
+             "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+             "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl")
 """Imported once, before the processes that run the tests are forked from this one."""
 
 

@@ -1,6 +1,7 @@
 """Changes of the pack that a test must notice, each as a real fault would look: a sign, a step forgotten, an argument that
 nobody reads. One file per part of the pack."""
-from . import data, files, foreign, host, methods, numbers, training
+from . import data, files, folders, foreign, host, methods, numbers, training
 from .mutation import Mutation
 
-ALL: list[Mutation] = [each for part in (training, numbers, methods, data, files, foreign, host) for each in part.MUTATIONS]
+PARTS = training, numbers, methods, data, files, foreign, folders, host
+ALL: list[Mutation] = [each for part in PARTS for each in part.MUTATIONS]

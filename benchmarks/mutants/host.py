@@ -5,9 +5,6 @@ PATCH, STACK = "nodes/host/stack_patch.py", "nodes/host/stack.py"
 EFFECTS = "host/test_stack_effects.py"
 
 MUTATIONS = [
-    Mutation("the stack's strength is ignored", PATCH,
-             "scales = [scale * strength for _, down, scale in group",
-             "scales = [scale for _, down, scale in group", EFFECTS),
     Mutation("LoRAs beyond a joined group are left out", PATCH,
              "        if ranks >= MAXIMUM_RANK or factor is factors[-1]:\n",
              "        if ranks >= MAXIMUM_RANK or factor is factors[0]:\n",

@@ -154,7 +154,7 @@ MUTATIONS = [
              "signal * noise - spread * latents",
              "signal * noise + spread * latents", "unit/test_watching.py::test_validation_equals_plain_diffusers"),
     Mutation("validation keeps dropout on", VALIDATION,
-             "accelerator.unwrap_model(model).eval()", "accelerator.unwrap_model(model).train()", "unit/test_watching.py"),
+             "accelerator.unwrap_model(model).eval()", "accelerator.unwrap_model(model).train()", "unit/test_validation.py"),
     Mutation("validation does not use the mean", WATCHING,
              "        with training.mean_weights():\n", "        if True:\n",
              "unit/test_watching.py::test_what_is_measured_and_drawn_are_the_mean_weights_that_are_saved"),

@@ -8,6 +8,7 @@ from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.adapters import Columns, DoraWeight, LohaWeight, LokrWeight, compare_columns
 from finetune.trainers.artifacts.lora import LoraWeight
+from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.metadata import lora_metadata
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.protocol import TextEncoders
@@ -232,6 +233,21 @@ def test_change_norms_are_those_of_the_products():
     lora = LoraWeight("a", b, a * 0, 2.0)
     same = Columns(torch.rand(8, generator=draw), torch.zeros(8), torch.zeros(8))
     assert DoraWeight(lora, same.norms()[None], same).change_norm() == 0
+
+
+@pytest.mark.parametrize("adapter", ["lora", "loha", "lokr"])
+def test_a_file_holds_the_change_that_was_trained(adapter, tmp_path):
+    """Of every layer, with an alpha that is not the rank: read back, it is what peft adds to the base's weight."""
+    method, parts, _ = attached(adapter=adapter, rank=2, alpha=0.5, file_precision="fp32", text=True)
+    disturbed(parts.denoiser)
+    method.save(parts, tmp_path, "file", {})
+    stored, family = read_lora(tmp_path / "file.safetensors").layers, families.get("sd1")
+    for name, layer in layers_of(parts).items():
+        change = layer.get_delta_weight(adapters.ADAPTER).detach().flatten(1)
+        found = stored.pop(family.denoiser_key(parts.denoiser, name)).change().flatten(1)
+        torch.testing.assert_close(found.reshape(change.shape), change, rtol=1e-4, atol=1e-7)
+        assert change.abs().max() > 1e-6
+    assert stored and all(key.startswith("lora_te_") for key in stored)
 
 
 def test_lokr_has_its_scale_where_readers_look_for_it():

@@ -6,8 +6,9 @@ import tracemalloc
 
 import pytest
 import torch
+from finetune.trainers.artifacts import tensor_header
 from finetune.trainers.artifacts.tensor_files import read_entries
-from finetune.trainers.artifacts.tensor_header import read_header
+from finetune.trainers.artifacts.tensor_header import MAXIMUM_HEADER, read_header
 from finetune.trainers.errors import UserError
 from safetensors.torch import save_file
 
@@ -66,6 +67,29 @@ def test_no_room_for_a_header(content, tmp_path):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(content)
     with pytest.raises(UserError, match="'cut.safetensors' is not a safetensors file"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("length, size", [(2**60, 10), (100, 10), (3, 10), (MAXIMUM_HEADER + 1, MAXIMUM_HEADER + 100)])
+def test_no_header_is_read_that_is_longer_than_the_file_or_the_format_allows(length, size, tmp_path, monkeypatch):
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(struct.pack("<Q", length))
+    os.truncate(path, size)  # what is behind takes no room on the disk
+    monkeypatch.setattr(tensor_header, "_parsed", lambda data: pytest.fail(f"{len(data)} bytes were read"))
+    with pytest.raises(UserError, match="its header is longer than the file or than the format allows"):
+        read_header(path)
+
+
+def test_entries_are_counted_before_they_are_parsed(tmp_path, monkeypatch):
+    header = {f"{number}": {**TENSOR, "data_offsets": [24 * number, 24 * number + 24]} for number in range(9)}
+    path = write(tmp_path / "many.safetensors", header, bytes(9 * 24))
+    assert len(read_header(path)[0]) == 9
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="more entries than any model"):
+        patch.setattr(tensor_header, "MAXIMUM_TENSORS", 8)
+        read_header(path)
+    monkeypatch.setattr(tensor_header, "MAXIMUM_PIECES", 50)
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("it was parsed"))
+    with pytest.raises(UserError, match="more entries than any model"):
         read_header(path)
 
 

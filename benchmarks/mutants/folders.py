@@ -1,0 +1,62 @@
+"""Folders of images as other people keep them: links, caption files, projects."""
+from .mutation import Mutation
+
+SOURCES, PAIRING, PROJECTS = "trainers/data/sources.py", "trainers/data/caption_pairing.py", "trainers/data/projects.py"
+SEARCH = "trainers/data/caption_search.py"
+TESTS = "unit/test_dataset_folders.py unit/test_sources.py unit/test_zoo.py"
+
+MUTATIONS = [
+    Mutation("files behind links out of the dataset are read", SOURCES,
+             'return LEADS_OUT if entry.is_symlink() and not inside(os.path.realpath(entry.path), home) else "file"',
+             'return "file"', TESTS),
+    Mutation("links inside the dataset are not followed", SOURCES,
+             'return LEADS_OUT if entry.is_symlink() and not inside(os.path.realpath(entry.path), home) else "file"',
+             'return LEADS_OUT if entry.is_symlink() else "file"', TESTS),
+    Mutation("folders behind links out are entered", SOURCES,
+             "if not any(inside(real, other) for other in allowed):", "if False:", TESTS),
+    Mutation("the host's folders are not followed into", SOURCES,
+             "if not any(inside(real, other) for other in allowed):", "if True:", TESTS),
+    Mutation("what lies in a linked folder leads out of it", SOURCES,
+             "                child.home = real\n", "                child.home = os.sep\n", TESTS),
+    Mutation("a folder beside one of the same beginning is inside it", SOURCES,
+             "path.startswith(folder.rstrip(os.sep) + os.sep)", "path.startswith(folder)", TESTS),
+    Mutation("masks behind links are read", SOURCES,
+             "    if not inside(os.path.realpath(path), folder.home):\n", "    if False:\n", TESTS),
+    Mutation("a loop of links is entered again", SOURCES,
+             "            if (status.st_dev, status.st_ino) in entered:\n", "            if len(entered) > 50:\n", TESTS),
+    Mutation("pipes and devices are opened", SOURCES,
+             '    return "it is no file, but a pipe or a device"', '    return "file"', TESTS),
+    Mutation("repeats of a folder are ignored", SOURCES,
+             "child.repeats, child.caption, child.numbered = int(number[1]), number[2].strip(), True",
+             "child.repeats, child.caption, child.numbered = 1, number[2].strip(), True", TESTS),
+    Mutation("hidden files are read", SOURCES, '        if name.startswith("."):\n', "        if False:\n", TESTS),
+    Mutation("a farther name counts beside the own", PAIRING,
+             "owners = [path.name for path in owners if path.name not in closer]",
+             "owners = [path.name for path in owners]", TESTS),
+    Mutation("a.png.txt belongs to nobody", PAIRING,
+             "            owners, distance = names.get(file.stem), 1\n", "            owners, distance = None, 1\n", TESTS),
+    Mutation("a name that means two images is given to both", PAIRING,
+             "near if len({path.stem for path in near}) == 1 else []", "near", TESTS),
+    Mutation("lost caption files are not named", PAIRING,
+             "            pairing.lost.append(file)\n    for distance", "            pass\n    for distance", TESTS),
+    Mutation(".caption goes before .txt", PAIRING,
+             "return READ_SUFFIXES.index(file.suffix.lower()), file",
+             "return -READ_SUFFIXES.index(file.suffix.lower()), file", TESTS),
+    Mutation("inexact names are not told", PAIRING,
+             "                pairing.inexact.append(file)\n", "                pass\n", TESTS),
+    Mutation("regularization images are trained", PROJECTS,
+             "return [path for path in below if path not in classes], False", "return list(below), False", TESTS),
+    Mutation("a project's other folders are read", PROJECTS,
+             "    return [project], not subfolders\n", "    return list(below), not subfolders\n", TESTS),
+    Mutation("repeats of a project need a setting", PROJECTS,
+             "    return [project], not subfolders\n", "    return [project], False\n", TESTS),
+    Mutation("any folder called images is a project", PROJECTS,
+             "if images is None or not (names.keys() & (CLASS_FOLDERS | OTHER_FOLDERS)):", "if images is None:", TESTS),
+    Mutation("metadata goes before a caption file", SEARCH,
+             'found = {"file": next(filter(None, texts), ""), "metadata": self._described(folder, picture),\n             '
+             '    "folder"',
+             'found = {"metadata": self._described(folder, picture), "file": next(filter(None, texts), ""),\n             '
+             '    "folder"',
+             TESTS),
+    Mutation("an empty caption file counts", SEARCH, 'next(filter(None, texts), "")', '(texts or [""])[0]', TESTS),
+]
