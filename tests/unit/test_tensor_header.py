@@ -61,6 +61,21 @@ def test_a_header_that_cannot_be_true_is_one_sentence_with_the_file(header, tmp_
         assert str(told.value).isprintable()
 
 
+@pytest.mark.parametrize("header, data, reason", [
+    ({}, b"", "it holds no tensors"), ({"__metadata__": {"a": "b"}}, b"", "it holds no tensors"),
+    (entry(shape=[2**40, 0], data_offsets=[0, 0]), b"", "the shape of a is none"),
+    (entry(dtype="F4", shape=[3], data_offsets=[0, 1]), b"1", "the shape of a does not fill whole bytes"),
+    (entry(data_offsets=[0, 2**63]), bytes(24), "the place of a is none"),
+    (entry(shape=[1] * 9), bytes(4), "the shape of a is none"),
+    ({"a": TENSOR, "b": {**TENSOR, "data_offsets": [12, 36]}}, bytes(36), "the place of b does not fit"),
+    (entry(), bytes(25), "1 bytes follow behind its last tensor"),
+])
+def test_what_nothing_else_in_a_header_shows_is_told(header, data, reason, tmp_path):
+    """One thing is wrong in each, and no other check could refuse the file for it."""
+    with pytest.raises(UserError, match=reason):
+        read_header(write(tmp_path / "odd.safetensors", header, data))
+
+
 @pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 8, struct.pack("<Q", 2**60) + b"{}",
                                      struct.pack("<Q", 100) + b"{}"])
 def test_no_room_for_a_header(content, tmp_path):
@@ -118,6 +133,11 @@ def test_metadata_of_other_types_are_left_out(metadata, read, tmp_path):
     path = write(tmp_path / "odd.safetensors", {"__metadata__": metadata, **entry()})
     tensors, found = read_header(path)
     assert found == read and tensors == entry()
+
+
+def test_halves_of_characters_in_metadata_become_signs_that_can_be_stored(tmp_path):
+    text = json.dumps({"__metadata__": {"a\ud800": "b\udfffc", "ü": "日本"}, **entry()}).encode()
+    assert read_header(write(tmp_path / "odd.safetensors", text))[1] == {"a?": "b?c", "ü": "日本"}
 
 
 def test_what_the_format_allows_is_read(tmp_path):
