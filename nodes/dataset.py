@@ -4,9 +4,11 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..trainers.data.colours import hexadecimal
+from ..trainers.data.combining import size_range
 from ..trainers.data.manifest import Subfolders, scan_folder
 from ..trainers.data.pictures import WHITE
 from ..trainers.data.sources import folder_state
+from ..trainers.words import counted
 from . import host, types
 
 IGNORE = get_args(Subfolders)[0]
@@ -68,8 +70,5 @@ class LoadImageDataset(io.ComfyNode):
 
 
 def summarise(dataset) -> str:
-    widths, heights = zip(*(picture.size for picture in dataset.pictures))
-    size = f"{min(widths)}×{min(heights)}" + (
-        f" to {max(widths)}×{max(heights)}" if len(set(widths)) + len(set(heights)) > 2 else "")
-    lines = [f"{len(dataset.pictures)} pictures of {size} pixels in {dataset.name}"]
-    return "\n".join([*lines, *(note[0].upper() + note[1:] for note in dataset.notes)])
+    first = f"{counted(len(dataset.pictures), 'picture')} of {size_range(dataset.pictures)} in {dataset.name}"
+    return "\n".join([first, *(note[0].upper() + note[1:] for note in dataset.notes)])

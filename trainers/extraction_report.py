@@ -1,7 +1,9 @@
 """What an extracted LoRA keeps of a change, as a picture and as a table."""
 from typing import Mapping, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .fonts import font_and_text
 
 FILE = "report.png"
 WIDTH, MARGIN, ROW, SCALE = 960, 24, 22, 2
@@ -127,7 +129,8 @@ class _Page:
         self.draw = ImageDraw.Draw(self.picture)
 
     def text(self, x: float, y: float, words: str, colour=INK, anchor: str = "lm", size: int = 14):
-        self.draw.text((x * SCALE, y * SCALE), words, colour, ImageFont.load_default(size * SCALE), anchor=anchor)
+        font, words = font_and_text(words, size * SCALE)
+        self.draw.text((x * SCALE, y * SCALE), words, colour, font, anchor=anchor)
 
     def box(self, left: float, top: float, right: float, bottom: float, colour):
         self.draw.rectangle([left * SCALE, top * SCALE, max(left, right) * SCALE, bottom * SCALE], colour)

@@ -2,7 +2,7 @@
 from functools import lru_cache
 from typing import Sequence
 
-from PIL import ImageFont
+from PIL import ImageDraw, ImageFont
 
 # Fonts of Windows, macOS and Linux by file name, which Pillow looks for in the system's folders; many scripts first.
 SYSTEM_FONTS = (
@@ -10,6 +10,8 @@ SYSTEM_FONTS = (
     "Arial Unicode.ttf", "ARIALUNI.TTF", "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Hiragino Sans GB.ttc", "PingFang.ttc",
     "AppleSDGothicNeo.ttc", "segoeui.ttf", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf",
 )
+LONGEST = 2000
+"""Characters that are looked at: no line of a picture holds as many."""
 MISSING = "□"
 PLAIN = str.maketrans({"×": "x", "’": "'", "‘": "'", "“": '"', "”": '"'})
 """For signs that are no reason to take another font."""
@@ -18,7 +20,7 @@ PLAIN = str.maketrans({"×": "x", "’": "'", "‘": "'", "“": '"', "”": '"'
 def font_and_text(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
     """A font that has all letters of `text`, and the text; else the font with the most of them, and the text with a box for
     each letter that it lacks."""
-    text = text.translate(PLAIN)
+    text = drawable(text).translate(PLAIN)
     best, lacking = _fonts(size)[0], set(text)
     for font in _fonts(size):
         missing = {letter for letter in set(text) if not _has(font, letter)}
@@ -28,6 +30,27 @@ def font_and_text(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
             break
     box = MISSING if _has(best, MISSING) else "?"
     return best, "".join(box if letter in lacking else letter for letter in text)
+
+
+def drawable(text: str) -> str:
+    """Text as one line without signs that only steer others, such as those that turn the reading direction: Pillow measures
+    no line breaks."""
+    return "".join(sign if sign.isprintable() else " " if sign.isspace() else "" for sign in text)
+
+
+def fitted(draw: ImageDraw.ImageDraw, text: str, font, width: float, ellipsis: str = "…") -> str:
+    """The text as one line, cut where it is wider than `width` pixels."""
+    text = drawable(text[:LONGEST])
+    if draw.textlength(text, font) <= width:
+        return text
+    few, many = 0, len(text)
+    while many - few > 1:
+        middle = (few + many) // 2
+        if draw.textlength(text[:middle].rstrip() + ellipsis, font) <= width:
+            few = middle
+        else:
+            many = middle
+    return text[:few].rstrip() + ellipsis
 
 
 @lru_cache(maxsize=8)

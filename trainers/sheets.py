@@ -8,6 +8,8 @@ from typing import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .fonts import fitted
+
 SMALLEST, LARGEST = 192, 256
 """Pixels of a picture's side: smaller ones are enlarged to be looked at; in the strip larger ones are reduced."""
 COLUMNS = 8
@@ -75,9 +77,5 @@ def _first_column(sheet: Image.Image, rows: int, columns: int) -> list[Image.Ima
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, font, width: float) -> str:
-    """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    """`text` as one line, cut with an ellipsis where it would be wider than `width` pixels."""
+    return fitted(draw, text, font, width)

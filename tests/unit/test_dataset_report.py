@@ -58,7 +58,7 @@ def test_findings_and_figures(folder, tokenizer):
         inside = [1 - crop.kept for crop in crops if crop.bucket == bucket]
         assert len(inside) == number and lost == pytest.approx(sum(inside) / number)
     text = as_text(report)
-    for words in ("input/mine: 6 pictures from 96×96 to 700×600 pixels, 6 with captions, 12 in a round with repeats.",
+    for words in ("input/mine: 6 pictures of 96×96 to 700×600 pixels, 6 with captions, 12 in a round with repeats.",
                   "- blurred: 1 picture has no sharp edges", "2.png (No. 3)", "0.png (No. 1), 5.png (No. 6)",
                   "dog 6, number 6, ohwx 5",
                   "LoRA: 10 to 20 are usual; with 6", "show each 42 to 133 times"):

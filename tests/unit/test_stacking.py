@@ -195,6 +195,26 @@ def test_prompts(prompt, clean, mention):
     assert (text, (found.name, found.model, found.text, found.blocks)) == (clean, mention)
 
 
+@pytest.mark.parametrize("tag, file", [
+    ("<lora:name :0.8>", "name .safetensors"), ("<lora: name:0.8>", " name.safetensors"),
+    ("<lora:name:0.8 >", "name.safetensors"), ("<lora:\nname\n:0.8>", "name.safetensors"),
+    ("< lora:name : 0.8 : te = 0.8 >", "name.safetensors"), ("<lora :  NAME :0.8>", "sub/name .safetensors"),
+    ("<lora:two  words:0.8>", "two words.safetensors"), ("<lora:sub / name.safetensors :.8>", "sub/name .safetensors"),
+    ("<lora:'name':0.8>", "name.safetensors"), ("<lora:caf\u00e9:0.8>", "cafe\u0301.safetensors"),
+])
+def test_blanks_in_tags(tag, file):
+    others = ["other.safetensors", "na me.safetensors"]
+    clean, mentions = read_prompt(f"a {tag} b")
+    assert clean == "a b" and rows_of(mentions, [*others, file]) == (
+        [StackRow(lora=file, model=0.8, text=0.8)], [])
+
+
+def test_blanks_around_a_name_may_belong_to_it():
+    choices = ["name.safetensors", "name .safetensors", "Name.safetensors"]
+    assert [resolve(name, choices) for name in ("name", "name ", " name", "Name", "NAME")] == [
+        choices[0], choices[1], choices[0], choices[2], choices[0]]
+
+
 def test_prompts_in_the_other_order_and_with_faults():
     _, (mention,) = read_prompt("<lora:ink:0.8:0.6:step=3-5>", TEXT_FIRST)
     assert (mention.model, mention.text) == (0.6, 0.8) and "step=" in mention.notes[0]

@@ -5,6 +5,7 @@ from typing import Sequence
 
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
+from ..words import clause
 from .manifest import MOST_REPEATS
 from .split import split
 
@@ -68,8 +69,16 @@ def copy_notes(pictures: Sequence[Picture]) -> list[str]:
             copies.append(picture)
     if not copies:
         return []
-    return [f"{len(copies)} of {len(pictures)} pictures are copies of others and count twice, "
+    return [f"{clause(len(copies), 'picture', 'are copies of others and count twice', len(pictures))}, "
             f"{copies[0].name} of {first[copies[0].digest].name} for example"]
+
+
+def size_range(pictures: Sequence[Picture]) -> str:
+    """"512×512 pixels", or the sizes of the picture with the fewest pixels and of that with the most."""
+    sizes = [picture.size for picture in pictures]
+    smallest, largest = (f"{width}×{height}" for width, height in (
+        choose(sizes, key=lambda size: (size[0] * size[1], size)) for choose in (min, max)))
+    return f"{smallest} pixels" if smallest == largest else f"{smallest} to {largest} pixels"
 
 
 def share_lines(parts: Sequence[Concept]) -> list[str]:

@@ -4,7 +4,7 @@ Hashes of 64 bits see little but the layout, which things on a white ground have
 cropped a little. So colour pictures of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
 cutting up to a seventh of either away: copies then agree everywhere, and other pictures differ strongly somewhere.
 """
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -29,16 +29,18 @@ def fingerprint(picture: Image.Image) -> bytes:
     return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC if enlarged else Image.Resampling.BOX).tobytes()
 
 
-def similar_groups(prints: Sequence[bytes | None]) -> list[tuple[int, ...]]:
-    """Groups of two or more places whose pictures are copies of each other, mirrored ones among them."""
+def similar_groups(prints: Sequence[bytes | None],
+                   on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[tuple[int, ...]]:
+    """Groups of two or more places whose pictures are copies of each other, mirrored ones among them. `on_progress` is told
+    how many pictures of how many are compared with all others."""
     places = [place for place, each in enumerate(prints) if each]
     groups: dict[int, list[int]] = {}
-    for place, group in zip(places, _groups([prints[place] for place in places])):
+    for place, group in zip(places, _groups([prints[place] for place in places], on_progress)):
         groups.setdefault(int(group), []).append(place)
     return sorted(tuple(members) for members in groups.values() if len(members) > 1)
 
 
-def _groups(prints: Sequence[bytes], rows: int = 256) -> np.ndarray:
+def _groups(prints: Sequence[bytes], on_progress: Callable[[int, int], None], rows: int = 256) -> np.ndarray:
     """The number of each picture's group: int64 [count].
 
     Pairs are sorted out by a quarter of the pixels, `rows` pictures at a time, so that memory stays small; pairs that are in
@@ -57,7 +59,7 @@ def _groups(prints: Sequence[bytes], rows: int = 256) -> np.ndarray:
     for place in np.flatnonzero(plain):
         join(place, np.flatnonzero(plain & (np.abs(colours - colours[place]).max(axis=1) < 3)))
     itself = _normalised(_halved(pixels))
-    for turned in (pixels, pixels[:, :, ::-1]):
+    for half, turned in enumerate((pixels, pixels[:, :, ::-1])):
         fine, coarse = _normalised(turned), _normalised(_halved(turned))
         for start in range(0, len(prints), rows):
             near = (itself[start:start + rows] @ coarse.T > POSSIBLE) & ~plain & ~plain[start:start + rows, None]
@@ -69,6 +71,7 @@ def _groups(prints: Sequence[bytes], rows: int = 256) -> np.ndarray:
                     aligned = agreement.max(axis=1) > ALIGNED
                     difference = _normalised(cuttings)[agreement[aligned].argmax(axis=1)] - fine[possible[aligned]]
                     join(place, possible[aligned][_largest_difference(difference) < DIFFERENT])
+            on_progress((half * len(prints) + min(start + rows, len(prints))) // 2, len(prints))
     return group
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 
 from ..spec import DatasetSpec
+from ..words import clause, counted
 from .advice import advice
 from .buckets import Crop, bucket_sizes, fit
+from .combining import size_range
 from .fingerprints import similar_groups
 from .lint import CLIP_TOKENS, count, frequencies, lint
 from .quality import (
@@ -67,26 +69,28 @@ def examine(dataset: DatasetSpec, resolution: int, tokenizer, trigger: str = "",
                 on_progress("looking at pictures", done, len(pictures))
         finally:
             pool.shutdown(cancel_futures=True)
-    on_progress("comparing pictures and captions", len(pictures), len(pictures))
     sizes = bucket_sizes(resolution)
     crops = tuple(fit(picture.size, sizes) for picture in pictures)
     trigger = trigger or dataset.trigger
-    findings = [*copies(dataset, measured), *picture_findings(measured, crops, resolution),
-                *lint(dataset, trigger, tokenizer, room)]
+    findings = [*copies(dataset, measured, lambda done, total: on_progress("comparing pictures", done, total)),
+                *picture_findings(measured, crops, resolution)]
+    on_progress("checking captions", len(pictures), len(pictures))
+    findings += lint(dataset, trigger, tokenizer, room)
     return Report(dataset, trigger, resolution, tuple(measured), crops, tuple(findings),
                   tuple(frequencies([picture.caption for picture in pictures])))
 
 
 # ---- findings on pictures ------------------------------------------------------------------------------------------
 
-def copies(dataset: DatasetSpec, measured: Sequence[Measured | None]) -> list[Finding]:
+def copies(dataset: DatasetSpec, measured: Sequence[Measured | None],
+           on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
     """Files with the same content, and pictures that are the same to the eye."""
     pictures, by_digest = dataset.pictures, {}
     for place, picture in enumerate(pictures):
         by_digest.setdefault(picture.digest, []).append(place)
     same = [tuple(places) for places in by_digest.values() if len(places) > 1]
     firsts = [places[0] for places in by_digest.values()]
-    alike = similar_groups([measured[place] and measured[place].fingerprint for place in firsts])
+    alike = similar_groups([measured[place] and measured[place].fingerprint for place in firsts], on_progress)
     near = [tuple(firsts[place] for place in group) for group in alike]
     advice_for = "They count as often as they are there. Keep one, or use repeats."
     findings = []
@@ -94,7 +98,7 @@ def copies(dataset: DatasetSpec, measured: Sequence[Measured | None]) -> list[Fi
                                      ("near-duplicates", "near-duplicate", near, "look almost alike")):
         if groups:
             places = tuple(place for group in groups for place in group)
-            text = f"{len(places)} pictures {what}: {listed_groups(groups)}. {advice_for}"
+            text = f"{clause(len(places), 'picture', what)}: {listed_groups(groups)}. {advice_for}"
             findings.append(Finding(kind, mark, text, places))
     return findings
 
@@ -168,12 +172,9 @@ def buckets(report: Report) -> list[tuple[tuple[int, int], int, float]]:
 
 def size_line(report: Report) -> str:
     pictures = report.dataset.pictures
-    pixels = sorted(pictures, key=lambda picture: picture.size[0] * picture.size[1])
-    smallest, largest = (f"{each.size[0]}×{each.size[1]}" for each in (pixels[0], pixels[-1]))
-    sizes = f"of {smallest} pixels" if smallest == largest else f"from {smallest} to {largest} pixels"
     seen = sum(picture.repeats for picture in pictures)
     masks, captions = sum(bool(each.mask) for each in pictures), sum(bool(each.caption) for each in pictures)
-    parts = [f"{len(pictures)} pictures {sizes}", f"{captions} with captions"]
+    parts = [f"{counted(len(pictures), 'picture')} of {size_range(pictures)}", f"{captions} with captions"]
     parts += [f"{seen} in a round with repeats"] if seen != len(pictures) else []
     parts += [f"{masks} with masks"] if masks else []
     return ", ".join(parts)
@@ -187,7 +188,7 @@ def as_text(report: Report, shown: int = 30) -> str:
     """The whole report in words: findings with the names of their pictures, figures, tags, advice."""
     names = [picture.name for picture in report.dataset.pictures]
     lines = [f"{report.dataset.name}: {size_line(report)}.", ""]
-    lines += [f"{len(report.findings)} findings:" if report.findings else "Nothing to complain about."]
+    lines += [f"{counted(len(report.findings), 'finding')}:" if report.findings else "Nothing to complain about."]
     for finding in report.findings:
         lines.append(f"- {finding.kind}: {finding.text}")
         if finding.pictures:

@@ -5,8 +5,9 @@ from typing import Sequence
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
-from ..fonts import font_and_text
+from ..fonts import fitted, font_and_text
 from ..sheets import spread
+from ..words import counted
 from .lint import cut_at, shortened
 from .pictures import read_picture
 from .report import Report, advice_lines, aspects, buckets, size_line
@@ -101,7 +102,8 @@ def _bars(page: "_Page", top: int, title: str, rows: Sequence[tuple[str, int, st
 def _findings(page: "_Page", top: int, report: Report) -> int:
     lines = [(finding.kind, finding.text) for finding in report.findings]
     lines += [("note", f"{note}.") for note in report.dataset.notes]
-    page.text(MIDDLE, top, f"{len(report.findings)} findings" if report.findings else "Nothing to complain about", LARGE)
+    count = len(report.findings)
+    page.text(MIDDLE, top, counted(count, "finding") if count else "Nothing to complain about", LARGE)
     top += 40
     for kind, text in lines[:SHOWN_FINDINGS]:
         page.box(MIDDLE, top + 3, MIDDLE + 5, top + 20, GREY if kind == "note" else ORANGE)
@@ -213,17 +215,3 @@ def wrapped(draw: ImageDraw.ImageDraw, text: str, font, width: int, most: int) -
     if words and lines:
         lines[-1] = fitted(draw, f"{lines[-1]} {words[0]}…", font, width)
     return lines
-
-
-def fitted(draw: ImageDraw.ImageDraw, text: str, font, width: int, ellipsis: str = "…") -> str:
-    """The text, cut where it is wider than `width` pixels."""
-    if draw.textlength(text, font) <= width:
-        return text
-    few, many = 0, min(len(text), width)
-    while many - few > 1:
-        middle = (few + many) // 2
-        if draw.textlength(text[:middle].rstrip() + ellipsis, font) <= width:
-            few = middle
-        else:
-            many = middle
-    return text[:few].rstrip() + ellipsis

@@ -8,10 +8,11 @@ from pathlib import PurePosixPath
 from typing import Iterable, Mapping, Sequence
 
 from ..errors import UserError
+from ..words import folded
 from .block_weights import LIMIT, parse_block_weights, shown
 from .rows import StackRow
 
-_TAG = re.compile(r"<(?:lora|lyco|loha|lokr):([^<>]*)>", re.IGNORECASE)
+_TAG = re.compile(r"<\s*(?:lora|lyco|loha|lokr)\s*:([^<>]*)>", re.IGNORECASE)
 MODEL_FIRST, TEXT_FIRST = "model, text", "text, model"
 
 
@@ -31,7 +32,8 @@ def read_prompt(prompt: str, order: str = MODEL_FIRST) -> tuple[str, list[Mentio
 
     `<lora:name>`, `<lora:name:0.8>` (both strengths), `<lora:name:0.8:0.6>`, `<lora:name:unet=0.8:te=0.6>`, and
     `:lbw=` with a preset or a list of block weights; a third part without a name is block weights too, as in LoRA Block
-    Weight. `order` says what the two numbers are: ComfyUI's packs write the model's first, Automatic1111 the text's.
+    Weight. `order` says what the two numbers are: ComfyUI's packs write the model's first, Automatic1111 the text's. Blanks
+    may stand anywhere; those around a name may belong to it, which `resolve` finds out.
     """
     mentions = [_mention(match[1], order) for match in _TAG.finditer(prompt)]
     return _tidy(_TAG.sub("\0", prompt)), mentions
@@ -46,10 +48,11 @@ def _tidy(text: str) -> str:
 
 
 def _mention(content: str, order: str) -> Mention:
-    name, *pieces = (piece.strip() for piece in content.split(":"))
+    written, *pieces = content.split(":")
+    name = written.strip()
     numbers, named, notes = [], {}, []
-    for piece in pieces:
-        key, equals, value = piece.partition("=")
+    for piece in map(str.strip, pieces):
+        key, equals, value = (part.strip() for part in piece.partition("="))
         if equals and key.lower() in ("unet", "te", "lbw", "model", "clip", "text"):
             named[key.lower()] = value
         elif equals:
@@ -68,7 +71,7 @@ def _mention(content: str, order: str) -> Mention:
     # One named strength alone stands for both, as in Automatic1111.
     model, text = (text if model is None else model), (model if text is None else text)
     model, text = (1.0 if value is None else value for value in (model, text))
-    return Mention(name.strip("\"'"), model, text, named.get("lbw", ""), tuple(notes))
+    return Mention(name.strip("\"'") if name[:1] in ("'", '"') else written, model, text, named.get("lbw", ""), tuple(notes))
 
 
 def _strength(value: str, name: str) -> float:
@@ -84,14 +87,19 @@ def _strength(value: str, name: str) -> float:
 
 def resolve(name: str, choices: Sequence[str]) -> str | None:
     """The file that a name means: its path relative to a loras folder, or its last part, with or without suffix, whatever
-    the case. The first match in the order of `choices` wins; None when there is none."""
+    the case, the encoding of accents and the blanks around it. What is most alike wins, then what is first in `choices`;
+    None when there is none."""
     wanted = name.replace("\\", "/").strip("/")
-    for spelled in (lambda text: text, str.lower):
+    for spelled in (str, _alike):
         for form in (_whole, _without_suffix, _last, _stem):
             for choice in choices:
                 if spelled(form(choice)) == spelled(wanted):
                     return choice
     return None
+
+
+def _alike(name: str) -> str:
+    return re.sub(r" ?([/.]) ?", r"\1", " ".join(folded(name).split()))
 
 
 def _whole(choice: str) -> str:
@@ -116,9 +124,10 @@ def rows_of(mentions: Iterable[Mention], choices: Sequence[str]) -> tuple[list[S
     for mention in mentions:
         file = resolve(mention.name, choices)
         if file is None:
-            near = difflib.get_close_matches(mention.name.lower(), {_stem(choice).lower(): 0 for choice in choices}, 3)
+            stems = {_alike(_stem(choice)): 0 for choice in choices}
+            near = difflib.get_close_matches(_alike(mention.name), stems, 3)
             hint = f" Did you mean {', '.join(near)}?" if near else ""
-            unknown.append(f"There is no LoRA {shown(mention.name)} in the loras folders.{hint}")
+            unknown.append(f"There is no LoRA {shown(mention.name.strip())} in the loras folders.{hint}")
             continue
         if mention.blocks and not _fits_any(mention.blocks):
             parse_block_weights(mention.blocks)
