@@ -6,7 +6,7 @@ much of its energy the file keeps is known for every layer, in the precision of 
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Callable, Iterable, Mapping
+from typing import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from . import families
 from .artifacts.lora import PRECISIONS, LoraWeight, write_lora
 from .artifacts.lora_names import OTHER_PARTS, Layer, family_of, layers
 from .artifacts.metadata import extraction_metadata
+from .artifacts.rounding import is_rounded, rounding_between
+from .artifacts.tensor_files import Entry
 from .artifacts.weights import Weights
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from .errors import Cancelled, UserError, reason_of
 from .families.layouts import weights_of
+from .families.recognition import objective_of
 from .spec.file_tasks import ExtractionSpec
 
 SAME = 1e-6
@@ -48,7 +51,7 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
     tuned = weights_of(Path(spec.tuned), spec.tuned_name)
     base = weights_of(Path(spec.base), spec.base_name)
     pairs, left_out = pair(tuned, base)
-    device, rows, tensors, unchanged = torch_device(spec.device), [], {}, 0
+    device, rows, tensors, unchanged, rounded = torch_device(spec.device), [], {}, 0, {}
     for done, (layer, theirs) in enumerate(pairs, start=1):
         if stop_requested():
             raise Cancelled
@@ -56,15 +59,18 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
         if not wanted(spec, layer, tuned.shape(layer.tensor)):
             continue
         change = change_of_layer(tuned, layer, base, theirs)
-        if change is None:
+        if not isinstance(change, Tensor):
             unchanged += 1
+            if change:
+                rounded.setdefault(change, []).append(layer.key)
             continue
         weight, row = extract_layer(spec, layer, change.to(device))
         # In the file's precision at once: all factors together are as large as the file.
         tensors |= weight.tensors(PRECISIONS[spec.file_precision])
         rows.append(row)
     if not rows:
-        raise UserError(f"{tuned.title!r} and {base.title!r} do not differ in any layer that was asked for: there is "
+        by = f" by more than rounding to {' and '.join(rounded)}" if rounded else ""
+        raise UserError(f"{tuned.title!r} and {base.title!r} do not differ in any layer that was asked for{by}: there is "
                         "nothing to extract. Choose the tuned model first and the model it was tuned from second.")
     family = family_of(tuned)
     ranks = [row.rank for row in rows]
@@ -75,7 +81,8 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
         "layers": len(rows), "unchanged": unchanged, "family": family, "tuned": tuned.title, "base": base.title,
         "precision": spec.file_precision, "rows": [asdict(row) for row in rows], "change_norm": energy**0.5,
         "left_out": len(left_out), "left_out_energy": change_outside(tuned, base, left_out),
-        "notes": [note for file in (tuned, base) for note in eight_bit_note(file)],
+        "notes": [*objective_note(spec, tuned, base), *rounding_notes(rounded),
+                  *(note for file in (tuned, base) for note in eight_bit_note(file))],
         "kept": {precision: sum(row.energy * row.kept[precision] for row in rows) / energy for precision in PRECISIONS},
     }
 
@@ -129,8 +136,9 @@ def is_convolution(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[2:] != (1, 1)
 
 
-def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) -> Tensor | None:
-    """The difference of one layer, float32 [out, in, …]; None where the files differ by no more than their rounding."""
+def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) -> Tensor | str | None:
+    """The difference of one layer, float32 [out, in, …]; None where there is none, and the name of a number format where
+    the files differ by no more than rounding to it."""
     changed, original = (file.weight(place.tensor).chunk(place.parts)[place.part]
                          for file, place in ((tuned, layer), (base, theirs)))
     dtypes = [tuned.entries[layer.tensor].dtype, base.entries[theirs.tensor].dtype]
@@ -138,6 +146,9 @@ def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) 
         coarser = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
         if torch.equal(changed.to(coarser).float(), original.to(coarser).float()):
             return None
+    entries = tuned.entries[layer.tensor], base.entries[theirs.tensor]
+    if rounded_to := scaled_rounding(changed, original, entries, layer) or rounding_between(changed, original, dtypes):
+        return rounded_to
     copied = dtypes[0] != torch.float32  # else the tensor may be the model's own
     change = changed.sub_(original) if copied else changed - original
     size = float(change.norm())
@@ -147,11 +158,39 @@ def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) 
     return change if size > SAME * float(original.norm()) else None
 
 
+def scaled_rounding(changed: Tensor, original: Tensor, entries: Sequence[Entry], layer: Layer) -> str | None:
+    """The same for a layer that one of the files keeps with a scale: in units of the scale it is rounded to eight bits."""
+    for entry, rounded, whole in ((entries[0], changed, original), (entries[1], original, changed)):
+        if entry.scale and entry.stored.is_floating_point:
+            scale = entry.scale()
+            scale = scale.chunk(layer.parts)[layer.part] if len(scale) > 1 else scale
+            if is_rounded(rounded / scale, whole / scale, entry.stored):
+                return "scaled fp8"
+    return None
+
+
 def change_outside(tuned: Weights, base: Weights, names: Iterable[str]) -> float:
     """Squared norm of what changed in biases, norms and embeddings, which a LoRA does not hold."""
     return sum(float((tuned.weight(name) - base.weight(name)).double().square().sum()) for name in names
                if name in base and tuned.shape(name) == base.shape(name) and tuned.entries[name].dtype.is_floating_point
-               and not name.startswith(OTHER_PARTS))
+               and not name.startswith(OTHER_PARTS) and not rounding_between(
+                   tuned.weight(name), base.weight(name), (tuned.entries[name].dtype, base.entries[name].dtype)))
+
+
+def rounding_notes(rounded: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{len(keys)} layers, for example {keys[0]}, differ by no more than rounding to {name}; they count as unchanged"
+            for name, keys in rounded.items()]
+
+
+def objective_note(spec: ExtractionSpec, tuned: Weights, base: Weights) -> list[str]:
+    """Where two models predict different things, most of their difference is that one."""
+    objectives = [objective_of(Path(path)) for path in (spec.tuned, spec.base)]
+    if objectives[0] == objectives[1]:
+        return []
+    said = [{"epsilon": "noise (epsilon)", "v_prediction": "v"}.get(each, each) for each in objectives]
+    return [f"{tuned.title} predicts {said[0]}, and {base.title} predicts {said[1]}: the LoRA holds this difference too, "
+            f"and makes {base.title} predict {said[0]}. Draw with ModelSamplingDiscrete set to that, or extract from a base "
+            "that predicts the same"]
 
 
 def eight_bit_note(file: Weights) -> list[str]:

@@ -126,14 +126,75 @@ def test_cancel_leaves_no_file(files, tmp_path):
 
 
 def test_eight_bit_tuned_weights_are_scaled_before_they_are_compared(files, tmp_path):
-    """A tuned file in fp8 with scales, as ComfyUI's scaled checkpoints: the base's own weights give a small change only."""
+    """A tuned file in fp8 with scales, as ComfyUI's scaled checkpoints: what was trained is there, the base's own weights
+    are rounded and count as unchanged."""
     weights = load_file(files["sd1"])
-    name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-    scale = weights[name].abs().max() / 448
-    tuned = {**weights, name: (weights[name] / scale).to(torch.float8_e4m3fn),
-             name.replace(".weight", ".scale_weight"): scale}
+    names = [f"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_{part}.weight" for part in "kq"]
+    change, tuned = torch.randn(weights[names[0]].shape, generator=torch.Generator().manual_seed(3)), dict(weights)
+    for name, more in zip(names, (0.1 * change, 0)):
+        scale = (weights[name] + more).abs().amax(dim=1, keepdim=True) / 448
+        tuned |= {name: ((weights[name] + more) / scale).to(torch.float8_e4m3fn),
+                  name.replace(".weight", ".scale_weight"): scale}
     save_file(tuned, tmp_path / "tuned.safetensors")
-    spec = asked(tmp_path / "tuned.safetensors", files["sd1"])
-    report = extract(spec, tmp_path / "lora.safetensors")
-    assert [row["key"] for row in report["rows"]] == ["lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"]
-    assert report["change_norm"] ** 2 < 1e-2 * float(weights[name].square().sum())
+    report = extract(asked(tmp_path / "tuned.safetensors", files["sd1"]), tmp_path / "lora.safetensors")
+    key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_"
+    assert [row["key"] for row in report["rows"]] == [key + "k"]
+    assert report["change_norm"] == pytest.approx(0.1 * float(change.norm()), rel=0.05)
+    assert any(f"1 layers, for example {key}q, differ by no more than rounding to scaled fp8" in note
+               for note in report["notes"])
+
+
+FP16, BF16, E4M3, E5M2 = torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
+ROUNDED = {
+    "bf16 in fp16": ((FP16,), (FP16, BF16, FP16), "bf16"), "bf16 in fp32": ((), (BF16,), "bf16"),
+    "fp16 in fp32": ((), (FP16,), "fp16"), "e4m3 in fp16": ((FP16,), (FP16, E4M3, FP16), "fp8 (e4m3)"),
+    "e5m2 in bf16": ((BF16,), (BF16, E5M2, BF16), "fp8 (e5m2)"),
+    "both rounded from fp32": ((FP16,), (BF16, FP16), "bf16"), "both ways": ((FP16,), (FP16, BF16), "bf16"),
+    "the base is the rounded one": ((BF16, FP16), (FP16,), "bf16"), "fp16, then bf16, in fp32": ((), (FP16, BF16), "bf16"),
+}
+
+
+@pytest.mark.parametrize("base_types, tuned_types, name", ROUNDED.values(), ids=ROUNDED)
+def test_rounding_alone_is_no_change(base_types, tuned_types, name, files, tmp_path):
+    """Text encoder and VAE went through another precision, one layer of the UNet was trained: that layer is extracted."""
+    def through(tensor, types):
+        for dtype in types:
+            tensor = tensor.to(dtype)
+        return tensor.to(types[-1] if types and types[-1].itemsize > 1 else torch.float32)
+    weights, key = load_file(files["sd1"]), "attn1.to_q.weight"
+    change = {name: 0.01 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) if name.endswith(key) else 0
+              for name, tensor in weights.items()}
+    for file, types, strength in (("base", base_types, 0), ("tuned", tuned_types, 1)):
+        save_file({name: through(tensor + strength * change[name], types) for name, tensor in weights.items()},
+                  tmp_path / f"{file}.safetensors")
+    report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
+    assert all(row["key"].endswith("attn1_to_q") for row in report["rows"]) and report["rows"]
+    assert report["left_out_energy"] == 0
+    if len({(types or (torch.float32,))[-1] for types in (base_types, tuned_types)}) == 1:
+        assert any(f"differ by no more than rounding to {name}" in note for note in report["notes"])
+
+
+def test_layers_trained_and_saved_in_bf16_are_extracted(files, tmp_path):
+    """Steps of full-bf16 training move most values by nothing and some by whole steps of bf16."""
+    weights, draw = load_file(files["sd1"]), torch.Generator().manual_seed(2)
+    base = {name: tensor.half() for name, tensor in weights.items()}
+    tuned = {name: (tensor.bfloat16() + (1e-3 * torch.randn(tensor.shape, generator=draw)).bfloat16()).half()
+             if tensor.ndim == 2 else tensor for name, tensor in base.items()}
+    save_file(base, tmp_path / "base.safetensors")
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
+    linear = [layer for layer in layers({name: tuple(tensor.shape) for name, tensor in weights.items()})
+              if weights[layer.tensor].ndim == 2]
+    assert len(report["rows"]) == len(linear) and not any("rounding" in note for note in report["notes"])
+
+
+@pytest.mark.parametrize("tuned, base, said", [
+    ({"v_pred"}, set(), "predicts v, and base.safetensors predicts noise"), ({"edm_vpred.sigma_max"}, set(), "predicts EDM"),
+    (set(), {"v_pred"}, "predicts noise (epsilon), and base.safetensors predicts v"), ({"v_pred"}, {"v_pred"}, "")])
+def test_models_that_predict_different_things_are_noted(tuned, base, said, files, tmp_path):
+    plant(files["sdxl"], tmp_path / "planted.safetensors", 1)
+    for name, source, marks in (("tuned", tmp_path / "planted.safetensors", tuned), ("base", files["sdxl"], base)):
+        save_file({**load_file(source), **{mark: torch.zeros(1) for mark in marks}}, tmp_path / f"{name}.safetensors")
+    report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
+    notes = " ".join(report["notes"])
+    assert said in notes if said else "predicts" not in notes

@@ -47,11 +47,6 @@ def is_scaled(entries: Mapping[str, Entry]) -> bool:
     return any(entry.stored is not None for entry in entries.values())
 
 
-def scale_shape(scale: Tensor, dimensions: int) -> Tensor:
-    """A scale as it multiplies a weight of so many dimensions: one number, or one for each row."""
-    return scale if scale.numel() == 1 else scale.reshape(-1, *[1] * (dimensions - 1))
-
-
 def _scale_names(name: str) -> list[str]:
     stem = name.removesuffix("weight")
     return [stem + scale for scale in SCALES] if name.endswith("weight") and not name.endswith(SCALES) else []
@@ -65,11 +60,12 @@ def _scaled(entry: Entry, scale: Entry, title: str) -> Entry:
                         f"{list(scale.shape)} in {_words(scale)}, a layout that is not read: one number for a weight or for "
                         "each of its rows is. Choose the fp16 or bf16 version of this model.")
 
+    def factor() -> Tensor:
+        return scale.tensor().to(torch.float32).reshape(-1, *[1] * (len(entry.shape) - 1))
+
     def pieces():
-        weight = entry.tensor().to(torch.float32)
-        factor = scale.tensor().to(torch.float32)
-        return [weight.mul_(factor.reshape(()) if factor.numel() == 1 else scale_shape(factor, weight.ndim))]
-    return replace(entry, dtype=torch.float32, stored=entry.dtype, pieces=pieces)
+        return [entry.tensor().to(torch.float32).mul_(factor())]
+    return replace(entry, dtype=torch.float32, stored=entry.dtype, scale=factor, pieces=pieces)
 
 
 def _is_number(scale: Entry) -> bool:

@@ -48,7 +48,9 @@ class Entry:
     shape: tuple[int, ...]
     pieces: Callable[[], Iterable[Tensor]]
     stored: torch.dtype | None = None
-    """Type in the file of a weight that was multiplied by its scale while it was read."""
+    """Type in the file of a weight that is multiplied by its scale while it is read."""
+    scale: Callable[[], Tensor] | None = None
+    """That scale, float32, as it multiplies the weight."""
 
     @property
     def bytes(self) -> int:

@@ -215,6 +215,15 @@ def other_objective(tensors: Iterable[str], metadata: Mapping[str, str]) -> str:
     return "" if stated in ("", "epsilon", "eps", "v", "v_prediction", "v-prediction") else f"predicts {stated[:40]!r}"
 
 
+def objective_of(path: Path) -> str:
+    """What a checkpoint or diffusers folder of any family says that it predicts: "epsilon", "v_prediction", or words."""
+    if path.is_dir():
+        return recognise(str(path), path.name).objective
+    tensors, metadata = read_header(path)
+    family = "sd2" if "cond_stage_model.model.ln_final.weight" in tensors else ""
+    return other_objective(tensors, metadata) or _prediction(Weights.of_file(path), family, tensors, metadata)
+
+
 def _require_layers(tensors: Iterable[str], width: int, family: str, name: str, configs: str):
     """Models that were cut down from a released one have its names and fewer layers."""
     config = read_config(Path(configs) if configs else CONFIGS / family, "unet", name)
