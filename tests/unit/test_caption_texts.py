@@ -1,5 +1,6 @@
 """Captions out of texts: where new text goes, and what names of files say."""
 import pytest
+from finetune.trainers.captioning.articles import article
 from finetune.trainers.captioning.texts import MODES, fill, from_names, listing, merged, own_words, words_of
 from finetune.trainers.errors import UserError
 from finetune.trainers.spec import DatasetSpec, Picture
@@ -47,6 +48,30 @@ def test_an_unknown_mode_is_a_sentence():
 ])
 def test_a_trigger_alone_is_no_caption(caption, trigger, words):
     assert own_words(caption, trigger) == words
+
+
+AN = """airplane apple old-hat hour honest-man heirloom X-ray x-ray SUV LED HTML RV MRI F-16 8-ball 8 80 11 18-wheeler 11,000
+unidentified uninvited urban usher utter Umbrella AIRPLANE orange-cat M&M ear éclair"""
+A = """cat unicorn uniform union universe European ewe one-eyed once useful user utensil utility uranium ukulele hat horse
+hotel yellow FROG HAT 1girl 1 100 110 180 118 U-turn UK NASA LEGO TV Toyota crème"""
+
+
+@pytest.mark.parametrize("words, expected", [*((each, "an") for each in AN.split()), *((each, "a") for each in A.split()),
+                                             ("猫", None), ("", None), ("-", None)])
+def test_articles_follow_the_sound(words, expected):
+    assert article(words) == expected
+
+
+@pytest.mark.parametrize("template, name, caption", [
+    ("a photo of a {name}", "airplane.png", "a photo of an airplane"), ("A {name}.", "owl_2.png", "An owl."),
+    ("an {name}, a {trigger} {name}", "cat.png", "a cat, a ohwx cat"), ("a {trigger}", "cat.png", "a ohwx"),
+    ("una {name}", "orange.png", "una orange"), ("banana {name}", "owl.png", "banana owl"), ("a {name}", "猫.png", "a 猫"),
+    ("an {name}", "猫.png", "an 猫"), ("a {name} and a {name}", "unicorn.png", "a unicorn and a unicorn"),
+    ("a {name}", "old\ufffdowl.png", "an old owl"),
+])
+def test_templates_write_the_article_that_fits(template, name, caption):
+    [picture] = dataset("", names=[name]).pictures
+    assert fill(template, picture, 1, "ohwx") == caption
 
 
 @pytest.mark.parametrize("name, words", [

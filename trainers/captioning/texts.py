@@ -6,7 +6,8 @@ from typing import Literal, Mapping, get_args
 from ..data.captions import with_trigger
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
-from ..words import whole_word
+from ..words import printable, whole_word
+from .articles import with_article
 
 Mode = Literal["replace", "only missing", "in front", "behind"]
 REPLACE, MISSING, FRONT, BEHIND = MODES = get_args(Mode)
@@ -59,7 +60,7 @@ def listing(dataset: DatasetSpec) -> str:
 def words_of(name: str) -> str:
     """What a file or folder name says: without numbering, underscores and the names that cameras give; "" when it says
     nothing. `10_red-haired girl (2)` gives "red-haired girl"."""
-    text = re.sub(r"[_+\s]+|%20", " ", name).strip()
+    text = re.sub(r"[_+\s\ufffd]+|%20", " ", name).strip()
     if " " not in text:  # my-old-cat: hyphens are its spaces; among spaces they belong to words
         text = text.replace("-", " ")
     before = None
@@ -70,10 +71,11 @@ def words_of(name: str) -> str:
 
 
 def fill(template: str, picture: Picture, number: int, trigger: str) -> str:
-    """A template with its fields filled in: {name}, {folder}, {index}, {trigger}, {caption}. Raises UserError for others."""
+    """A template with its fields filled in: {name}, {folder}, {index}, {trigger}, {caption}. An article in front of what is
+    filled in follows its sound, but for a trigger, which is no word of a language. Raises UserError for other fields."""
     path = Path(picture.path)
-    values = {"name": words_of(Path(picture.name).stem), "folder": words_of(path.parent.name), "index": str(number),
-              "trigger": trigger, "caption": own_words(picture.caption, trigger)}
+    values = {"name": words_of(Path(picture.name).stem), "folder": words_of(printable(path.parent.name)),
+              "index": str(number), "trigger": trigger, "caption": own_words(picture.caption, trigger)}
 
     def value(match: re.Match) -> str:
         if match[1] not in values:
@@ -81,7 +83,12 @@ def fill(template: str, picture: Picture, number: int, trigger: str) -> str:
                             f"{', '.join(f'{{{name}}}' for name in FIELDS)}.")
         return values[match[1]]
 
-    text = " ".join(re.sub(r"\{([^{}]*)\}", value, template).split())
+    pieces, place = [], 0
+    for match in re.finditer(r"\{([^{}]*)\}", template):
+        words, before = value(match), template[place:match.start()]
+        pieces += [before if match[1] == "trigger" else with_article(before, words), words]
+        place = match.end()
+    text = " ".join("".join([*pieces, template[place:]]).split())
     text = re.sub(r"\s+([,.;:])", r"\1", text)
     return re.sub(r"(,\s*){2,}", ", ", text).strip(" ,")
 
