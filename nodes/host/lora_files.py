@@ -92,7 +92,7 @@ def _content(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix.lower() in (".safetensors", ".sft"):
         return {key: entry.tensor() for key, entry in finite_entries(path).items()}, read_header(path)[1]
     tensors = _tensors_of_torch_file(path, name)
-    return {key: require_finite(tensor, shown(key, 120), path.name) for key, tensor in tensors.items()}, {}
+    return {key: require_finite(tensor, shown(key, 120), path.name).clone() for key, tensor in tensors.items()}, {}
 
 
 def _tensors_of_torch_file(path: Path, name: str) -> dict[str, Tensor]:
