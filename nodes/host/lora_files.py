@@ -104,10 +104,9 @@ def _tensors_of_torch_file(path: Path, name: str) -> dict[str, Tensor]:
                         "a .safetensors version of it.") from None
     content = content if isinstance(content, dict) else {}
     inner = content.get("state_dict", next(iter(content.values())) if len(content) == 1 else None)
-    size = path.stat().st_size
     tensors = {str(key): tensor.detach() for key, tensor in (inner if isinstance(inner, dict) else content).items()
-               if is_dense(tensor, range(6), size)}
-    if not 0 < sum(tensor.numel() for tensor in tensors.values()) <= size:  # as views, they could be more
+               if is_dense(tensor, range(6))}
+    if not 0 < sum(tensor.numel() for tensor in tensors.values()) <= path.stat().st_size:  # as views, they could be more
         raise UserError(f"The LoRA {shown(name, 200)} holds no tensors that make one. Choose another file.")
     return tensors
 

@@ -7,6 +7,7 @@ import torch
 from finetune.trainers.artifacts.embedding import load_embedding, merge, save_embedding
 from finetune.trainers.artifacts.embedding_words import choose
 from finetune.trainers.artifacts.hypernetwork import read_hypernetwork
+from finetune.trainers.artifacts.torch_files import is_dense
 from finetune.trainers.errors import UserError
 from safetensors.torch import save_file
 
@@ -31,6 +32,7 @@ LEFT, RIGHT, T5 = vectors(), vectors(width=1280, seed=1), vectors(width=4096, se
     ("pti.pt", {"text_encoders_0": LEFT, "text_encoders_1": T5}, FLUX, {"clip_l": LEFT, "t5xxl": T5}, "text_encoders_1"),
     ("one_trainer.safetensors", {"clip_g": LEFT, "t5": T5}, FLUX, {"clip_l": LEFT, "t5xxl": T5}, "do not find t5"),
     ("named.safetensors", {"t": vectors(3), "clip_l": LEFT}, ONE, {"emb_params": LEFT}, "t is not used"),
+    ("own_name.pt", {"text_encoders_0": vectors(3), "clip_l": LEFT}, ONE, {"emb_params": LEFT}, "text_encoders_0 is not"),
     ("sd3.safetensors", {"clip_l": LEFT, "clip_g": RIGHT, "t5xxl": T5}, "Stable Diffusion 3",
      {"clip_l": LEFT, "clip_g": RIGHT, "t5xxl": T5}, ""),
     ("outputs.safetensors", {"clip_l": LEFT, "clip_g": RIGHT, "clip_l_out": vectors(3), "clip_g_out": vectors(3, 1280)}, XL,
@@ -47,6 +49,7 @@ LEFT, RIGHT, T5 = vectors(), vectors(width=1280, seed=1), vectors(width=4096, se
      {"emb_params": torch.cat([LEFT, LEFT[:1]])}, "packs the words a, b"),
     ("pivotal.safetensors", {"<s1>": LEFT[1], "<s0>": LEFT[0]}, ONE, {"emb_params": LEFT},
      "<s0>, <s1> are read as one word of 2 vectors; ComfyUI itself reads only <s0>"),
+    ("pivotal.bin", {"<s1>": LEFT[1], "<s0>": LEFT[0]}, ONE, {"emb_params": LEFT}, "ComfyUI itself reads only <s1>"),
     ("numbered.bin", {"<w>": LEFT[0], "<w>_1": LEFT[1]}, ONE, {"emb_params": LEFT}, "one word of 2 vectors"),
     ("two.bin", {"<cat>": LEFT[0], "<dog>": LEFT[1]}, ONE, {"emb_params": LEFT[:1]},
      "holds 2 words, <cat>, <dog>; only <cat> is read"),
@@ -114,6 +117,11 @@ def test_odd_tensors_are_refused_by_name(kind, old, tmp_path):
     if kind != "long":
         with pytest.raises(UserError, match=r"'net\.pt'"):
             read_hypernetwork(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("kind", sorted(ODD.keys() - {"long", "whole numbers", "endless rows"}))
+def test_only_ordinary_tensors_are_looked_into(kind):
+    assert is_dense(LEFT, (1, 2)) and not is_dense(ODD[kind](), (2,))
 
 
 def archive(path, description, compression=zipfile.ZIP_STORED, **parts):

@@ -108,7 +108,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     named = content.items() if isinstance(content, dict) else ()
     tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     dense = {name: value for name, value in tensors.items()
-             if is_dense(value, (1, 2), MOST_VECTORS * WIDEST) and value.is_floating_point()}
+             if is_dense(value, (1, 2)) and value.is_floating_point()}
     # What is no vector keeps a place among the shapes, so that it is named.
     shapes = {name: tuple(value.shape) if name in dense else () for name, value in tensors.items()}
     choice = choose(shapes, path.name, joined)

@@ -53,9 +53,10 @@ def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]
         raise UserError(f"{path.name!r} cannot be read as a hypernetwork: it is damaged, or holds more than tensors. "
                         "Choose another file.") from None
     networks = {key: value for key, value in content.items() if type(key) is int} if isinstance(content, dict) else {}
-    size = path.stat().st_size
-    if not networks or not all(width > 0 and _is_pair(pair, size) for width, pair in networks.items()) or sum(
-            tensor.numel() for pair in networks.values() for state in pair for tensor in state.values()) > size:
+    sound = networks and all(width > 0 and _is_pair(pair) for width, pair in networks.items())
+    states = [state for pair in networks.values() for state in pair] if sound else []
+    numbers = sum(tensor.numel() for state in states for tensor in state.values())
+    if not 0 < numbers <= path.stat().st_size:  # as views, they could be more
         raise UserError(f"{path.name!r} is not a hypernetwork: it holds no networks for keys and values. "
                         "Choose another file.")
     for width, pair in networks.items():
@@ -66,9 +67,9 @@ def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]
         key: value for key, value in content.items() if isinstance(key, str)}
 
 
-def _is_pair(value: Any, size: int) -> bool:
-    """Whether these are two networks of ordinary tensors, none of more numbers than a file of `size` bytes holds."""
+def _is_pair(value: Any) -> bool:
+    """Whether these are two networks of ordinary tensors."""
     return isinstance(value, (list, tuple)) and len(value) == 2 and all(
         isinstance(state, dict) and state and all(
-            is_dense(tensor, (1, 2), size) and tensor.is_floating_point() for tensor in state.values())
+            is_dense(tensor, (1, 2)) and tensor.is_floating_point() for tensor in state.values())
         for state in value)

@@ -4,7 +4,6 @@ Since 1.6 (2020) `torch.save` writes a zip archive of uncompressed parts: `…/d
 `…/data/1`, … are the bytes of the tensors. What `torch.load(weights_only=True)` refuses is not run; what it would unpack or
 reserve is looked at here before it is asked.
 """
-import math
 import re
 import struct
 import zipfile
@@ -71,12 +70,14 @@ def last_records(path: Path, largest: int) -> Iterator[bytes]:
         yield _read(path, part)
 
 
-def is_dense(value: Any, dimensions: Collection[int], elements: int) -> bool:
+def is_dense(value: Any, dimensions: Collection[int]) -> bool:
     """Whether a value is an ordinary tensor of numbers, neither complex nor quantized, with one of these numbers of
-    dimensions, none of length 0, and with at most so many elements. Nothing but this may be asked of a tensor before."""
+    dimensions, none of length 0. Nothing but this may be asked of a tensor before.
+
+    It may still be a view that repeats its numbers: look at its shape before anything reads it.
+    """
     return (type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
-            and not value.is_nested and not value.is_quantized and value.dtype in DTYPES.values()
-            and value.ndim in dimensions and 0 < math.prod(value.shape) <= elements)
+            and not value.is_nested and value.dtype in DTYPES.values() and value.ndim in dimensions and value.numel() > 0)
 
 
 def _is_archive(path: Path) -> bool:
