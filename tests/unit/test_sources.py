@@ -1,6 +1,7 @@
 """Datasets from folders in folders, from tensors, from other datasets: captions, repeats, weights, sides."""
 import json
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -58,6 +59,53 @@ def test_lines_of_metadata(tmp_path):
     found = read_metadata(file)
     assert found.captions == {"a.png": "later", "b.png": "b", "sub/c.png": "c", "café.png": "half ? of a sign"}
     assert len(found.problems) == 1 and "1 line is passed over, line 6 for example" in found.problems[0]
+
+
+GOOD = '{"file_name": "a.png", "text": "a cat"}'
+ODD_METADATA = {
+    "deep": (GOOD + "\n" + '{"file_name":' + "[" * 90_000, "1 line is passed over, line 2"),
+    "wrong types": ("\n".join([GOOD, "[]", "null", "3", '"x"', '{"file_name": 3, "text": "b"}',
+                               '{"file_name": "b.png", "text": ["c"]}', '{"file_name": null, "text": "b"}',
+                               '{"file_name": "b.png", "text": 1e999}', "9" * 9000]), "9 lines are passed over, line 2"),
+    "a line that ends late": (GOOD + "\n" + "x" * 3_000_000 + "\n" + GOOD.replace("a.png", "b.png"),
+                              "line 2 is passed over: it is longer than 1000000 bytes"),
+    "a name of a megabyte": (GOOD + '\n{"file_name": "' + "x" * 990_000 + '", "text": "b"}', ""),
+}
+
+
+@pytest.mark.parametrize("text, said", ODD_METADATA.values(), ids=ODD_METADATA)
+def test_odd_lines_of_metadata_cost_no_more_than_themselves(text, said, tmp_path):
+    (tmp_path / "metadata.jsonl").write_text(text, "utf-8")
+    found = read_metadata(tmp_path / "metadata.jsonl")
+    assert found.captions["a.png"] == "a cat" and ("b.png" in found.captions) == ("ends" in said or "longer" in said)
+    assert said in " ".join(found.problems)
+
+
+@pytest.mark.parametrize("size", [20_000_000_000, 300_000_000])
+def test_metadata_of_gigabytes_is_read_to_a_limit(size, tmp_path):
+    file = tmp_path / "metadata.jsonl"
+    file.write_text(GOOD + "\n")
+    os.truncate(file, size)
+    tracemalloc.start()
+    found = read_metadata(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.captions == {"a.png": "a cat"} and peak < 20_000_000
+    assert len(found.problems) == 2 and "line 2 is passed over" in found.problems[0] and "is too long" in found.problems[1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
+def test_metadata_in_every_encoding(encoding, tmp_path):
+    text = "" if encoding in ("utf-16-le", "utf-16-be") else "é"
+    lines = [json.dumps({"file_name": name, "text": f"cat {text}".strip()}, ensure_ascii=False)
+             for name in ("a.png", "b.png")]
+    (tmp_path / "metadata.jsonl").write_bytes("\n".join(lines).encode(encoding))
+    assert read_metadata(tmp_path / "metadata.jsonl").captions == dict.fromkeys(("a.png", "b.png"), f"cat {text}".strip())
+
+
+def test_metadata_that_are_no_file(tmp_path):
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    assert read_metadata(tmp_path / "metadata.jsonl").problems == ["cannot be read (it is no file)"]
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------
