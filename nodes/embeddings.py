@@ -2,15 +2,15 @@
 import re
 import tempfile
 from pathlib import Path
-from typing import Mapping
+from typing import Collection, Mapping
 
 from comfy_api.latest import io
 
 from ..trainers.artifacts.embedding import Embedding, load_embedding, merge, save_embedding
-from ..trainers.artifacts.embedding_library import Entry, Library, read_library
+from ..trainers.artifacts.embedding_library import LONGEST, Entry, Library, read_library
 from ..trainers.errors import UserError
 from ..trainers.spec import checked
-from ..trainers.words import listed
+from ..trainers.words import listed, one_line
 from . import host, types
 from .training import advanced
 
@@ -129,21 +129,20 @@ class SaveEmbeddingLibrary(io.ComfyNode):
         lines = [line.strip() for line in embeddings.splitlines() if line.strip()]
         for line in lines or host.embedding_choices():
             label, _, file = (part.strip() for part in line.rpartition("=")) if lines else ("", "", line)
-            file = existing(file, files)
-            label = label or Path(file).stem
-            if label in entries:
-                raise UserError(f"Two embeddings are called {label!r}. Write another name in front of one of them, for "
-                                f"example {label}2 = {file}.")
             try:
+                file = existing(file, files)
+                label = label or Path(file).stem
+                if label in entries:
+                    raise UserError(f"Two embeddings are called {label!r}. Write another name in front of one of them, for "
+                                    f"example {label}2 = {file}.")
                 embedding = read(file)
+                entries |= checked(Library, embeddings={label: entry_of(file, embedding)}).embeddings
             except UserError as problem:
                 if lines:
                     raise
                 notes.append(f"left out: {problem}")  # one file does not keep all others out
-                continue
-            entries[label] = checked(Entry, file=file, trigger=embedding.trigger, vectors=embedding.vectors,
-                                     base=embedding.base or embedding.family)
-            notes += [f"{label}: {note}." for note in embedding.notes]
+            else:
+                notes += [f"{label}: {note}." for note in embedding.notes]
         if not entries:
             raise UserError("There are no embeddings yet. Train one, or put files into models/embeddings.")
         library = checked(Library, embeddings=entries)
@@ -151,7 +150,7 @@ class SaveEmbeddingLibrary(io.ComfyNode):
             file = Path(folder) / f"{name}.json"
             file.write_text(library.text(), encoding="utf-8")
             placed = host.place_library(file, name)
-        report = "\n".join([listing(library), *notes])
+        report = "\n".join([listing(library, entries), *notes])
         host.NodeProgress(cls.hidden.unique_id).show(f"saved as {placed}\n{report}")
         return io.NodeOutput(placed, report, ui={"text": [report]})
 
@@ -196,7 +195,7 @@ class LoadEmbeddingLibrary(io.ComfyNode):
         if name not in entries:
             raise UserError(f"The library {library!r} has no entry {name!r}. It has: {listed(list(entries), 20)}.")
         there = {label: each for label, each in entries.items() if host.embedding_path(each.file)}
-        report = listing(content)
+        report = listing(content, there)
         host.NodeProgress(cls.hidden.unique_id).show(report)
         if name not in there:
             raise UserError(f"The file {entries[name].file!r} of {name!r} is missing. Put it into models/embeddings, under "
@@ -245,12 +244,19 @@ def read(choice: str) -> Embedding:
     return load_embedding(path)
 
 
-def listing(library: Library) -> str:
-    """The entries as people read them."""
+def entry_of(file: str, embedding: Embedding) -> Entry:
+    """What a library keeps of a file; what the file says about itself may be of any length."""
+    base = embedding.base or embedding.family
+    return checked(Entry, file=file, trigger=one_line(embedding.trigger)[:LONGEST], base=one_line(base)[:LONGEST],
+                   vectors=embedding.vectors)
+
+
+def listing(library: Library, there: Collection[str]) -> str:
+    """The entries as people read them; `there` are the names of those whose files are in their places."""
     lines = []
     for name, entry in library.embeddings.items():
         facts = [host.embedding_prompt(entry.file), f"{entry.vectors} vectors", entry.base]
         facts += [f"learnt as {entry.trigger!r}"] if entry.trigger else []
-        missing = "" if host.embedding_path(entry.file) else f" · MISSING: put {entry.file} into models/embeddings"
+        missing = "" if name in there else f" · MISSING: put {entry.file} into models/embeddings"
         lines.append(f"{name}: {', '.join(fact for fact in facts if fact)}{missing}")
     return "\n".join(lines)

@@ -52,6 +52,9 @@ def words(host):
     torch.save({"string_to_param": torch.nn.ParameterDict({"*": vectors})}, folder / "anya.pt")
     torch.save({"<cat>": vectors[0], "<dog>": vectors[1]}, folder / "two.bin")
     torch.save({"<w>": torch.zeros(1).expand(1 << 60)}, folder / "endless.pt")
+    torch.save({"<w>": vectors}, folder / "_hidden.pt")
+    save_file({"emb_params": vectors}, folder / "talkative.safetensors",
+              {"modelspec.trigger_phrase": "a\n\x1b[31mb" + "x" * 9999, "ss_sd_model_name": "y" * 9999})
     yield folder
     shutil.rmtree(folder)
 
@@ -131,6 +134,9 @@ def test_a_library_of_all_files_names_those_that_it_leaves_out(host, words):
     lines = outputs["show"]["text"][0].splitlines()
     assert f"anya: embedding:{FOLDER}/anya.pt, 2 vectors, Stable Diffusion 1.x" in lines
     assert [line for line in lines if line.startswith("left out: 'endless.pt' is no embedding")]
+    assert [line for line in lines if line.startswith("left out: ") and "'_hidden' cannot be a name in prompts" in line]
+    [line] = [line for line in lines if line.startswith("talkative: ")]
+    assert len(line) < 600 and "\x1b" not in line and "learnt as 'a [31mbxxx" in line
     assert "pti: prompts of ComfyUI do not find text_encoders_1, because they look for clip_g; save it anew with Merge " \
            "Embeddings." in lines
     (words.parent / "libraries" / "everything.json").unlink()

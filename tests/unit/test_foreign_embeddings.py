@@ -67,6 +67,12 @@ def test_words_are_read_as_what_they_are(name, content, family, tensors, note, t
     assert load_embedding(tmp_path / "again.safetensors").notes == () and again["vectors"] == found.vectors
 
 
+def test_words_that_are_too_long_together_are_refused():
+    with pytest.raises(UserError, match="'long.pt' is no embedding"):
+        choose({"0: <w>": (40, 768), "1: <w>": (40, 768)}, "long.pt", joined=True)
+    assert choose({"<s0>": (40, 768), "<s1>": (40, 768)}, "long.pt").tensors == {"emb_params": ("<s0>",)}
+
+
 def test_words_of_other_models_are_not_merged(tmp_path):
     pti = load_embedding(stored(tmp_path / "pti.safetensors", {"text_encoders_0": LEFT, "text_encoders_1": RIGHT}))
     one = load_embedding(stored(tmp_path / "one.safetensors", {"emb_params": LEFT}))

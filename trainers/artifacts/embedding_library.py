@@ -11,20 +11,31 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Callable, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from ..errors import UserError, reason_of
 from ..spec.part import Part, explain
 
 LARGEST = 4_000_000
 """Bytes; about 20 000 entries."""
-Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\W_][^\x00-\x1f\x7f:\\/<>\"|?*]*$")]
+LONGEST = 200
+"""Characters of what a file says about itself."""
+
+
+def _can_be_called(name: str) -> str:
+    if not re.fullmatch(r"[^\W_][^\x00-\x1f\x7f:\\/<>\"|?*]{0,99}", name):
+        raise ValueError(f"{name[:100]!r} cannot be a name in prompts; begin with a letter or digit, use at most 100 "
+                         "characters and none of : \\ / < > \" | ? *")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_can_be_called)]
 
 
 class Entry(Part):
     file: str = Field(min_length=1, max_length=300)
-    trigger: str = Field("", max_length=200)
-    base: str = Field("", max_length=200)
+    trigger: str = Field("", max_length=LONGEST)
+    base: str = Field("", max_length=LONGEST)
     vectors: int = Field(1, ge=1, le=75)
 
     @field_validator("file")

@@ -56,7 +56,7 @@ def choose(shapes: Mapping[str, Shape], title: str, joined: bool = False) -> Cho
         words_only = len(names) + len(outputs) == len(shapes)
         others = names if words_only else [name for name in names if re.fullmatch(r"<[^<>]+>", name)]
         chosen, notes = _words(others, shapes)
-    if not chosen:
+    if not chosen or max(_rows(group, shapes) for group in chosen.values()) > MOST_VECTORS:
         raise UserError(f"{title!r} is no embedding: it holds no vectors for 1 to {MOST_VECTORS} places of a prompt. Choose "
                         "a file that was made by Textual Inversion.")
     if not joined and not notes:
@@ -68,6 +68,11 @@ def choose(shapes: Mapping[str, Shape], title: str, joined: bool = False) -> Cho
     if len(chosen) == 1 and not chosen.keys() & {"clip_g", "t5xxl"}:
         chosen = {SINGLE: next(iter(chosen.values()))}
     return Choice(chosen, tuple(notes))
+
+
+def _rows(names: Sequence[str], shapes: Mapping[str, Shape]) -> int:
+    """The vectors of some tensors together."""
+    return sum((1, *shapes[name])[-2] for name in names)
 
 
 def _encoder(name: str, shape: Shape) -> str:
@@ -106,7 +111,7 @@ def _words(names: Sequence[str], shapes: Mapping[str, Shape]) -> tuple[dict, lis
     """Tensors that are called after their words."""
     groups, chosen, notes = _by_width(names, shapes), {}, []
     for encoder, group in groups.items():
-        first, count = group[0], sum((1, *shapes[name])[-2] for name in group)
+        first, count = group[0], _rows(group, shapes)
         if len(group) > 1 and _numbered(group) and count <= MOST_VECTORS:
             chosen[encoder] = tuple(sorted(group, key=_number))
             notes.append(f"{listed(chosen[encoder])} are read as one word of {count} vectors; ComfyUI itself reads only "
