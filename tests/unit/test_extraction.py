@@ -7,7 +7,7 @@ from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.lora_names import layers
 from finetune.trainers.decomposition import decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.extraction import extract
+from finetune.trainers.extraction import extract, split
 from finetune.trainers.merging import change_of
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import ExtractionSpec
@@ -64,6 +64,21 @@ def test_what_is_kept_is_what_the_file_keeps(files, tmp_path):
         assert 1 - (change - update).square().sum() / update.square().sum() == pytest.approx(row["kept"]["fp32"], abs=1e-4)
         assert row["kept"]["bf16"] <= row["kept"]["fp16"] + 1e-6 <= row["kept"]["fp32"] + 2e-6
     assert 0 < report["kept"]["fp32"] < 1
+
+
+def test_convolutions_may_have_another_rank(files, tmp_path):
+    report, updates = extracted(files, tmp_path, noise=0.02, rank=5, convolution_rank=2)
+    ranks = {row["key"]: row["rank"] for row in report["rows"]}
+    assert ranks == {key: 2 if update.ndim == 4 and update.shape[-1] > 1 else 5 for key, update in updates.items()}
+    assert set(ranks.values()) == {2, 5}
+
+
+def test_clamping_cuts_both_factors_at_the_quantile_of_their_sizes():
+    factors = decompose(torch.randn((40, 30), generator=torch.Generator().manual_seed(0)), 8)
+    for clamped, plain in zip(split(factors, (40, 30), 0.9), split(factors, (40, 30), 1.0), strict=True):
+        limit = plain.abs().flatten().sort().values[int(0.9 * plain.numel())]
+        torch.testing.assert_close(clamped, plain.clamp(-limit, limit), rtol=0, atol=0)
+        assert (clamped != plain).float().mean().item() == pytest.approx(0.1, abs=0.02)
 
 
 @pytest.mark.parametrize("shape", [(900, 1000), (1000, 2100), (2000, 800), (40, 30)])

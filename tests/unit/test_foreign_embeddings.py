@@ -94,6 +94,12 @@ def test_the_original_repositorys_files_are_read_as_the_host_reads_them(words, l
     assert ("it holds 2 words, of which the last is read, as in ComfyUI" in found.notes) == (len(words) > 1)
 
 
+def test_numbered_vectors_are_in_the_order_of_their_numbers():
+    names = [f"<s{number}>" for number in (10, 2, 0, 11, 1, 9, 3, 8, 4, 7, 5, 6)]
+    choice = choose({name: (768,) for name in names}, "word.safetensors")
+    assert list(choice.tensors.values()) == [tuple(f"<s{number}>" for number in range(12))]
+
+
 # ---- made to do harm -----------------------------------------------------------------------------------------------
 
 def quantized():
