@@ -12,6 +12,7 @@ from finetune.trainers.file_tasks import WORK
 from finetune.trainers.files import read_json
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import SPECS
+from finetune.trainers.stacking import cards
 from finetune.trainers.stacking.cards import card, family_of, number_of, tags_of, triggers_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -125,3 +126,17 @@ def test_tensors_that_a_tool_leaves_out_are_looked_at_too(tmp_path):
     path = lora(tmp_path / "broken.safetensors", **{bias: torch.tensor([1.0, math.nan])})
     with pytest.raises(UserError, match=f"{bias} holds values that are not numbers in 'broken.safetensors'"):
         read_lora(path)
+
+
+def test_json_that_no_trainer_writes_is_not_parsed(monkeypatch):
+    monkeypatch.setattr(cards, "LARGEST_JSON", 20)
+    assert tags_of({"ss_tag_frequency": '{"a": {"b": 1}}'}) == ["b"]
+    assert tags_of({"ss_tag_frequency": '{"a": {"b": 1, "c": 2}}'}) == []
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (4, 0)])
+def test_factors_of_any_shape_have_a_card(shape, tmp_path):
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    save_file({f"{layer}.lora_down.weight": torch.zeros(shape), f"{layer}.lora_up.weight": torch.zeros(8, 4)},
+              tmp_path / "odd.safetensors")
+    assert card(tmp_path / "odd.safetensors", "odd")["keys"] == 2
