@@ -28,7 +28,7 @@ def make_pair(folder: Path, family: str):
     import torch
     from safetensors.torch import save_file
 
-    from trainers.artifacts.lora_names import layers
+    from trainers.artifacts.layer_names import layers_of_checkpoint as layers
 
     from .full_size import shapes_of
 
@@ -68,7 +68,7 @@ def rivals(folder: Path, rank: int) -> tuple[dict[str, float], list[float]]:
     """(seconds for all layers by rival, residual of ours over the optimum minus 1, per shape)."""
     import torch
 
-    from trainers.artifacts.lora_names import layers
+    from trainers.artifacts.layer_names import layers_of_checkpoint as layers
     from trainers.artifacts.weights import Weights
     from trainers.decomposition import decompose
 

@@ -5,10 +5,9 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..trainers.artifacts.lora_keys import alphas_of_metadata
+from ..trainers.artifacts.layer_names.family import TITLES
 from ..trainers.errors import UserError
 from ..trainers.stacking import LoraEntry, entries_from
-from ..trainers.stacking.blocks import TITLES
 from ..trainers.stacking.cards import family_of, method_of, plain, ranks_of, triggers_of
 from ..trainers.stacking.inspection import draw_norms, layers_of, norms_by_block
 from ..trainers.stacking.prompts import (
@@ -215,12 +214,10 @@ def describe_tensors(file, weights: dict[str, str]) -> dict:
     header = {key: {"shape": list(tensor.shape)} for key, tensor in file.tensors.items()}
     family = family_of(header, file.metadata)
     ranks, layers = ranks_of(header), layers_of(file.tensors)
-    missing = {layer: len(parts["lora_down.weight"]) for layer, parts in layers.items()
-               if "lora_down.weight" in parts and "alpha" not in parts}
-    alphas = alphas_of_metadata(file.metadata, missing, file.beside)
+    scales = {layer: file.scale(layer, parts) for layer, parts in layers.items()}
     spread = ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common(3))
     return {
         "method": method_of(header), "ranks": f"rank {spread}" if ranks else "no rank", "layers": len(layers),
         "family_title": TITLES.get(family, "a family that it does not tell"),
-        "norms": norms_by_block(file.tensors, family, alphas, weights),
+        "norms": norms_by_block(file.tensors, family, scales, weights),
     }

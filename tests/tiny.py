@@ -10,6 +10,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from finetune.trainers.artifacts import ldm_layout
+from finetune.trainers.artifacts.layer_names.unet import original_unet_name
 from finetune.trainers.families.component_configs import CONFIGS
 from PIL import Image
 from safetensors.torch import save_file
@@ -92,7 +93,7 @@ def single_file_weights(family: str, unet, vae, text, text_2=None) -> dict[str, 
     """The parts of a model as one state dict in the original layout."""
     attention = ["CrossAttn" in block for block in unet.config.up_block_types]
     weights = {
-        "model.diffusion_model." + ldm_layout.original_unet_name(name, unet.config.layers_per_block, attention): tensor
+        "model.diffusion_model." + original_unet_name(name, unet.config.layers_per_block, attention): tensor
         for name, tensor in unet.state_dict().items()
     }
     weights |= {f"first_stage_model.{name}": t for name, t in ldm_layout.original_vae_tensors(vae.state_dict()).items()}

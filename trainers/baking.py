@@ -1,6 +1,7 @@
 """LoRAs worked into a checkpoint, and checkpoints cut into shards or joined: one tensor in memory at a time."""
 import json
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Callable, Iterable, Sequence
 
@@ -9,8 +10,9 @@ from torch import Tensor
 
 from . import families
 from .artifacts.checkpoint import PRECISIONS, in_precision, save_checkpoint
+from .artifacts.layer_names import Layer, LayerNames, is_text
 from .artifacts.lora_file import FileLayer, read_lora
-from .artifacts.lora_names import Layer, by_any_name, flat, layers
+from .artifacts.lora_renaming import require_most
 from .artifacts.tensor_files import Entry, finite, read_entries
 from .artifacts.tensor_header import read_header
 from .artifacts.weights import Weights
@@ -18,7 +20,6 @@ from .errors import Cancelled, UserError
 from .families.recognition import recognise
 from .files import ensure_space, read_json
 from .spec.file_tasks import BakeSpec, ShardSpec
-from .stacking.blocks import is_text
 
 Change = tuple[Layer, FileLayer, float]
 """A layer of the model, what a LoRA does to it, and how strongly."""
@@ -27,21 +28,19 @@ Change = tuple[Layer, FileLayer, float]
 def bake(spec: BakeSpec, folder: Path, emit, stop_requested) -> dict:
     """Write a checkpoint whose weights are base + Σ strength · LoRA, in float32 before they are rounded."""
     base, metadata = whole_model(Path(spec.base), spec.file_precision, emit)
-    changes, missing = changes_of(base, spec)
+    changes, notes = changes_of(base, spec)
     if not changes:
-        raise UserError(f"No layer of these LoRAs, for example {missing[0]}, is in {base.title!r}: they are for another "
-                        "model.")
+        raise UserError("With these strengths nothing of the LoRAs is left. Raise one.")
     entries = [baked(base, entry, changes.get(name, ()), spec.file_precision) for name, entry in base.entries.items()]
     ensure_space(folder, sum(entry.bytes for entry in entries))
     entries = reporting(entries, "baking", emit, stop_requested)
-    note = f"{len(missing)} layers of the LoRAs are not in the model, for example {''.join(missing[:1])}; they were left out"
     names = [Path(lora.path).stem for lora in spec.loras]
     report = save_checkpoint(folder, spec.name, entries, {
         **{name: metadata[name] for name in ("modelspec.architecture", "modelspec.prediction_type") if name in metadata},
         "format": "pt", "modelspec.title": spec.name, "modelspec.merged_from": ", ".join([base.title, *names])})
     return {**report, "layers": len({layer.key for found in changes.values() for layer, *_ in found}),
             "loras": names, "base": base.title, "precision": spec.file_precision,
-            "notes": [note] if missing else []}
+            "notes": notes}
 
 
 def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, str]]:
@@ -60,16 +59,23 @@ def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, st
 
 
 def changes_of(base: Weights, spec: BakeSpec) -> tuple[dict[str, list[Change]], list[str]]:
-    """(tensor of the model → changes, layers of the LoRAs that the model does not have)."""
-    table, found, missing = by_any_name(layers(base.shapes())), {}, []
+    """(tensor of the model → changes, what is to be said). UserError for a LoRA most of whose layers the model lacks."""
+    names, found, notes = LayerNames.of_checkpoint(base.shapes()), {}, []
     for lora in spec.loras:
-        for key, layer in read_lora(Path(lora.path)).layers.items():
-            strength, place = lora.text if is_text(key) else lora.model, table.get(flat(key))
-            if place is None:
+        file, placed, missing = read_lora(Path(lora.path)), [], []
+        notes += file.remarks()
+        for key, layer in file.layers.items():
+            strength, place = lora.text if is_text(key) else lora.model, names.find(key)
+            if strength and place is None:
                 missing.append(key)
             elif strength:
+                placed.append(key)
                 found.setdefault(place.tensor, []).append((place, layer, strength))
-    return found, missing
+        if missing:
+            require_most(file, placed, missing, repr(base.title))
+            notes.append(f"{len(missing)} layers of {file.name} are not in {base.title!r}, for example {missing[0]}; they "
+                         "were left out")
+    return found, notes
 
 
 def baked(base: Weights, entry: Entry, changes: Sequence[Change], precision: str) -> Entry:
@@ -81,14 +87,13 @@ def baked(base: Weights, entry: Entry, changes: Sequence[Change], precision: str
 
     def pieces() -> Iterable[Tensor]:
         weight = base.weight(entry.name)
-        original = weight.clone() if any("dora_scale" in layer.names for _, layer, _ in changes) else weight
+        original = weight.clone() if any(layer.is_dora for _, layer, _ in changes) else weight
         for place, layer, strength in changes:
-            rows = weight.chunk(place.parts)[place.part]
-            change = layer.change(original.chunk(place.parts)[place.part])
-            if change.numel() != rows.numel():
-                raise UserError(f"{place.key} is {list(change.shape)} in {layer.file.title!r} and {list(rows.shape)} in "
+            rows, shape = place.rows(weight), layer.shape
+            if shape[0] != rows.shape[0] or prod(shape) != rows.numel():
+                raise UserError(f"{place.key} is {list(shape)} in {layer.file.title!r} and {list(rows.shape)} in "
                                 f"{base.title!r}: the LoRA is for another model.")
-            rows += strength * change.reshape(rows.shape)
+            rows += strength * layer.change(place.rows(original)).reshape(rows.shape)
         return [weight]
     return in_precision(replace(entry, pieces=pieces), dtype)
 

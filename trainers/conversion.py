@@ -1,68 +1,79 @@
-"""LoRA files under other names, in other precisions and with other metadata.
-
-The names of a model's layers come from its checkpoint's header (`artifacts.lora_names`), not from guesses: kohya's names put
-an underscore for every dot, and what was a dot is not to be seen in them.
-"""
-import re
-from dataclasses import replace
+"""LoRA files under other names (`artifacts.layer_names`), in other precisions and with other metadata."""
 from pathlib import Path
-from typing import Iterable, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from .artifacts.layer_names import LayerNames
+from .artifacts.layer_names.parts import ALPHA, DORA
 from .artifacts.lora import PRECISIONS, LoraWeight, scalar, write_lora
-from .artifacts.lora_file import PARTS, FileLayer, LoraFile, read_lora
-from .artifacts.lora_names import Layer, by_any_name, flat, layers
+from .artifacts.lora_file import FileLayer, LoraFile, read_lora
 from .artifacts.lora_precision import low_rank_tensors, other_tensors
+from .artifacts.lora_renaming import Renamed, describe, family_of, maker_of, names_for, renamed
 from .artifacts.metadata import KEPT
 from .artifacts.tensor_files import DTYPES, finite_entries, write_entries
 from .artifacts.tensor_header import read_header
 from .errors import Cancelled, UserError
-from .families.layouts import released_shapes, weights_of
-from .merging import change_of, join
+from .families.layouts import weights_of
+from .merging import Resize, change_of, join, merged_layer
 from .spec.file_tasks import ConvertSpec, MetadataSpec
 
-NAMES = {"kohya": "kohya's", "diffusers": "diffusers'", "comfyui": "ComfyUI's own"}
 FORGOTTEN_BUT = (*KEPT, "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_output_name",
                  "modelspec.title", "modelspec.author", "modelspec.description", "modelspec.license", "modelspec.tags",
                  "modelspec.trigger_phrase", "modelspec.usage_hint", "modelspec.thumbnail", "format")
 """What stays in the header when the training is forgotten."""
+PEFT_METADATA = ("lora_adapter_metadata", "adapter_config")
+"""peft's configuration: what it says of scales is in the tensors afterwards."""
 
 
 def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
     """Write the file anew; returns the report with "error", the relative error of what the file changes."""
     file, path = read_lora(Path(spec.lora)), folder / f"{spec.name}.safetensors"
-    renamed = file
+    form = spec.names if spec.names != "same" else maker_of(file.layers)
     if spec.names != "same":
         emit("phase", text="looking up the names of the layers")
-        renamed = under_names(file, spec.names, table_for(file, spec.base))
-    form = spec.names if spec.names != "same" else style(file)
+    made = in_form(file, spec.names, spec.base)
     tensors, error, energy = {}, 0.0, 0.0
-    for done, layer in enumerate(renamed.layers.values(), start=1):
+    for done, layer in enumerate(made.file.layers.values(), start=1):
         if stop_requested():
             raise Cancelled
-        emit("working", text="converting", done=done, total=len(renamed.layers))
-        written = converted(layer, form, spec.file_precision)
+        emit("working", text="converting", done=done, total=len(made.file.layers))
+        parts = [each.layers[layer.key] for each in made.all() if layer.key in each.layers]
+        written = converted(layer, form, spec.file_precision) if len(parts) == 1 else _sum(parts, form, spec.file_precision)
         for name, tensor in written.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
                 raise UserError(f"{name} holds values too large for {spec.file_precision}. Choose bf16 or fp32.")
         tensors |= written
-        if layer.is_low_rank:
-            before, after = change_of(layer.low_rank()), change_of(stored_weight(layer.key, written))
+        if all(part.is_low_rank for part in parts):
+            before = sum(change_of(part.low_rank()).flatten(1) for part in parts)
+            after = change_of(stored_weight(layer.key, written)).flatten(1)
             error += float((before - after).square().sum(dtype=torch.float64))
             energy += float(before.square().sum(dtype=torch.float64))
-    metadata = {name: value for name, value in file.metadata.items() if name != "lora_adapter_metadata"}
+    metadata = {name: value for name, value in file.metadata.items() if name not in PEFT_METADATA}
     size = write_lora(path, tensors, metadata)
     return {
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size,
-        "keys": len(tensors), "layers": len(renamed.layers), "names": form, "precision": spec.file_precision,
-        "family": family_of_lora(file),
+        "keys": len(tensors), "layers": len(made.file.layers), "names": form, "precision": spec.file_precision,
+        "family": family_of(file) or "other",
         "before": Path(spec.lora).stat().st_size,
         "error": (error / energy) ** 0.5 if energy else 0.0, "change_norm": energy**0.5,
-        "notes": [f"{len(file.unknown)} tensors that are no part of a LoRA were left out, for example {file.unknown[0]}"]
-        if file.unknown else [],
+        "notes": made.file.remarks(),
     }
+
+
+def in_form(file: LoraFile, names: str, base: str = "") -> Renamed:
+    """The file under the names asked for: those of the `base` model, else of its family. "same" keeps kohya's and ComfyUI's
+    names as they are; those of diffusers, who has had several, become today's."""
+    if base and names != "same":
+        model = weights_of(Path(base))
+        return renamed(file, LayerNames.of_checkpoint(model.shapes()), names, repr(model.title))
+    table = names_for([file]) if names != "same" or maker_of(file.layers) == "diffusers" else None
+    if table:
+        return renamed(file, table, "diffusers" if names == "same" else names)
+    if names != "same":
+        raise UserError(f"{file.name!r} is {describe(file)}; such names are read from the model itself. Choose it as base.")
+    return Renamed(file)
 
 
 def converted(layer: FileLayer, form: str, precision: str) -> dict[str, Tensor]:
@@ -70,25 +81,24 @@ def converted(layer: FileLayer, form: str, precision: str) -> dict[str, Tensor]:
     if form == "diffusers":
         return _for_diffusers(layer, precision)
     if precision == "same":
-        return {f"{layer.key}{_suffix(role)}": tensor if role == "dora_scale" else
-                scalar(float(tensor), layer.dtype if layer.dtype.itemsize > 1 else torch.float32) if role == "alpha" else
-                tensor.to(layer.dtype).contiguous() for role, tensor in _with_alpha(layer).items()}
+        return {f"{layer.key}.{part}": tensor if part == DORA else
+                scalar(float(tensor), layer.dtype if layer.dtype.itemsize > 1 else torch.float32) if part == ALPHA else
+                tensor.to(layer.dtype).contiguous() for part, tensor in layer.tensors().items()}
     if layer.is_low_rank:
         return low_rank_tensors(_in_full(layer), precision)
     if precision not in PRECISIONS:
         raise UserError(f"{layer.key} is no plain LoRA layer, and its other factors cannot be stored in {precision}. Choose "
                         "fp16, or resize the LoRA first, which makes plain layers.")
-    return other_tensors({f"{layer.key}{_suffix(role)}": tensor for role, tensor in _with_alpha(layer).items()}, precision)
+    return other_tensors({f"{layer.key}.{part}": tensor for part, tensor in layer.tensors().items()}, precision)
 
 
-def _with_alpha(layer: FileLayer) -> dict[str, Tensor]:
-    """With the alpha that the file keeps in its metadata, which ComfyUI does not read."""
-    beside = {} if layer.alpha_beside is None else {"alpha": torch.tensor(layer.alpha_beside)}
-    return {**layer.tensors(), **beside}
-
-
-def _suffix(role: str) -> str:
-    return f".{PARTS.get(role, role)}"
+def _sum(parts: Sequence[FileLayer], form: str, precision: str) -> dict[str, Tensor]:
+    """A layer that a file spells in several ways acts with the sum of them."""
+    dtype = parts[0].dtype if parts[0].dtype.itemsize > 1 else torch.float16
+    weight = merged_layer(parts[0].key, [(part, 1.0) for part in parts], Resize()).weight
+    if form == "diffusers":
+        return _diffusers_tensors(weight, _diffusers_dtype(precision, dtype))
+    return weight.tensors(dtype) if precision == "same" else low_rank_tensors(weight, precision)
 
 
 def _in_full(layer: FileLayer) -> LoraWeight:
@@ -102,13 +112,20 @@ def _for_diffusers(layer: FileLayer, precision: str) -> dict[str, Tensor]:
     if not layer.is_low_rank:
         raise UserError(f"{layer.key} is no plain LoRA layer, and diffusers reads no others. Choose kohya's names, or "
                         "resize the LoRA first, which makes plain layers.")
-    if precision in ("fp8", "int8") or precision == "same" and layer.dtype.itemsize == 1:
+    return _diffusers_tensors(_in_full(layer), _diffusers_dtype(precision, layer.dtype))
+
+
+def _diffusers_dtype(precision: str, own: torch.dtype) -> torch.dtype:
+    if precision in ("fp8", "int8") or precision == "same" and own.itemsize == 1:
         raise UserError("Files in fp8 and int8 keep their scales in alpha, for which diffusers' names have no place. Choose "
                         "kohya's names, or fp16.")
-    weight, dtype = _in_full(layer), layer.dtype if precision == "same" else PRECISIONS[precision]
+    return own if precision == "same" else PRECISIONS[precision]
+
+
+def _diffusers_tensors(weight: LoraWeight, dtype: torch.dtype) -> dict[str, Tensor]:
     up = weight.up * (weight.alpha / len(weight.down))
-    return {f"{layer.key}.lora_A.weight": weight.down.to(dtype).contiguous(),
-            f"{layer.key}.lora_B.weight": up.to(dtype).contiguous()}
+    return {f"{weight.key}.lora_A.weight": weight.down.to(dtype).contiguous(),
+            f"{weight.key}.lora_B.weight": up.to(dtype).contiguous()}
 
 
 def stored_weight(key: str, tensors: Mapping[str, Tensor]) -> LoraWeight:
@@ -117,73 +134,6 @@ def stored_weight(key: str, tensors: Mapping[str, Tensor]) -> LoraWeight:
     down = named.get(".lora_down.weight", named.get(".lora_A.weight"))
     up = named.get(".lora_up.weight", named.get(".lora_B.weight"))
     return LoraWeight(key, down, up, float(named.get(".alpha", len(down))))
-
-
-# ---- names ---------------------------------------------------------------------------------------------------------
-
-def style(file: LoraFile) -> str:
-    """Whose names a file carries: "kohya", "diffusers" or "comfyui"."""
-    key = next(iter(file.layers))
-    if key.startswith(("diffusion_model.", "text_encoders.")):
-        return "comfyui"
-    return "kohya" if key.startswith(("lora_", "lycoris_")) else "diffusers"
-
-
-def family_of_lora(file: LoraFile) -> str:
-    """"sd1", "sd2", "sdxl" or "other", from the metadata and from names that only one family has."""
-    version, keys = file.metadata.get("ss_base_model_version", "").lower(), [flat(key) for key in file.layers]
-    if any(re.search(r"double_blocks|single_blocks|joint_blocks|single_transformer_blocks", key) for key in keys):
-        return "other"
-    if version.startswith("sdxl") or any(re.search(
-            r"lora_te2_|text_encoder_2_|clip_g_|^lora_unet_input_blocks|_transformer_blocks_[1-9]", key) for key in keys):
-        return "sdxl"
-    # SD 2.x has the UNet of SD 1.x by name, and a text encoder of 23 layers instead of 12.
-    return "sd2" if any(re.search(r"text_model_encoder_layers_(1[2-9]|2\d)_", key) for key in keys) else "sd1"
-
-
-def table_for(file: LoraFile, base: str = "") -> dict[str, Layer]:
-    """Every layer of the model that a LoRA is for, under all names that files give it."""
-    if base:
-        return by_any_name(layers(weights_of(Path(base)).shapes()))
-    family = family_of_lora(file)
-    if family == "other":
-        raise UserError(f"{file.name!r} is for a transformer, whose layers' names are read from the model itself. Choose "
-                        "it as base.")
-    return by_any_name(layers(released_shapes(family)))
-
-
-def under_names(file: LoraFile, names: str, table: Mapping[str, Layer]) -> LoraFile:
-    """The same file with its layers called otherwise. Raises UserError for layers that the model does not have."""
-    unknown = [key for key in file.layers if flat(key) not in table]
-    if unknown:
-        raise UserError(f"{len(unknown)} of {len(file.layers)} layers of {file.name!r}, for example {unknown[0]}, are not "
-                        "in the model that its names are taken from. Choose the model that the LoRA was made for as base.")
-    called = {"kohya": lambda layer: layer.key, "diffusers": lambda layer: layer.diffusers,
-              "comfyui": lambda layer: layer.native}[names]
-    found = {}
-    for key, layer in file.layers.items():
-        name = called(table[flat(key)])
-        if not name:
-            raise UserError(f"{NAMES[names]} names for models of this family cut layers otherwise ({key}). Choose other "
-                            "names.")
-        found[name] = replace(layer, key=name)
-    return replace(file, layers=found)
-
-
-def under_the_same_names(files: Sequence[LoraFile]) -> list[LoraFile]:
-    """Files of different makers under kohya's names; files that agree stay as they are."""
-    if len({style(file) for file in files}) == 1 and len({_of_original_names(file.layers) for file in files}) == 1:
-        return list(files)
-    families = {family_of_lora(file) for file in files}
-    table = table_for(next((file for file in files if family_of_lora(file) == "sdxl"), files[0]))
-    if len(families - {"sd1", "sd2"}) + bool(families & {"sd1", "sd2"}) > 1:
-        raise UserError("The LoRAs are for different model families and cannot be merged.")
-    return [under_names(file, "kohya", table) for file in files]
-
-
-def _of_original_names(keys: Iterable[str]) -> bool:
-    """SDXL's layers go by original names and by diffusers'."""
-    return any("input_blocks" in key or "output_blocks" in key for key in keys)
 
 
 # ---- metadata ------------------------------------------------------------------------------------------------------

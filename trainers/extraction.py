@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from . import families
+from .artifacts.layer_names import Layer, family_of_model, layers_of_checkpoint
+from .artifacts.layer_names.table import OTHER_PARTS
 from .artifacts.lora import PRECISIONS, LoraWeight, write_lora
-from .artifacts.lora_names import OTHER_PARTS, Layer, family_of, layers
 from .artifacts.metadata import extraction_metadata
 from .artifacts.rounding import is_rounded, rounding_between
 from .artifacts.tensor_files import Entry
@@ -72,7 +73,7 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
         by = f" by more than rounding to {' and '.join(rounded)}" if rounded else ""
         raise UserError(f"{tuned.title!r} and {base.title!r} do not differ in any layer that was asked for{by}: there is "
                         "nothing to extract. Choose the tuned model first and the model it was tuned from second.")
-    family = family_of(tuned)
+    family = family_of_model(tuned)
     ranks = [row.rank for row in rows]
     size = write_lora(path, tensors, extraction_metadata(spec, family_metadata(family), tuned.title, base.title, ranks))
     energy = sum(row.energy for row in rows)
@@ -105,13 +106,15 @@ def pair(tuned: Weights, base: Weights) -> tuple[list[tuple[Layer, Layer]], list
     them: biases, norms, embeddings, the VAE."""
     for file in (tuned, base):
         try:
-            family_of(file)
+            family_of_model(file)
         except UserError as problem:
             raise UserError(f"{file.title!r}: {problem}.") from None
-    if family_of(tuned) != family_of(base):
-        raise UserError(f"{tuned.title!r} and {base.title!r} are of different model families ({TITLES[family_of(tuned)]} "
-                        f"and {TITLES[family_of(base)]}). Choose the model that the tuned one descends from.")
-    own, other = ({layer.native or layer.key: layer for layer in layers(file.shapes())} for file in (tuned, base))
+    families = [family_of_model(file) for file in (tuned, base)]
+    if families[0] != families[1]:
+        raise UserError(f"{tuned.title!r} and {base.title!r} are of different model families ({TITLES[families[0]]} and "
+                        f"{TITLES[families[1]]}). Choose the model that the tuned one descends from.")
+    own, other = ({layer.native or layer.key: layer for layer in layers_of_checkpoint(file.shapes())
+                   if not layer.transposed} for file in (tuned, base))
     found = [(layer, other[name]) for name, layer in own.items() if name in other]
     for layer, theirs in found:
         if tuned.shape(layer.tensor) != base.shape(theirs.tensor):
@@ -126,7 +129,7 @@ def pair(tuned: Weights, base: Weights) -> tuple[list[tuple[Layer, Layer]], list
 
 
 def wanted(spec: ExtractionSpec, layer: Layer, shape: tuple[int, ...]) -> bool:
-    if layer.block == "text" and not spec.text_encoders:
+    if layer.is_text and not spec.text_encoders:
         return False
     return spec.convolutions or not is_convolution(shape)
 

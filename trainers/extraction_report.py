@@ -14,6 +14,7 @@ RANKS = 150
 INK, FAINT, GRID = (40, 40, 40), (130, 130, 130), (228, 228, 228)
 KEPT, LOST, RANK = (31, 98, 189), (240, 190, 160), (20, 130, 100)
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16}
+ORDER = ("BASE", "IN", "MID", "OUT", "JOINT", "DOUBLE", "SINGLE", "EXTRA")
 
 
 def blocks_of(rows: Sequence[Mapping], precision: str) -> dict[str, dict]:
@@ -32,7 +33,7 @@ def blocks_of(rows: Sequence[Mapping], precision: str) -> dict[str, dict]:
 def _order(item: tuple[str, dict]) -> tuple:
     """Text encoders, then the denoiser in the order of the data flow."""
     name = item[0]
-    place = next((place for place, start in enumerate(("text", "IN", "MID", "OUT", "other")) if name.startswith(start)), 5)
+    place = next((place for place, start in enumerate(ORDER) if name.startswith(start)), len(ORDER))
     digits = "".join(letter for letter in name if letter.isdigit())
     return place, name.rstrip("0123456789"), int(digits or 0)
 

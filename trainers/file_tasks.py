@@ -8,6 +8,7 @@ from . import baking, conversion, extraction, extraction_report, merging, onnx_e
 from .artifacts.lora import write_lora
 from .artifacts.lora_file import read_lora
 from .artifacts.lora_precision import low_rank_tensors
+from .artifacts.lora_renaming import under_one_makers_names
 from .artifacts.metadata import merge_metadata
 from .errors import Cancelled, UserError
 from .files import write_json
@@ -30,7 +31,8 @@ def extract(spec, folder: Path, emit, stop_requested) -> dict:
 
 
 def merge(spec: MergeSpec, folder: Path, emit, stop_requested) -> dict:
-    files = conversion.under_the_same_names([read_lora(Path(lora.path)) for lora in spec.loras])
+    made = under_one_makers_names([read_lora(Path(lora.path)) for lora in spec.loras])
+    files = [(file, lora) for each, lora in zip(made, spec.loras) for file in each.all()]
     tensors, ranks, energy, kept = {}, [], 0.0, 0.0
 
     def on_layer(done: int, total: int):
@@ -39,7 +41,7 @@ def merge(spec: MergeSpec, folder: Path, emit, stop_requested) -> dict:
         emit("working", text="merging", done=done, total=total)
 
     for weight, before in merging.merge(
-            files, [lora.model for lora in spec.loras], [lora.text for lora in spec.loras],
+            [file for file, _ in files], [lora.model for _, lora in files], [lora.text for _, lora in files],
             merging.Resize(spec.rule, spec.rank, spec.threshold), on_layer):
         tensors |= low_rank_tensors(weight, spec.file_precision)
         ranks.append(len(weight.down))
@@ -47,14 +49,13 @@ def merge(spec: MergeSpec, folder: Path, emit, stop_requested) -> dict:
     if not ranks:
         raise UserError("Nothing is left of these LoRAs at these strengths. Raise one.")
     path = folder / f"{spec.name}.safetensors"
-    metadata = merge_metadata(spec, [(file.name, file.metadata) for file in files], ranks)
+    metadata = merge_metadata(spec, [(each.file.name, each.file.metadata) for each in made], ranks)
     size = write_lora(path, tensors, metadata)
     return {
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(tensors),
         "layers": len(ranks), "ranks": [min(ranks), max(ranks)], "change_norm": kept**0.5, "energy": energy,
         "kept": kept / energy if energy else 1.0, "precision": spec.file_precision,
-        "notes": [f"{file.name} holds {len(file.unknown)} tensors that are no part of a LoRA, for example "
-                  f"{file.unknown[0]}; they were left out" for file in files if file.unknown],
+        "notes": [note for each in made for note in each.file.remarks()] + merging.flat_note(file for file, _ in files),
     }
 
 

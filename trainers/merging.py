@@ -4,18 +4,19 @@ Low-rank layers are joined exactly by putting their factors side by side; the ra
 kinds (LoHa, LoKr, Tucker), and every layer when a smaller rank is asked for, go through the change itself and its best
 approximation of that rank (`decomposition`).
 """
-from dataclasses import dataclass
-from typing import Callable, Iterator, NamedTuple, Sequence
+from dataclasses import dataclass, replace
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
+from .artifacts.layer_names import is_text, place
+from .artifacts.layer_names.blocks import CONVOLUTION
 from .artifacts.lora import LoraWeight
 from .artifacts.lora_file import FileLayer, LoraFile
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from .errors import UserError
 from .extraction import split
-from .stacking.blocks import is_text
 
 RULES = ("exact", "fixed", "energy", "ratio", "knee")
 
@@ -58,7 +59,8 @@ def merge(files: Sequence[LoraFile], strengths: Sequence[float], text_strengths:
 
 
 def merged_layer(key: str, parts: Sequence[tuple[FileLayer, float]], resize: Resize) -> Merged:
-    shapes = {_shape(layer) for layer, _ in parts}
+    parts = _unfolded(parts)
+    shapes = {layer.shape for layer, _ in parts}
     if len(shapes) > 1:
         raise UserError(f"The files differ in the shape of {key} ({' and '.join(map(str, sorted(shapes)))}): they were made "
                         "for different base models and cannot be merged.")
@@ -78,10 +80,25 @@ def merged_layer(key: str, parts: Sequence[tuple[FileLayer, float]], resize: Res
     return Merged(weight_of(key, factors.first(rank), tuple(change.shape)), factors.energy)
 
 
-def _shape(layer: FileLayer) -> tuple[int, ...]:
-    if layer.is_low_rank:
-        return layer.file.shape(layer.names["up"])[0], *layer.file.shape(layer.names["down"])[1:]
-    return tuple(layer.change().shape)
+def _unfolded(parts: Sequence[tuple[FileLayer, float]]) -> Sequence[tuple[FileLayer, float]]:
+    """Flat changes [out, in · height · width] with the kernel that another file has of the same layer."""
+    kernels = {layer.shape[2:] for layer, _ in parts if len(layer.shape) > 2}
+    if len(kernels) != 1:
+        return parts
+    kernel = next(iter(kernels))
+    return [(layer if len(layer.shape) > 2 else replace(layer, kernel=kernel), strength) for layer, strength in parts]
+
+
+def flat_note(files: Iterable[LoraFile]) -> list[str]:
+    """Says so where the kernel of a convolution's LoHa or LoKr is in none of the files and not known by name."""
+    folded: dict[str, bool] = {}
+    for file in files:
+        for key, layer in file.layers.items():
+            flat = len(layer.shape) == 2 and layer.kernel is None and not layer.is_low_rank
+            folded[key] = folded.get(key, True) and flat and place(key).kind == CONVOLUTION
+    keys = [key for key, flat in folded.items() if flat]
+    return [f"{len(keys)} layers, for example {keys[0]}, may be convolutions whose kernel no file tells; their factors are "
+            "flat, which ComfyUI reads and other programs may not"] if keys else []
 
 
 def join(key: str, weights: Sequence[tuple[LoraWeight, float]]) -> LoraWeight:

@@ -10,6 +10,9 @@ from typing import Mapping
 import folder_paths
 from torch import Tensor
 
+from ...trainers.artifacts.changes import rank_of
+from ...trainers.artifacts.layer_names.parts import ALPHA
+from ...trainers.artifacts.peft_config import PeftConfig, read_peft_config
 from ...trainers.artifacts.tensor_files import finite_entries, require_finite
 from ...trainers.artifacts.tensor_header import read_header
 from ...trainers.artifacts.torch_files import Refused, is_dense, load_plain
@@ -30,12 +33,17 @@ _cards: dict[tuple, dict] = {}
 
 @dataclass(frozen=True)
 class LoraFile:
-    """The tensors of a file, its header's metadata, and a peft adapter_config.json beside it."""
+    """The tensors of a file, its header's metadata, and peft's configuration, if it has one."""
 
     name: str
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
-    beside: Mapping
+    peft: PeftConfig
+
+    def scale(self, layer: str, parts: Mapping[str, Tensor]) -> float | None:
+        """What the file says outside its tensors of a layer's scale; None where its alpha tensor counts, or nothing."""
+        shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+        return None if ALPHA in parts else self.peft.scale(layer, rank_of(shapes))
 
 
 def lora_names() -> list[str]:
@@ -76,8 +84,7 @@ def read_lora(name: str) -> LoraFile:
             _read.move_to_end(key)
             return _read[key]
     tensors, metadata = _content(path, name)
-    beside = read_json(path.with_name("adapter_config.json")) if path.name.startswith("adapter_model") else None
-    file = LoraFile(name, tensors, metadata, beside if isinstance(beside, dict) else {})
+    file = LoraFile(name, tensors, metadata, read_peft_config(path, metadata, tensors))
     with _lock:
         for old in [old for old in _read if old[0] == key[0]]:
             del _read[old]

@@ -19,11 +19,12 @@ import asyncio
 from aiohttp import web
 from server import PromptServer
 
+from ...trainers.artifacts.layer_names.blocks import BLOCKS
+from ...trainers.artifacts.layer_names.family import TITLES
 from ...trainers.errors import UserError
 from ...trainers.families.recognition import recognise
 from ...trainers.spec.part import checked
 from ...trainers.stacking.block_weights import ANY_FAMILY, PRESETS, parse_block_weights
-from ...trainers.stacking.blocks import BLOCKS, TITLES
 from ...trainers.stacking.rows import StackRow
 from .folders import base_path
 from .lora_files import find_row, lora_card, lora_names, lora_path, preview_path

@@ -9,12 +9,14 @@ import comfy.model_base
 import comfy.weight_adapter
 import torch
 
-from ...trainers.artifacts.lora_keys import alphas_of_metadata, dora_scale, split_key
+from ...trainers.artifacts.changes import dora_scale, with_scale
+from ...trainers.artifacts.layer_names import LayerNames, in_denoiser, is_text, other_spellings, place, split_key
+from ...trainers.artifacts.layer_names.blocks import ATTENTION
+from ...trainers.artifacts.layer_names.family import TITLES
+from ...trainers.artifacts.layer_names.table import LAYOUTS
 from ...trainers.errors import UserError
 from ...trainers.stacking.block_weights import shown
-from ...trainers.stacking.blocks import ATTENTION, TITLES, in_denoiser, is_text, place
 from ...trainers.stacking.cards import family_of
-from ...trainers.stacking.names import spellings
 from ...trainers.stacking.rows import LoraEntry
 from .lora_files import LoraFile, read_lora
 from .stack_patch import StackPatch
@@ -64,12 +66,16 @@ class Targets:
             names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
             self.shapes |= {name: tensor.shape for name, tensor in clip.cond_stage_model.state_dict().items()}
         self.exact, self.flat = names, {name.replace(".", "_"): target for name, target in names.items()}
+        self.names = LayerNames.of_comfyui(self.shapes, self.family if model is not None else "") if (
+            model is None or self.family in LAYOUTS) else None
 
     def find(self, layer: str):
         """The host's target of a layer: a weight's name or (name, offset, …); None when the model has none."""
         if layer in self.exact:
             return self.exact[layer]
-        return next((self.flat[name] for name in spellings(layer) if name in self.flat), None)
+        if self.names and (found := self.names.find(layer)):
+            return self.exact.get(found.native)
+        return next((self.flat[name] for name in other_spellings(layer) if name in self.flat), None)
 
     def shape(self, target) -> torch.Size | None:
         offset = None if isinstance(target, str) else target[1]
@@ -113,10 +119,11 @@ def layers_of(file: LoraFile, report: FileReport) -> dict[str, dict[str, tuple[s
             report.leave(UNKNOWN_PART, [key])
         else:
             layers.setdefault(split.layer, {})[split.part] = (key, tensor)
-    ranks = {layer: len(parts["lora_down.weight"][1]) for layer, parts in layers.items()
-             if "lora_down.weight" in parts and "alpha" not in parts}
-    for layer, alpha in alphas_of_metadata(file.metadata, ranks, file.beside).items():
-        layers[layer]["alpha"] = ("", torch.tensor(alpha))
+    for layer, parts in layers.items():
+        tensors = {part: tensor for part, (_, tensor) in parts.items()}
+        keys = {part: key for part, (key, _) in parts.items()}
+        scaled = with_scale(tensors, file.scale(layer, tensors))
+        layers[layer] = {part: (keys.get(part, ""), tensor) for part, tensor in scaled.items()}
     return layers
 
 

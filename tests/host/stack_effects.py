@@ -36,9 +36,9 @@ folder_paths.add_model_folder_path("loras", str(FOLDER / "loras"))
 from finetune.nodes import host  # noqa: E402
 from finetune.nodes.host.native import host_model, host_unet_config  # noqa: E402
 from finetune.nodes.host.stack import Targets  # noqa: E402
+from finetune.trainers.artifacts.layer_names.blocks import BLOCKS, place  # noqa: E402
 from finetune.trainers.errors import UserError  # noqa: E402
 from finetune.trainers.stacking import LoraEntry, StackRow, entries_from  # noqa: E402
-from finetune.trainers.stacking.blocks import BLOCKS, place  # noqa: E402
 
 MODEL, CLIP, _ = host.load_native(host.DEMO_BASE)
 DRAW = torch.Generator().manual_seed(0)

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from finetune.trainers.artifacts.ldm_layout import original_unet_name
-from finetune.trainers.artifacts.lora_keys import split_key
+from finetune.trainers.artifacts.layer_names import split_key
+from finetune.trainers.artifacts.layer_names.blocks import BLOCKS, place
+from finetune.trainers.artifacts.layer_names.unet import original_unet_name
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.stacking import LoraEntry, StackRow, entries_from, parse_rows, serialise_rows
 from finetune.trainers.stacking.block_weights import LISTS, PRESETS, parse_block_weights
-from finetune.trainers.stacking.blocks import BLOCKS, place
 from finetune.trainers.stacking.cards import card, data_bytes, family_of, hashes_of, plain
 from finetune.trainers.stacking.inspection import change_norm, draw_norms, norms_by_block
 from finetune.trainers.stacking.prompts import TEXT_FIRST, parse_keyword_map, read_prompt, resolve, rows_of

@@ -1,69 +1,22 @@
-"""Names of the original single-file layout (CompVis latent diffusion, Stability's SDXL), from diffusers' names.
+"""VAE and text encoders of the original single-file layout (CompVis latent diffusion, Stability's SDXL), from diffusers'.
 
-The same renaming serves two purposes: LoRA files for SDXL carry the original names, and checkpoints in the original
-layout are what every program loads. Sources of the facts: the original repositories' module trees and kohya's
-`sdxl_model_util.py`; tensors are the same, apart from those that `*_tensors` functions reshape.
+Checkpoints in the original layout are what every program loads. Source of the facts: the original repositories' module
+trees. Tensors are the same, apart from those that `*_tensors` functions reshape. The UNet's names: `layer_names.unet`.
 """
 import re
-from typing import Iterable, Mapping
+from typing import Mapping
 
 import torch
 from torch import Tensor
 
-RESNET_PARTS = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}
-UNET_TOP = {
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-}
+from .layer_names.text import OPEN_CLIP_PARTS
+
 VAE_PARTS = (
     ("conv_shortcut", "nin_shortcut"), ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
     ("mid_block.attentions.0", "mid.attn_1"), ("group_norm", "norm"), ("to_out.0", "proj_out"), ("to_q", "q"),
     ("to_k", "k"), ("to_v", "v"), ("conv_norm_out", "norm_out"), (".resnets.", ".block."),
     ("downsamplers.0", "downsample"), ("upsamplers.0", "upsample"), ("encoder.down_blocks", "encoder.down"),
 )
-OPEN_CLIP_PARTS = (
-    ("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
-    ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
-)
-
-
-def original_unet_name(name: str, layers_per_block: int, up_blocks_with_attention: Iterable[bool]) -> str:
-    """The original name of a diffusers UNet module or parameter, without the `model.diffusion_model.` prefix.
-
-    `up_blocks_with_attention` says for each up block whether it holds attentions: the upsampler's index depends on it.
-    Raises KeyError for a name that belongs to no UNet2DConditionModel of this layout.
-    """
-    for diffusers, original in UNET_TOP.items():
-        if name == diffusers or name.startswith(diffusers + "."):
-            return original + name[len(diffusers):]
-    match = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name)
-    if match:
-        kind, index, rest = match.groups()
-        return f"middle_block.1.{rest}" if kind == "attentions" else f"middle_block.{2 * int(index)}.{_resnet(rest)}"
-    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", name)
-    if not match:
-        raise KeyError(name)
-    side, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-    if side == "down":
-        first = 1 + (layers_per_block + 1) * block
-        if kind == "downsamplers":
-            return f"input_blocks.{first + layers_per_block}.0.{rest.replace('conv', 'op', 1)}"
-        place = f"input_blocks.{first + layer}"
-    else:
-        first = (layers_per_block + 1) * block
-        if kind == "upsamplers":
-            return f"output_blocks.{first + layers_per_block}.{1 + list(up_blocks_with_attention)[block]}.{rest}"
-        place = f"output_blocks.{first + layer}"
-    return f"{place}.1.{rest}" if kind == "attentions" else f"{place}.0.{_resnet(rest)}"
-
-
-def _resnet(rest: str) -> str:
-    part, dot, tail = rest.partition(".")
-    return RESNET_PARTS[part] + dot + tail
 
 
 def original_vae_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts.checkpoint import in_precision
-from ..artifacts.ldm_layout import open_clip_pieces, original_unet_name, original_vae_tensors
+from ..artifacts.layer_names.unet import original_unet_name
+from ..artifacts.ldm_layout import open_clip_pieces, original_vae_tensors
 from ..artifacts.tensor_files import Entry, entry_of, finite, read_entries
 from ..artifacts.weights import Weights
 from .recognition import UNET

@@ -3,7 +3,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Mapping, Sequence
 
-from ..artifacts.ldm_layout import open_clip_pieces, original_unet_name
+from ..artifacts.layer_names.unet import original_unet_name
+from ..artifacts.ldm_layout import open_clip_pieces
 from ..artifacts.tensor_files import Entry, read_entries
 from ..artifacts.weights import Weights
 from ..errors import UserError

@@ -5,7 +5,7 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..artifacts.ldm_layout import original_unet_name
+from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.tensor_files import Entry, entry_of
 from . import loading
 from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Iterable, Mapping
 
+from ..artifacts.layer_names.blocks import BASE, BLOCKS, EXTRA, MID, numbered
 from ..errors import UserError
-from .blocks import BASE, BLOCKS, EXTRA, MID, numbered
 
 LIMIT = 100.0
 """The host's own limit for strengths."""

@@ -8,21 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Mapping
 
-from ..artifacts.lora_keys import split_key
+from ..artifacts.layer_names import family_of_lora, place, split_key
 from ..artifacts.tensor_header import MAXIMUM_HEADER, data_start, read_header
-from .blocks import is_text, place, underscored
 
 LONGEST, LONGEST_NAME, MOST_ENTRIES = 2000, 200, 200
 LARGEST_JSON = 20_000_000
 """Characters; the tags of 100,000 captions have about a tenth."""
 MOST_COUNTED = 10**9
-CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-"""Width of the text states that cross-attention reads → family."""
-_BASE_VERSIONS = (
-    ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd_v2", "sd2"), ("sd_2", "sd2"), ("stable-diffusion-v2", "sd2"),
-    ("sd_v1", "sd1"), ("sd_1", "sd1"), ("sd-v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("sd3", "sd3"),
-    ("stable-diffusion-3", "sd3"), ("flux", "flux"), ("illustrious", "sdxl"), ("pony", "sdxl"), ("noob", "sdxl"),
-)
 
 
 def plain(text: object, length: int = LONGEST) -> str:
@@ -79,28 +71,8 @@ def method_of(tensors: Mapping[str, dict]) -> str:
 
 
 def family_of(tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
-    """"sd1", "sd2", "sdxl", "sd3", "flux", or "" when neither names, shapes nor metadata tell.
-
-    Shapes come first: they cannot be mistaken, metadata can. The demo base's widths are nobody else's, so there metadata
-    decides.
-    """
-    names = [underscored(split.layer) for key in tensors if (split := split_key(key))]
-    if any("double_blocks" in name or "single_transformer_blocks" in name for name in names):
-        return "flux"
-    if any("joint_blocks" in name for name in names):
-        return "sd3"
-    for key, entry in tensors.items():
-        split = split_key(key)
-        if split and split.part == "lora_down.weight" and re.search(r"attn2[._](processor[._])?to_[kv]$", split.layer):
-            if family := CONTEXT_WIDTHS.get(entry["shape"][1] if len(entry["shape"]) > 1 else 0):
-                return family
-    if metadata.get("ss_v2") == "True":
-        return "sd2"
-    stated = " ".join(metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")).lower()
-    family = next((family for text, family in _BASE_VERSIONS if text in stated), "")
-    if not family and any("te2" in name or "text_encoder_2" in name for name in names if is_text(name)):
-        return "sdxl"
-    return family
+    """`family_of_lora` for the tensors of a header."""
+    return family_of_lora({key: tuple(entry["shape"]) for key, entry in tensors.items()}, metadata)
 
 
 def triggers_of(metadata: Mapping[str, str]) -> list[str]:

@@ -2,13 +2,14 @@
 from collections import defaultdict
 from typing import Mapping
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..artifacts.changes import change_of_parts, rank_of, shape_of, with_scale
+from ..artifacts.layer_names import place, split_key
+from ..artifacts.layer_names.blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER
+from ..artifacts.layer_names.parts import ALPHA, DORA, DOWN, MID, UP
 from ..artifacts.lora import LoraWeight
-from ..artifacts.lora_keys import split_key
-from .blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER, place
 
 COLOURS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
 TITLES = {ATTENTION: "attention", FEED_FORWARD: "feed-forward", CONVOLUTION: "convolution", OTHER: "other"}
@@ -25,49 +26,38 @@ def layers_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def change_norm(parts: Mapping[str, Tensor], alpha: float | None = None) -> float | None:
+def change_norm(parts: Mapping[str, Tensor]) -> float | None:
     """Frobenius norm of the change that a layer's parts make at strength 1, leaving DoRA's magnitudes out; None for methods
-    whose change depends on the weight (OFT, GLoRA) and for incomplete layers. `alpha` replaces a missing alpha tensor."""
-    alpha = float(parts["alpha"]) if "alpha" in parts else alpha
-    if "diff" in parts:
-        return float(parts["diff"].float().norm())
-    if "lora_up.weight" in parts and "lora_down.weight" in parts:
-        up, down = parts["lora_up.weight"], parts["lora_down.weight"]
-        if "lora_mid.weight" in parts:
-            # LyCORIS' Tucker form: down and up are 1×1, the middle factor holds the kernel.
-            middle = parts["lora_mid.weight"].float()
-            down = torch.einsum("ab...,bc->ac...", middle, down.float().flatten(1))
-        return LoraWeight("", down, up, len(down) if alpha is None else alpha).change_norm()
-    if "hada_w1_a" in parts and "hada_t1" not in parts:
-        first, second = (parts[f"hada_w{number}_a"].float() @ parts[f"hada_w{number}_b"].float() for number in (1, 2))
-        rank = parts["hada_w1_b"].shape[0]
-        return float((first * second).norm()) * (1.0 if alpha is None else alpha / rank)
-    if any(name.startswith("lokr_") for name in parts) and "lokr_t2" not in parts:
+    whose change depends on the weight (OFT, GLoRA) and for incomplete layers."""
+    shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
+    if shape_of(shapes) is None:
+        return None
+    alpha, rank = float(parts[ALPHA]) if ALPHA in parts else None, rank_of(shapes)
+    if DOWN in parts and MID not in parts:
+        return LoraWeight("", parts[DOWN], parts[UP], rank if alpha is None else alpha).change_norm()
+    if "lokr_t2" not in parts and any(part.startswith("lokr_") for part in parts):
         # ‖A ⊗ B‖ = ‖A‖ · ‖B‖. Alpha counts only where a factor is itself of low rank.
-        norms, scale = [], 1.0
-        for number in (1, 2):
-            if f"lokr_w{number}" in parts:
-                norms.append(float(parts[f"lokr_w{number}"].float().norm()))
-            elif f"lokr_w{number}_a" in parts and f"lokr_w{number}_b" in parts:
-                up, down = parts[f"lokr_w{number}_a"], parts[f"lokr_w{number}_b"]
-                norms.append(float((up.float() @ down.float().flatten(1)).norm()))
-                scale = 1.0 if alpha is None else alpha / len(down)
-            else:
-                return None
-        return norms[0] * norms[1] * scale
-    return None
+        norms = [_factor_norm(parts, f"lokr_w{number}") for number in (1, 2)]
+        return norms[0] * norms[1] * (1.0 if alpha is None or rank is None else alpha / rank)
+    return float(change_of_parts({part: tensor.float() for part, tensor in parts.items() if part != DORA}).norm())
 
 
-def norms_by_block(tensors: Mapping[str, Tensor], family: str, alphas: Mapping[str, float] | None = None,
+def _factor_norm(parts: Mapping[str, Tensor], name: str) -> float:
+    if name in parts:
+        return float(parts[name].float().norm())
+    return float((parts[f"{name}_a"].float() @ parts[f"{name}_b"].float()).norm())
+
+
+def norms_by_block(tensors: Mapping[str, Tensor], family: str, scales: Mapping[str, float | None] | None = None,
                    weights: Mapping[str, str] | None = None) -> dict[str, dict[str, float]]:
     """Block → kind → norm of all its layers' changes together, in the order of the data flow.
 
-    `weights` has a model's own names for layers, where a model is known: diffusers' names alone tell the block only in
-    models with two ResNets per level.
+    `scales` are those that a file keeps beside its tensors. `weights` has a model's own names for layers, where a model is
+    known: diffusers' names alone tell the block only in models with two ResNets per level.
     """
     squares: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for layer, parts in layers_of(tensors).items():
-        norm = change_norm(parts, (alphas or {}).get(layer))
+        norm = change_norm(with_scale(parts, (scales or {}).get(layer)))
         if norm is not None:
             where = place((weights or {}).get(layer, layer), family)
             squares[where.block][where.kind] += norm**2

@@ -24,10 +24,11 @@ from typing import Any, Iterable, Mapping
 
 from pydantic import Field, field_validator, model_validator
 
+from ..artifacts.layer_names import in_denoiser, place
+from ..artifacts.layer_names.blocks import ATTENTION, BASE, CONVOLUTION, FEED_FORWARD
 from ..errors import UserError
 from ..spec.part import Part, checked
 from .block_weights import LIMIT, parse_block_weights
-from .blocks import ATTENTION, BASE, CONVOLUTION, FEED_FORWARD, in_denoiser, place
 
 VERSION = 1
 MAXIMUM_ROWS = 1000

@@ -8,6 +8,9 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from .spelling import is_text, underscored
+from .unet import original_unet_name
+
 ATTENTION, FEED_FORWARD, CONVOLUTION, OTHER = "attention", "feed_forward", "convolution", "other"
 BASE, MID, EXTRA = "BASE", "MID", "EXTRA"
 
@@ -33,14 +36,8 @@ BLOCKS = {
     "flux": (BASE, *numbered("DOUBLE", 19), *numbered("SINGLE", 38), EXTRA),
 }
 """All blocks of a family in the order of the data flow; SD3 medium has 24 of the 38 that SD3.5 large has."""
-TITLES = {
-    "sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL",
-    "sd3": "Stable Diffusion 3", "flux": "Flux",
-}
-
-_TEXT = re.compile(r"(lora_)?(prior_)?(te\d?_|text_encoders?_|clip_[lgh]_|t5xxl_)|(base_model_model_)?text_model_")
+_DIFFUSERS = re.compile(r"(down|up)_blocks_(\d{1,3})_(attentions|resnets|downsamplers|upsamplers)_(\d{1,3})_")
 _ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_")
-_DIFFUSERS = re.compile(r"(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)_")
 _NUMBERED = (
     (re.compile(r"joint_blocks_(\d+)_"), "JOINT"), (re.compile(r"double_blocks_(\d+)_"), "DOUBLE"),
     (re.compile(r"single_(?:transformer_)?blocks_(\d+)_"), "SINGLE"),
@@ -54,46 +51,29 @@ _KINDS = (
 )
 
 
-def underscored(name: str) -> str:
-    """A weight's or layer's name with every dot as an underscore, as kohya writes it, without ".weight" or ".bias"."""
-    return name.removesuffix(".weight").removesuffix(".bias").replace(".", "_")
-
-
-def is_text(name: str) -> bool:
-    """Whether a layer of a LoRA file or a native weight belongs to a text encoder."""
-    return _TEXT.match(underscored(name)) is not None
-
-
-def in_denoiser(weight: str) -> bool:
-    """Whether a weight, by its native name, belongs to the denoiser. Text encoders begin with names of their own."""
-    return weight.startswith("diffusion_model.")
-
-
 @lru_cache(maxsize=1 << 16)
-def place(name: str, family: str = "", layers: int = 2) -> Place:
+def place(name: str, family: str = "") -> Place:
     """Block and kind of a weight, by its native name ("diffusion_model.input_blocks.4.1.….weight") or by a layer's name in
-    a LoRA file ("lora_unet_down_blocks_1_attentions_0_…").
+    a LoRA file of any maker ("lora_unet_down_blocks_1_attentions_0_…").
 
-    `layers` is the number of ResNets per level, by which diffusers' names are counted: 2 in all full-size models.
-    `family` tells diffusers' SD3 and Flux names apart, which begin alike.
+    diffusers' names are counted by two ResNets per level, as all full-size models have. `family` tells diffusers' SD3 and
+    Flux names apart, which begin alike.
     """
     flat = underscored(name)
-    return Place(BASE if is_text(name) else _block(flat, family, layers), _kind(flat))
+    return Place(BASE if is_text(name) else _block(flat, family), _kind(flat))
 
 
 def _kind(flat: str) -> str:
     return next((kind for pattern, kind in _KINDS if pattern.search(flat.lower())), OTHER)
 
 
-def _block(flat: str, family: str, layers: int) -> str:
+def _block(flat: str, family: str) -> str:
     flat += "_"
+    if match := _DIFFUSERS.search(flat):
+        side, level, part, layer = match.groups()
+        flat = underscored(original_unet_name(f"{side}_blocks.{level}.{part}.{layer}.conv1", 2, (True,) * (int(level) + 1)))
     if match := _ORIGINAL.search(flat):
         return f"{'IN' if match[1] == 'input' else 'OUT'}{int(match[2]):02}"
-    if match := _DIFFUSERS.search(flat):
-        side, level, part, index = match[1], int(match[2]), match[3], int(match[4])
-        if side == "down":
-            return f"IN{(layers + 1) * level + (layers + 1 if part == 'downsamplers' else 1 + index):02}"
-        return f"OUT{(layers + 1) * level + (layers if part == 'upsamplers' else index):02}"
     if "middle_block_" in flat or "mid_block_" in flat:
         return MID
     if re.search(r"(^|_)conv_in_$", flat):

@@ -1,0 +1,17 @@
+"""Layer names: THE authority on how programs call the layers of a model in LoRA files, for reading and for writing.
+
+    parts      which part of a layer a tensor of a file is: lora_down.weight, hada_w1_a, alpha, …
+    spelling   any program's spelling of a layer, taken apart
+    unet       names of UNets, diffusers' and original ones; text: names of CLIP text encoders
+    table      a model's layers under all their names, of a family or of a checkpoint
+    blocks     the block and the kind of a layer
+    family     which family a checkpoint or a LoRA file is of
+"""
+from .blocks import place
+from .family import family_of_lora, family_of_model
+from .parts import split_key
+from .spelling import in_denoiser, is_text, other_spellings, underscored
+from .table import MAKERS, Layer, LayerNames, family_names, layers_of_checkpoint
+
+__all__ = ["MAKERS", "Layer", "LayerNames", "family_names", "family_of_lora", "family_of_model", "in_denoiser", "is_text",
+           "layers_of_checkpoint", "other_spellings", "place", "split_key", "underscored"]

@@ -1,0 +1,180 @@
+"""The authority on names: every layer of a model that a LoRA can change, under all names that programs give it.
+
+A family's table follows from its layout (`unet`, `text`), a checkpoint's from the names of its tensors; no model is built.
+UNets of SD 1.x and 2.x get diffusers' names from kohya's scripts, SDXL and the transformers of other families their own.
+"""
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Iterable, Iterator, Mapping
+
+from ...errors import UserError
+from .blocks import BASE, place
+from .family import family_of_model
+from .spelling import BARE_TEXT, UNET, read_spelling, underscored
+from .text import ENCODERS, Encoder, places
+from .unet import ALIASES, LINEAR, UNetLayout, diffusers_unet_name, layers_per_block
+
+CHECKPOINT = "model.diffusion_model."
+OTHER_PARTS = ("first_stage_model.", "vae.", "text_encoders.", "model_ema.")
+NO_DENOISER = (*OTHER_PARTS, "cond_stage_model.", "conditioner.", "clip_")
+UNKNOWN_ENCODERS = (Encoder("te", "text_encoder", "", 0), Encoder("te2", "text_encoder_2", "", 0))
+LAYOUTS = {
+    "sd1": UNetLayout(widths=(1, 2, 4, 4), depths=(1, 1, 1, 0), middle=1, linear=False),
+    "sd2": UNetLayout(widths=(1, 2, 4, 4), depths=(1, 1, 1, 0), middle=1, linear=True),
+    "sdxl": UNetLayout(widths=(1, 2, 4), depths=(0, 2, 10), middle=10, linear=True, size_embedding=True),
+}
+"""A family that is added here gets its table, and every tool reads and writes its names."""
+MAKERS = {"kohya": "kohya's", "diffusers": "diffusers'", "comfyui": "ComfyUI's own"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer that a LoRA can change, by kohya's name `key`, diffusers' ("" where it cuts the layer otherwise) and
+    ComfyUI's own, `native`.
+
+    `kernel` is that of its weight, None where it is not known. In a checkpoint it is the weight `tensor`, or the rows
+    `part` of `parts` of it, or its transpose (OpenCLIP's projection).
+    """
+
+    key: str
+    diffusers: str
+    native: str
+    kernel: tuple[int, ...] | None = None
+    tensor: str = ""
+    part: int = 0
+    parts: int = 1
+    transposed: bool = False
+
+    @property
+    def block(self) -> str:
+        """As block weights call it: "IN04", "MID", "OUT11", "BASE" for text encoders, "EXTRA" outside all blocks."""
+        return place(self.native or self.key).block
+
+    @property
+    def is_text(self) -> bool:
+        return self.block == BASE
+
+    def rows(self, weight):
+        """The layer's own part of the checkpoint's weight `tensor`: a view."""
+        rows = weight.chunk(self.parts)[self.part]
+        return rows.T if self.transposed else rows
+
+    def name(self, maker: str) -> str:
+        """By one of `MAKERS`; "" where it has none."""
+        return {"kohya": self.key, "diffusers": self.diffusers, "comfyui": self.native}[maker]
+
+    def spellings(self) -> dict[str, str]:
+        """Program → its name in LoRA files, without the part of a tensor's name that says which factor it is."""
+        component, _, path = self.diffusers.partition(".")
+        native = self.native.removeprefix("diffusion_model.")
+        found = {"kohya": self.key, "ComfyUI": self.native, "diffusers": self.diffusers,
+                 "diffusers and peft": f"{component}.base_model.model.{path}"}
+        if component != "text_encoder_2":  # alone, peft does not say which text encoder it is
+            found["peft"] = f"base_model.model.{path}"
+        if self.is_text:
+            encoder = native.removeprefix("text_encoders.").replace(".transformer.", ".", 1)
+            old = path.replace("self_attn.out_proj", "self_attn.to_out_lora")
+            for letter in "qkv":
+                old = old.replace(f"self_attn.{letter}_proj", f"self_attn.to_{letter}_lora")
+            return found | {"old diffusers": f"{component}.{old}", "OneTrainer": encoder, "LyCORIS": self.key,
+                            "without text_model": f"{component}.{path.removeprefix('text_model.')}"}
+        old = path.replace(".to_", ".processor.to_").removesuffix(".0") if ".attn" in path else path
+        return found | {
+            "old diffusers": f"unet.{old}", "older diffusers": old, "diffusers without unet": path,
+            "LyCORIS": f"lycoris_{underscored(path)}", "LyCORIS and OneTrainer": f"lora_unet_{underscored(path)}",
+            "OneTrainer": f"unet.{native}", "OneTrainer, dotted": f"lora_unet.{path}",
+            "original names": f"lora_unet_{underscored(native)}",
+        }
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """The layers of one model. `find` knows every name that a program gives them."""
+
+    family: str
+    layers: tuple[Layer, ...]
+    index: Mapping[tuple[str, str], Layer] = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, family: str, layers: Iterable[Layer]) -> "LayerNames":
+        layers, index = tuple(layers), {}
+        for layer in layers:
+            for name in filter(None, (layer.key, layer.native, layer.diffusers)):
+                index.setdefault(read_spelling(name), layer)
+        for (part, core), layer in list(index.items()):
+            for alias, name in ALIASES.items():
+                if core.startswith(name):
+                    index.setdefault((part, alias + core[len(name):]), layer)
+            if part == BARE_TEXT:  # the first encoder's number is not always written
+                index.setdefault(("te1", core), layer)
+            elif part == "te1":
+                index.setdefault((BARE_TEXT, core), layer)
+        return cls(family, layers, index)
+
+    @classmethod
+    def of_checkpoint(cls, shapes: Mapping[str, tuple[int, ...]]) -> "LayerNames":
+        """From the names and shapes of a checkpoint's tensors. UserError for what is no model."""
+        return cls.of(family_of_model(shapes), layers_of_checkpoint(shapes))
+
+    @classmethod
+    def of_comfyui(cls, shapes: Mapping[str, tuple[int, ...]], family: str = "") -> "LayerNames":
+        """From the names and shapes of ComfyUI's MODEL and CLIP, each alone or both, of a `family` of `LAYOUTS`; of a CLIP
+        alone its encoders tell it."""
+        encoders = {name.partition(".")[0] for name in shapes}
+        own = "sdxl" if "clip_g" in encoders else "sd2" if "clip_h" in encoders else "sd1"
+        return cls.of(family or own, _layers(shapes, family or own, "diffusion_model."))
+
+    def find(self, name: str) -> Layer | None:
+        """The layer that a name in a LoRA file means, whoever wrote it."""
+        return self.index.get(read_spelling(name))
+
+
+@lru_cache(maxsize=16)
+def family_names(family: str, layers_per_level: int = 2) -> LayerNames:
+    """The table of a family of `LAYOUTS`, as released; models of unusual size may have fewer layers per level."""
+    layout = UNetLayout(**{**LAYOUTS[family].__dict__, "layers_per_block": layers_per_level})
+    unet = [_denoiser_layer(family, original, diffusers, kernel) for diffusers, original, kernel in layout.modules()]
+    text = [_text_layer(encoder, module) for encoder in ENCODERS[family] for module in encoder.modules()]
+    return LayerNames.of(family, [*unet, *text])
+
+
+def _denoiser_layer(family: str, original: str, diffusers: str, kernel, **where) -> Layer:
+    """kohya's scripts write diffusers' names for SD 1.x and 2.x, for SDXL the original ones."""
+    own = original if family == "sdxl" else diffusers
+    return Layer(f"lora_unet_{underscored(own)}", f"unet.{diffusers}", f"diffusion_model.{original}", kernel, **where)
+
+
+def _text_layer(encoder: Encoder, module: str, **where) -> Layer:
+    key, diffusers, native = encoder.names(module)
+    return Layer(key, diffusers, native if encoder.native else "", LINEAR, **where)
+
+
+def layers_of_checkpoint(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Layer]:
+    """All layers of a checkpoint, in the file's order."""
+    start = CHECKPOINT if any(name.startswith(CHECKPOINT) for name in shapes) else ""
+    return _layers(shapes, family_of_model(shapes), start)
+
+
+def _layers(shapes: Mapping[str, tuple[int, ...]], family: str, start: str) -> Iterator[Layer]:
+    per_block = layers_per_block(name.removeprefix(start) for name in shapes)
+    # Only ComfyUI's names for diffusers' Flux begin otherwise; whatever has original names is lora_unet_ everywhere.
+    prefix = "lora_transformer_" if any("single_transformer_blocks." in name for name in shapes) else "lora_unet_"
+    encoders = ENCODERS.get(family, UNKNOWN_ENCODERS)
+    for name, shape in shapes.items():
+        if len(shape) not in (2, 4) or "embedding" in name:
+            continue
+        found = list(places(name))
+        yield from (_text_layer(encoders[each.number], each.module, tensor=name, part=each.part, parts=each.parts,
+                                transposed=each.transposed) for each in found if each.number < len(encoders))
+        if found or not name.endswith(".weight") or not name.startswith(start) or name.startswith(NO_DENOISER):
+            continue
+        module, kernel = name.removeprefix(start).removesuffix(".weight"), tuple(shape[2:])
+        if family not in LAYOUTS:
+            yield Layer(prefix + underscored(module), "", f"diffusion_model.{module}", kernel, name)
+            continue
+        if per_block is None:
+            raise UserError("This UNet has no downsamplers where they are expected; it is of no family that is known here")
+        yield _denoiser_layer(family, module, diffusers_unet_name(module, per_block), kernel, tensor=name)
+
+
+__all__ = ["LAYOUTS", "MAKERS", "OTHER_PARTS", "UNET", "Layer", "LayerNames", "family_names", "layers_of_checkpoint"]
