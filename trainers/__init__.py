@@ -18,6 +18,9 @@ Where to look:
     data/           pictures, captions, buckets, caches, batches
     artifacts/      the files other programs load; foreign files come in by tensor_header.py and tensor_files.py, .pt and
                     .bin by torch_files.py; embedding_words.py finds the word in any trainer's embedding
+    artifacts/layer_names/  THE authority on how programs call the layers of a model in LoRA files, and on their blocks
+    artifacts/lora_file.py  LoRA files as layers, whatever their maker: lora_renaming.py gives them one maker's names,
+                    changes.py the change of a layer, peft_config.py the scales that stand beside the tensors
     runs.py         run folders: identity, state, resume, lookup
     worker.py       the child process; run.py its parent
 """

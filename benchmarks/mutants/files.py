@@ -3,7 +3,13 @@ from .mutation import Mutation
 
 EXTRACTION, DECOMPOSITION, MERGING = "trainers/extraction.py", "trainers/decomposition.py", "trainers/merging.py"
 BAKING, METADATA, CHECKPOINT = "trainers/baking.py", "trainers/artifacts/metadata.py", "trainers/artifacts/checkpoint.py"
-EMBEDDING, BLOCKS, ROWS = "trainers/artifacts/embedding.py", "trainers/stacking/blocks.py", "trainers/stacking/rows.py"
+EMBEDDING, ROWS = "trainers/artifacts/embedding.py", "trainers/stacking/rows.py"
+BLOCKS, UNET = "trainers/artifacts/layer_names/blocks.py", "trainers/artifacts/layer_names/unet.py"
+NAMES, SPELLING = "trainers/artifacts/layer_names/table.py", "trainers/artifacts/layer_names/spelling.py"
+RENAMING, PEFT = "trainers/artifacts/lora_renaming.py", "trainers/artifacts/peft_config.py"
+CHANGES, LORA_FILE = "trainers/artifacts/changes.py", "trainers/artifacts/lora_file.py"
+CONVERSION, TASKS = "trainers/conversion.py", "trainers/file_tasks.py"
+FAMILY = "trainers/artifacts/layer_names/family.py"
 WEIGHTS, PROMPTS = "trainers/stacking/block_weights.py", "trainers/stacking/prompts.py"
 
 MUTATIONS = [
@@ -65,10 +71,10 @@ MUTATIONS = [
              "change = sum(strength * layer.change() for layer, strength in parts)",
              "change = sum(layer.change() for layer, strength in parts)", "unit/test_merging.py"),
     Mutation("the strength of a baked LoRA is ignored", BAKING,
-             "rows += strength * change", "rows += change", "unit/test_file_tasks.py"),
-    Mutation("a bake of parts changes the first", BAKING,
-             "rows = weight.chunk(place.parts)[place.part]",
-             "rows = weight.chunk(place.parts)[0]", "unit/test_file_tasks.py"),
+             "rows += strength * layer.change(", "rows += layer.change(", "unit/test_file_tasks.py"),
+    Mutation("a bake of parts changes the first", NAMES,
+             "rows = weight.chunk(self.parts)[self.part]",
+             "rows = weight.chunk(self.parts)[0]", "unit/test_file_tasks.py"),
     Mutation("DoRA is baked onto what was baked before", BAKING,
              "original = weight.clone() if any", "original = weight if any", "unit/test_file_tasks.py"),
     Mutation("text encoders are baked at the denoiser's strength", BAKING,
@@ -101,12 +107,11 @@ MUTATIONS = [
              "True for _, metadata in sources)", "unit/test_file_tasks.py unit/test_merging.py"),
     # ---- stacks --------------------------------------------------------------------------------------------------------
     Mutation("diffusers' blocks are counted by the attention's own number", BLOCKS,
-             'return f"IN{(layers + 1) * level + (layers + 1 if part == \'downsamplers\' else 1 + index):02}"',
-             'return f"IN{layers * level + (layers if part == \'downsamplers\' else 1 + index):02}"',
+             'f"{side}_blocks.{level}.{part}.{layer}.conv1", 2,', 'f"{side}_blocks.{level}.{part}.{layer}.conv1", 1,',
              "unit/test_stacking.py"),
-    Mutation("output blocks are one too low", BLOCKS,
-             '(layers if part == \'upsamplers\' else index):02}"',
-             '(layers if part == \'upsamplers\' else index - 1):02}"', "unit/test_stacking.py"),
+    Mutation("output blocks are one too low", UNET,
+             'place = f"output_blocks.{first + layer}"',
+             'place = f"output_blocks.{first + layer - 1}"', "unit/test_stacking.py unit/test_layer_names.py"),
     Mutation("Flux' double blocks are SD3's", BLOCKS,
              "'DOUBLE' if family == 'flux' else 'JOINT'", "'JOINT'", "unit/test_stacking.py"),
     Mutation("feed-forward counts as attention", BLOCKS,

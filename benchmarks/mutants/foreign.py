@@ -4,6 +4,7 @@ from .mutation import Mutation
 HEADER, TENSORS = "trainers/artifacts/tensor_header.py", "trainers/artifacts/tensor_files.py"
 SCALES, ARCHIVES = "trainers/artifacts/scaled_weights.py", "trainers/artifacts/torch_files.py"
 WORDS, EMBEDDING = "trainers/artifacts/embedding_words.py", "trainers/artifacts/embedding.py"
+FAMILY = "trainers/artifacts/layer_names/family.py"
 LIBRARY, CARDS = "trainers/artifacts/embedding_library.py", "trainers/stacking/cards.py"
 RULE, ERRORS = "trainers/words.py", "trainers/errors.py"
 HEADERS = "unit/test_tensor_header.py"
@@ -172,9 +173,9 @@ MUTATIONS = [
     Mutation("control characters of metadata are shown", CARDS,
              '" " if unicodedata.category(sign)[0] == "C" else sign for sign in raw',
              "sign for sign in raw", "unit/test_stacking.py::test_a_card_of_hostile_metadata_is_short_plain_text"),
-    Mutation("shapes of one dimension stop the card", CARDS,
-             'entry["shape"][1] if len(entry["shape"]) > 1 else 0',
-             'entry["shape"][1]', "unit/test_stacking.py unit/test_foreign_metadata.py"),
+    Mutation("shapes of one dimension stop the card", FAMILY,
+             "split.part == DOWN and len(shape) > 1 and", "split.part == DOWN and",
+             "unit/test_stacking.py unit/test_foreign_metadata.py"),
     # ---- words ---------------------------------------------------------------------------------------------------------
     Mutation("a part of a longer word counts", RULE,
              "return not (_goes_on(text, end) if self._ends else _sign(text, end))",

@@ -10,7 +10,7 @@ from ..artifacts.weights import Weights
 from ..errors import UserError
 from . import get, loading
 from .checkpoints import plain
-from .component_configs import CONFIGS, component_config
+from .component_configs import component_config
 from .recognition import UNET, recognise
 
 
@@ -28,27 +28,6 @@ def weights_of(path: Path, title: str = "") -> Weights:
     for component, prefix in get(base.family).text_places.values():
         entries |= _text(_component(base, component), prefix)
     return Weights(title, entries)
-
-
-def released_shapes(family: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a family's released model, from its configs; no weights are made."""
-    import torch
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    folder = CONFIGS / family
-    with torch.device("meta"):
-        config = UNet2DConditionModel.load_config(folder / "unet")
-        unet = UNet2DConditionModel.from_config(config)
-        texts = [(CLIPTextModel(CLIPTextConfig.from_pretrained(folder / component)), prefix)
-                 for component, prefix in get(family).text_places.values()]
-    found = {UNET + original_unet_name(name, *shape_of(config)): tuple(tensor.shape)
-             for name, tensor in unet.state_dict().items()}
-    for encoder, prefix in texts:
-        shapes = {name: Entry(name, tensor.dtype, tuple(tensor.shape), list)
-                  for name, tensor in encoder.state_dict().items()}
-        found |= {name: entry.shape for name, entry in _text(shapes, prefix).items()}
-    return found
 
 
 def shape_of(config: Mapping) -> tuple[int, list[bool]]:

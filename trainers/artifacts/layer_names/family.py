@@ -22,6 +22,9 @@ _TRANSFORMERS = ("joint_blocks.", "double_blocks.", "single_blocks.", "transform
                  "layers.")
 _ONLY_SDXL = re.compile(r"^(down|up)_blocks_\d_attentions_\d_transformer_blocks_[1-9]_|^(add_embedding|label_emb)_"
                         r"|^(input|output)_blocks_\d+_1_transformer_blocks_[1-9]_|^mid\w+_transformer_blocks_[1-9]_")
+_NEVER_SDXL = re.compile(r"^down_blocks_0_attentions_|^(down|up)_blocks_3_|^up_blocks_2_(attentions|upsamplers)_"
+                         r"|^input_blocks_[12]_1_|^(input|output)_blocks_(9|1\d)_|^output_blocks_[678]_1_")
+"""Names that only models of four levels have, or of attentions where SDXL has none."""
 _UNET_CORE = re.compile(r"(down|up)_blocks_\d+_(attentions|resnets|downsamplers|upsamplers)_|mid_block_(attentions|resnets)_"
                         r"|(input|output)_blocks_\d+_\d+_|middle_block_\d+_|conv_(in|out)$|time_embed|(add|class)_embedding_")
 _NUMBERED = re.compile(r"(blocks?|layers?|refiner)_\d+_")
@@ -68,13 +71,15 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
     if str(metadata.get("ss_v2")) == "True":
         return "sd2"
     stated = " ".join(str(metadata.get(key, "")) for key in ("ss_base_model_version", "modelspec.architecture")).lower()
-    if family := next((family for text, family in _BASE_VERSIONS if text in stated), ""):
+    never = any(_NEVER_SDXL.search(core) for part, core in spelled if part == "unet")
+    family = next((family for text, family in _BASE_VERSIONS if text in stated), "")
+    if family and not (family == "sdxl" and never):
         return family
     denoiser = [name for name in names if not is_text(name)]
-    if all(map(is_unet_layer, denoiser)) and (any(part == "te2" for part, _ in spelled) or denoiser and any(
+    if not never and all(map(is_unet_layer, denoiser)) and (any(part == "te2" for part, _ in spelled) or denoiser and any(
             name.startswith("lora_te1_") for name in names)):
         return "sdxl"  # kohya's scripts number text encoders where there are two
-    if any(name.startswith(("lora_unet_input_blocks_", "lora_unet_output_blocks_")) for name in names):
+    if not never and any(name.startswith(("lora_unet_input_blocks_", "lora_unet_output_blocks_")) for name in names):
         return "sdxl"  # of SD 1.x and 2.x they write diffusers' names
     if any(re.match(r"encoder_layers_(1[2-9]|2\d)_", core) for part, core in spelled if part != "unet"):
         return "sd2"
