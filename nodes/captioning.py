@@ -116,18 +116,20 @@ def describe(spec: CaptioningSpec, progress: host.NodeProgress) -> list[str]:
         nonlocal shown
         kind = event["event"]
         if kind == "started":
-            progress.show("starting the captioning process")
+            progress.show("starting the captioning process", event["progress"], 1)
         elif kind == "phase":
-            progress.show(event["text"])
+            progress.show(event["text"], event["progress"], 1)
         elif kind == "note":
             notes.append(event["text"])
         elif kind == "captioned":
             due = event["done"] == event["total"] or time.monotonic() - shown > 0.5  # pictures are large
-            progress.show(f"{event['done']} of {event['total']}: {event['caption']}", event["done"], event["total"],
+            progress.show(f"{event['done']} of {event['total']}: {event['caption']}", event["progress"], 1,
                           picture_at(event["path"]) if due else None)
             shown = time.monotonic() if due else shown
+        elif kind == "cancelling":
+            progress.show("cancelling; what is described is kept")
         elif kind == "cancelled":
-            progress.show("cancelled; what is described is kept. Queue again to go on.")
+            progress.show(event.get("message", "cancelled; what is described is kept. Queue again to go on."))
         elif kind == "failed":
             raise UserError(event["message"])
 

@@ -1,6 +1,5 @@
 """The Class Images node."""
 from comfy_api.latest import io
-from PIL import Image
 
 from ..trainers.class_pictures import class_dataset, open_folder
 from ..trainers.errors import UserError
@@ -9,6 +8,7 @@ from ..trainers.spec import MAXIMUM_SEED, FolderSpec, checked
 from ..trainers.spec.class_pictures import ClassPicturesSpec
 from . import host, types
 from .dataset import summarise
+from .training import picture_at
 
 
 class ClassImages(io.ComfyNode):
@@ -59,7 +59,7 @@ class ClassImages(io.ComfyNode):
         folder = open_folder(spec)
         dataset = class_dataset(spec) or draw(spec, folder, progress)
         report = f"{summarise(dataset)}\nThey lie in output/finetune/.cache/class_pictures/{folder.name}/pictures"
-        progress.show(report, spec.count, spec.count, Image.open(dataset.pictures[-1].path).convert("RGB"))
+        progress.show(report, 1, 1, picture_at(dataset.pictures[-1].path))
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 
 
@@ -68,14 +68,16 @@ def draw(spec: ClassPicturesSpec, folder, progress: host.NodeProgress):
     def show(event: dict):
         kind = event["event"]
         if kind == "started":
-            progress.show("starting the drawing process")
+            progress.show("starting the drawing process", event["progress"], 1)
         elif kind == "phase":
-            progress.show(event["text"])
+            progress.show(event["text"], event["progress"], 1)
         elif kind == "drawing":
-            progress.show(f"drawing class images, {event['done']} of {event['total']}", event["done"], event["total"],
-                          Image.open(event["path"]).convert("RGB"))
+            progress.show(f"drawing class images, {event['done']} of {event['total']}", event["progress"], 1,
+                          picture_at(event["path"]))
+        elif kind == "cancelling":
+            progress.show("cancelling; the pictures that are drawn are kept")
         elif kind == "cancelled":
-            progress.show("cancelled; the pictures that are drawn are kept. Queue again to go on.")
+            progress.show(event.get("message", "cancelled; the pictures that are drawn are kept. Queue again to go on."))
         elif kind == "failed":
             raise UserError(event["message"])
 

@@ -60,6 +60,8 @@ def make(spec, node_id: str, load_check: Callable[[Run, dict], list[str] | None]
     if run.report is None:
         work(run, progress)
     report = run.report
+    if report is None:
+        raise UserError(run.deleted)
     if "unmatched_keys" not in report:
         report = {**report, "unmatched_keys": load_check(run, report)}
         write_json(run.report_path, report)
@@ -75,13 +77,15 @@ def work(run: Run, progress: host.NodeProgress):
     def show(event: dict):
         kind = event["event"]
         if kind == "started":
-            progress.show("starting the process")
+            progress.show("starting the process", event["progress"], 1)
         elif kind == "phase":
-            progress.show(event["text"])
+            progress.show(event["text"], event["progress"], 1)
         elif kind == "working":
-            progress.show(f"{event['text']}, {event['done']} of {event['total']}", event["done"], event["total"])
+            progress.show(f"{event['text']}, {event['done']} of {event['total']}", event["progress"], 1)
+        elif kind == "cancelling":
+            progress.show("cancelling")
         elif kind == "cancelled":
-            progress.show("cancelled; nothing was written")
+            progress.show(event.get("message", "cancelled; nothing was written"))
         elif kind == "failed":
             raise UserError(event["message"])
 

@@ -1,5 +1,6 @@
 """What all Train nodes share: widgets → run spec → worker process → progress → the file, placed and checked."""
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Callable
 
 from comfy_api.latest import io
@@ -189,7 +190,7 @@ class Finished:
         return [host.saved_picture(path) for path in (self.run.strip_path, self.run.chart_path) if path.exists()]
 
     def show(self, summary: str):
-        self.progress.show(summary, self.spec.training.steps, self.spec.training.steps, last_preview(self.run))
+        self.progress.show(summary, 1, 1, last_preview(self.run))
 
 
 def validation_lines(report: dict) -> list[str]:
@@ -239,52 +240,47 @@ class Display:
     run: Run
     spec: RunSpec
     progress: host.NodeProgress
-    step: int = 0
     notes: list[str] = field(default_factory=list)
-    saved: list[dict] = field(default_factory=list)
     validation: str = ""
 
     def show(self, event: dict):
-        kind, total = event["event"], self.spec.training.steps
+        kind, total, reached = event["event"], self.spec.training.steps, event.get("progress", 0)
         if kind == "started":
-            self.progress.show("starting the training process")
+            self.progress.show("starting the training process", reached, 1)
         elif kind == "phase":
-            self.progress.show(event["text"])
+            self.progress.show(event["text"], reached, 1)
         elif kind == "encoding":
-            self.progress.show(f"encoding {event['what']}, {event['done']} of {event['total']}",
-                               event["done"], event["total"])
+            self.progress.show(f"encoding {event['what']}, {event['done']} of {event['total']}", reached, 1)
         elif kind == "resumed":
-            self.step = event["step"]
-            self.progress.show(f"going on from step {self.step}", self.step, total)
+            self.progress.show(f"going on from step {event['step']}", reached, 1)
         elif kind == "note":
             self.notes.append(f"Note: {event['text']}.")
         elif kind == "validation":
             self.validation = f" · validation {event['loss']:.4f}"
         elif kind == "step":
-            self.step = event["step"]
-            line = (f"step {self.step} of {total} · loss {event['loss']:.4f}{self.validation} · "
+            line = (f"step {event['step']} of {total} · loss {event['loss']:.4f}{self.validation} · "
                     f"{clock(event['seconds_left'])} left")
             rates = event["learning_rates"]
             if len(set(rates.values())) > 1:
                 line += "\nlearning rate " + ", ".join(f"{name}: {rate:.3g}" for name, rate in rates.items())
-            self.progress.show("\n".join([line, *self.notes]), self.step, total)
+            self.progress.show("\n".join([line, *self.notes]), reached, 1)
         elif kind == "preview":
-            picture = Image.open(event["path"]).convert("RGB")
-            self.progress.show(f"preview at step {event['step']}", event["step"], total, picture)
+            self.progress.show(f"preview at step {event['step']}", reached, 1, picture_at(event["path"]))
         elif kind == "overview":
-            picture = Image.open(event["path"]).convert("RGB")
-            self.progress.show("the whole run at a glance", self.step, total, picture)
-        elif kind == "checkpoint":
-            self.saved = event["files"]
+            self.progress.show("the whole run at a glance", reached, 1, picture_at(event["path"]))
+        elif kind == "finished":
+            self.progress.show("finished", reached, 1)
+        elif kind == "cancelling":
+            self.progress.show("cancelling, saving what is learnt")
         elif kind == "cancelled":
-            self.progress.show(self._cancelled(event["step"]))
+            self.progress.show(event.get("message") or self._cancelled(event["step"]))
         elif kind == "failed":
             raise UserError(event["message"])
 
     def _cancelled(self, step: int) -> str:
         """After a cancel: put the files as they are where loaders find them."""
         folder = self.run.checkpoint_folder(step)
-        files = [file for file in self.saved if (folder / file["name"]).exists()]
+        files = [file for file in self.run.checkpoint_files(step) if (folder / file["name"]).exists()]
         if not files:
             return "cancelled before the first step"
         if not placeable(files):
@@ -295,13 +291,22 @@ class Display:
 
 def last_preview(run: Run) -> Image.Image | None:
     """The strip of all previews, so that a node shows it too when the run was already finished."""
-    path = run.strip_path if run.strip_path.exists() else run.chart_path
-    return Image.open(path).convert("RGB") if path.exists() else None
+    return picture_at(run.strip_path) or picture_at(run.chart_path)
+
+
+def picture_at(path: str | Path) -> Image.Image | None:
+    """None where it was removed: it is for looking at only."""
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError:
+        return None
 
 
 def with_load_check(run: Run, load_check: Callable[[Run, dict], list[str]]) -> dict:
     """The run's report with the host's verdict on the files, made once and kept."""
     report = run.report
+    if report is None:
+        raise UserError(run.deleted)
     if "unmatched_keys" not in report:
         report = {**report, "unmatched_keys": load_check(run, report)}
         write_json(run.report_path, report)

@@ -22,5 +22,6 @@ Where to look:
     artifacts/lora_file.py  LoRA files as layers, whatever their maker: lora_renaming.py gives them one maker's names,
                     changes.py the change of a layer, peft_config.py the scales that stand beside the tensors
     runs.py         run folders: identity, state, resume, lookup
-    worker.py       the child process; run.py its parent
+    worker.py       the child process; run.py its parent; tasks.py what it can be asked for
+    stopping.py     cancel: where it breaks work off and where it waits; progress.py how far a task has come
 """

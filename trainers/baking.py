@@ -51,7 +51,7 @@ def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, st
             raise UserError(f"{path.name!r} is stored in eight bits, too coarse for LoRAs to be worked in. Choose fp16 or "
                             "bf16 as file_precision.")
         return weights, read_header(path)[1]
-    emit("phase", text="loading the model")
+    emit("phase", text="loading the model", stage="loading")
     base = recognise(str(path), path.name)
     family, dtype = families.get(base.family), PRECISIONS["fp16" if precision == "same" else precision]
     entries = family.checkpoint_entries(base, family.load_denoiser(base, torch.float32), {}, dtype)

@@ -17,7 +17,7 @@ from . import families, randomness
 from .data.caches import TensorCache
 from .data.manifest import scan_folder
 from .errors import Cancelled, UserError
-from .files import ensure_space, temporary_beside, write_json
+from .files import UNFINISHED, ensure_space, remove_unfinished, temporary_beside, write_json
 from .runs import Run
 from .spec import DatasetSpec
 from .spec.class_pictures import ClassPicturesSpec
@@ -83,22 +83,21 @@ def _draw(spec: ClassPicturesSpec, folder: Path, missing: list[int], emit, stop_
     from .previews import draw_pictures
     from .training import accelerated, dtype_of  # seconds of imports, which a node that finds all pictures is spared
 
-    for leftover in folder.glob(".part-*"):  # of a process that was killed; whoever calls holds the lock
-        leftover.unlink(missing_ok=True)
+    remove_unfinished(folder.glob(f"{UNFINISHED}*"))  # of a process that was killed; whoever calls holds the lock
     family = families.get(spec.base.family)
     form = family.latent_format(spec.base)
     if spec.resolution % form.downscale:
         raise UserError(f"resolution is {spec.resolution}, but this base draws multiples of {form.downscale} only.")
     with accelerated(spec) as accelerator:
         device, dtype = accelerator.device, dtype_of(accelerator)
-        emit("phase", text="loading the text encoders")
+        emit("phase", text="loading the text encoders", stage="captions")
         text = family.load_text(spec.base, dtype).to(device)
         with torch.no_grad():
             positive, negative = (family.encode_captions(text, [each]) for each in (spec.prompt, spec.negative))
         del text
-        emit("phase", text="loading the denoiser")
+        emit("phase", text="loading the denoiser", stage="denoiser")
         denoiser, vae = family.load_denoiser(spec.base, dtype).to(device), family.load_vae(spec.base).to(device)
-        emit("phase", text="drawing the first pictures")
+        emit("phase", text="drawing the first pictures", stage="drawing")
         for start in range(0, len(missing), spec.batch_size):
             if stop_requested():
                 raise Cancelled

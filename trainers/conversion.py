@@ -32,7 +32,7 @@ def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
     file, path = read_lora(Path(spec.lora)), folder / f"{spec.name}.safetensors"
     form = spec.names if spec.names != "same" else maker_of(file.layers)
     if spec.names != "same":
-        emit("phase", text="looking up the names of the layers")
+        emit("phase", text="looking up the names of the layers", stage="naming")
     made = in_form(file, spec.names, spec.base)
     tensors, error, energy = {}, 0.0, 0.0
     for done, layer in enumerate(made.file.layers.values(), start=1):
@@ -151,7 +151,7 @@ def edit_metadata(spec: MetadataSpec, folder: Path, emit, stop_requested) -> dic
     unreadable = sorted({facts["dtype"] for facts in header.values()} - DTYPES.keys())
     if unreadable:
         raise UserError(f"{source.name!r} holds tensors of type {unreadable[0]}, which are not read. Choose another file.")
-    emit("phase", text="writing the file")
+    emit("phase", text="writing the file", stage="writing")
     size = write_entries(path, finite_entries(source).values(), metadata)
     return {"files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(header), "notes": [],
             "metadata": read_header(path)[1]}

@@ -82,7 +82,7 @@ class LatentCache:
             return None
         # float32 latents have 1 / 16 of the numbers of an RGB picture (4 · 1 / 64 against 1): 0.25 bytes a pixel.
         ensure_space(self.cache.folder, int(0.3 * sum(area(view) for _, view in missing)))
-        emit("phase", text="loading the VAE")
+        emit("phase", text="loading the VAE", stage="pictures")
         vae, done = self.family.load_vae(self.spec.base).to(device), 0
         with ThreadPoolExecutor(THREADS) as pool, closing(ahead(pool, read_views, jobs_of(missing), AHEAD)) as jobs:
             for batch in batches_of(jobs, 1 if device.type == "cpu" else PICTURES_AT_ONCE):
@@ -183,7 +183,7 @@ class CaptionCache:
         missing = [caption for caption, key in keys.items() if key not in there]
         if not missing:
             return
-        emit("phase", text="loading the text encoders")
+        emit("phase", text="loading the text encoders", stage="captions")
         text = self.text or load_text(self.spec, self.family, self.dtype).to(device)
         for done, caption in enumerate(missing, start=1):
             self.cache.put(keys[caption], self._encode(text, caption))

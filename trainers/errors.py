@@ -10,8 +10,9 @@ class UserError(Exception):
     """A problem that the user can solve. Its text says what is wrong, in which field or file, and what to do."""
 
 
-class Cancelled(Exception):
-    """The run was stopped on request, after its work was saved."""
+class Cancelled(BaseException):
+    """The run was stopped on request, after its work was saved. No Exception: whoever explains all errors of a library, or
+    goes on in spite of them, shall not catch it."""
 
 
 def reason_of(problem: BaseException, most: int = 300) -> str:

@@ -4,11 +4,28 @@ import json
 import os
 import secrets
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from .errors import UserError
+
+UNFINISHED = ".part-"
+"""Begins the names of files that are being written."""
+_mark = ""
+
+
+def mark_unfinished(mark: str):
+    """From now on the names of this process's unfinished files begin with UNFINISHED and `mark`."""
+    global _mark
+    _mark = mark
+
+
+def remove_unfinished(paths: Iterable[Path]):
+    """Remove what a killed process left, files and folders. A file that somebody holds open (Windows) stays."""
+    for path in paths:
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -17,7 +34,7 @@ def temporary_beside(path: Path):
 
     It is as readable for others as any new file of this process, unlike those of `tempfile`, which are private.
     """
-    temporary = path.with_name(f".part-{secrets.token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f"{UNFINISHED}{_mark}{secrets.token_hex(8)}{path.suffix}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary

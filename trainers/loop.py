@@ -13,9 +13,10 @@ from torch import nn
 
 from . import randomness
 from .data.batches import Batches
-from .errors import UserError
+from .errors import Cancelled, UserError
 from .objectives import Objective
 from .spec import RunSpec
+from .stopping import breakable
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def train(
     after_step: Callable[[StepResult], bool],
     regulariser: Callable[[], torch.Tensor | None] = lambda: None,
 ) -> int:
-    """Train from step `start` to the end of the spec, or until `after_step` returns False. Returns the steps finished.
+    """Train from step `start` to the end of the spec, until `after_step` returns False, or until a stop breaks a step off.
+    Returns the steps finished.
 
     `model(latents, timesteps, batch)` predicts what the objective asks for. `model` and `optimizer` come from
     `accelerator.prepare`. What `regulariser()` returns is added to every step's
@@ -51,7 +53,11 @@ def train(
     for step in range(start, spec.training.steps):
         # Dropout inside the model draws from the global generator.
         torch.manual_seed(randomness.derive(spec.training.seed, randomness.DROPOUT, step, accelerator.process_index))
-        loss = accumulate_gradients(accelerator, model, batches, objective, step, regulariser)
+        try:
+            with breakable(accelerator.num_processes == 1):  # several would wait for each other
+                loss = accumulate_gradients(accelerator, model, batches, objective, step, regulariser)
+        except Cancelled:  # nothing has changed yet: as if this step had not begun
+            return step
         if not torch.isfinite(loss):
             raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
                             "the precision bf16 or fp32; then queue again.")

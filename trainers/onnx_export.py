@@ -18,7 +18,7 @@ from .errors import Cancelled, UserError
 from .families.component_configs import config_folder
 from .families.protocol import Family
 from .families.recognition import recognise
-from .files import ensure_space
+from .files import UNFINISHED, ensure_space
 from .optional import require_modules
 from .spec import BaseModelSpec
 from .spec.file_tasks import BakeSpec, OnnxSpec
@@ -55,17 +55,17 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
     """
     require_modules("Exporting to ONNX", onnx="onnx", onnxruntime="onnxruntime")
 
-    def phase(text: str):
+    def phase(text: str, stage: str):
         if stop_requested():
             raise Cancelled
-        emit("phase", text=text)
+        emit("phase", text=text, stage=stage)
 
-    phase("loading the model")
+    phase("loading the model", "loading")
     base = recognise(spec.base, Path(spec.base).stem, configs=spec.configs)
     family, dtype = families.get(base.family), {"fp32": torch.float32, "fp16": torch.float16}[spec.file_precision]
     conditioning = {name: (tensor.shape, tensor.dtype) for name, tensor in
                     family.encode_captions(family.load_text(base, torch.float32), [""]).items()}
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
         report, source = {"layers": 0, "notes": []}, base
         if spec.loras:
             report = bake(BakeSpec(name="baked", base=spec.base, loras=spec.loras, file_precision="fp32",
@@ -76,18 +76,18 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
         ensure_space(folder, 2 * sum(parameter.nbytes for parameter in denoiser.parameters()))
         model = Denoiser(family, denoiser, conditioning)
         examples = [example(family, base, conditioning, dtype, *shape) for shape in ((2, 8, 8, 1), (1, 16, 8, 2))]
-        phase("computing what the file must compute")
+        phase("computing what the file must compute", "computing")
         with torch.no_grad():
             wanted = [model(*each.values()) for each in examples]
-        phase("exporting")
+        phase("exporting", "exporting")
         traced = Path(temporary) / "traced.onnx"
         trace(model, examples[0], traced)
         del model, denoiser
-        phase("writing the file")
+        phase("writing the file", "writing")
         files = save(traced, folder / f"{spec.name}.onnx", {
             "title": spec.name, "base": base.name, "loras": ", ".join(Path(lora.path).stem for lora in spec.loras)})
     try:
-        phase("proving the file with onnxruntime")
+        phase("proving the file with onnxruntime", "proving")
         error = max(difference(files[0], inputs, output) for inputs, output in zip(examples, wanted))
         if not error <= TOLERANCE[spec.file_precision]:
             advice = "Export in fp32" if spec.file_precision == "fp16" else "Please report this"

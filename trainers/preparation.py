@@ -77,7 +77,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         text = load_text(spec, family, keep_text)
     else:
         if varying:
-            emit("phase", text="loading the text encoders")
+            emit("phase", text="loading the text encoders", stage="captions")
             size = captions.keep_encoders(accelerator.device)
             notes.append("captions change from step to step, so they are encoded as they come: the text encoders stay in "
                          f"memory ({size / 1e6:,.0f} MB), and steps take a little longer")

@@ -17,7 +17,7 @@ from .tasks import task_of
 SCRIPT = Path(__file__).parent / "__main__.py"
 FINAL_EVENTS = frozenset({"finished", "cancelled", "failed"})
 PATIENCE = 300.0
-"""Seconds that a cancelled worker may take to save before it is ended."""
+"""Seconds that a cancelled worker may be silent before it is ended."""
 
 
 class TrainingProcess:
@@ -26,7 +26,7 @@ class TrainingProcess:
     def __init__(self, run: Run, launcher: Sequence[str] = ()):
         """`launcher` goes before the script, for example ("accelerate", "launch", "--num_processes", "2"); by default
         this process's own Python."""
-        self.run, self.cancelled_at = run, None
+        self.run, self.cancelled, self.heard_at = run, False, 0.0
         self.log = open(run.log_path, "ab")
         # A script path, not -m: an isolated Python (Windows portable ComfyUI) has no search path but its own.
         command = [*(launcher or [sys.executable]), str(SCRIPT), "work", str(run.folder)]
@@ -48,14 +48,16 @@ class TrainingProcess:
     def events(self, tick: float = 0.2) -> Iterator[dict | None]:
         """Events as they come, and None whenever `tick` seconds pass without one, so that the caller can look around.
 
-        Ends after a final event ("finished", "cancelled" or "failed"); a worker that dies without one gives "failed".
+        Ends after a final event ("finished", "cancelled" or "failed"). A worker that dies without one gives "failed"; one
+        that does not answer to `cancel` is ended, and gives "cancelled" with a message.
         """
         while True:
-            if self.cancelled_at and time.monotonic() - self.cancelled_at > PATIENCE:
-                self.process.kill()
             try:
                 line = self.lines.get(timeout=tick)
             except queue.Empty:
+                if self.cancelled and time.monotonic() - self.heard_at > PATIENCE:
+                    yield self._end()
+                    return
                 yield None
                 continue
             if line is None:
@@ -65,19 +67,28 @@ class TrainingProcess:
                 event = json.loads(line)
             except ValueError:
                 continue
+            self.heard_at = time.monotonic()
             yield event
             if event.get("event") in FINAL_EVENTS:
                 return
 
     def cancel(self):
         """Ask the worker to save and stop; its last event will be "cancelled"."""
-        if self.cancelled_at is None:
-            self.cancelled_at = time.monotonic()
+        if not self.cancelled:
+            self.cancelled, self.heard_at = True, time.monotonic()
             try:
                 self.process.stdin.write(b"cancel\n")
                 self.process.stdin.flush()
             except OSError:
                 pass
+
+    def _end(self) -> dict:
+        """End a worker that does not answer; the last event."""
+        self.process.kill()
+        steps, task = self.run.checkpoints(), task_of(self.run)
+        return {"event": "cancelled", "step": steps[-1] if steps else 0, "message":
+                f"The {task.title.lower()} process was ended because it did not answer to cancel within {PATIENCE:g} s. "
+                f"{task.resume_advice(self.run)}"}
 
     def __enter__(self):
         return self
@@ -101,6 +112,7 @@ class TrainingProcess:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
             hint = " The system ends processes this way when memory runs out." if name == "SIGKILL" else ""
             return f"The {task.title.lower()} process was ended from outside ({name}).{hint} {resume}"
-        tail = plain_lines(self.run.log_path.read_text(encoding="utf-8", errors="replace"))[-1:]
+        log = self.run.log_path.read_text(encoding="utf-8", errors="replace") if self.run.log_path.exists() else ""
+        tail = plain_lines(log)[-1:]
         last = f" Its last words: {tail[0][:300]}" if tail else ""
         return f"The {task.title.lower()} process ended unexpectedly (code {code}).{last} {resume}"

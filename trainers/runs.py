@@ -13,6 +13,7 @@
         <name>.safetensors  the finished file (embeddings and hypernetworks too, by their own suffixes)
         report.json         present once the run is finished
 """
+import hashlib
 import json
 import os
 import re
@@ -25,7 +26,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from .errors import UserError
-from .files import read_json, temporary_beside, write_json
+from .files import (
+    UNFINISHED,
+    mark_unfinished,
+    read_json,
+    remove_unfinished,
+    temporary_beside,
+    write_json,
+)
 from .spec import RunSpec
 
 
@@ -68,6 +76,16 @@ class Run:
     def read_spec(self) -> RunSpec:
         return RunSpec.model_validate_json(self.spec_path.read_bytes())
 
+    @property
+    def deleted(self) -> str:
+        return (f"The folder of the run {self.name!r} was deleted or moved while it was worked on, so nothing more can be "
+                "saved there. Put it back to go on from its last checkpoint, or queue again to start anew.")
+
+    def require_folder(self):
+        """Raise UserError when the folder was deleted in the middle of the run."""
+        if not self.spec_path.exists():
+            raise UserError(self.deleted)
+
     def lock(self) -> FileLock:
         """Held by the process that trains; released by the operating system when that process dies."""
         lock = FileLock(self.folder / ".lock")
@@ -77,6 +95,14 @@ class Run:
             raise UserError(f"{self.name!r} is being worked on by another process. Wait for it, or choose another "
                             "name.") from None
         return lock
+
+    def take_over(self, caches: Path):
+        """Remove the unfinished files of a process that was killed while it held this lock, and mark those that this process
+        is going to write. Whoever calls holds the lock. In the folder of caches other runs are at work, so only files with
+        the mark of this run are removed there."""
+        mark = f"{hashlib.sha256(str(self.folder.resolve()).encode(errors='replace')).hexdigest()[:8]}-"
+        remove_unfinished([*self.folder.rglob(f"{UNFINISHED}*"), *caches.glob(f"*/??/{UNFINISHED}{mark}*")])
+        mark_unfinished(mark)
 
     def events(self) -> Iterator[dict]:
         """All events so far; a line cut off by a kill is passed over."""
@@ -124,6 +150,12 @@ class Run:
         """Steps that have a complete checkpoint, ascending."""
         found = (re.fullmatch(r"step_(\d+)", state.parent.name) for state in self.folder.glob("checkpoints/*/state.pt"))
         return sorted(int(match[1]) for match in found if match)
+
+    def checkpoint_files(self, step: int) -> list[dict]:
+        """What was said of the files that lie beside the state of a step."""
+        found = [event["files"] for event in self.events()
+                 if (event.get("event"), event.get("step")) == ("checkpoint", step)]
+        return found[-1] if found else []
 
     def save_state(self, step: int, state: dict):
         """`state` holds tensors and built-in containers only: it is read back without unpickling objects."""

@@ -27,6 +27,7 @@ from .preparation import prepare_data
 from .runs import Run
 from .schedules import make_schedule
 from .spec import RunSpec
+from .stopping import breakable
 from .watching import Watching
 
 
@@ -108,18 +109,23 @@ class Training:
         notes += [*self.method.check(self.family, self.spec),
                  *objective_notes(self.spec.base.objective, self.spec.objective)]
         trained_dtype = torch.float32 if self.method.trains_base() else self.dtype
-        self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
-                                 trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
-        self._attach()
-        self.watching = Watching(self)
-        start = self._resume()
+        with breakable():
+            self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
+                                     trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
+            self._attach()
+            self.watching = Watching(self)
+            start = self._resume()
         self._loop(start)
-        if self.finished_steps < self.spec.training.steps:
+        complete = loop.agreed(self.accelerator, not self.watching.broken_off)
+        if complete and self.finished_steps == self.spec.training.steps:
+            return self._finish()
+        if self.finished_steps > self.saved_step:
+            self.emit("phase", text="saving what is learnt")
             self._checkpoint(self.finished_steps)
-            if not self.watching.ended:
-                self.watching.draw_overviews()
-                raise Cancelled
-        return self._finish()
+        if self.watching.ended:
+            return self._finish()
+        self.watching.draw_overviews()
+        raise Cancelled
 
     def _emit_encoding(self, event: str, **fields):
         """Encoding a large dataset takes minutes; a cancel is heard between pictures."""
@@ -129,7 +135,7 @@ class Training:
 
     def _attach(self):
         spec = self.spec
-        self.emit("phase", text="loading the denoiser")
+        self.emit("phase", text="loading the denoiser", stage="denoiser")
         denoiser = self.family.load_denoiser(spec.base, torch.float32 if self.method.trains_base() else self.dtype)
         self.parts = Parts(self.family, denoiser, self.data.text, spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
@@ -174,8 +180,8 @@ class Training:
         self.schedule.load_state_dict(state["schedule"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.watching.resume(state["validation"])
-        self.emit("resumed", step=step)
+        self.watching.resume(state["validation"], step)
+        self.emit("resumed", step=step, total=self.spec.training.steps)
         return step
 
     def _loop(self, start: int):
@@ -187,11 +193,12 @@ class Training:
             self.accelerator.num_processes, self.data.prior, spec.prior.weight if spec.prior else 0.0, self.data.prior_rate,
         )
         self.began = self.saved_at = time.monotonic()
-        if start == 0:
-            self.watching.begin()
+        self.saved_step = start
+        # What was broken off by a cancel is made good first.
+        self.watching.after_step(start) if start else self.watching.begin()
         self.step_seconds, self.first_step, self.step_began = 0.0, start, time.monotonic()
-        if self.watching.ended:  # it was killed after it had stopped early
-            self.finished_steps = start
+        if not loop.agreed(self.accelerator, not (self.watching.ended or self.watching.broken_off)):
+            self.finished_steps = start  # it was killed after it had stopped early, or is cancelled before a step
             return
         self.finished_steps = loop.train(
             self.accelerator, self.model, batches, self.objective, self.optimizer, self.schedule, spec, start,
@@ -201,6 +208,7 @@ class Training:
     def _after_step(self, result: loop.StepResult) -> bool:
         """Report, watch, checkpoint. Returns whether to go on."""
         spec, step = self.spec, result.step
+        self.run.require_folder()
         self.method.after_step(step)
         if self.mean:
             self.mean.update()
@@ -216,7 +224,7 @@ class Training:
         if self._checkpoint_due(step) and step < spec.training.steps:
             self._checkpoint(step)
         self.step_began = time.monotonic()
-        return not (self.stop_requested() or self.watching.ended)
+        return not (self.stop_requested() or self.watching.ended or self.watching.broken_off)
 
     def _checkpoint_due(self, step: int) -> bool:
         """Every so many steps or minutes, whichever comes first."""
@@ -251,9 +259,10 @@ class Training:
             self.run.prune_checkpoints(self.spec.checkpoints.keep)
             self.emit("checkpoint", step=step, files=saved["files"])
         self.accelerator.wait_for_everyone()
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), step
 
     def save_files(self, folder: Path, name: str, step: int) -> dict:
+        self.run.require_folder()
         folder.mkdir(parents=True, exist_ok=True)
         metadata = training_metadata(self.spec, self.family.metadata, step, step / self.data.steps_per_epoch,
                                      self.data.buckets, time.time())
@@ -263,7 +272,7 @@ class Training:
     def _finish(self) -> dict:
         report = {}
         if self.accelerator.is_main_process:
-            self.emit("phase", text="saving")
+            self.emit("phase", text="saving", stage="saving")
             early = self.finished_steps < self.spec.training.steps
             facts = (self.watching.take_best() if early else
                      self.save_files(self.run.folder, self.run.name, self.finished_steps))

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from . import randomness
 from .data.batches import Batch, CachedPicture
 from .data.split import number_of
+from .errors import Cancelled
 from .families.protocol import Conditioning
 from .losses import weighted_loss
 from .objectives import FlowObjective, Objective
+from .stopping import breakable
 
 LEVELS = 4
 """Noise levels at which every picture is tried, in one forward pass."""
@@ -26,24 +28,34 @@ def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objec
                     conditioning: Callable[[str], Conditioning] | None, seed: int,
                     on_progress: Callable[[int, int], None] = lambda done, total: None) -> float:
     """Mean squared error over all pictures of `held_out` (by digest) and their noise levels, without weights or dropout,
-    with plain pictures and captions; in a masked run with the masks of the pictures.
+    with plain pictures and captions; in a masked run with the masks of the pictures. None when a stop broke it off.
 
     The processes share the pictures; all of them must call this and all get the same number, which does not depend on how
     many they are. `conditioning` is None when the text encoders train. Leaves the model in evaluation mode.
     """
-    model = accelerator.unwrap_model(model).eval()
-    losses = torch.zeros(len(held_out), device=accelerator.device)
-    for place, (digest, picture) in enumerate(held_out.items()):
-        if place % accelerator.num_processes == accelerator.process_index:
-            draw = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
-            batch = batch_of(picture, conditioning, accelerator.device)
-            noisy, timesteps, target = noised(objective, batch.latents, draw)
-            with accelerator.autocast():
-                prediction = model(noisy, timesteps, batch)
-            losses[place] = weighted_loss(prediction, target, torch.ones(LEVELS, device=accelerator.device), "l2",
-                                          masks=batch.masks, unmasked_weight=objective.settings.unmasked_weight)
-            on_progress(place + 1, len(held_out))
-    return float(accelerator.reduce(losses, reduction="sum").mean())
+    model, losses = accelerator.unwrap_model(model).eval(), torch.zeros(len(held_out), device=accelerator.device)
+    broken_off = torch.zeros((), device=accelerator.device)
+    try:
+        with breakable():
+            for place, (digest, picture) in enumerate(held_out.items()):
+                if place % accelerator.num_processes == accelerator.process_index:
+                    draw = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
+                    batch = batch_of(picture, conditioning, accelerator.device)
+                    losses[place] = loss_of(accelerator, model, batch, objective, draw)
+                    on_progress(place + 1, len(held_out))
+    except Cancelled:
+        broken_off += 1
+    losses, broken_off = (accelerator.reduce(each, reduction="sum") for each in (losses, broken_off))
+    return float(losses.mean()) if not broken_off else None
+
+
+def loss_of(accelerator: Accelerator, model: nn.Module, batch: Batch, objective: Objective, draw: torch.Generator) -> Tensor:
+    """The loss of one picture at all its noise levels."""
+    noisy, timesteps, target = noised(objective, batch.latents, draw)
+    with accelerator.autocast():
+        prediction = model(noisy, timesteps, batch)
+    return weighted_loss(prediction, target, torch.ones(LEVELS, device=accelerator.device), "l2", masks=batch.masks,
+                         unmasked_weight=objective.settings.unmasked_weight)
 
 
 def batch_of(picture: CachedPicture, conditioning, device: torch.device) -> Batch:

@@ -1,6 +1,7 @@
 """What is seen and kept of a run beside its training: previews, validation, the best file, strip and chart.
 
-Nothing here changes the numbers of the training, except that it may end it early.
+Nothing here changes the numbers of the training, except that it may end it early. A stop breaks previews and validations
+off; they are made good when the run goes on.
 """
 import shutil
 import time
@@ -9,8 +10,9 @@ import torch
 
 from . import previews, sheets
 from .charts import loss_chart
-from .errors import UserError
+from .errors import Cancelled, UserError
 from .files import place_copy, read_json, write_json
+from .stopping import breakable
 from .validation import ValidationRecord, validation_loss
 
 
@@ -21,6 +23,10 @@ class Watching:
         self.training, self.spec, self.run, self.data = training, training.spec, training.run, training.data
         self.accelerator, self.emit = training.accelerator, training.emit
         self.record = ValidationRecord(self.spec.validation.patience)
+        self.previewed = self.validated = -1
+        """Steps after which that was done last."""
+        self.broken_off = False
+        """Whether a stop has left something undone."""
 
     def begin(self):
         """Before the first step: how the base does."""
@@ -28,16 +34,21 @@ class Watching:
         self._validate(0)
 
     def after_step(self, step: int):
-        last, every = step == self.spec.training.steps, self.spec.previews.every
-        if every and (step % every == 0 or last):
+        if self._is_due(step, self.spec.previews.every) and self.previewed != step:
             self._preview(step)
-        if step % self.spec.validation.every == 0 or last:
+        if self._is_due(step, self.spec.validation.every) and self.validated != step:
             self._validate(step)
 
-    def state(self) -> dict:
-        return self.record.state()
+    def _is_due(self, step: int, every: int) -> bool:
+        return bool(every) and (step % every == 0 or step == self.spec.training.steps)
 
-    def resume(self, state: dict):
+    def state(self) -> dict:
+        return {**self.record.state(), "previewed": self.previewed, "validated": self.validated}
+
+    def resume(self, state: dict, step: int):
+        """Go on from a checkpoint of `step`. Older ones were only written when all was done."""
+        state = {"previewed": step, "validated": step, **state}
+        self.previewed, self.validated = state.pop("previewed"), state.pop("validated")
         self.record = ValidationRecord(**{**state, "patience": self.spec.validation.patience})
 
     # ---- previews --------------------------------------------------------------------------------------------------
@@ -52,7 +63,7 @@ class Watching:
             return model.condition([prompt]) if self.data.text else self.data.conditioning([prompt])
 
         try:
-            with training.mean_weights(spec.from_ema), self.accelerator.autocast():
+            with training.mean_weights(spec.from_ema), self.accelerator.autocast(), breakable():
                 for row in previews.draw_previews(
                         training.family, self.spec.base, model.denoiser, vae.to(training.device), self.data.latent_format,
                         spec, conditioning, self.data.preview_resolution, training.device,
@@ -61,6 +72,10 @@ class Watching:
                     self.emit("phase", text=f"preview at step {step}, {len(rows)} of {len(spec.prompts)} prompts drawn")
         except torch.OutOfMemoryError:
             training.note(f"the preview at step {step} was left out, because it needs more memory than is free")
+            self.previewed = step
+            return
+        except Cancelled:
+            self.broken_off = True
             return
         finally:
             vae.cpu()
@@ -68,6 +83,7 @@ class Watching:
         path.parent.mkdir(exist_ok=True)
         title = f"step {step} of {self.spec.training.steps}" if step else "before the training"
         sheets.contact_sheet(rows, spec.prompts, title).save(path)
+        self.previewed = step
         self.emit("preview", step=step, path=str(path))
 
     # ---- validation ------------------------------------------------------------------------------------------------
@@ -88,6 +104,10 @@ class Watching:
             loss = validation_loss(
                 self.accelerator, training.model, training.objective, self.data.held_out,
                 None if self.data.text else lambda caption: self.data.conditioning([caption]), self.spec.training.seed, tell)
+        if loss is None:
+            self.broken_off = True
+            return
+        self.validated = step
         self.emit("validation", step=step, loss=loss)
         if self.record.add(step, loss):
             self._keep_best(step)

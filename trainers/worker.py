@@ -6,7 +6,6 @@ are sent to standard error. Reading "cancel", or the end of standard input, asks
 import json
 import math
 import os
-import signal
 import sys
 import threading
 import time
@@ -15,8 +14,10 @@ from pathlib import Path
 from typing import TextIO
 
 from .errors import Cancelled, UserError, reason_of
+from .progress import Progress
 from .runs import Run
-from .tasks import Task, task_of
+from .stopping import StopRequest, breakable, unbroken
+from .tasks import Task, caches_of, task_of
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_CANCELLED = 0, 1, 3
 
@@ -26,19 +27,21 @@ class Reporter:
 
     def __init__(self, run: Run, stream: TextIO | None, is_main: bool):
         self.stream, self.is_main = stream, is_main
-        self.file = open(run.events_path, "a", encoding="utf-8") if is_main else None
+        self.file = open(run.events_path, "a", encoding="utf-8", errors="replace") if is_main else None
+        self.lock = threading.Lock()
 
     def __call__(self, event: str, **fields):
         if not self.is_main:
             return
         line = json.dumps({"event": event, "time": round(time.time(), 3), **_finite(fields)}, ensure_ascii=False)
-        self.file.write(line + "\n")
-        self.file.flush()
-        if self.stream:
-            try:
-                print(line, file=self.stream, flush=True)
-            except BrokenPipeError:  # the parent died; its end of standard input asks us to stop
-                self.stream = None
+        with unbroken(), self.lock:
+            self.file.write(line + "\n")
+            self.file.flush()
+            if self.stream:
+                try:
+                    print(line, file=self.stream, flush=True)
+                except BrokenPipeError:  # the parent died; its end of standard input asks us to stop
+                    self.stream = None
 
 
 def _finite(fields: dict) -> dict:
@@ -48,41 +51,21 @@ def _finite(fields: dict) -> dict:
     }
 
 
-class StopRequest:
-    """True once "cancel" was read from standard input, its other end was closed, or the process was asked to end
-    (Ctrl-C reaches a server's children too). A second Ctrl-C ends at once."""
-
-    def __init__(self, listen: bool):
-        self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._signalled)
-        if listen:
-            threading.Thread(target=self._listen, daemon=True).start()
-
-    def _signalled(self, number, frame):
-        self.requested = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def _listen(self):
-        for line in sys.stdin:
-            if line.strip() == "cancel":
-                break
-        self.requested = True
-
-    def __call__(self) -> bool:
-        return self.requested
-
-
 def main(run_folder: str, piped: bool) -> int:
     """Do what the spec in `run_folder` asks for. `piped` says that a parent process reads events and may cancel."""
     run, rank = Run(Path(run_folder)), int(os.environ.get("RANK", 0))
     task = task_of(run)
     stream = _private_standard_output() if piped else sys.stdout
-    emit = Reporter(run, stream, is_main=rank == 0)
+    emit = Progress(Reporter(run, stream, is_main=rank == 0), task.stages)
     lock = None
     try:
-        lock = run.lock() if rank == 0 else None
-        emit("finished", **task.perform(run, emit, StopRequest(listen=piped)))
+        stop = StopRequest(listen=piped and rank == 0, on_request=lambda: emit("cancelling"))
+        if rank == 0:
+            lock = run.lock()
+            run.take_over(caches_of(run))
+        with breakable():
+            result = task.perform(run, emit, stop)
+        emit("finished", **result)
         return EXIT_FINISHED
     except Cancelled:
         emit("cancelled", step=run.checkpoints()[-1] if run.checkpoints() else 0)
@@ -100,7 +83,7 @@ def main(run_folder: str, piped: bool) -> int:
 
 def _private_standard_output() -> TextIO:
     """A stream to the real standard output; everything else that prints goes to standard error."""
-    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
+    stream = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace", newline="\n")
     os.dup2(2, 1)
     return stream
 
@@ -108,6 +91,8 @@ def _private_standard_output() -> TextIO:
 def _sentence(problem: Exception, run: Run, task: Task) -> str:
     import torch
 
+    if not run.spec_path.exists():
+        return run.deleted
     if isinstance(problem, (torch.OutOfMemoryError, MemoryError)):
         return f"The memory is full. {task.memory_advice}; then queue again."
     kind, reason = type(problem).__name__, reason_of(problem)

@@ -10,6 +10,7 @@ from server import PromptServer
 
 from ...trainers.errors import UserError
 from ...trainers.requirements import missing_requirements
+from ...trainers.run import FINAL_EVENTS
 
 
 def require_packages():
@@ -36,38 +37,43 @@ def blocked(reason: str):
     return ExecutionBlocker(reason)
 
 
+BAR = 1000
+"""Parts of a bar; `done` may be a share of 1."""
+
+
 class NodeProgress:
     """The progress bar, text and picture on a node, all without JavaScript."""
 
     def __init__(self, node_id: str):
-        self.node_id, self.bar, self.picture, self.sent = node_id, None, None, 0.0
+        self.node_id, self.bar, self.value, self.sent = node_id, None, 0, 0.0
 
-    def show(self, text: str, done: int = 0, total: int = 0, picture: Image.Image | None = None):
-        """Show `text`, a bar at done / total, and a picture, which stays until the next."""
+    def show(self, text: str, done: float = 0, total: float = 0, picture: Image.Image | None = None):
+        """Show `text`, a bar at done / total of all that the node has to do, and a picture, which stays until the next. The
+        bar never goes back."""
         now = time.monotonic()
         if now - self.sent > 0.1 or done == total:  # ten messages a second are enough for anybody
             PromptServer.instance.send_progress_text(text, self.node_id)
             self.sent = now
         if total:
-            if self.bar is None or self.bar.total != total:
-                self.bar = comfy.utils.ProgressBar(total, node_id=self.node_id)
+            self.bar = self.bar or comfy.utils.ProgressBar(BAR, node_id=self.node_id)
+            self.value = max(self.value, round(BAR * done / total))
             preview = ("JPEG", picture, 768) if picture is not None else None
-            self.bar.update_absolute(done, total, preview)
+            self.bar.update_absolute(self.value, BAR, preview)
 
 
 def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None]):
-    """Hand events to `report` until they end. When the user interrupts, `cancel` is called, the remaining events are
-    still followed, and the host's interrupt is raised at the end."""
+    """Hand events to `report` until they end. When the user interrupts, `cancel` is called, the event "cancelling" is
+    reported at once and then only what tells of the end, and the host's interrupt is raised."""
     interruption = None
     for event in events:
         try:
             comfy.model_management.throw_exception_if_processing_interrupted()
-            if event is not None:
-                report(event)
         except comfy.model_management.InterruptProcessingException as raised:
+            if interruption is None:
+                cancel()
+                report({"event": "cancelling", "progress": 0.0})
             interruption = raised
-            cancel()
-            if event is not None and event["event"] != "step":
-                report(event)
+        if event is not None and (interruption is None or event["event"] in FINAL_EVENTS):
+            report(event)
     if interruption is not None:
         raise interruption

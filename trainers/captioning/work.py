@@ -102,11 +102,11 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Pictur
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.precision, device)
     with ThreadPoolExecutor() as pool:
-        emit("phase", text=f"loading {spec.folder.name}")
+        emit("phase", text=f"loading {spec.folder.name}", stage="loading")
         captioner = load(spec, device, dtype)
         for note in captioner.notes:
             emit("note", text=note)
-        emit("phase", text="describing the first pictures")
+        emit("phase", text="describing the first pictures", stage="describing")
         try:
             done, size = 0, 1 if draws(spec) else spec.batch_size
             while done < len(missing):

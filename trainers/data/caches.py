@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import write_tensors
+from ..files import UNFINISHED, write_tensors
 
 LATENTS, CAPTIONS, MASKS = KINDS = ("latents", "captions", "masks")
 """Folders of tensor caches in the folder of caches."""
@@ -83,7 +83,7 @@ class TensorCache:
         files = size = 0
         with self._lock():  # an entry is either marked before, and then it is young, or found missing and made again
             for path in self.folder.glob("*/*.safetensors"):
-                unfinished = path.name.startswith(".part-")
+                unfinished = path.name.startswith(UNFINISHED)
                 if not unfinished and not re.fullmatch(r"[0-9a-f]{40}", path.stem):
                     continue
                 with suppress(OSError):  # another process was faster, or holds it open (Windows)
