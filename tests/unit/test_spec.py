@@ -33,16 +33,26 @@ def test_all_problems_are_named_at_once():
 
 @pytest.mark.parametrize("name", [
     "../evil", "a/b", "a\\b", "", ".hidden", "-rf", "con", "NUL", "ends with dot.", "ends with space ", "a\nb", "x" * 81,
-    "C:drive", "tab\tname", "~root",
+    "C:drive", "tab\tname", "~root", "con.txt", "nul.tar.gz", "Aux .png", "com¹", "lpt3.safetensors", "\u0301accent",
+    "a\u202eb", "a\u200bb", "a\x00b", "a\u2028b", "猫" * 67, "🐱🐱", "\ud800", " begins", "x" * 10_000,
 ])
 def test_hostile_names(name, tiny_bases, make_spec):
-    with pytest.raises(Exception, match="name"):
-        make_spec(tiny_bases["sd1"], name=name)
+    with pytest.raises(UserError, match="name") as problem:
+        specs.checked(make_spec, base=tiny_bases["sd1"], name=name)
+    assert len(str(problem.value)) < 300 and str(problem.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["my_lora", "Katze im Gras 2", "имя", "猫", "v1.0+beta-3"])
-def test_names_of_all_scripts(name, tiny_bases, make_spec):
-    assert make_spec(tiny_bases["sd1"], name=name).name == name
+@pytest.mark.parametrize("name", [
+    "my_lora", "Katze im Gras 2", "имя", "猫", "v1.0+beta-3", "नमस्ते", "กี่", "console", "con2", "nullify.v1", "猫" * 66])
+def test_names_of_all_scripts_fit_on_a_disk_with_all_that_is_put_behind_them(name, tiny_bases, make_spec, tmp_path):
+    spec = make_spec(tiny_bases["sd1"], name=name)
+    assert spec.name == name
+    for ending in ("_step1000000-9999.safetensors", "-00001-of-00010.safetensors.index.json", "-9999"):
+        (tmp_path / f"{name}{ending}").touch()
+
+
+def test_a_name_has_one_form(tiny_bases, make_spec):
+    assert make_spec(tiny_bases["sd1"], name="cafe\u0301").name == "caf\u00e9"
 
 
 def test_identity_follows_settings_and_data_but_not_places(tiny_bases, make_spec, squares, tmp_path):

@@ -1,5 +1,6 @@
 """What every part of a spec is: frozen, without unknown fields, and wrong values become sentences."""
 import re
+import unicodedata
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -9,19 +10,33 @@ from ..errors import UserError
 MOST_PROBLEMS = 20
 """Lines of one error; files can have thousands of problems."""
 MAXIMUM_SEED = 2**63 - 1
-RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+RESERVED_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "123456789¹²³")}
+"""Devices on Windows, whatever follows a dot behind them."""
+LONGEST_NAME = 200
+"""Bytes in UTF-8. Disks take names of 255; what is put behind the name of a run, "_step1000000-9999.safetensors" or
+"-00001-of-00010.safetensors.index.json", has less than 50."""
 
 
-def _is_a_file_name(name: str) -> str:
-    if not re.fullmatch(r"[^\W_][\w .+\-]*", name) or name.endswith((" ", ".")) or name.lower() in RESERVED_NAMES:
+def file_name(name: str) -> str:
+    """A name that every disk and every loader takes, in one form of Unicode. Raises ValueError with a sentence."""
+    name = unicodedata.normalize("NFC", name)
+    # Letters of many scripts are written with marks (categories Mn and Mc), which \w leaves out.
+    plain = "".join(each for each in name if unicodedata.category(each) not in ("Mn", "Mc"))
+    if not re.fullmatch(r"[^\W_][\w .+\-]*", plain) or name[0] != plain[0] or name.endswith((" ", ".")):
         raise ValueError(
-            f"{name!r} cannot name a run; use letters, digits, spaces and . _ + - only, "
-            "begin with a letter or digit, and name no folders"
+            f"{_short(repr(name), 60)} cannot name a run; use letters, digits, spaces and . _ + - only, "
+            "begin with a letter or digit, end with no space or dot, and name no folders"
         )
+    if name.split(".")[0].rstrip(" ").lower() in RESERVED_NAMES:
+        raise ValueError(f"{name!r} cannot name a run, because Windows keeps {name.split('.')[0]!r} for a device; choose "
+                         "another name")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"{_short(repr(name), 60)} has {len(name.encode())} bytes, and names of files have room for "
+                         f"{LONGEST_NAME}; shorten it")
     return name
 
 
-RunName = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(_is_a_file_name)]
+RunName = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(file_name)]
 """Names a run's folder and its files."""
 
 
