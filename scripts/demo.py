@@ -115,7 +115,7 @@ class ProgressLines:
             self._node, self._step, self._text = event.node, "", ""
             self._last_print = float("-inf")
         if event.kind == "progress":
-            self._step = f"{event.value:g}/{event.maximum:g}"
+            self._step = f"{event.value / event.maximum:.0%}"
         elif event.kind == "text":
             self._text = " ".join(event.text.split())
         elif event.kind != "executing":

@@ -1,5 +1,6 @@
 """API prompts and files that the host and browser tests share, and what comes out of them."""
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +90,9 @@ def random_lora(path: Path, seed: int, metadata: dict | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
     return path
+
+
+def reached(event, node: str = "train", words: str = "step") -> int:
+    """The number in a node's text "step 3 of 400", or behind other words; 0 for all other events."""
+    match = re.match(rf"{words} ?(\d+) of", event.text) if (event.kind, event.node) == ("text", node) else None
+    return int(match[1]) if match else 0

@@ -3,7 +3,7 @@ import json
 
 import pytest
 import tiny_captioners as tiny
-from graphs import training
+from graphs import reached, training
 from host_server import NodeFailed, PromptInterrupted
 
 MADE = ("blip", "git", "tagger", "llava")
@@ -56,7 +56,7 @@ def test_an_uncaptioned_folder_is_tagged_described_and_trained_with(host, models
     assert {picture["name"]: picture["caption"] for picture in spec["dataset"]["pictures"]} == described
     assert outputs["train"]["lora"] == ["described.safetensors"]
     last = described["picture_4.png"].removeprefix(f"{tagged['picture_4.png']}, ")
-    assert ("text", "words", f"5 of 5: {last}") in seen and ("progress", "tags", 5) in seen
+    assert ("text", "words", f"5 of 5: {last}") in seen and ("progress", "tags", 1000) in seen
     assert outputs["words"]["text"][0].startswith("5 pictures described by captioners/blip, 5 of them now.")
     assert not list(host.input.glob("uncaptioned/*.txt"))  # nothing on the disk is changed
 
@@ -96,8 +96,8 @@ def test_an_interrupt_keeps_what_is_described(host, models, pictures):
     sent = []
 
     def stop(event):
-        if event.kind == "progress" and event.node == "words" and event.value and not sent:
-            sent.append(event.value)
+        if (done := reached(event, "words", "")) and not sent:
+            sent.append(done)
             host.interrupt()
 
     tiny.make_pictures(host.input / "many", 30)

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from graphs import dreambooth, pictures_of, sampling, with_lora
+from graphs import dreambooth, pictures_of, reached, sampling, with_lora
 from host_server import NodeFailed, PromptInterrupted
 from safetensors.torch import load_file
 
@@ -125,7 +125,7 @@ def test_wrong_choices_are_explained(host):
 
 def test_interrupt_leaves_no_file(host):
     def stop(event):
-        if event.kind == "progress" and event.node == "extract" and event.value >= 3:
+        if reached(event, "extract", "extracting,") >= 3:
             host.interrupt()
 
     with pytest.raises(PromptInterrupted):

@@ -32,7 +32,7 @@ def test_plain_lines_show_each_node_and_its_last_step(capsys):
         lines.show(Event("progress", "2", value=step, maximum=3))
     lines.show(Event("text", "2", text="loss 0.1\n0 s left"))
     lines.finish_line()
-    assert capsys.readouterr().out == "  Load\n  Train LoRA\n  Train LoRA  3/3  loss 0.1 0 s left\n"
+    assert capsys.readouterr().out == "  Load\n  Train LoRA\n  Train LoRA  100%  loss 0.1 0 s left\n"
 
 
 def test_terminal_line_is_rewritten_and_leaves_no_rest(capsys):
