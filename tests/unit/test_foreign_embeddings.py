@@ -5,10 +5,12 @@ import zipfile
 import pytest
 import torch
 from finetune.trainers.artifacts.embedding import load_embedding, merge, save_embedding
-from finetune.trainers.artifacts.embedding_words import choose
+from finetune.trainers.artifacts.embedding_words import ENCODERS, choose
 from finetune.trainers.artifacts.hypernetwork import read_hypernetwork
 from finetune.trainers.artifacts.torch_files import is_dense
 from finetune.trainers.errors import UserError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 ONE, XL, FLUX = "Stable Diffusion 1.x", "Stable Diffusion XL", "Flux"
@@ -78,6 +80,27 @@ def test_words_of_other_models_are_not_merged(tmp_path):
     one = load_embedding(stored(tmp_path / "one.safetensors", {"emb_params": LEFT}))
     with pytest.raises(UserError, match="'pti' is for Stable Diffusion XL and 'one' for Stable Diffusion 1.x"):
         merge([pti, one], [1, 1], ["pti", "one"])
+
+
+NAMES = st.sampled_from([*ENCODERS, "emb_params", "*", "<s0>", "<s1>", "<cat>", "<cat>_1", "clip_l_out", "x.alpha",
+                         "bundle_emb.a.string_to_param.*", "bundle_emb.b.clip_l", "bundle_emb.b.clip_g"]) | st.text(max_size=6)
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 40, 75, 76, 320, 768, 1024, 1280, 4096, 1 << 40]), max_size=3).map(tuple)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.dictionaries(NAMES, SHAPES, max_size=6), st.booleans())
+def test_any_names_and_shapes_are_a_word_or_a_sentence(shapes, joined):
+    try:
+        choice = choose(shapes, "a.pt", joined)
+    except UserError as refusal:
+        assert str(refusal).startswith("'a.pt' is no embedding")
+        return
+    used = [name for names in choice.tensors.values() for name in names]
+    assert used and len(used) == len(set(used)) and set(used) <= shapes.keys()
+    for names in choice.tensors.values():
+        assert len({shapes[name][-1] for name in names}) == 1
+        assert 1 <= sum(len(torch.empty(shapes[name], device="meta").reshape(-1, shapes[name][-1])) for name in names) <= 75
+    assert choice.notes or len(used) == len(shapes)
 
 
 def test_names_out_of_a_file_are_short_plain_text():
