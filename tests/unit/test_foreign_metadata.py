@@ -28,13 +28,14 @@ NUMBERS = ("1e999", "-1e999", "nan", "Infinity", "NaN", "9" * 5000, "1" + "0" * 
 
 
 def tensors(rank=2):
-    return {f"{LAYER}.lora_down.weight": torch.ones(rank, 768), f"{LAYER}.lora_up.weight": torch.ones(16, rank),
+    return {f"{LAYER}.lora_down.weight": torch.ones(rank, 768), f"{LAYER}.lora_up.weight": torch.ones(320, rank),
             f"{LAYER}.alpha": torch.tensor(1.0)}
 
 
 def lora(path, metadata=None, **changed):
     """A file whose header holds this metadata as it is, also where the format's own library would not write it."""
-    save_file({**tensors(), **changed}, path)
+    content = {name: tensor for name, tensor in {**tensors(), **changed}.items() if tensor is not None}
+    save_file(content, path)
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:8 + length])
@@ -59,9 +60,10 @@ METADATA = TREES | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=10),
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(METADATA)
-def test_no_tool_stops_at_metadata(tmp_path, metadata):
-    path = lora(tmp_path / "a.safetensors", metadata)
+@given(METADATA, st.sampled_from([torch.tensor(1.0), None]))
+def test_no_tool_stops_at_metadata(tmp_path, metadata, alpha):
+    """Without an alpha tensor the scale is what peft's metadata says, if that says something sensible."""
+    path = lora(tmp_path / "a.safetensors", metadata, **{f"{LAYER}.alpha": alpha})
     facts = card(path, "a.safetensors")
     text = json.dumps(facts, ensure_ascii=False, allow_nan=False)
     text.encode()
@@ -77,6 +79,7 @@ def test_no_tool_stops_at_metadata(tmp_path, metadata):
     assert reports[2]["metadata"] == read_header(tmp_path / "made.safetensors")[1]
     assert reports[2]["metadata"]["modelspec.title"] == "new"
     assert load_file(tmp_path / "made.safetensors").keys() == read_header(path)[0].keys()
+    assert all(change.isfinite().all() for change in (layer.change() for layer in read_lora(path).layers.values()))
 
 
 @pytest.mark.parametrize("text, shown", [(number, "") for number in NUMBERS if number not in ("-0", "1_000", "８")] + [
