@@ -8,7 +8,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from .spelling import is_text, underscored
+from .spelling import is_text, read_spelling, underscored
 from .unet import original_unet_name
 
 ATTENTION, FEED_FORWARD, CONVOLUTION, OTHER = "attention", "feed_forward", "convolution", "other"
@@ -45,7 +45,7 @@ _NUMBERED = (
 _TRANSFORMER = re.compile(r"(?<!single_)transformer_blocks_(\d+)_")
 _KINDS = (
     (re.compile(r"resnets_|(in|out)_layers_|emb_layers_|skip_connection|(down|up)samplers_|conv|blocks_\d+_\d_op$"
-                r"|input_blocks_0_0$|^(diffusion_model|lora_unet)_out_2$"), CONVOLUTION),
+                r"|input_blocks_0_0$|^out_2$"), CONVOLUTION),
     (re.compile(r"(^|_)ff(_context)?_|mlp|densereludense"), FEED_FORWARD),
     (re.compile(r"attn|attention|proj_(in|out)$|layer_0_"), ATTENTION),
 )
@@ -59,8 +59,10 @@ def place(name: str, family: str = "") -> Place:
     diffusers' names are counted by two ResNets per level, as all full-size models have. `family` tells diffusers' SD3 and
     Flux names apart, which begin alike.
     """
-    flat = underscored(name)
-    return Place(BASE if is_text(name) else _block(flat, family), _kind(flat))
+    if is_text(name):
+        return Place(BASE, _kind(underscored(name)))
+    core = read_spelling(name).core
+    return Place(_block(core, family), _kind(core))
 
 
 def _kind(flat: str) -> str:
