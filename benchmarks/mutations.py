@@ -8,6 +8,7 @@ exactly once is out of date, and so is one whose test does not pass without it: 
 import argparse
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def out_of_date(mutations: list[Mutation]) -> list[str]:
             problems.append(f"{each.file}: stands {count} times in it, not once: {each.original!r}")
         if found[each.file, each.original, each.changed] > 1:
             problems.append(f"{each.file}: the same change is listed twice: {each.original!r}")
+        if not re.fullmatch(r"(unit|host)/test_\w+\.py::test_\w+(\[.+\])?", each.test):
+            problems.append(f"{each.file}: {each.test!r} names no test of tests/unit or tests/host")
         if each.original == each.changed:
             problems.append(f"{each.file}: nothing changes: {each.original!r}")
         try:
@@ -162,6 +165,8 @@ def main():
     problems = out_of_date(chosen)
     if problems or not chosen:
         raise SystemExit("\n".join(["The table is out of date:", *problems]) if problems else "No change holds that word.")
+    if any(each.test.startswith("host/") for each in chosen) and comfyui_folder() is None:
+        raise SystemExit("Some tests need a ComfyUI: run scripts/demo.py once, which gets one, or set COMFYUI_PATH.")
     preload()
     with tempfile.TemporaryDirectory() as temporary:
         trees: SimpleQueue[Path] = SimpleQueue()

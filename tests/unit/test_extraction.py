@@ -83,6 +83,14 @@ def test_clamping_cuts_both_factors_at_the_quantile_of_their_sizes():
         assert (clamped != plain).float().mean().item() == pytest.approx(0.1, abs=0.02)
 
 
+def test_what_rounding_takes_is_told_in_the_precision_of_the_file(files, tmp_path):
+    report, updates = extracted(files, tmp_path, rank=4, file_precision="bf16")
+    file = read_lora(tmp_path / "lora.safetensors")
+    lost = sum((change_of(file.layers[key].low_rank()) - update).double().square().sum() for key, update in updates.items())
+    lost = lost / sum(update.double().square().sum() for update in updates.values())
+    assert 1 - report["kept"]["bf16"] == pytest.approx(float(lost), rel=0.2) and lost > 1e-6
+
+
 @pytest.mark.parametrize("shape", [(900, 1000), (1000, 2100), (2000, 800), (40, 30)])
 def test_sketched_factors_are_nearly_the_best(shape):
     draw = torch.Generator().manual_seed(0)

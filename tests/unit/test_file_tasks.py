@@ -211,17 +211,23 @@ def test_a_diffusers_folder_is_baked_as_one_file(tiny_bases, files, tmp_path):
 
 
 def test_dora_is_baked_by_its_formula(files, tmp_path):
+    """What it changes follows from the base alone, also behind another LoRA."""
+    torch.manual_seed(3)
     key, name = "lora_unet_mid_block_attentions_0_proj_in", "model.diffusion_model.middle_block.1.proj_in.weight"
     base = load_file(files["sd1"])[name]
     lengths, down = torch.rand(1, base.shape[1], 1, 1) + 0.5, torch.randn(2, base.shape[1], 1, 1)
     up = torch.randn(64, 2, 1, 1)
     save_file({f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.dora_scale": lengths},
               tmp_path / "dora.safetensors")
-    done("bake", tmp_path, base=str(files["sd1"]), loras=[{"path": str(tmp_path / "dora.safetensors"), "model": 0.5}])
+    plain = {f"{key}.lora_down.weight": down.flip(0), f"{key}.lora_up.weight": 0.1 * up}
+    save_file({name: each.contiguous() for name, each in plain.items()}, tmp_path / "plain.safetensors")
+    done("bake", tmp_path, base=str(files["sd1"]), loras=[
+        {"path": str(tmp_path / "plain.safetensors")}, {"path": str(tmp_path / "dora.safetensors"), "model": 0.5}])
     merged = base + torch.einsum("or,ri->oi", up[:, :, 0, 0], down[:, :, 0, 0])[:, :, None, None]
     whole = merged / merged.square().sum(dim=(0, 2, 3), keepdim=True).sqrt() * lengths
     baked = load_file(tmp_path / "made.safetensors")[name]
-    torch.testing.assert_close(baked, base + 0.5 * (whole - base), rtol=1e-4, atol=1e-5)
+    before = 0.1 * torch.einsum("or,ri->oi", up[:, :, 0, 0], down.flip(0)[:, :, 0, 0])[:, :, None, None]
+    torch.testing.assert_close(baked, base + before + 0.5 * (whole - base), rtol=1e-4, atol=1e-5)
 
 
 def test_shards_join_to_the_same_tensors(files, tmp_path):
