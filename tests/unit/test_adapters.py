@@ -235,6 +235,18 @@ def test_change_norms_are_those_of_the_products():
     assert DoraWeight(lora, same.norms()[None], same).change_norm() == 0
 
 
+@pytest.mark.parametrize("adapter", ["lora", "dora", "loha", "lokr"])
+def test_dropout_is_for_training_and_as_often_as_asked(adapter):
+    """Without it a network in training computes what it computes in use."""
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, tiny.WIDTH))
+    for dropout in (0.0, 0.5):
+        _, parts, _ = attached(adapter=adapter, dropout=dropout)
+        disturbed(parts.denoiser)
+        used, trained = parts.denoiser.eval()(*inputs).sample, parts.denoiser.train()(*inputs).sample
+        assert torch.allclose(used, trained, atol=1e-5) == (dropout == 0)
+        assert torch.equal(parts.denoiser.eval()(*inputs).sample, used)
+
+
 @pytest.mark.parametrize("adapter", ["lora", "loha", "lokr"])
 def test_a_file_holds_the_change_that_was_trained(adapter, tmp_path):
     """Of every layer, with an alpha that is not the rank: read back, it is what peft adds to the base's weight."""

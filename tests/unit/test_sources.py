@@ -139,6 +139,13 @@ def test_precedence_of_captions(tmp_path):
     assert any("captions of 4 pictures that are not in this dataset" in note for note in root.notes)
 
 
+def test_behind_an_empty_caption_file_the_next_one_counts(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(" \n")
+    (tmp_path / "a.caption").write_text("a dog")
+    assert scan_folder(str(tmp_path), "data", default_caption="never").pictures[0].caption == "a dog"
+
+
 def test_too_many_repeats_are_cut_with_a_word(tmp_path):
     picture(tmp_path / "9999_cat" / "a.png")
     found = scan_folder(str(tmp_path), "data", repeats=2, subfolders="read, repeats by name")

@@ -1,0 +1,58 @@
+"""A stop from outside, what a killed process leaves, how far a task has come, and what names may be."""
+from .mutation import Mutation
+
+STOPPING, PROGRESS, PARENT = "trainers/stopping.py", "trainers/progress.py", "trainers/run.py"
+LOOP, TRAINING, WATCHING = "trainers/loop.py", "trainers/training.py", "trainers/watching.py"
+RUNS, PART, ERRORS = "trainers/runs.py", "trainers/spec/part.py", "trainers/errors.py"
+CANCEL, STOPS, NAMES = "unit/test_cancel.py", "unit/test_stopping.py", "unit/test_spec.py"
+
+MUTATIONS = [
+    Mutation("a region that may not be broken off is", STOPPING,
+             "    return _Region(False)\n", "    return _Region(True)\n", STOPS),
+    Mutation("nothing is broken off", STOPPING, "        raise Cancelled\n", "        return\n", STOPS),
+    Mutation("a region does not give back the one around it", STOPPING,
+             "            _region = self.outer\n", "            pass\n", STOPS),
+    Mutation("other threads change the region", STOPPING,
+             "        self.outer = _region\n        if threading.current_thread() is threading.main_thread():\n",
+             "        self.outer = _region\n        if True:\n", STOPS),
+    Mutation("what was swallowed is not broken off again", STOPPING,
+             "if region.broken_at and now - region.broken_at < AGAIN:", "if region.broken_at:", STOPS),
+    Mutation("the end of standard input is no request", STOPPING,
+             "                break\n        self._request()\n",
+             "                self._request()\n", "unit/test_worker.py::test_a_worker_whose_parent_dies_saves_and_ends"),
+    Mutation("a stop is an Exception again", ERRORS,
+             "class Cancelled(BaseException):", "class Cancelled(Exception):", "unit/test_cancel.py unit/test_stopping.py"),
+    Mutation("a broken step counts", LOOP, "            return step\n", "            return step + 1\n", CANCEL),
+    Mutation("a preview that was broken off is not made good", WATCHING,
+             '{"previewed": step, "validated": step, **state}', '{**state, "previewed": step, "validated": step}', CANCEL),
+    Mutation("a preview is not broken off", WATCHING,
+             "self.accelerator.autocast(), breakable():", "self.accelerator.autocast():", CANCEL),
+    Mutation("preparation is not broken off", TRAINING,
+             "        with breakable():\n            self.data", "        if True:\n            self.data", CANCEL),
+    Mutation("what is learnt is not saved on a cancel", TRAINING,
+             "        if self.finished_steps > self.saved_step:\n",
+             "        if False:\n", "unit/test_cancel.py unit/test_worker.py"),
+    Mutation("a worker that does not answer is never ended", PARENT,
+             "if self.cancelled and time.monotonic() - self.heard_at > PATIENCE:", "if False:", CANCEL),
+    Mutation("what is heard of a worker does not count", PARENT,
+             "            self.heard_at = time.monotonic()\n", "", CANCEL),
+    Mutation("leftovers of a killed write stay", RUNS,
+             "remove_unfinished([*self.folder.rglob(", "remove_unfinished([*self.folder.glob(", CANCEL),
+    Mutation("unfinished files of other runs are removed", RUNS,
+             '*caches.glob(f"*/??/{UNFINISHED}{mark}*")', '*caches.glob(f"*/??/{UNFINISHED}*")', CANCEL),
+    Mutation("unfinished files have no mark", RUNS, "        mark_unfinished(mark)\n", "", CANCEL),
+    Mutation("progress goes back", PROGRESS,
+             "self.reached = max(self.reached, start + share * min(1.0, done / max(1, total)))",
+             "self.reached = start + share * min(1.0, done / max(1, total))",
+             "unit/test_cancel.py unit/test_progress.py unit/test_training.py unit/test_worker.py"),
+    Mutation("every stage goes to the end", PROGRESS,
+             "self.spans[name] = (before / whole, weight / whole)",
+             "self.spans[name] = (before / whole, 1.0)", "unit/test_cancel.py unit/test_worker.py"),
+    Mutation("names are counted in signs, not in bytes", PART,
+             "if len(name.encode()) > LONGEST_NAME:", "if len(name) > LONGEST_NAME:", NAMES),
+    Mutation("devices with a suffix are taken", PART,
+             'name.split(".")[0].rstrip(" ").lower() in RESERVED_NAMES', "name.lower() in RESERVED_NAMES", NAMES),
+    Mutation("names keep their form of Unicode", PART, '    name = unicodedata.normalize("NFC", name)\n', "", NAMES),
+    Mutation("marks of scripts are refused", PART, 'if unicodedata.category(each) not in ("Mn", "Mc"))', "if True)", NAMES),
+    Mutation("a name may end with a dot", PART, 'name.endswith((" ", "."))', 'name.endswith((" ",))', NAMES),
+]
