@@ -10,7 +10,7 @@ from ..trainers.artifacts.embedding import Embedding, load_embedding, merge, sav
 from ..trainers.artifacts.embedding_library import LONGEST, Entry, Library, read_library
 from ..trainers.errors import UserError
 from ..trainers.spec import checked
-from ..trainers.words import listed, one_line
+from ..trainers.words import counted, listed, one_line
 from . import host, types
 from .training import advanced
 
@@ -88,7 +88,7 @@ class MergeEmbeddings(io.ComfyNode):
             save_embedding(file, tensors, file_precision, {key: value for key, value in metadata.items() if value})
             placed, merged = host.place("embedding", file, name), load_embedding(file)
         prompt = host.embedding_prompt(placed)
-        lines = [f"{prompt} calls {merged.vectors} vectors for {merged.family}: {', '.join(shares)}."]
+        lines = [f"{prompt} calls {counted(merged.vectors, 'vector')} for {merged.family}: {', '.join(shares)}."]
         lines += [f"{each}: {note}." for each, embedding in zip(names, embeddings) for note in embedding.notes]
         summary = "\n".join(dict.fromkeys(lines))
         host.NodeProgress(cls.hidden.unique_id).show(summary)
@@ -140,7 +140,7 @@ class SaveEmbeddingLibrary(io.ComfyNode):
             except UserError as problem:
                 if lines:
                     raise
-                notes.append(f"left out: {problem}")  # one file does not keep all others out
+                notes.append(f"left out: {one_line(line)}: {problem}")  # one file does not keep all others out
             else:
                 notes += [f"{label}: {note}." for note in embedding.notes]
         if not entries:
@@ -255,7 +255,7 @@ def listing(library: Library, there: Collection[str]) -> str:
     """The entries as people read them; `there` are the names of those whose files are in their places."""
     lines = []
     for name, entry in library.embeddings.items():
-        facts = [host.embedding_prompt(entry.file), f"{entry.vectors} vectors", entry.base]
+        facts = [host.embedding_prompt(entry.file), counted(entry.vectors, "vector"), entry.base]
         facts += [f"learnt as {entry.trigger!r}"] if entry.trigger else []
         missing = "" if name in there else f" · MISSING: put {entry.file} into models/embeddings"
         lines.append(f"{name}: {', '.join(fact for fact in facts if fact)}{missing}")

@@ -21,6 +21,7 @@ from ...trainers.files import read_json, write_json
 from ...trainers.stacking.block_weights import shown
 from ...trainers.stacking.cards import card, data_bytes, hashes_of, stated_hash
 from ...trainers.stacking.rows import StackRow
+from ...trainers.words import printable
 from .folders import output_folder
 
 CACHE_BYTES = 4 * 2**30
@@ -99,7 +100,7 @@ def _content(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix.lower() in (".safetensors", ".sft"):
         return {key: entry.tensor() for key, entry in finite_entries(path).items()}, read_header(path)[1]
     tensors = _tensors_of_torch_file(path, name)
-    return {key: require_finite(tensor, shown(key, 120), path.name).clone() for key, tensor in tensors.items()}, {}
+    return {key: require_finite(tensor, printable(key), path.name).clone() for key, tensor in tensors.items()}, {}
 
 
 def _tensors_of_torch_file(path: Path, name: str) -> dict[str, Tensor]:

@@ -133,8 +133,9 @@ def test_a_library_of_all_files_names_those_that_it_leaves_out(host, words):
     outputs = host.run({"save": save, "show": {"class_type": "PreviewAny", "inputs": {"source": ["save", 1]}}})
     lines = outputs["show"]["text"][0].splitlines()
     assert f"anya: embedding:{FOLDER}/anya.pt, 2 vectors, Stable Diffusion 1.x" in lines
-    assert [line for line in lines if line.startswith("left out: 'endless.pt' is no embedding")]
-    assert [line for line in lines if line.startswith("left out: ") and "'_hidden' cannot be a name in prompts" in line]
+    left = {line.split(": ")[1]: line for line in lines if line.startswith("left out: ")}
+    assert "'endless.pt' is no embedding" in left[f"{FOLDER}/endless.pt"]
+    assert "'_hidden' cannot be a name in prompts" in left[f"{FOLDER}/_hidden.pt"]
     [line] = [line for line in lines if line.startswith("talkative: ")]
     assert len(line) < 600 and "\x1b" not in line and "learnt as 'a [31mbxxx" in line
     assert "pti: prompts of ComfyUI do not find text_encoders_1, because they look for clip_g; save it anew with Merge " \
