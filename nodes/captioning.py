@@ -14,6 +14,7 @@ from ..trainers.optional import require_packages
 from ..trainers.run import TrainingProcess
 from ..trainers.spec import DatasetSpec, FolderSpec, checked
 from ..trainers.spec.captioning import CaptioningSpec
+from ..trainers.words import counted
 from . import host, types
 from .training import advanced
 
@@ -101,10 +102,10 @@ def caption(node_id: str, build, dataset: DatasetSpec, captioner: str, mode: str
     if {picture.path for picture in pictures} - there.keys():
         raise UserError("Some captions cannot be read after they were made. Look whether another program works on ComfyUI's "
                         "output folder, and queue again.")
-    lines = [f"{len(pictures)} pictures described by {captioner}, {len(missing)} of them now."]
+    lines = [f"{counted(len(pictures), 'picture')} described by {captioner}, {len(missing)} of them now."]
     silent = [picture.name for picture in pictures if not there[picture.path]]
     if silent:
-        notes.append(f"nothing was said of {len(silent)} pictures, for example {silent[0]}")
+        notes.append(f"nothing was said of {counted(len(silent), 'picture')}, for example {silent[0]}")
     return finished(progress, with_captions(dataset, there, mode), [*lines, *(f"Note: {note}." for note in notes)])
 
 
@@ -180,5 +181,5 @@ class CaptionFromNames(io.ComfyNode):
     def execute(cls, dataset, template, mode):
         changed, notes = from_names(dataset, template, mode)
         count = sum(one.caption != other.caption for one, other in zip(dataset.pictures, changed.pictures, strict=True))
-        lines = [f"{count} of {len(dataset.pictures)} captions changed.", *(f"Note: {note}." for note in notes)]
+        lines = [f"{count} of {counted(len(dataset.pictures), 'caption')} changed.", *(f"Note: {note}." for note in notes)]
         return finished(host.NodeProgress(cls.hidden.unique_id), changed, lines)

@@ -5,6 +5,7 @@ from ..trainers.errors import UserError
 from ..trainers.optional import require_modules
 from ..trainers.spec import checked
 from ..trainers.spec.file_tasks import BakeSpec, OnnxSpec, ShardSpec
+from ..trainers.words import counted
 from . import host, types
 from .file_tasks import CATEGORY, make, name_input
 from .lora_files import chosen_rows, common, files_changed, lora_input, strength_input
@@ -52,7 +53,8 @@ class BakeLoras(io.ComfyNode):
         ckpt_name, report = made.names["checkpoint"], made.report
         summary = "\n".join([
             f"{ckpt_name}: loads in ComfyUI with all {report['keys']} tensors.",
-            f"{', '.join(report['loras'])} in {report['layers']} layers of {base.name}, {report['bytes'] / 1e9:.2f} GB.",
+            f"{', '.join(report['loras'])} in {counted(report['layers'], 'layer')} of {base.name}, "
+            f"{report['bytes'] / 1e9:.2f} GB.",
             *made.notes(),
         ])
         made.progress.show(summary, 1, 1)

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from ..trainers.data.combining import Concept, combine, divide, share_lines
 from ..trainers.data.stored import captions_of, store_dataset
 from ..trainers.errors import UserError
+from ..trainers.words import counted
 from . import host, types
 from .dataset import summarise
 
@@ -49,8 +50,8 @@ class DatasetFromImages(io.ComfyNode):
     def execute(cls, images, captions, trigger, repeats, name, masks=None):
         pictures = [picture for batch in images for picture in batch]
         if len(captions) > 1 and len(captions) != len(pictures):
-            raise UserError(f"captions brings {len(captions)} texts for {len(pictures)} pictures. Connect as many as there "
-                            "are pictures, or one.")
+            raise UserError(f"captions brings {len(captions)} texts for {counted(len(pictures), 'picture')}. Connect as "
+                            "many as there are pictures, or one.")
         lines = captions if len(captions) > 1 else captions_of(captions[0], len(pictures))
         dataset = store_dataset(
             pictures, [" ".join(line.split()) for line in lines],
@@ -129,6 +130,6 @@ class SplitDataset(io.ComfyNode):
     def execute(cls, dataset, share):
         trained, held_out = divide(dataset, share)
         names = ", ".join([*(picture.name for picture in held_out.pictures[:10]), *["…"][:len(held_out.pictures) > 10]])
-        report = f"{len(trained.pictures)} pictures to train, {len(held_out.pictures)} held out: {names}"
+        report = f"{counted(len(trained.pictures), 'picture')} to train, {len(held_out.pictures)} held out: {names}"
         host.NodeProgress(cls.hidden.unique_id).show(report)
         return io.NodeOutput(trained, held_out, report, ui={"text": [report]})

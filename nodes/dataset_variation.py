@@ -6,6 +6,7 @@ from ..trainers.data.templates import IMAGENET_OBJECTS, IMAGENET_STYLES
 from ..trainers.data.variation import vary_caption
 from ..trainers.errors import UserError
 from ..trainers.spec import AugmentationSpec, CaptionVariationSpec, DatasetSpec, checked
+from ..trainers.words import counted
 from . import types
 
 TEMPLATES = {"none": (), "ImageNet objects": IMAGENET_OBJECTS, "ImageNet styles": IMAGENET_STYLES}
@@ -119,5 +120,6 @@ class AugmentPictures(io.ComfyNode):
         count = len(dataset.pictures)
         # Mirroring alone gives two different pictures, however many variants are asked for.
         different = min(variants, 2) if not (crop or colour or noise) else variants
-        report = f"{count} pictures in {different} variants: {count * different} to encode before the first step"
+        report = (f"{counted(count, 'picture')} in {counted(different, 'variant')}: {count * different} to encode before "
+                  "the first step")
         return io.NodeOutput(with_pictures(dataset, augmentation=augmentation), report, ui={"text": [report]})

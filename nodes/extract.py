@@ -13,6 +13,7 @@ from ..trainers.extraction_report import FILE, residual, spread, table
 from ..trainers.families.recognition import fingerprint_of
 from ..trainers.spec import checked
 from ..trainers.spec.file_tasks import ExtractionSpec
+from ..trainers.words import counted
 from . import host, types
 from .file_tasks import CATEGORY, DEVICES, Made, device, folders, loads, make, name_input
 from .training import advanced
@@ -140,7 +141,7 @@ def summarise(made: Made) -> str:
     kept, ranks = report["kept"][report["precision"]], sorted(row["rank"] for row in report["rows"])
     outside = report["left_out_energy"] / (report["change_norm"] ** 2 + report["left_out_energy"])
     lines = [
-        f"{made.names['lora']}: {loads(report)} of {report['layers']} layers.",
+        f"{made.names['lora']}: {loads(report)} of {counted(report['layers'], 'layer')}.",
         f"Keeps {kept:.2%} of the change's energy; what is left out is {residual(kept):.1%} of its length.",
         f"Rank {spread(ranks)}, {report['bytes'] / 1e6:.2f} MB in {report['precision']}; {report['unchanged']} layers did "
         "not change.",

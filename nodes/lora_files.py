@@ -9,6 +9,7 @@ from ..trainers.extraction_report import residual, spread
 from ..trainers.families.recognition import fingerprint_of
 from ..trainers.spec import checked
 from ..trainers.spec.file_tasks import ConvertSpec, LoraInput, MergeSpec, MetadataSpec
+from ..trainers.words import counted
 from . import host, types
 from .file_tasks import CATEGORY, Made, device, folders, make, name_input
 
@@ -115,7 +116,7 @@ class MergeLoras(io.ComfyNode):
         spec = checked(MergeSpec, loras=tuple(rows), rule=rule, rank=rank, threshold=threshold,
                        file_precision=file_precision, **common(name))
         made = make(spec, cls.hidden.unique_id)
-        return lora_output(made, describe_merge(made, f"{len(rows)} LoRAs"))
+        return lora_output(made, describe_merge(made, counted(len(rows), "LoRA")))
 
 
 class ResizeLora(io.ComfyNode):
@@ -160,7 +161,7 @@ class ResizeLora(io.ComfyNode):
 def describe_merge(made: Made, source: str) -> list[str]:
     report = made.report
     return [
-        f"{made.names['lora']}: {source} as {report['layers']} layers of rank {spread(report['ranks'])}.",
+        f"{made.names['lora']}: {source} as {counted(report['layers'], 'layer')} of rank {spread(report['ranks'])}.",
         f"Keeps {report['kept']:.2%} of the energy; what is left out is {residual(report['kept']):.1%} of its length.",
         f"{report['bytes'] / 1e6:.2f} MB in {report['precision']}.",
     ]
@@ -212,7 +213,8 @@ class ConvertLora(io.ComfyNode):
         exact = "exactly what it was" if report["error"] < 1e-7 else f"off by {report['error']:.3%} of what it changes"
         precision = "its own precision" if file_precision == "same" else file_precision
         return lora_output(made, [
-            f"{made.names['lora']}: {report['layers']} layers under {report['names']} names in {precision}, {exact}.",
+            f"{made.names['lora']}: {counted(report['layers'], 'layer')} under {report['names']} names in {precision}, "
+            f"{exact}.",
             f"{report['bytes'] / 1e6:.2f} MB instead of {report['before'] / 1e6:.2f} MB.",
             *(note if left else []),
         ])

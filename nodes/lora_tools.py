@@ -20,7 +20,7 @@ from ..trainers.stacking.prompts import (
     rows_of,
 )
 from ..trainers.stacking.rows import StackRow
-from ..trainers.words import holds
+from ..trainers.words import counted, holds
 from . import host, types
 from .lora_stack import CATEGORY, describe
 
@@ -196,7 +196,8 @@ class InspectLora(io.ComfyNode):
             report, weights = host.inspect_lora(model, clip, lora_name)
             loading = [report] if isinstance(report, str) else report.lines()
         facts = describe_tensors(file, weights)
-        lines = [f"{facts['method']}, {facts['ranks']}, {facts['layers']} layers, {len(file.tensors)} tensors, "
+        tensors = counted(len(file.tensors), "tensor")
+        lines = [f"{facts['method']}, {facts['ranks']}, {counted(facts['layers'], 'layer')}, {tensors}, "
                  f"made for {facts['family_title']}."]
         if triggers := triggers_of(file.metadata):
             lines.append(f"Trigger words: {', '.join(plain(word, 100) for word in triggers[:10])}.")
@@ -215,7 +216,7 @@ def describe_tensors(file, weights: dict[str, str]) -> dict:
     family = family_of(header, file.metadata)
     ranks, layers = ranks_of(header), layers_of(file.tensors)
     scales = {layer: file.scale(layer, parts) for layer, parts in layers.items()}
-    spread = ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common(3))
+    spread = ", ".join(f"{rank} ({counted(count, 'layer')})" for rank, count in ranks.most_common(3))
     return {
         "method": method_of(header), "ranks": f"rank {spread}" if ranks else "no rank", "layers": len(layers),
         "family_title": TITLES.get(family, "a family that it does not tell"),

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..trainers.families.component_configs import config_folder
 from ..trainers.families.recognition import recognise
 from ..trainers.spec import FullSpec, checked
+from ..trainers.words import counted
 from . import host, training, types
 from .training import advanced
 
@@ -92,7 +93,7 @@ def tensor_files(run, report: dict) -> list[Path]:
 def summarise(finished: training.Finished) -> str:
     report, method, spec = finished.report, finished.spec.method, finished.spec
     saved = finished.names.get("checkpoint") or f"{len(report['files']) - 1} shards in {finished.run.name}"
-    prior = spec.prior and f"{len(spec.prior.dataset.pictures)} class pictures, weight {spec.prior.weight:g}"
+    prior = spec.prior and f"{counted(len(spec.prior.dataset.pictures), 'class picture')}, weight {spec.prior.weight:g}"
     frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"
     text = f"text encoder at {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else "denoiser only"
     return finished.summarise(

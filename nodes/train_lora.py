@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 from ..trainers import families
 from ..trainers.families.component_configs import component_config
 from ..trainers.spec import MAXIMUM_SEED, LoraSpec, MemorySpec, ObjectiveSpec, RunSpec, checked
+from ..trainers.words import counted
 from . import host, training, types
 from .training import advanced, late_batch_inputs, prior_inputs, watching_inputs
 
@@ -136,7 +137,7 @@ class TrainLora(io.ComfyNode):
             load_file(run.artifact), base.family, component_config(base, "unet"), component_config(base, "text_encoder")))
         lora_name, report, method = finished.names["lora"], finished.report, spec.method
         summary = finished.summarise(
-            f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {report['layers']} layers",
+            f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {counted(report['layers'], 'layer')}",
             f"{describe(method)}, {report['bytes'] / 1e6:.2f} MB.",
         )
         finished.show(summary)

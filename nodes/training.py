@@ -26,6 +26,7 @@ from ..trainers.spec import (
     ValidationSpec,
     checked,
 )
+from ..trainers.words import counted
 from . import host, types
 
 
@@ -178,8 +179,8 @@ class Finished:
             f"{first}; {effect}.",
             f"Loss {report['loss_first_tenth']:.4f} in the first tenth of the steps, "
             f"{report['loss_last_tenth']:.4f} in the last.",
-            f"{report['steps']} steps × {training.batch_size * training.accumulation} pictures of {training.resolution} px "
-            f"on {self.spec.base.name}, learning rate {self.spec.optimizer.learning_rate:g}.",
+            f"{counted(report['steps'], 'step')} × {counted(training.batch_size * training.accumulation, 'picture')} of "
+            f"{training.resolution} px on {self.spec.base.name}, learning rate {self.spec.optimizer.learning_rate:g}.",
             *validation_lines(report),
             *lines,
         ]

@@ -90,7 +90,7 @@ def clean(folder: Path, days: float) -> int:
         print(f"{folder} is no folder of caches: none of {', '.join(KINDS)} is in it.", file=sys.stderr)
         return 1
     files, size = clean_caches(folder, days)
-    print(f"removed {files} files, {size / 1e6:.1f} MB")
+    print(f"removed {files} {'file' if files == 1 else 'files'}, {size / 1e6:.1f} MB")
     return 0
 
 

@@ -19,6 +19,7 @@ from .data.triggers import trigger_notes
 from .encoding import CaptionCache, LatentCache, load_text
 from .families.protocol import Conditioning, Family, LatentFormat, TextEncoders
 from .spec import Picture, RunSpec
+from .words import clause, counted
 
 
 @dataclass
@@ -131,13 +132,13 @@ def crop_notes(pictures: Sequence[Picture], crops: Sequence[Crop]) -> list[str]:
     enlarged = [(crop.enlargement, picture.name) for picture, crop in zip(pictures, crops) if crop.enlargement > 1.2]
     if enlarged:
         factor, name = max(enlarged)
-        notes.append(f"{len(enlarged)} of {len(pictures)} pictures are smaller than the training resolution and are "
-                     f"enlarged, {name} the most ({factor:.1f} times)")
+        notes.append(clause(len(enlarged), "picture", "are smaller than the training resolution and thus enlarged, "
+                            f"{name} the most ({factor:.1f} times)", len(pictures)))
     cut = [(crop.kept, picture.name) for picture, crop in zip(pictures, crops) if crop.kept < 0.8]
     if cut:
         kept, name = min(cut)
-        notes.append(f"{len(cut)} of {len(pictures)} pictures lose more than a fifth of their area to the crop, "
-                     f"{name} the most ({1 - kept:.0%})")
+        notes.append(clause(len(cut), "picture", f"lose more than a fifth of the area to the crop, {name} the most "
+                            f"({1 - kept:.0%})", len(pictures)))
     return notes
 
 
@@ -147,7 +148,8 @@ def mask_notes(spec: RunSpec) -> list[str]:
     without = [picture for picture in pictures if not picture.mask]
     if not spec.objective.masked or not without:
         return []
-    return [f"{len(without)} of {len(pictures)} pictures have no mask and count everywhere, {without[0].name} for example"]
+    return [clause(len(without), "picture", f"have no mask, so that all of it counts, {without[0].name} for example",
+                   len(pictures))]
 
 
 def held_out_notes(pictures: Sequence[Picture], held_out: Sequence[Picture]) -> list[str]:
@@ -155,7 +157,7 @@ def held_out_notes(pictures: Sequence[Picture], held_out: Sequence[Picture]) -> 
     if not held_out:
         return []
     names = ", ".join(picture.name for picture in held_out[:3]) + (", …" if len(held_out) > 3 else "")
-    return [f"{len(held_out)} of {len(pictures)} pictures are held out for validation and not trained: {names}"]
+    return [clause(len(held_out), "picture", f"are held out for validation and not trained: {names}", len(pictures))]
 
 
 def variation_notes(pictures: Sequence[Picture]) -> list[str]:
@@ -166,17 +168,17 @@ def variation_notes(pictures: Sequence[Picture]) -> list[str]:
     if not still:
         return []
     variation = still[0].variation
-    return [f"{len(still)} of {len(wanted)} captions whose tags should vary have too few tags behind the "
-            f"{variation.keep_tags} kept ones, separated by {variation.separator!r}, and keep their tags as they are: that "
-            f"of {still[0].name} for example"]
+    return [clause(len(still), "caption", "do not vary, as there are too few tags behind those kept in front "
+                   f"({variation.keep_tags}), separated by {variation.separator!r}: that of {still[0].name} for example",
+                   len(wanted))]
 
 
 def tidy(spec: RunSpec, emit):
     """Remove what no run has used for long; what this one needs has just been marked as used."""
     files, size = clean_caches(Path(spec.folders.caches), spec.memory.cache_days)
     if files:
-        emit("phase", text=f"removed {files} cache files ({size / 1e6:,.0f} MB) that no run has used for "
-                           f"{spec.memory.cache_days} days")
+        emit("phase", text=f"removed {counted(files, 'cache file')} ({size / 1e6:,.0f} MB) that no run has used for "
+                           f"{counted(spec.memory.cache_days, 'day')}")
 
 
 def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:
@@ -186,5 +188,5 @@ def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec
     if not long:
         return []
     count, name, room = max(long)
-    return [f"{len(long)} captions are longer than the {room} tokens that the text encoder takes and are cut, "
-            f"that of {name} the most ({count} tokens)"]
+    return [clause(len(long), "caption", f"are longer than the {room} tokens that the text encoder takes, and cut, that of "
+                   f"{name} the most ({count} tokens)")]

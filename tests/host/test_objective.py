@@ -47,7 +47,7 @@ def test_masks_and_controls_reach_the_run(host):
     prompt["data"]["inputs"]["folder"] = "input/masked"
     outputs = host.run(prompt)
     assert "19 of 20 pictures have a mask file" in outputs["data"]["text"][0]
-    assert "1 of 20 pictures have no mask and count everywhere" in outputs["train"]["text"][0]
+    assert "1 of 20 pictures has no mask, so that all of it counts" in outputs["train"]["text"][0]
     spec = json.loads((host.output / "finetune" / "masked" / "spec.json").read_text(encoding="utf-8"))
     assert spec["objective"].items() >= controls.items()
     mask = sorted((folder / "masks").iterdir())[0]

@@ -261,7 +261,7 @@ def test_runs_use_and_clean(tiny_bases, make_spec, squares, tmp_path):
     events, spec = [], make_spec(tiny_bases["sd1"], name="second", memory=specs.MemorySpec(cache_days=7))
     train_run(spec, open_run(spec), lambda event, **fields: events.append((event, fields.get("text"))))
     assert not [event for event, _ in events if event == "encoding"]
-    assert any(text and text.startswith("removed 1 cache files") for _, text in events)
+    assert any(text and text.startswith("removed 1 cache file (") for _, text in events)
     assert all(file.exists() and time.time() - file.stat().st_mtime < 600 for file in mine)
     assert TensorCache.key("older") not in stranger and TensorCache.key("newer") in stranger
 
@@ -312,4 +312,4 @@ def test_cleaning_from_the_command_line(tmp_path):
         refused = clean(*arguments)
         assert refused.returncode == 1 and words in refused.stderr
     cleaned = clean("--days", "10", tmp_path)
-    assert cleaned.returncode == 0 and key not in cache and "removed 1 files" in cleaned.stdout
+    assert cleaned.returncode == 0 and key not in cache and "removed 1 file," in cleaned.stdout

@@ -57,7 +57,7 @@ def test_trigger_with_special_characters_is_no_pattern():
 def test_captions_without_the_class_word_are_counted():
     result = place_trigger(dataset("a dog", "a cat", "ohwx"), "ohwx", "before class word", "dog")
     assert captions_of(result) == ["a ohwx dog", "ohwx, a cat", "ohwx"]
-    assert result.notes == ("kept", "1 of 3 captions lack the class word 'dog' and got the trigger 'ohwx' in front")
+    assert result.notes == ("kept", "1 of 3 captions lacks the class word 'dog': the trigger 'ohwx' is put in front")
 
 
 @pytest.mark.parametrize("arguments, words", [
@@ -197,6 +197,6 @@ def test_changes_are_shown():
     data = dataset(*(f"a dog {number}" for number in range(12)), "", trigger="")
     report = describe_changes(data, place_trigger(data, "ohwx", "instead of class word", "dog"))
     lines = report.splitlines()
-    assert lines[0] == "13 of 13 captions changed." and lines[1].startswith("1 of 13 captions lack the class word")
+    assert lines[0] == "13 of 13 captions changed." and lines[1].startswith("1 of 13 captions lacks the class word")
     assert lines[2] == "0.png: a dog 0 → a ohwx 0" and lines[-1] == "… and 5 more" and len(lines) == 11
     assert describe_changes(data, data) == "0 of 13 captions changed."

@@ -118,7 +118,7 @@ def test_class_pictures_are_never_masked(tiny_bases, make_spec, tmp_path):
         views = [view for picture in source.pictures for view in picture.views]
         seen.append([view.mask and view.mask().mean().item() for view in views])
     assert seen == [[0.5, 0.5, 0.5, 1.0], [None] * 4]
-    assert "1 of 4 pictures have no mask and count everywhere, 3.png for example" in notes
+    assert "1 of 4 pictures has no mask, so that all of it counts, 3.png for example" in notes
 
 
 def test_notes_reach_the_report(tiny_bases, make_spec):

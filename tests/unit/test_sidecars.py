@@ -72,7 +72,7 @@ def test_files_changed_by_hand_since_are_named_and_kept(folder):
     (folder / "square_0.txt").write_text("better by hand")
     (folder / "square_2.txt").unlink()
     written = files(folder)
-    with pytest.raises(UserError, match="1 files in 'mine' were changed .*: square_0.txt"):
+    with pytest.raises(UserError, match="in 'mine' 1 file was changed after the write of .*: square_0.txt"):
         undo_last_write(folder)
     assert files(folder) == written
     undo = undo_last_write(folder, keep_changed=True)
@@ -103,7 +103,7 @@ def test_the_same_edits_are_not_made_twice(folder):
     write(folder, edit(read(folder)), edits="graph")
     once, first = files(folder), [picture.caption for picture in read(folder).pictures]
     plan, backups = write(folder, edit(read(folder)), edits="graph")
-    assert backups == [] and files(folder) == once and "1 captions were written by the same nodes" in plan.notes[0]
+    assert backups == [] and files(folder) == once and "1 caption was written by the same nodes" in plan.notes[0]
     assert [picture.caption for picture in plan.dataset.pictures] == first, "what goes on is what the files say"
     # A new picture is written; those from before stay, in this and in the next queue.
     Image.new("RGB", (64, 64)).save(folder / "square_3.png")

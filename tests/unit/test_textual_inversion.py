@@ -269,7 +269,7 @@ def test_notes_about_captions_and_words(tiny_bases, make_spec, squares):
     [note] = notes_of(base, make_spec, token="square")
     assert "'square' is a common word" in note
     assert notes_of(base, make_spec, captioned(squares, "sks", "an ohwx"), token="ohwx") == [
-        "1 of 2 captions do not contain 'ohwx', for example that of square_0.png; these pictures teach it nothing"]
+        "1 of 2 captions does not contain 'ohwx', for example that of square_0.png; such pictures teach it nothing"]
     [note] = notes_of(base, make_spec, captioned(squares, "zorp"), token="zorp", vectors=2, initial_text="a very red dog")
     assert "initial text has 4 tokens, of which the first 2" in note
     previews = specs.PreviewSpec(prompts=("a cat",), every=1)
@@ -281,7 +281,7 @@ def test_vectors_need_room_in_the_captions(tiny_bases, make_spec, squares):
     base, long = tiny_bases["sd1"], "zorp" + " dog" * 70
     assert notes_of(base, make_spec, captioned(squares, long), token="zorp", vectors=5) == []
     [note] = notes_of(base, make_spec, captioned(squares, long, "a zorp"), token="zorp", vectors=6)
-    assert note.startswith("with 6 vectors, 1 captions are longer than the 75 tokens") and "(76 tokens)" in note
+    assert note.startswith("with 6 vectors, 1 caption is longer than the 75 tokens") and "(76 tokens)" in note
     with pytest.raises(UserError, match="vectors is 6, for which no caption has room"):
         notes_of(base, make_spec, captioned(squares, "dog " * 70 + "zorp"), token="zorp", vectors=6)
     with pytest.raises(UserError, match="vectors is 75, for which no caption has room"):

@@ -19,6 +19,7 @@ from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.runs import open_run
 from finetune.trainers.training import train_run
 from finetune.trainers.validation import ValidationRecord
+from finetune.trainers.words import clause
 from finetune.trainers.worker import Reporter
 from PIL import Image
 from safetensors.torch import load_file
@@ -162,7 +163,7 @@ def test_held_out_pictures_are_not_trained(make_spec, tiny_bases, twelve):
     other, changed = train(make_spec(tiny_bases["sd1"], dataset=recaptioned, validation=specs.ValidationSpec(share=SHARE)))
     assert one.folder != other.folder and one.losses() == other.losses()
     assert of_kind(events, "validation")[0]["loss"] != of_kind(changed, "validation")[0]["loss"]
-    assert any(f"{len(held_out)} of 12 pictures are held out" in note for note in one.report["notes"])
+    assert any(clause(len(held_out), "picture", "are held out", 12) in note for note in one.report["notes"])
 
 
 # ---- early stop ----------------------------------------------------------------------------------------------------

@@ -9,10 +9,12 @@ from finetune.trainers.data.captions import with_trigger
 from finetune.trainers.data.lint import trigger_findings
 from finetune.trainers.data.text_replacement import Replacement, replace_in_captions
 from finetune.trainers.data.triggers import class_notes
+from finetune.trainers.families.loading import clip_tokenizer
 from finetune.trainers.words import WholeWord, counted, holds, listed, one_line, printable, shown, whole_word, words_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+TOKENIZER = clip_tokenizer()
 NFC, NFD = (lambda text, form=form: unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
 HELD = [
     ("sks dog", "a photo of sks dog."), ("sks dog", "a photo of (sks dog:1.2)"), ("sks dog", 'a "sks dog" on grass'),
@@ -46,7 +48,7 @@ def test_a_word_is_held(trigger, caption):
     for place in PLACES:
         assert place_trigger(dataset, trigger, place, "grass").pictures == dataset.pictures
     assert any("hold the trigger" in note for note in class_notes(dataset, dataset))
-    assert not [each for each in trigger_findings([caption], trigger, NoTokenizer()) if each.pictures]
+    assert not [each for each in trigger_findings([caption], trigger, TOKENIZER) if each.pictures]
     assert not whole_word(trigger).search(whole_word(trigger).sub("•", caption))
     if trigger == trigger.strip():
         replaced = replace_in_captions(dataset, Replacement(trigger, "•")).pictures[0].caption
@@ -57,11 +59,6 @@ def test_a_word_is_held(trigger, caption):
 def test_a_part_of_a_longer_word_is_not_the_word(trigger, caption):
     assert not holds(caption, trigger) and whole_word(trigger).sub("•", caption) == caption
     assert with_trigger(caption, trigger) == (", ".join(filter(None, [trigger, caption])) if trigger.strip() else caption)
-
-
-class NoTokenizer:
-    def tokenize(self, text):
-        return ["a", "b"]
 
 
 TEXT = st.text(st.one_of(

@@ -10,7 +10,7 @@ from typing import Callable, Iterable, Literal, Sequence
 
 from ..errors import UserError
 from ..spec import DatasetSpec
-from ..words import folded, holds, one_line, whole_word
+from ..words import clause, counted, folded, holds, one_line, whole_word
 
 FRONT, BACK, BEFORE_CLASS, REPLACE_CLASS = "front", "back", "before class word", "instead of class word"
 PLACES = (FRONT, BACK, BEFORE_CLASS, REPLACE_CLASS)
@@ -56,8 +56,8 @@ def place_trigger(dataset: DatasetSpec, trigger: str, place: str, class_word: st
     if at_class:
         without = sum(not holds(each.caption, trigger) and not subject.search(each.caption) for each in dataset.pictures)
         if without:
-            notes.append(f"{without} of {len(dataset.pictures)} captions lack the class word {class_word!r} and got the "
-                         f"trigger {trigger!r} in front")
+            notes.append(clause(without, "caption", f"lack the class word {class_word!r}: the trigger {trigger!r} is put in "
+                                "front", len(dataset.pictures)))
     return edit_captions(dataset, edit, notes).model_copy(update={"trigger": trigger})
 
 
@@ -179,7 +179,7 @@ def describe_changes(before: DatasetSpec, after: DatasetSpec, shown: int = 8) ->
     """How many captions changed, the first of them before and after, and the notes that came with it."""
     changed = [(old.name, old.caption, new.caption) for old, new in zip(before.pictures, after.pictures, strict=True)
                if old.caption != new.caption]
-    lines = [f"{len(changed)} of {len(after.pictures)} captions changed."]
+    lines = [f"{len(changed)} of {counted(len(after.pictures), 'caption')} changed."]
     lines += [f"{note[0].upper()}{note[1:]}." for note in after.notes[len(before.notes):]]
     for name, old, new in changed[:shown]:
         lines.append(f"{name}: {old or '(empty)'} → {new or '(empty)'}")

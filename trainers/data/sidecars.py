@@ -14,7 +14,7 @@ from typing import Iterable, Sequence
 from ..errors import UserError
 from ..files import read_json, temporary_beside, write_json
 from ..spec import DatasetSpec, Picture
-from ..words import listed, one_line, shown
+from ..words import clause, listed, one_line, shown
 from .captions import CAPTION_SUFFIXES, read_caption
 from .sources import inside
 
@@ -81,8 +81,8 @@ def plan_write(dataset: DatasetSpec, folders: Iterable[Path], only_missing: bool
         else:
             changes.append(Change(file, pictures[0].name, old, new))
     if as_written:
-        notes.append(f"{len(as_written)} captions were written by the same nodes before and are left as they are: edited a "
-                     "second time they would not be what was asked for. Undo Write Captions takes them back")
+        notes.append(clause(len(as_written), "caption", "were written by the same nodes before and left as written: edited "
+                            "a second time, it would not be what was asked for. Undo Write Captions takes that back"))
     pictures = tuple(picture.model_copy(update={"caption": as_written[file]})
                      if (file := caption_file(Path(picture.path))) in as_written else picture
                      for picture in dataset.pictures)
@@ -194,9 +194,10 @@ def undo_last_write(folder: Path, keep_changed: bool = False) -> Undo:
     if undo is None:
         raise UserError(f"Nothing was written into the folder {folder.name!r} that could be taken back.")
     if undo.changed_since and not keep_changed:
+        count = len(undo.changed_since)
         raise UserError(
-            f"Nothing was taken back, because {len(undo.changed_since)} files in {folder.name!r} were changed after they "
-            f"were written on {undo.written}: {listed(undo.changed_since, 8)}. Choose to keep those and take back the rest, "
+            f"Nothing was taken back, because in {folder.name!r} {clause(count, 'file', 'were changed')} after "
+            f"the write of {undo.written}: {listed(undo.changed_since, 8)}. Choose to keep those and take back the rest, "
             f"or copy what you want from {BACKUPS}/{undo.backup.name} in that folder.")
     journal = read_json(undo.backup / JOURNAL)
     before = {entry["file"]: entry["before"] for entry in journal["files"]}

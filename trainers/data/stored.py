@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import ensure_space, temporary_beside
 from ..spec import DatasetSpec, Picture
-from ..words import one_line
+from ..words import clause, counted, one_line
 from .captions import with_trigger
 from .manifest import examined
 from .masks import fits
@@ -27,8 +27,8 @@ def captions_of(text: str, count: int) -> list[str]:
         if len(chosen) == count:
             return [one_line(line) for line in chosen]
     if len(chosen) > 1:
-        raise UserError(f"captions has {len(chosen)} lines for {count} pictures. Write one line for all of them, or as many "
-                        "lines as there are pictures.")
+        raise UserError(f"captions has {len(chosen)} lines for {counted(count, 'picture')}. Write one line for all of them, "
+                        "or as many lines as there are pictures.")
     return [one_line("".join(chosen))] * count
 
 
@@ -60,8 +60,8 @@ def store_dataset(images: Sequence[Tensor], captions: Sequence[str], masks: Sequ
     """A dataset of images [height, width, 3 or 4] in 0…1, one caption each; `masks` [height, width], 1 where a picture
     counts, are one each, one for all, or none. Raises UserError where masks do not fit."""
     if masks and len(masks) not in (1, len(images)):
-        raise UserError(f"There are {len(masks)} masks for {len(images)} pictures. Connect one mask for all of them, or as "
-                        "many as there are pictures.")
+        raise UserError(f"There are {len(masks)} masks for {counted(len(images), 'picture')}. Connect one mask for all of "
+                        "them, or as many as there are pictures.")
     pictures = []
     for number, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
         if image.shape[-1] not in (1, 3, 4):
@@ -83,5 +83,5 @@ def store_dataset(images: Sequence[Tensor], captions: Sequence[str], masks: Sequ
             size=look.size, digest=digest, repeats=repeats, mask=str(mask), mask_digest=mask_digest))
     bare = sum(not caption for caption in captions)
     instead = "trigger word alone" if trigger else "empty caption"
-    notes = (f"{bare} of {len(pictures)} pictures have no caption and get the {instead}",) if bare else ()
+    notes = (clause(bare, "picture", f"have no caption; the {instead} is taken", len(pictures)),) if bare else ()
     return DatasetSpec(name=name, pictures=tuple(pictures), trigger=trigger, notes=notes)

@@ -1,7 +1,7 @@
 """What people should know about their trigger word before they wait for the result."""
 from ..spec import DatasetSpec
 from ..vocabulary import RARE, is_common, token_ids, tokens_of_rare
-from ..words import holds, spaceless, words_of
+from ..words import clause, holds, spaceless, words_of
 
 MANY_TOKENS = 3
 LITTLE_WORDS = frozenset("a an and at by for from in is of on or the to with".split())
@@ -15,8 +15,8 @@ def trigger_notes(dataset: DatasetSpec, class_pictures: DatasetSpec | None, toke
         captions = [picture.caption for picture in dataset.pictures]
         without = sum(not holds(caption, dataset.trigger) for caption in captions)
         if without:
-            notes.append(f"{without} of {len(captions)} captions lack the trigger {dataset.trigger!r}; it learns nothing "
-                         "from those pictures")
+            notes.append(clause(without, "caption", f"lack the trigger {dataset.trigger!r}; it learns nothing from such "
+                                "pictures", len(captions)))
     return notes + (class_notes(dataset, class_pictures) if class_pictures else [])
 
 

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..families.protocol import Family
 from ..spec import TextualInversionSpec
 from ..vocabulary import is_common, token_ids
-from ..words import whole_word
+from ..words import clause, counted, whole_word
 from .protocol import ParameterGroup, Parts
 
 ROUNDING = 1e-6
@@ -97,8 +97,8 @@ class TextualInversion:
                             f"the dataset, or choose a token that the captions use; one of them is "
                             f"{pictures[0].caption[:80]!r}.")
         if lacking:
-            notes.append(f"{len(lacking)} of {len(pictures)} captions do not contain {self.token!r}, for example that of "
-                         f"{lacking[0].name}; these pictures teach it nothing")
+            notes.append(clause(len(lacking), "caption", f"do not contain {self.token!r}, for example that of "
+                                f"{lacking[0].name}; such pictures teach it nothing", len(pictures)))
         left_out = [picture for picture in pictures if picture.variation.tag_dropout
                     and any(word.search(tag) for tag in picture.variation.tags(picture.caption)[1])]
         if left_out:
@@ -130,8 +130,9 @@ class TextualInversion:
         if not long:
             return []
         count, name = max(long)
-        return [f"with {vectors} vectors, {len(long)} captions are longer than the {room} tokens that the text encoder "
-                f"takes and are cut, that of {name} the most ({count} tokens)"]
+        return [f"with {counted(vectors, 'vector')}, " + clause(
+            len(long), "caption", f"are longer than the {room} tokens that the text encoder takes, and cut, that of {name} "
+            f"the most ({count} tokens)")]
 
     def _word_notes(self, tokenizers) -> list[str]:
         notes, tokenizer = [], next(iter(tokenizers.values()))
@@ -140,7 +141,7 @@ class TextualInversion:
                          "training. An invented word cannot be mixed up with it")
         given = len(token_ids(self.spec.initial_text, tokenizer))
         if given > self.spec.vectors:
-            notes.append(f"the initial text has {given} tokens, of which the first {self.spec.vectors} start the vectors; "
+            notes.append(f"the initial text has {given} tokens, of which {self.spec.vectors} in front start the vectors; "
                          f"use {given} vectors to start from all of it")
         return notes
 
