@@ -57,6 +57,9 @@ LEFT, RIGHT, T5 = vectors(), vectors(width=1280, seed=1), vectors(width=4096, se
      "holds 2 words, <cat>, <dog>; only <cat> is read"),
     ("two.pt", {"string_to_token": {"*": 265, "@": 287}, "string_to_param": {"*": LEFT[:1], "@": LEFT[1:]}}, ONE,
      {"emb_params": LEFT[:1]}, "holds 2 words, *, @; only * is read"),
+    ("step.safetensors", {"emb_params": LEFT, "step": torch.tensor([500])}, ONE, {"emb_params": LEFT}, "step is not used"),
+    ("ids.pt", {"*": LEFT, "ids": torch.ones(2, 768, dtype=torch.int64)}, ONE, {"emb_params": LEFT}, "ids is not used"),
+    ("trainer.pt", {"emb_params": LEFT, "optimizer": torch.ones(99, 3)}, ONE, {"emb_params": LEFT}, "optimizer is not used"),
     ("with_lora.safetensors", {"<s0>": LEFT[0], "text_encoder:0:up": torch.ones(320, 4)}, ONE, {"emb_params": LEFT[:1]},
      "text_encoder:0:up is not used"),
 ])

@@ -30,6 +30,8 @@ FAMILIES = {
     frozenset({"t5xxl"}): "the T5 text encoder of Flux and Stable Diffusion 3 alone",
 }
 FAMILY_OF_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
+NO_VECTORS = ()
+"""Stands for the shape of whole numbers and of tensors that are none: they cannot be the word, but they are named."""
 SUFFIXES = (".safetensors", ".pt", ".bin")
 
 
@@ -81,8 +83,9 @@ def load_embedding(path: Path) -> Embedding:
         tensors, notes = _read_torch(path)
         return Embedding(tensors, notes=notes)
     metadata = read_header(path)[1]
-    entries = {name: entry for name, entry in _in_order(path).items() if entry.dtype.is_floating_point}
-    choice = choose({name: entry.shape for name, entry in entries.items()}, path.name)
+    entries = _in_order(path)
+    shapes = {name: entry.shape if entry.dtype.is_floating_point else NO_VECTORS for name, entry in entries.items()}
+    choice = choose(shapes, path.name)
     tensors = _stacked(choice, lambda name: entries[name].tensor(), path.name)
     base = metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version", "")
     return Embedding(tensors, metadata.get("modelspec.trigger_phrase", ""), base, metadata, choice.notes)
@@ -109,8 +112,7 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     tensors = {str(name): value for name, value in named if isinstance(value, Tensor)}
     dense = {name: value for name, value in tensors.items()
              if is_dense(value, (1, 2)) and value.is_floating_point()}
-    # What is no vector keeps a place among the shapes, so that it is named.
-    shapes = {name: tuple(value.shape) if name in dense else () for name, value in tensors.items()}
+    shapes = {name: tuple(value.shape) if name in dense else NO_VECTORS for name, value in tensors.items()}
     choice = choose(shapes, path.name, joined)
     return _stacked(choice, dense.__getitem__, path.name), choice.notes
 

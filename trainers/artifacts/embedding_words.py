@@ -7,6 +7,7 @@ SDXL scripts `text_encoders_0`, `text_encoders_1`, diffusers the word itself or 
 """
 import re
 from dataclasses import dataclass
+from math import prod
 from typing import Mapping, Sequence
 
 from ..errors import UserError
@@ -21,6 +22,7 @@ ENCODERS = {
 }
 """Names of tensors → the encoder that they are meant for, unless a width of `ENCODER_OF_WIDTH` tells another."""
 MOST_VECTORS, WIDEST = 75, 16_384
+_WORD = re.compile(rf"<[^<>]+>|\*|{SINGLE}|emp_params")
 BUNDLE = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|clip_[lgh]|t5xxl|t5)", re.DOTALL)
 Shape = tuple[int, ...]
 
@@ -53,8 +55,9 @@ def choose(shapes: Mapping[str, Shape], title: str, joined: bool = False) -> Cho
     elif bundled := [name for name in names if BUNDLE.fullmatch(name)]:
         chosen, notes = _bundled(bundled, shapes)
     else:
-        words_only = len(names) + len(outputs) == len(shapes)
-        others = names if words_only else [name for name in names if re.fullmatch(r"<[^<>]+>", name)]
+        # Beside the matrices of a model, only what is called like a word is one.
+        words_only = all(name in names or name in outputs or prod(shape) == 1 for name, shape in shapes.items())
+        others = names if words_only else [name for name in names if _WORD.fullmatch(name)]
         chosen, notes = _words(others, shapes)
     if not chosen or max(_rows(group, shapes) for group in chosen.values()) > MOST_VECTORS:
         raise UserError(f"{title!r} is no embedding: it holds no vectors for 1 to {MOST_VECTORS} places of a prompt. Choose "
