@@ -10,6 +10,7 @@
     python -m trainers bake SPEC.json      a checkpoint with LoRAs worked into its weights
     python -m trainers shard SPEC.json     a checkpoint cut into shards, or shards joined
     python -m trainers onnx SPEC.json      a denoiser with its LoRAs as an ONNX file
+    python -m trainers layer-names FAMILY  every layer of sd1, sd2 or sdxl, its block and its names in LoRA files, as a table
     python -m trainers clean-caches --days 30 FOLDER   remove what no run has used for 30 days from a folder of caches;
                                            runs do so at their start, after the days that their spec's memory says
     python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
@@ -49,9 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
     cleaning = commands.add_parser("clean-caches", help="remove cache files that no run has used for long")
     cleaning.add_argument("--days", type=float, default=30.0, help="days without use; 30 if not given")
     cleaning.add_argument("folder", help="folder of caches, for example output/finetune/.cache")
+    naming = commands.add_parser("layer-names", help="the names of a family's layers in LoRA files, separated by tabs")
+    naming.add_argument("family", choices=("sd1", "sd2", "sdxl"))
     options = parser.parse_args(arguments)
     if options.command == "clean-caches":
         return clean(Path(options.folder), options.days)
+    if options.command == "layer-names":
+        return print_layer_names(options.family)
     if options.command == "work":
         return worker.main(options.folder, piped=True)
     openers = {"train": open_training, "class-pictures": open_class_pictures, "caption": open_captioning}
@@ -91,6 +96,19 @@ def clean(folder: Path, days: float) -> int:
         return 1
     files, size = clean_caches(folder, days)
     print(f"removed {files} {'file' if files == 1 else 'files'}, {size / 1e6:.1f} MB")
+    return 0
+
+
+def print_layer_names(family: str) -> int:
+    from trainers.artifacts.layer_names import family_names
+
+    layers = family_names(family).layers
+    programs = list(dict.fromkeys(program for layer in layers for program in layer.spellings()))
+    print("block", "kernel", *programs, sep="\t")
+    for layer in layers:
+        names = layer.spellings()
+        print(layer.block, "×".join(map(str, layer.kernel)) or "linear", *(names.get(program, "") for program in programs),
+              sep="\t")
     return 0
 
 

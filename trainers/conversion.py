@@ -5,13 +5,14 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .artifacts.changes import rank_of
 from .artifacts.layer_names import LayerNames
 from .artifacts.layer_names.parts import ALPHA, DORA
 from .artifacts.lora import PRECISIONS, LoraWeight, scalar, write_lora
 from .artifacts.lora_file import FileLayer, LoraFile, read_lora
 from .artifacts.lora_precision import low_rank_tensors, other_tensors
 from .artifacts.lora_renaming import Renamed, describe, family_of, maker_of, names_for, renamed
-from .artifacts.metadata import KEPT
+from .artifacts.metadata import KEPT, converted_metadata
 from .artifacts.tensor_files import DTYPES, finite_entries, write_entries
 from .artifacts.tensor_header import read_header
 from .errors import Cancelled, UserError
@@ -23,8 +24,6 @@ FORGOTTEN_BUT = (*KEPT, "ss_network_module", "ss_network_dim", "ss_network_alpha
                  "modelspec.title", "modelspec.author", "modelspec.description", "modelspec.license", "modelspec.tags",
                  "modelspec.trigger_phrase", "modelspec.usage_hint", "modelspec.thumbnail", "format")
 """What stays in the header when the training is forgotten."""
-PEFT_METADATA = ("lora_adapter_metadata", "adapter_config")
-"""peft's configuration: what it says of scales is in the tensors afterwards."""
 
 
 def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
@@ -40,6 +39,8 @@ def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
             raise Cancelled
         emit("working", text="converting", done=done, total=len(made.file.layers))
         parts = [each.layers[layer.key] for each in made.all() if layer.key in each.layers]
+        if spec.names == "kohya":
+            layer = layer.with_alpha()
         written = converted(layer, form, spec.file_precision) if len(parts) == 1 else _sum(parts, form, spec.file_precision)
         for name, tensor in written.items():
             if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
@@ -50,8 +51,9 @@ def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
             after = change_of(stored_weight(layer.key, written)).flatten(1)
             error += float((before - after).square().sum(dtype=torch.float64))
             energy += float(before.square().sum(dtype=torch.float64))
-    metadata = {name: value for name, value in file.metadata.items() if name not in PEFT_METADATA}
-    size = write_lora(path, tensors, metadata)
+    ranks = [rank for layer in made.file.layers.values() if (rank := rank_of(layer.shapes()))]
+    plain = all(layer.is_low_rank for layer in made.file.layers.values())
+    size = write_lora(path, tensors, converted_metadata(file.metadata, form, spec.name, max(ranks, default=0), plain))
     return {
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size,
         "keys": len(tensors), "layers": len(made.file.layers), "names": form, "precision": spec.file_precision,

@@ -5,12 +5,14 @@ A report has "files" (kind, name and bytes of each), "notes", and what the task'
 from pathlib import Path
 
 from . import baking, conversion, extraction, extraction_report, merging, onnx_export
+from .artifacts.layer_names import family_of_lora
 from .artifacts.lora import write_lora
 from .artifacts.lora_file import read_lora
 from .artifacts.lora_precision import low_rank_tensors
 from .artifacts.lora_renaming import under_one_makers_names
 from .artifacts.metadata import merge_metadata
 from .errors import Cancelled, UserError
+from .extraction import family_metadata
 from .files import write_json
 from .runs import Run
 from .spec.file_tasks import SPECS, MergeSpec
@@ -49,7 +51,8 @@ def merge(spec: MergeSpec, folder: Path, emit, stop_requested) -> dict:
     if not ranks:
         raise UserError("Nothing is left of these LoRAs at these strengths. Raise one.")
     path = folder / f"{spec.name}.safetensors"
-    metadata = merge_metadata(spec, [(each.file.name, each.file.metadata) for each in made], ranks)
+    metadata = merge_metadata(spec, [(each.file.name, each.file.metadata) for each in made], ranks, family_metadata(
+        next((family for each in made if (family := family_of_lora(each.file.shapes(), each.file.metadata))), "")))
     size = write_lora(path, tensors, metadata)
     return {
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(tensors),

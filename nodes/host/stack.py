@@ -37,6 +37,7 @@ class FileReport:
     matched: int = 0
     off: int = 0
     left: dict[str, list[str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def leave(self, reason: str, keys: Iterable[str]):
         self.left.setdefault(reason, []).extend(keys)
@@ -47,6 +48,7 @@ class FileReport:
         lines = [f"{name}: model {model:g}, text {text:g}{weighted}: {self.matched} of {self.total} keys matched."]
         if self.off:
             lines.append(f"  {self.off} keys have strength 0.")
+        lines += [f"  Note: {shown(note, 300)}." for note in self.notes]
         return lines + [f"  {len(keys)} keys not loaded, because {reason}: for example {shown(keys[0], 120)}."
                         for reason, keys in self.left.items()]
 
@@ -183,7 +185,7 @@ class Plan:
         self.steps: dict = {}
 
     def add(self, entry: LoraEntry, file: LoraFile) -> FileReport:
-        report = FileReport(entry, len(file.tensors))
+        report = FileReport(entry, len(file.tensors), notes=file.peft.notes)
         try:
             strength_of = entry.strengths(self.targets.family)
         except UserError as problem:

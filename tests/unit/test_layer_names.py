@@ -1,6 +1,7 @@
 """The table of layer names against real models and against what other programs write; any spelling, the same numbers."""
 import json
 import random
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -352,3 +353,12 @@ def test_a_bake_that_leaves_most_out_stops(tmp_path):
     with pytest.raises(UserError, match="1 of 1 layers of 'lora.safetensors'.*are not in 'base.safetensors'"):
         done("bake", tmp_path / "made", base=str(tmp_path / "base.safetensors"), loras=[{"path": str(path)}])
     assert not list(Path(tmp_path / "made").glob("*.safetensors"))
+
+
+def test_the_command_line_prints_the_table(capsys):
+    main = import_module("finetune.trainers.__main__")
+    assert main.print_layer_names("sd1") == 0
+    header, *rows = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert len(rows) == len(family_names("sd1").layers) and {len(row) for row in rows} == {len(header)}
+    row = next(row for row in rows if "unet.down_blocks.0.resnets.0.conv1" in row)
+    assert row[:3] == ["IN01", "3×3", "lora_unet_down_blocks_0_resnets_0_conv1"]

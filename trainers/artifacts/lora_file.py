@@ -1,5 +1,5 @@
 """LoRA files of any maker, read into layers: the same numbers, whatever the tensors are called (`layer_names`)."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -40,6 +40,11 @@ class FileLayer:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {part: self.file.shape(name) for part, name in self.names.items()}
+
+    def with_alpha(self) -> "FileLayer":
+        """With an alpha for kohya's files, which state it where others leave out the scale 1."""
+        given = ALPHA in self.names or self.scale_beside is not None or not rank_of(self.shapes())
+        return self if given else replace(self, scale_beside=1.0)
 
     @property
     def is_low_rank(self) -> bool:

@@ -143,15 +143,17 @@ def extraction_metadata(spec, family_metadata: Mapping[str, str], tuned: str, ba
     return {name: str(value) for name, value in entries.items()}
 
 
-def merge_metadata(spec, sources: Sequence[tuple[str, Mapping[str, str]]], ranks: Sequence[int]) -> dict[str, str]:
-    """Of a merged or resized LoRA: what the files say about their base where they agree, and where it came from. `sources`
-    are (file's name, its metadata)."""
+def merge_metadata(spec, sources: Sequence[tuple[str, Mapping[str, str]]], ranks: Sequence[int],
+                   family_metadata: Mapping[str, str]) -> dict[str, str]:
+    """Of a merged or resized LoRA: what the files say about their base where they agree, else what is known of its family,
+    and where it came from. `sources` are (file's name, its metadata)."""
     first = sources[0][1]
     shared = {name: first[name] for name in KEPT if name in first and all(
         metadata.get(name) == first[name] for _, metadata in sources)}
     phrases = dict.fromkeys(phrase for _, metadata in sources if (phrase := metadata.get("modelspec.trigger_phrase")))
     entries = {
-        **shared, "ss_network_module": "networks.lora", "ss_network_dim": max(ranks), "ss_network_alpha": max(ranks),
+        **as_lora(family_metadata), **shared,
+        "ss_network_module": "networks.lora", "ss_network_dim": max(ranks), "ss_network_alpha": max(ranks),
         "ss_output_name": spec.name, "modelspec.title": spec.name,
         "modelspec.merged_from": ", ".join(_file_name(name) for name, _ in sources),
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -159,6 +161,19 @@ def merge_metadata(spec, sources: Sequence[tuple[str, Mapping[str, str]]], ranks
         **({"modelspec.trigger_phrase": ", ".join(phrases)} if phrases else {}),
     }
     return {name: str(value) for name, value in entries.items()}
+
+
+def converted_metadata(metadata: Mapping[str, str], maker: str, name: str, rank: int, plain: bool) -> dict[str, str]:
+    """Of a LoRA under the names of another `maker`. What peft says of scales is in the tensors then; kohya's files say what
+    network they hold, here of at most `rank`, `plain` LoRA or LyCORIS', and diffusers' files have no such network."""
+    kept = {key: value for key, value in metadata.items() if key not in ("lora_adapter_metadata", "adapter_config")}
+    network = ("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
+    if maker == "diffusers":
+        return {key: value for key, value in kept.items() if key not in network}
+    if maker == "kohya" and "ss_network_module" not in kept:
+        own = ("networks.lora" if plain else "lycoris.kohya", str(rank), str(rank), "{}")
+        return {**kept, **dict(zip(network, own)), "ss_output_name": kept.get("ss_output_name", name)}
+    return kept
 
 
 def as_lora(family_metadata: Mapping[str, str]) -> dict[str, str]:

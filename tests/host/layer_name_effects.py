@@ -1,0 +1,115 @@
+"""Run as a script with a folder of ComfyUI and a folder for files: the table of layer names against ComfyUI's own key maps.
+
+    python tests/host/layer_name_effects.py COMFYUI FOLDER
+
+Writes FOLDER/results.json: names that lead elsewhere than ComfyUI's, per family, which must be none. Models of the released
+sizes are built on the meta device: names and shapes without memory. A process of its own, because ComfyUI's modules would
+stay in the tests' process.
+"""
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from benchmarks.pack import become_host, load_pack  # noqa: E402
+
+become_host(Path(sys.argv[1]))
+load_pack()
+import comfy.lora  # noqa: E402
+import folder_paths  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_grad_enabled(False)
+FOLDER = Path(sys.argv[2])
+folder_paths.set_output_directory(str(FOLDER))
+
+from finetune.nodes import host  # noqa: E402
+from finetune.nodes.host.native import host_model  # noqa: E402
+from finetune.nodes.host.proof import _text_model  # noqa: E402
+from finetune.nodes.host.stack import Targets, inspect_lora  # noqa: E402
+from finetune.trainers.artifacts.layer_names import family_names  # noqa: E402
+from finetune.trainers.artifacts.lora_file import read_lora  # noqa: E402
+from finetune.trainers.families.component_configs import CONFIGS  # noqa: E402
+from finetune.trainers.stacking import LoraEntry  # noqa: E402
+
+
+def native_weight(layer) -> str:
+    return layer.native.removeprefix("text_encoders.") + ".weight"
+
+
+def names(family: str) -> dict:
+    configs = [json.loads((CONFIGS / family / part / "config.json").read_text()) for part in ("unet", "text_encoder")]
+    _, denoiser = host_model(configs[0], family, {}, device="meta")
+    text = _text_model(family, configs[1] | {"num_hidden_layers": 12})
+    model, clip = SimpleNamespace(model=denoiser), SimpleNamespace(cond_stage_model=text)
+    key_map = comfy.lora.model_lora_keys_clip(text, comfy.lora.model_lora_keys_unet(denoiser, {}))
+    shapes = dict(denoiser.state_dict()) | dict(text.state_dict())
+    table, targets = family_names(family), Targets(model, clip)
+    wrong, unknown, stacked, agreed = [], [], [], 0
+    for layer in table.layers:
+        unknown += [name for name in (layer.key, layer.native) if name not in key_map]
+        for name in layer.spellings().values():
+            wrong += [name] if key_map.get(name, native_weight(layer)) != native_weight(layer) else []
+            stacked += [name] if targets.find(name) != native_weight(layer) else []
+            agreed += name in key_map
+    strangers = []
+    for name, target in key_map.items():
+        weight = isinstance(target, str) and target.endswith(".weight") and shapes[target].ndim in (2, 4)
+        # CLIP-L's and CLIP-H's projections are ComfyUI's own filling: no encoder of theirs has one that is read.
+        filling = target in [f"clip_{letter}.transformer.text_projection.weight" for letter in "lh"]
+        if weight and "embedding" not in target and "lora_prior" not in name and not filling:
+            found = table.find(name)
+            strangers += [name] if found is None or native_weight(found) != target else []
+    return {"wrong": wrong, "unknown": unknown, "stack": stacked, "strangers": strangers, "agreed": agreed,
+            "layers": len(table.layers)}
+
+
+def peft_scales() -> dict:
+    """Relative error of the stack, of the inspector's norms and of the file tools against peft's own merged weights."""
+    from diffusers import UNet2DConditionModel
+    from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+
+    common = {"target_modules": ["to_q", "to_k", "conv1"], "r": 4, "rank_pattern": {"attn2.to_q": 2}}
+    configs = {
+        "lora": LoraConfig(**common, lora_alpha=2, alpha_pattern={"attn1.to_q": 12}, init_lora_weights=False),
+        "rslora": LoraConfig(**common, lora_alpha=2, use_rslora=True, init_lora_weights=False),
+        "loha": LoHaConfig(**common, alpha=2, alpha_pattern={"attn1.to_q": 12}, init_weights=False),
+        "lokr": LoKrConfig(**common, alpha=2, alpha_pattern={"attn1.to_q": 12}, init_weights=False),
+        "lokr, whole factors": LoKrConfig(**{**common, "r": 400, "rank_pattern": {}}, alpha=100, init_weights=False),
+    }
+    model, _, _ = host.load_native(host.DEMO_BASE)
+    folder_paths.add_model_folder_path("loras", str(FOLDER))
+    base = UNet2DConditionModel.from_pretrained(host.DEMO_BASE / "unet").state_dict()
+    result = {}
+    for title, config in configs.items():
+        torch.manual_seed(0)
+        adapted = get_peft_model(UNet2DConditionModel.from_pretrained(host.DEMO_BASE / "unet"), config)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5 if title == "loha" else 0.3)  # products of four numbers are small
+        adapted.save_pretrained(FOLDER / title)
+        folder_paths.filename_list_cache.clear()
+        merged, name = adapted.merge_and_unload().state_dict(), f"{title}/adapter_model.safetensors"
+        patched, _, _ = host.apply_stack(model, None, [LoraEntry(name)])
+        targets = Targets(model, None)
+        file, worst = read_lora(FOLDER / name), {"stack": 0.0, "file": 0.0}
+        weights = model.model.state_dict()
+        for key, layer in file.layers.items():
+            module = key.removeprefix("base_model.model.")
+            meant = merged[f"{module}.weight"] - base[f"{module}.weight"]
+            target = targets.find(key)
+            zero = torch.zeros_like(weights[target], dtype=torch.float32)
+            acts = comfy.lora.calculate_weight(patched.patches[target], zero, target)
+            for way, found in (("stack", acts), ("file", layer.change())):
+                error = float((found.reshape(meant.shape) - meant).norm() / meant.norm())
+                worst[way] = max(worst[way], error)
+        result[title] = {**worst, "layers": len(file.layers), "inspected": str(inspect_lora(model, None, name)[0].matched)}
+    return result
+
+
+if __name__ == "__main__":
+    results = {family: names(family) for family in ("sd1", "sd2", "sdxl")} | {"peft": peft_scales()}
+    (FOLDER / "results.json").write_text(json.dumps(results), encoding="utf-8")

@@ -1,0 +1,39 @@
+"""The table of layer names is ComfyUI's own, and peft's scales are peft's own: what layer_name_effects.py found."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from environment import describe
+
+SCRIPT = Path(__file__).with_name("layer_name_effects.py")
+
+
+@pytest.fixture(scope="module")
+def effects(tmp_path_factory):
+    folder, environment = tmp_path_factory.mktemp("names"), {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(folder)], env=environment,
+                            capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_every_name_leads_where_comfyui_leads(effects, family):
+    found = effects[family]
+    assert found["agreed"] > 4 * found["layers"]
+    assert (found["wrong"], found["unknown"]) == ([], []), "names of the table that ComfyUI reads otherwise, or not at all"
+    assert found["strangers"] == [], "names that ComfyUI knows and the table does not"
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_the_stack_finds_every_spelling(effects, family):
+    assert effects[family]["stack"] == []
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "loha", "lokr", "lokr, whole factors"])
+def test_scales_that_peft_keeps_beside_the_file(effects, kind):
+    found = effects["peft"][kind]
+    assert found["layers"] > 40 and found["stack"] < 1e-4 and found["file"] < 1e-4
