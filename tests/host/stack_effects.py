@@ -260,15 +260,16 @@ def makers() -> dict:
 
 
 def lycoris() -> dict:
-    """Files with the layers that the LyCORIS package made; the expectation is the weight that its layers act with."""
+    """Files with the layers that the LyCORIS package made, at half strength; the expectation is half of the way from the
+    base to the weight that its layers act with."""
     layers = load_file(ROOT / "tests" / "data" / "lycoris_layers.safetensors")
     base, result = layers["base"], {}
     for variant in sorted({key.split("/")[0] for key in layers if "/" in key}):
         tensors = {key.split("/")[1]: tensor for key, tensor in layers.items() if key.startswith(f"{variant}/")}
         effective = tensors.pop("effective")
-        patched = host.apply_stack(MODEL, None, [LoraEntry(write("lycoris.safetensors", tensors))])[0]
+        patched = host.apply_stack(MODEL, None, [LoraEntry(write("lycoris.safetensors", tensors), 0.5)])[0]
         value = comfy.lora.calculate_weight(patched.patches[WEIGHT], base.clone(), WEIGHT)
-        result[variant] = float((value - effective).abs().max() / (effective - base).abs().max())
+        result[variant] = float((value - (base + effective) / 2).abs().max() / (effective - base).abs().max())
     return result
 
 

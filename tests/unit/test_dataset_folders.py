@@ -52,6 +52,7 @@ def test_a_caption_file_that_clearly_means_a_picture_is_read_and_named(tmp_path,
     (["Ab.png", "aB.png"], ["ab.txt"], ["ab.txt"]), (["a.png"], ["a.txt", "a.caption", "a.tags", "a.TXT"], []),
     (["a.png", "a.jpg"], ["a.txt"], []), (["a.png", "a.jpg"], ["A.TXT"], []), (["a.png", "A.png"], ["a.txt"], []),
     (["a.png", "a.jpg"], ["a.jpg.txt"], []), ([], ["a.txt"], ["a.txt"]), (["a.png.png", "a.png"], ["a.png.txt"], []),
+    (["a.png", "A.png"], ["a.png.txt"], []),
 ])
 def test_caption_files_that_belong_to_no_picture(tmp_path, names, texts, lost):
     pairing = pair_captions([tmp_path / text for text in texts], [tmp_path / name for name in names])
