@@ -10,12 +10,14 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -92,6 +94,8 @@ def run_tests(tree: Path, tests: list[str], output: Path, stop_at_first: bool, p
     """In a process of its own: run tests of a copy and send their outcomes."""
     import pytest
 
+    if hasattr(os, "setsid"):
+        os.setsid()  # so that all that the tests start can be ended with them
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -121,6 +125,8 @@ def outcomes_of(tree: Path, tests: list[str], output: Path, stop_at_first: bool 
     except EOFError:
         return 0, [], ["the process of the tests died"]
     finally:
+        with suppress(OSError, AttributeError):  # the tests may have started others, which would run for ever
+            os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
 
