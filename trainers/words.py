@@ -53,12 +53,11 @@ class WholeWord:
         middle = r"\s+".join("".join(map(_in_any_form, _clusters(part))) for part in bare.split())
         pattern = f"{re.escape(lead)}{middle}{re.escape(rest)}" if bare else r"(?!)"
         self._pattern = re.compile(pattern, 0 if match_case else re.IGNORECASE)
-        self._starts, self._ends = _letter(word) is not None, _letter(word[-1:]) is not None
 
     def finditer(self, text: str) -> Iterator[re.Match]:
         place = 0
         while found := self._pattern.search(text, place):
-            whole = self._is_whole(text, found)
+            whole = is_whole(text, *found.span())
             place = found.end() if whole else found.start() + 1
             if whole:
                 yield found
@@ -69,7 +68,7 @@ class WholeWord:
     def match(self, text: str) -> re.Match | None:
         """The word at the front of a text."""
         found = self._pattern.match(text)
-        return found if found and self._is_whole(text, found) else None
+        return found if found and is_whole(text, *found.span()) else None
 
     def fullmatch(self, text: str) -> re.Match | None:
         """The text, where it is the word and nothing else."""
@@ -84,11 +83,12 @@ class WholeWord:
             place = found.end()
         return "".join([*pieces, text[place:]])
 
-    def _is_whole(self, text: str, found: re.Match) -> bool:
-        start, end = found.span()
-        if self._starts and start and _letter(text, start - (2 if text[start - 1] == "-" and start > 1 else 1)):
-            return False
-        return not (_goes_on(text, end) if self._ends else _sign(text, end))
+
+def is_whole(text: str, start: int, end: int) -> bool:
+    """Whether what stands there, which is not empty, is no part of a longer word."""
+    if start and _letter(text, start) and _letter(text, start - (2 if text[start - 1] == "-" and start > 1 else 1)):
+        return False
+    return not (_goes_on(text, end) if _letter(text, end - 1) else _sign(text, end))
 
 
 @lru_cache(maxsize=10_000)

@@ -138,11 +138,11 @@ def test_names_in_a_prompt_become_embeddings():
 
 
 def test_names_are_looked_up_and_not_searched_for_one_after_the_other(monkeypatch):
-    files = {f"word {number} of {'x' * (number % 60)}": f"{number}.pt" for number in range(20_000)}
+    files = {f"word {number} of {'x' * (number % 60 + 1)}": f"{number}.pt" for number in range(20_000)}
     words = Library(embeddings={name: Entry(file=file) for name, file in files.items()})
     monkeypatch.setattr(re, "compile", lambda *_: pytest.fail("a pattern of 20,000 names"))
     for number in range(50):
-        prompt = f"a WORD {number} of {'x' * (number % 60)}, word {number} of many, {{}} and word 1 of x-rays"
+        prompt = f"a WORD {number} of {'x' * (number % 60 + 1)}, word {number} of many, {{}} and word 1 of x-rays"
         assert words.fill(prompt, "embedding:{}".format) == (
             f"a embedding:{number}.pt, word {number} of many, {{}} and word 1 of x-rays")
 
@@ -150,6 +150,7 @@ def test_names_are_looked_up_and_not_searched_for_one_after_the_other(monkeypatc
 def test_small_letters_and_the_place_of_an_entry():
     words = library(Ember="one.pt", ember="two.pt", fox="fox.pt", i="i.pt")
     assert words.fill("Ember ember EMBER İ i {}fox (fox)", str) == "one.pt two.pt two.pt İ i.pt {}fox (fox.pt)"
+    assert words.fill("白いfox猫", str) == "白いfox.pt猫" and words.fill("x-fox", str) == "x-fox"
     assert words.fill("", str) == "" and words.fill("fox", str) == "fox.pt" and words.fill("fo", str) == "fo"
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator
 
 from ..errors import UserError, reason_of
 from ..spec.part import Part, explain
+from ..words import is_whole
 
 LARGEST = 4_000_000
 """Bytes; about 20 000 entries."""
@@ -87,13 +88,12 @@ class Library(Part):
         for length in self._lengths:
             end = start + length
             file = self._files.get(prompt[start:end]) or self._files.get(small[start:end])
-            if file and end <= len(prompt) and not _INSIDE.match(prompt, end):
+            if file and end <= len(prompt) and is_whole(prompt, start, end):
                 return end, file
         return start + 1, None
 
 
-_BEGINNING = re.compile(r"(?P<kept>embedding:\S+|\{\}\S*)|(?<![\w-])[^\W_]", re.IGNORECASE)
-_INSIDE = re.compile(r"[\w-]")
+_BEGINNING = re.compile(r"(?P<kept>embedding:\S+|\{\}\S*)|[^\W_]", re.IGNORECASE)
 
 
 def _small(text: str) -> str:
