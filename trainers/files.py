@@ -10,6 +10,8 @@ from typing import Any, Iterable, Mapping, Sequence
 
 from .errors import UserError
 
+LONGEST_JSON = 200_000_000
+"""Bytes; the spec of a run on a million images has fewer."""
 UNFINISHED = ".part-"
 """Begins the names of files that are being written."""
 _mark = ""
@@ -65,10 +67,12 @@ def write_json(path: Path, content: Any):
         os.replace(temporary, path)
 
 
-def read_json(path: Path) -> Any | None:
-    """The content of a JSON file; None when it is not there or damaged."""
+def read_json(path: Path, longest: int = LONGEST_JSON) -> Any | None:
+    """The content of a JSON file; None when it is not there, damaged, or longer than so many bytes."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            data = file.read(longest + 1)
+        return json.loads(data.decode("utf-8")) if len(data) <= longest else None
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -288,7 +288,17 @@ def rewrite(path, **fields):
     ("git", lambda folder: rewrite(folder / "config.json", model_type="blip"), "is a BLIP model, and this node reads GIT"),
     ("blip2", lambda folder: (folder / "model.safetensors").rename(folder / "part.safetensors") and (
         folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part.safetensors", "b": "lost.st"}}'),
-     "is incomplete: lost.st is missing"),
+     "is incomplete: lost.st is missing, one of 2 files"),
+    ("blip2", lambda folder: (folder / "model.safetensors").unlink() or (
+        folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": null, "b": ["x"]}}'),
+     "is incomplete: None is missing"),
+    ("blip2", lambda folder: (folder / "model.safetensors").unlink() or (
+        folder / "model.safetensors.index.json").write_text('{"weight_map": []}'), "is incomplete: model.safetensors is missing"),
+    ("blip", lambda folder: rewrite(folder / "config.json", model_type=["blip"], architectures=3), "is no BLIP model"),
+    ("blip", lambda folder: (folder / "config.json").write_text("[" * 100_000), "is no BLIP model"),
+    ("blip", lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "is not a safetensors file"),
+    ("florence2", lambda folder: rewrite(folder / "config.json", vision_config=[]) or (
+        folder / "tokenizer.json").unlink(), "has no tokenizer"),
     ("florence2", lambda folder: rewrite(folder / "config.json", vision_config={"model_type": "davit"}),
      "Microsoft's first layout"),
     ("llava", lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),

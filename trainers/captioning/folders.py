@@ -1,10 +1,11 @@
 """Folders of caption models: which kind they are, and whether they are complete. Reads small files only."""
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ..artifacts.tensor_header import read_header
 from ..errors import UserError
+from ..families.component_configs import read_object
 from ..families.recognition import fingerprint
 from ..spec.captioning import CaptionerFolderSpec
 
@@ -31,6 +32,8 @@ TAG_FILES = ("selected_tags.csv", "tags.txt")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "chat_templates")
+LONGEST = 50_000_000
+"""Bytes of a config or of an index of shards."""
 SUFFIXES = frozenset({".json", ".safetensors", ".bin", ".onnx", ".csv", ".txt", ".model", ".jinja"})
 
 
@@ -59,7 +62,9 @@ def _kind_of_config(path: str, modified: int) -> str | None:
     config = read_config(Path(path))
     if config is None:
         return None
-    kind, classes = MODEL_TYPES.get(config.get("model_type")), [str(each) for each in config.get("architectures") or ()]
+    names = config.get("architectures")
+    kind, classes = MODEL_TYPES.get(str(config.get("model_type"))), [str(each) for each in names] if (
+        isinstance(names, list)) else []
     if kind:
         return None if any(each.endswith(OTHER_TASKS) for each in classes) else kind
     sees = any(word in key for key in config for word in ("vision", "image", "visual"))
@@ -67,11 +72,7 @@ def _kind_of_config(path: str, modified: int) -> str | None:
 
 
 def read_config(path: Path) -> dict | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    return read_object(path, LONGEST)
 
 
 def onnx_file(folder: Path) -> Path | None:
@@ -101,8 +102,8 @@ def inspect_folder(kind: str, folder: Path, name: str) -> CaptionerFolderSpec:
 
 def _require_parts(kind: str, folder: Path, name: str):
     config, again = read_config(folder / "config.json"), f"Put all files of the model's page into the folder {name!r}"
-    vision = config.get("vision_config") or {}
-    if kind == "florence2" and vision.get("model_type") == "davit":
+    vision = config.get("vision_config")
+    if kind == "florence2" and isinstance(vision, dict) and vision.get("model_type") == "davit":
         raise UserError(
             f"{name!r} is Florence-2 in Microsoft's first layout, which only runs with program code from the model's page. "
             f"This node runs none. Use the same model as transformers knows it: {KINDS[kind].models}.")
@@ -124,12 +125,16 @@ def _has_template(folder: Path) -> bool:
 def _require_weights(folder: Path, name: str, again: str):
     """Whole files in an order of preference; transformers looks for them in the same one."""
     for file in ("model.safetensors", "pytorch_model.bin"):
-        index = read_config(folder / f"{file}.index.json")
-        if index is not None:
-            missing = sorted(part for part in set(index.get("weight_map", {}).values()) if not (folder / part).is_file())
+        parts, index = [file], read_config(folder / f"{file}.index.json")
+        if not (folder / file).is_file() and index is not None:
+            places = index.get("weight_map")
+            parts = sorted({str(part) for part in places.values()}) if isinstance(places, dict) else parts
+            missing = [part for part in parts if Path(part).name != part or not (folder / part).is_file()]
             if missing:
-                raise UserError(f"{name!r} is incomplete: {missing[0]} is missing, one of {len(missing)} files. {again}.")
-            return
-        if (folder / file).is_file():
+                raise UserError(f"{name!r} is incomplete: {missing[0]} is missing, one of {len(parts)} files. {again}.")
+        if (folder / parts[0]).is_file():
+            for part in parts:
+                if part.endswith(".safetensors"):
+                    read_header(folder / part)
             return
     raise UserError(f"{name!r} has no weights: model.safetensors is missing. {again}.")

@@ -3,12 +3,12 @@
 Every field that the pack uses itself has a known type and a size that a real model may have, so that a config can make no
 reader stumble and no library reserve memory for a model that does not exist.
 """
-import json
 import math
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
 from ..errors import UserError
+from ..files import read_json
 from ..spec import BaseModelSpec
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -50,12 +50,7 @@ def read_config(folder: Path, component: str, title: str) -> dict:
 
 def read_object(path: Path, longest: int = LONGEST) -> dict | None:
     """The JSON object in a file; None when it is not there, damaged, longer than so many bytes, or something else."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(longest + 1)
-        content = json.loads(data.decode("utf-8")) if len(data) <= longest else None
-    except (OSError, ValueError, RecursionError):
-        return None
+    content = read_json(path, longest)
     return content if isinstance(content, dict) else None
 
 
