@@ -145,8 +145,8 @@ def other_shape(header: dict, draw: random.Random):
 def other_type(header: dict, draw: random.Random):
     for entry in draw.sample(entries_of(header), min(1, len(entries_of(header)))):
         kind, shape = draw.choice(list(SIZES)), entry.get("shape")
-        if isinstance(shape, list) and shape and type(shape[-1]) is int and entry.get("dtype") in SIZES:
-            last = shape[-1] * SIZES[entry["dtype"]]
+        if isinstance(shape, list) and shape and type(shape[-1]) is int and str(entry.get("dtype")) in SIZES:
+            last = shape[-1] * SIZES[str(entry["dtype"])]
             if last % SIZES[kind] == 0:
                 entry["shape"] = [*shape[:-1], last // SIZES[kind]]
         entry["dtype"] = kind

@@ -1,6 +1,7 @@
 """A stack of LoRAs onto the host's MODEL and CLIP, as clones with patches, like its own loaders make them."""
 from collections import Counter
 from dataclasses import dataclass, field
+from math import prod
 from typing import Callable, Iterable
 
 import comfy.lora
@@ -9,10 +10,11 @@ import comfy.model_base
 import comfy.weight_adapter
 import torch
 
-from ...trainers.artifacts.changes import dora_scale, with_scale
+from ...trainers.artifacts.changes import dora_scale, shape_of, with_scale
 from ...trainers.artifacts.layer_names import LayerNames, in_denoiser, is_text, other_spellings, place, split_key
 from ...trainers.artifacts.layer_names.blocks import ATTENTION
 from ...trainers.artifacts.layer_names.family import TITLES
+from ...trainers.artifacts.layer_names.parts import DORA, DOWN, LOHA, LOKR, MID, UP
 from ...trainers.artifacts.layer_names.table import LAYOUTS
 from ...trainers.errors import UserError
 from ...trainers.stacking.block_weights import shown
@@ -23,6 +25,8 @@ from .stack_patch import StackPatch
 
 ADDITIVE = ("loha", "lokr")
 """Adapters of the host that, without DoRA, add a change which does not depend on the weight: they commute with sums."""
+FACTORS = {"diff", DOWN, UP, MID, *LOHA, *LOKR}
+"""Parts whose change has a shape that can be told from theirs."""
 NO_CLIP, NO_MODEL = "no CLIP is connected", "no MODEL is connected"
 UNKNOWN_PART, NO_LAYER = "no reader of LoRA files knows this kind of tensor", "the model has no such layer"
 EMBEDDING = "an embedding packed into the file; save it as a file of its own"
@@ -159,20 +163,17 @@ def _is_plain(patch) -> bool:
 
 
 def shape_fits(parts: dict[str, tuple[str, torch.Tensor]], shape: torch.Size) -> bool:
-    """Whether the change that the parts make has a weight's shape. Only what can be told from two tensors is looked at."""
-    def size(part: str) -> torch.Size | None:
-        return parts[part][1].shape if part in parts else None
-
-    up, down = size("lora_up.weight"), size("lora_down.weight")
-    if "reshape_weight" in parts:
+    """Whether the change that the parts make together has a weight's shape, in its own form or flat. Kinds that change a
+    weight otherwise (OFT, GLoRA, norms, …) are left to the host."""
+    shapes = {part: tensor.shape for part, (_, tensor) in parts.items()}
+    if DORA in parts and shapes[DORA].numel() not in shape[:2]:
+        return False
+    if "reshape_weight" in parts or not shapes.keys() & FACTORS:
         return True
-    if up is not None and down is not None and "lora_mid.weight" not in parts:
-        return up[0] == shape[0] and up[1:].numel() == down[0] and down[1:].numel() == shape[1:].numel()
-    if up is not None and down is not None:
-        return up[0] == shape[0] and down[1] == shape[1]
-    if (rows := size("hada_w1_a")) is not None and "hada_t1" not in parts:
-        return rows[0] == shape[0] and size("hada_w1_b")[-1] == shape[1:].numel()
-    return size("diff") is None or size("diff") == shape
+    change = shape_of(shapes)
+    if "diff" in parts:
+        return change == tuple(shape)
+    return change is not None and change[0] == shape[0] and prod(change) == shape.numel()
 
 
 # ---- the stack -----------------------------------------------------------------------------------------------------
@@ -214,7 +215,10 @@ class Plan:
             misfits["missing"] += not text
             misfits["attention"] += not text and place(layer).kind == ATTENTION
             return
-        patches = patches_of(layer, parts, target, len(shape))
+        try:
+            patches = patches_of(layer, parts, target, len(shape))
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError):  # what the host's adapters say to odd tensors
+            patches = {}
         if not patches:
             report.leave("its tensors are incomplete", keys)
             return

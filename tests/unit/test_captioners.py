@@ -293,7 +293,8 @@ def rewrite(path, **fields):
         folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": null, "b": ["x"]}}'),
      "is incomplete: None is missing"),
     ("blip2", lambda folder: (folder / "model.safetensors").unlink() or (
-        folder / "model.safetensors.index.json").write_text('{"weight_map": []}'), "is incomplete: model.safetensors is missing"),
+        folder / "model.safetensors.index.json").write_text('{"weight_map": []}'),
+     "is incomplete: model.safetensors is missing"),
     ("blip", lambda folder: rewrite(folder / "config.json", model_type=["blip"], architectures=3), "is no BLIP model"),
     ("blip", lambda folder: (folder / "config.json").write_text("[" * 100_000), "is no BLIP model"),
     ("blip", lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "is not a safetensors file"),

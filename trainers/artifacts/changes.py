@@ -2,6 +2,7 @@
 
 Those of LyCORIS' `modules/*.py` and of ComfyUI's `comfy/weight_adapter/*.py`; all tensors are float32.
 """
+from math import prod
 from typing import Mapping, Sequence
 
 import torch
@@ -11,6 +12,9 @@ from ..errors import UserError
 from .layer_names.parts import ALPHA, DORA, DOWN, MID, UP
 
 Shape = tuple[int, ...]
+LARGEST = 1 << 29
+"""Values of a change; models have layers of a quarter of that at most. Small factors of a hostile file could ask for more
+than any memory holds."""
 _RANKED = (DOWN, "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
 """The tensors whose first axis is the rank."""
 
@@ -26,6 +30,11 @@ def shape_of(shapes: Mapping[str, Sequence[int]]) -> Shape | None:
 
     LoHa and LoKr of convolutions may come flat, [out, in · height · width].
     """
+    shape = _shape_of(shapes)
+    return shape if shape is not None and prod(shape) <= LARGEST else None
+
+
+def _shape_of(shapes: Mapping[str, Sequence[int]]) -> Shape | None:
     try:
         if "diff" in shapes:
             return tuple(shapes["diff"])
@@ -45,7 +54,8 @@ def shape_of(shapes: Mapping[str, Sequence[int]]) -> Shape | None:
 
 def _low_rank_shape(down: Sequence[int], up: Sequence[int], mid: Sequence[int] | None) -> Shape | None:
     if mid is not None:  # Tucker form of LoCon: mid [rank, rank, height, width] between 1×1 factors
-        fits = len(mid) == len(down) == len(up) == 4 and list(mid[:2]) == [up[1], down[0]]
+        fits = len(mid) == len(down) == len(up) == 4 and list(mid[:2]) == [up[1], down[0]] and (
+            [*up[2:], *down[2:]] == [1, 1, 1, 1])
         return (up[0], down[1], *mid[2:]) if fits else None
     inner = 1
     for size in up[1:]:

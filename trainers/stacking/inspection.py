@@ -1,5 +1,6 @@
 """The size of a LoRA's change in every block, as numbers and as a picture."""
 from collections import defaultdict
+from math import prod
 from typing import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
@@ -30,10 +31,10 @@ def change_norm(parts: Mapping[str, Tensor]) -> float | None:
     """Frobenius norm of the change that a layer's parts make at strength 1, leaving DoRA's magnitudes out; None for methods
     whose change depends on the weight (OFT, GLoRA) and for incomplete layers."""
     shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
-    if shape_of(shapes) is None:
+    if shape_of(shapes) is None or prod(shapes.get(ALPHA, ())) != 1:
         return None
     alpha, rank = float(parts[ALPHA]) if ALPHA in parts else None, rank_of(shapes)
-    if DOWN in parts and MID not in parts:
+    if DOWN in parts and MID not in parts and "diff" not in parts:
         return LoraWeight("", parts[DOWN], parts[UP], rank if alpha is None else alpha).change_norm()
     if "lokr_t2" not in parts and any(part.startswith("lokr_") for part in parts):
         # ‖A ⊗ B‖ = ‖A‖ · ‖B‖. Alpha counts only where a factor is itself of low rank.
