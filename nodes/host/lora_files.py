@@ -166,7 +166,7 @@ def lora_hashes(path: Path) -> tuple[str, str]:
     with _hash_lock:
         known = read_json(_hash_file())
         known = known if isinstance(known, dict) else {}
-        if key not in known:
+        if not isinstance(known.get(key), list) or len(known[key]) != 2:  # unknown, or a damaged file
             known = {old: value for old, value in known.items() if not old.startswith(f"[{json.dumps(str(path))},")}
             known[key] = list(hashes_of(path))
             _hash_file().parent.mkdir(parents=True, exist_ok=True)
