@@ -6,6 +6,8 @@ import struct
 import pytest
 import torch
 from finetune.trainers.artifacts.lora_file import read_lora
+from finetune.trainers.artifacts.peft_config import read_peft_config
+from finetune.trainers.artifacts.tensor_files import finite_entries
 from finetune.trainers.artifacts.tensor_header import read_header
 from finetune.trainers.errors import UserError
 from finetune.trainers.file_tasks import WORK
@@ -14,6 +16,8 @@ from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import SPECS
 from finetune.trainers.stacking import cards
 from finetune.trainers.stacking.cards import card, family_of, number_of, tags_of, triggers_of
+from finetune.trainers.stacking.inspection import norms_by_block
+from finetune.trainers.words import holds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -72,6 +76,11 @@ def test_no_tool_stops_at_metadata(tmp_path, metadata, alpha):
     assert (facts["family"], facts["rank"], facts["method"]) == ("sd1", 2, "LoRA")
     header = read_header(path)[1]
     assert all(isinstance(word, str) for word in [*triggers_of(header), *tags_of(header), family_of({}, header)])
+    assert not any(holds("a prompt about nothing", word) for word in triggers_of(header)), "what Keyword LoRAs asks"
+    content = {name: entry.tensor() for name, entry in finite_entries(path).items()}
+    scale = read_peft_config(path, header, content).scale(LAYER, 2) if alpha is None else None
+    norms = norms_by_block(content, "sd1", {LAYER: scale})  # what the inspector draws
+    assert norms.keys() == {"IN04"} and all(math.isfinite(norm) for norm in norms["IN04"].values())
     reports = [done("merge", tmp_path, loras=[{"path": str(path)}], rule="exact", file_precision="fp32"),
                done("convert", tmp_path, lora=str(path), names="same", file_precision="fp32"),
                done("metadata", tmp_path, lora=str(path), changes=[("modelspec.title", "new")])]
