@@ -1,7 +1,7 @@
 """Changes of the pack that a test must notice, each as a real fault would look: a sign, a step forgotten, an argument that
 nobody reads. One file per part of the pack."""
-from . import data, files, folders, foreign, host, methods, models, numbers, stopping, training
+from . import data, files, folders, foreign, host, methods, models, names, numbers, stopping, training
 from .mutation import Mutation
 
-PARTS = training, numbers, methods, data, files, foreign, folders, models, stopping, host
+PARTS = training, numbers, methods, data, files, foreign, folders, models, names, stopping, host
 ALL: list[Mutation] = [each for part in PARTS for each in part.MUTATIONS]
