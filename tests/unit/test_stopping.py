@@ -2,6 +2,7 @@
 own: signals belong to the whole process."""
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def run(script: str, cancel: str = "cancel\n", after: str = "ready") -> list[str
     """What a script printed; it is cancelled after it printed `after`."""
     process = subprocess.Popen([sys.executable, "-c", PREFACE + script, str(ROOT)], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, text=True)
+    longest = threading.Timer(60, process.kill)  # what is not broken off would go on for ever
+    longest.start()
     lines = []
     for line in process.stdout:
         lines.append(line.strip())
@@ -58,6 +61,7 @@ def run(script: str, cancel: str = "cancel\n", after: str = "ready") -> list[str
             time.sleep(0.05)  # so that it is in the midst of its work
             process.stdin.write(cancel)
             process.stdin.flush()
+    longest.cancel()
     assert process.wait(timeout=30) == 0
     process.stdin.close()
     return lines
