@@ -41,7 +41,7 @@ class BakeLoras(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return files_changed([inputs.get("lora")])
+        return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
     def execute(cls, base, lora, strength, name, file_precision, lora_stack=None):
@@ -84,6 +84,10 @@ class ShardCheckpoint(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return host.losses_of_files(inputs.get("name"))
+
+    @classmethod
     def execute(cls, checkpoint, name, shard_size):
         path = host.shard_index(checkpoint) if checkpoint.startswith("index/") else host.base_path(checkpoint)
         spec = checked(ShardSpec, checkpoint=str(path), shard_size=shard_size, **common(name))
@@ -123,7 +127,7 @@ class ExportOnnx(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return files_changed([inputs.get("lora")])
+        return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
     def execute(cls, base, lora, strength, name, file_precision, lora_stack=None):

@@ -86,7 +86,7 @@ class MergeEmbeddings(io.ComfyNode):
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.safetensors"
             save_embedding(file, tensors, file_precision, {key: value for key, value in metadata.items() if value})
-            placed, merged = host.place("embedding", file, name), load_embedding(file)
+            placed, merged = host.place("embedding", file, name).name, load_embedding(file)
         prompt = host.embedding_prompt(placed)
         lines = [f"{prompt} calls {counted(merged.vectors, 'vector')} for {merged.family}: {', '.join(shares)}."]
         lines += [f"{each}: {note}." for each, embedding in zip(names, embeddings) for note in embedding.notes]

@@ -87,7 +87,7 @@ class ExtractLora(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs):
         chosen = [inputs.get(side) for side in ("tuned", "base")]
         paths = [host.base_path(choice) for choice in chosen if choice and choice != host.CONNECTED]
-        return [fingerprint_of(path) for path in paths]
+        return [*(fingerprint_of(path) for path in paths), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
     def execute(cls, tuned, base, name, tuned_base=None, original_base=None, tuned_model=None, tuned_clip=None,

@@ -11,9 +11,11 @@ from ..trainers.run import TrainingProcess
 from ..trainers.runs import Run, open_run
 from ..trainers.spec import FolderSpec
 from . import host
-from .training import placeable
+from .training import place_files
 
 CATEGORY = "FineTune/LoRA tools"
+KINDS = {"bake": ("checkpoint",), **dict.fromkeys(("extract", "merge", "convert", "metadata"), ("lora",))}
+"""Tasks that make files which loaders list."""
 DEVICES = ["auto", "cpu", "cuda"]
 
 
@@ -56,7 +58,8 @@ def make(spec, node_id: str, load_check: Callable[[Run, dict], list[str] | None]
     for path in spec.inputs():
         if path and not Path(path).exists():
             raise UserError(f"{Path(path).name!r} is not there any more. Refresh the node list and choose again.")
-    run, progress = open_run(spec), host.NodeProgress(node_id)
+    kinds = KINDS.get(spec.task, ())
+    run, progress = open_run(spec, lambda name: host.is_taken(kinds, name)), host.NodeProgress(node_id)
     if run.report is None:
         work(run, progress)
     report = run.report
@@ -68,9 +71,7 @@ def make(spec, node_id: str, load_check: Callable[[Run, dict], list[str] | None]
     if report["unmatched_keys"]:
         raise UserError(f"The file is made, but ComfyUI would not load {len(report['unmatched_keys'])} of its weights, for "
                         f"example {report['unmatched_keys'][0]!r}. It is kept at {run.name}/{run.artifact.name}.")
-    names = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name)
-             for file in placeable(report["files"])}
-    return Made(run, report, names, progress)
+    return Made(run, report, place_files(run, spec.name, report), progress)
 
 
 def work(run: Run, progress: host.NodeProgress):

@@ -106,7 +106,7 @@ class MergeLoras(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return files_changed([inputs.get("lora_a"), inputs.get("lora_b")])
+        return [files_changed([inputs.get("lora_a"), inputs.get("lora_b")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
     def execute(cls, lora_a, strength_a, lora_b, strength_b, name, rule, rank, threshold, file_precision, lora_stack=None):
@@ -148,7 +148,7 @@ class ResizeLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return files_changed([inputs.get("lora")])
+        return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
     def execute(cls, lora, name, rule, rank, threshold, scale, file_precision):
@@ -194,7 +194,7 @@ class ConvertLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return files_changed([inputs.get("lora")])
+        return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
     def execute(cls, lora, name, names, file_precision, base=None):
@@ -251,7 +251,7 @@ class EditLoraMetadata(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return files_changed([inputs.get("lora")])
+        return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
     def execute(cls, lora, name, trigger_words, title, author, description, tags, more, forget_training):

@@ -60,6 +60,10 @@ class TrainDreamBooth(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return host.losses_of_files(inputs.get("name"))
+
+    @classmethod
     def execute(cls, base, dataset, name, text_encoder_learning_rate, frozen_blocks="", file_precision="fp16",
                 shard_size=0.0, **widgets):
         method = checked(FullSpec, text_encoder_learning_rate=text_encoder_learning_rate, frozen_blocks=frozen_blocks,

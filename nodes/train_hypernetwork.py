@@ -66,6 +66,10 @@ class TrainHypernetwork(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return host.losses_of_files(inputs.get("name"))
+
+    @classmethod
     def execute(cls, base, dataset, name, layer_structure, activation, layer_norm, activate_output, widths, dropout=0.0,
                 initialisation="normal", **widgets):
         method = checked(

@@ -131,6 +131,10 @@ class TrainLora(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return host.losses_of_files(inputs.get("name"))
+
+    @classmethod
     def execute(cls, base, dataset, name, **widgets):
         spec = make_spec(base, dataset, name, **widgets)
         finished = training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_keys(

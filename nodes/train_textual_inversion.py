@@ -74,6 +74,10 @@ class TrainTextualInversion(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return host.losses_of_files(inputs.get("name"))
+
+    @classmethod
     def execute(cls, base, dataset, name, **widgets):
         spec = make_spec(base, dataset, name, **widgets)
         finished = training.run_training(

@@ -210,14 +210,29 @@ def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], 
 
     `load_check(run, report)` returns what the host would not load. Raises UserError, or the host's interrupt.
     """
-    run = open_run(spec)
+    kinds = KINDS[spec.method.kind]
+    run = open_run(spec, lambda name: host.is_taken(kinds, name))
     progress = host.NodeProgress(node_id)
     if run.report is None:
         train(run, spec, progress)
     report = with_load_check(run, load_check)
-    files = placeable(report["files"])
-    names = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name) for file in files}
+    names = place_files(run, spec.name, report)
     return Finished(run, spec, report, names, progress)
+
+
+KINDS = {"lora": ("lora",), "full": ("checkpoint",), "textual_inversion": ("embedding",), "hypernetwork": ("hypernetwork",),
+         "pivotal": ("lora", "embedding")}
+"""The files that a method makes."""
+
+
+def place_files(run: Run, name: str, report: dict) -> dict[str, str]:
+    """Put the files of a finished run where loaders find them; their names there, by kind. `name` is what the node calls the
+    run; see `host.watch`."""
+    placed = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name)
+              for file in placeable(report["files"])}
+    host.remove_meanwhile(run.folder)
+    host.watch(name, [*placed.values(), run.report_path])
+    return {kind: path.name for kind, path in placed.items()}
 
 
 def placeable(files: list[dict]) -> list[dict]:
@@ -286,8 +301,10 @@ class Display:
             return "cancelled before the first step"
         if not placeable(files):
             return f"cancelled and saved at step {step} in {self.run.name}/checkpoints. Queue again to go on."
-        names = [host.place(file["kind"], folder / file["name"], (folder / file["name"]).stem) for file in placeable(files)]
-        return f"cancelled and saved at step {step}: {', '.join(names)}. Queue again to go on."
+        placed = host.place_meanwhile(self.run.folder, [(file["kind"], folder / file["name"]) for file in placeable(files)])
+        names = ", ".join(path.name for path in placed)
+        return (f"cancelled and saved at step {step}: {names}, which can be tried until the run is finished. Queue again to "
+                "go on.")
 
 
 def last_preview(run: Run) -> Image.Image | None:

@@ -81,13 +81,16 @@ def place_copy(source: Path, folder: Path, stem: str, avoid: Sequence[Path] = ()
     """Copy a file into a folder as `stem` + its suffix, or `stem-2`, `stem-3`, … where that name is taken, be it in
     this folder or in one of `avoid`.
 
-    A file with the same content is not copied again. `link` saves the copy where the disk can: both names are then the
-    same file. Returns where the content lies.
+    A file with the same name and content is not copied again, wherever it is. `link` saves the copy where the disk can:
+    both names are then the same file. Returns where the content lies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(1, 10_000):
         target = folder / f"{stem if number == 1 else f'{stem}-{number}'}{source.suffix}"
-        if any((other / target.name).exists() for other in avoid):
+        elsewhere = [other / target.name for other in avoid if (other / target.name).exists()]
+        if elsewhere:
+            if same_content(source, elsewhere[0]):
+                return elsewhere[0]
             continue
         if target.exists():
             if same_content(source, target):

@@ -20,7 +20,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import torch
 from filelock import FileLock, Timeout
@@ -35,6 +35,9 @@ from .files import (
     write_json,
 )
 from .spec import RunSpec
+
+TRACES = {"run.json", "spec.json", "events.jsonl", "log.txt", ".lock", "checkpoints", "previews", "tensorboard", "loss.png"}
+"""What a run that failed at once may leave."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,28 @@ class Run:
             raise UserError(f"{self.name!r} is being worked on by another process. Wait for it, or choose another "
                             "name.") from None
         return lock
+
+    @property
+    def identity(self) -> str | None:
+        content = read_json(self.folder / "run.json")
+        return content.get("identity") if isinstance(content, dict) else None
+
+    def clear_failed(self) -> bool:
+        """Empty the folder of a run that ended before anything was learnt, so that its name is free again. Returns whether
+        it was one: what has a step, a checkpoint or a file, what may be at work and what holds things of others stays."""
+        last = (list(self.events()) or [{}])[-1].get("event")
+        if (self.identity is None or last not in ("failed", "cancelled") or self.checkpoints() or self.losses()
+                or not {path.name for path in self.folder.iterdir()} <= TRACES):
+            return False
+        try:
+            lock = self.lock()
+        except UserError:
+            return False
+        for path in self.folder.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        lock.release()
+        return True
 
     def take_over(self, caches: Path):
         """Remove the unfinished files of a process that was killed while it held this lock, and mark those that this process
@@ -180,20 +205,33 @@ class Run:
             shutil.rmtree(self.checkpoint_folder(step), ignore_errors=True)
 
 
-def open_run(spec) -> Run:
+def open_run(spec, taken: Callable[[str], bool] = lambda name: False) -> Run:
     """The folder of this run: the one with its identity, or a new one. A taken name gets -2, -3, … `spec` is a RunSpec or a
-    FileTaskSpec."""
+    FileTaskSpec. `taken(name)` says that a new run shall not have this name, because there is a file of that name already:
+    a run and its file are called the same."""
     runs = Path(spec.folders.runs)
     runs.mkdir(parents=True, exist_ok=True)
+    run = _known_run(runs, spec) or _new_run(runs, spec, taken)
+    write_json(run.spec_path, spec.model_dump(mode="json"))
+    return run
+
+
+def _known_run(runs: Path, spec) -> Run | None:
+    pattern = re.compile(rf"{re.escape(spec.name)}(?:-(\d+))?")
+    found = [(int(match[1] or 1), folder) for folder in runs.iterdir() if (match := pattern.fullmatch(folder.name))]
+    return next((Run(folder) for _, folder in sorted(found) if Run(folder).identity == spec.identity), None)
+
+
+def _new_run(runs: Path, spec, taken: Callable[[str], bool]) -> Run:
     for number in range(1, 10_000):
         run = Run(runs / (spec.name if number == 1 else f"{spec.name}-{number}"))
+        if taken(run.name):
+            continue
         try:
             run.folder.mkdir()
         except FileExistsError:
-            if (read_json(run.folder / "run.json") or {}).get("identity") != spec.identity:
+            if not run.clear_failed():
                 continue
-        else:
-            write_json(run.folder / "run.json", {"identity": spec.identity, "version": spec.version})
-        write_json(run.spec_path, spec.model_dump(mode="json"))
+        write_json(run.folder / "run.json", {"identity": spec.identity, "version": spec.version})
         return run
     raise UserError(f"There are too many runs called {spec.name!r}. Choose another run name.")

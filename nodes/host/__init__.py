@@ -28,11 +28,11 @@ from .folders import (  # noqa: E402
     host_folders,
     output_folder,
     own_dataset_folder,
-    place,
     saved_picture,
 )
 from .lora_files import find_row, lora_names, quick_card, read_lora, signature  # noqa: E402
 from .native import load_checkpoint, load_native  # noqa: E402
+from .placing import is_taken, losses_of_files, place, place_meanwhile, remove_meanwhile, watch  # noqa: E402
 from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from .running import NodeProgress, blocked, follow, free_memory, require_packages, training_device  # noqa: E402
 from .stack import apply_stack, inspect_lora  # noqa: E402
@@ -51,11 +51,11 @@ from .weights import (  # noqa: E402
 
 __all__ = [
     "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices", "captioner_folder",
-    "chosen_lora", "CONNECTED",
-    "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices", "embedding_path", "embedding_prompt",
-    "find_row", "follow", "free_memory", "host_folders", "inspect_lora", "library_choices", "library_path",
-    "load_checkpoint", "load_native", "lora_choices", "lora_names", "NodeProgress", "output_folder", "own_dataset_folder",
-    "place", "place_library", "quick_card", "read_lora", "require_packages", "saved_model", "saved_picture", "shard_choices",
-    "shard_index", "signature", "training_device", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors",
-    "unloaded_widths", "unmatched_keys", "unmatched_tensors",
+    "chosen_lora", "CONNECTED", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices", "embedding_path",
+    "embedding_prompt", "find_row", "follow", "free_memory", "host_folders", "inspect_lora", "is_taken", "library_choices",
+    "library_path", "load_checkpoint", "load_native", "lora_choices", "lora_names", "losses_of_files", "NodeProgress",
+    "output_folder", "own_dataset_folder", "place", "place_library", "place_meanwhile", "quick_card", "read_lora",
+    "remove_meanwhile", "require_packages", "saved_model", "saved_picture", "shard_choices", "shard_index", "signature",
+    "training_device", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys",
+    "unmatched_tensors", "watch",
 ]

@@ -7,7 +7,6 @@ import folder_paths
 from ...trainers.data.projects import class_folder
 from ...trainers.data.sources import PICTURE_SUFFIXES, inside, is_text
 from ...trainers.errors import UserError
-from ...trainers.files import place_copy
 
 PACK = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = PACK / "example_datasets"
@@ -38,18 +37,6 @@ def artifact_folder(kind: str) -> Path:
     if kind in ("lora", "checkpoint"):
         return Path(folder_paths.get_output_directory()) / f"{kind}s"
     return Path(folder_paths.get_folder_paths(f"{kind}s")[0])
-
-
-def place(kind: str, file: Path, stem: str) -> str:
-    """Copy a finished file to where every loader finds it, over nothing; returns its name in the loaders' lists.
-
-    Checkpoints are linked rather than copied where the disk can: they are gigabytes.
-    """
-    folder = artifact_folder(kind)
-    others = [Path(other) for other in folder_paths.get_folder_paths(f"{kind}s")]
-    if kind == "embedding":  # the host looks for a prompt's word in all sub-folders, in no certain order
-        others += [below for other in others for below in other.rglob("*") if below.is_dir()]
-    return place_copy(file, folder, stem, [other for other in others if other != folder], kind == "checkpoint").name
 
 
 def _dataset_roots() -> dict[str, list[Path]]:
