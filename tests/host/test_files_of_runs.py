@@ -1,0 +1,89 @@
+"""What lies among the LoRAs of a real server: put back when it is gone, and there for the meantime only when a run was
+cancelled; cancel in the midst of a preview."""
+import json
+import shutil
+import time
+
+import pytest
+from graphs import reached, training
+from host_server import NodeFailed, PromptInterrupted
+
+SLOW = {"preview_every": 2, "negative": "", "guidance": 4.0, "sampler_steps": 200, "pictures_per_prompt": 16,
+        "preview_noise": 3, "from_ema": True, "checkpoint_every": 0, "checkpoint_minutes": 0.0, "keep": 1,
+        "validation_share": 0.0, "validation_every": 50, "patience": 0, "tensorboard": False}
+
+
+def loras(host, name: str) -> list[str]:
+    return sorted(path.name for path in (host.output / "loras").glob(f"{name}*"))
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "run deleted"])
+def test_a_lora_that_is_gone_is_put_back_though_the_hosts_cache_would_answer(how, host):
+    name = how.replace(" ", "_")
+    prompt = training(name=name, steps=2)
+    first, kinds = host.run(prompt), []
+    placed = host.output / "loras" / f"{name}.safetensors"
+    content = placed.read_bytes()
+
+    def executed() -> bool:
+        kinds.clear()
+        host.run(prompt, lambda event: kinds.append((event.kind, event.node)))
+        return ("executing", "train") in kinds
+
+    assert not executed(), "nothing was missing"
+    if how == "deleted":
+        placed.unlink()
+    elif how == "moved":
+        shutil.move(placed, host.base_directory / "somewhere.safetensors")
+    else:
+        shutil.rmtree(host.output / "finetune" / name)
+        placed.unlink()
+    assert executed() and placed.exists() and first["train"]["lora"] == [placed.name]
+    if how != "run deleted":  # then it is trained again, and the time in its metadata is another
+        assert placed.read_bytes() == content
+        events = (host.output / "finetune" / name / "events.jsonl").read_text(encoding="utf-8")
+        assert events.count('"started"') == 1
+    assert not executed(), "the host's cache answers again"
+
+
+def test_cancelled_in_a_preview_it_saves_at_once_and_its_file_goes_when_the_run_is_finished(host):
+    prompt = training(name="meanwhile", steps=4, preview_prompts="a\nb", preview_every=0)
+    prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints", "inputs": {**SLOW, "preview_every": 1000}}
+    texts, asked, values = [], [], []
+    # Of itself no preview comes before the end; the one at the beginning is broken off, then the one at the end.
+    prompt["train"]["inputs"]["watching"] = ["watch", 0]
+
+    def cancel(event):
+        if event.kind == "text" and event.node == "train":
+            texts.append(event.text)
+            if event.text.startswith("encoding captions") and not asked:
+                time.sleep(2)  # the preview has begun, or is about to
+                asked.append(time.monotonic())
+                host.interrupt()
+        if event.kind == "progress" and event.node == "train":
+            values.append(event.value)
+
+    with pytest.raises(PromptInterrupted):
+        host.run(prompt, cancel)
+    assert time.monotonic() - asked[0] < 60, "a worker that does not hear is ended after 300 s"
+    assert "cancelling, saving what is learnt" in texts and "cancelled before the first step" in texts
+    assert values == sorted(values) and values[-1] < 300 and loras(host, "meanwhile") == []
+    del prompt["train"]["inputs"]["watching"], prompt["watch"]
+    prompt["train"]["inputs"].update(steps=300, preview_prompts="")  # another run: it takes the name, nothing was learnt
+    with pytest.raises(PromptInterrupted):
+        host.run(prompt, lambda event: host.interrupt() if reached(event) >= 2 else None)
+    [step_file] = loras(host, "meanwhile")
+    assert step_file.startswith("meanwhile_step")
+    assert sorted(path.name for path in (host.output / "finetune").glob("meanwhile*")) == ["meanwhile"]
+    outputs = host.run(prompt)
+    assert loras(host, "meanwhile") == ["meanwhile.safetensors"] == outputs["train"]["lora"]
+
+
+def test_a_run_that_failed_at_once_frees_its_name_and_a_file_of_others_gives_both_another(host):
+    with pytest.raises(NodeFailed, match="matches no layer"):
+        host.run(training(name="freed", steps=2, targets="pattern", target_pattern="nothing"))
+    assert host.run(training(name="freed", steps=2))["train"]["lora"] == ["freed.safetensors"]
+    (host.output / "loras" / "owned.safetensors").write_bytes(b"somebody's")
+    assert host.run(training(name="owned", steps=2))["train"]["lora"] == ["owned-2.safetensors"]
+    assert json.loads((host.output / "finetune" / "owned-2" / "report.json").read_text("utf-8"))["steps"] == 2
+    assert (host.output / "loras" / "owned.safetensors").read_bytes() == b"somebody's"
