@@ -8,16 +8,24 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
 from .errors import plain_lines
-from .runs import Run
+from .runs import FINAL_EVENTS, Run
 from .tasks import task_of
 
 SCRIPT = Path(__file__).parent / "__main__.py"
-FINAL_EVENTS = frozenset({"finished", "cancelled", "failed"})
 PATIENCE = 300.0
 """Seconds that a cancelled worker may be silent before it is ended."""
+
+
+def thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What is added to a worker's environment so that threads which wait for each other sleep. Else they spin for a while
+    and, on a busy machine, take the processors from those that they wait for (benchmarks/threads.py). What people have set
+    themselves stays."""
+    if any(name in environment for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        return {}
+    return {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class TrainingProcess:
@@ -31,7 +39,8 @@ class TrainingProcess:
         # A script path, not -m: an isolated Python (Windows portable ComfyUI) has no search path but its own.
         command = [*(launcher or [sys.executable]), str(SCRIPT), "work", str(run.folder)]
         environment = {
-            **os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
+            **os.environ, **thread_settings(os.environ),
+            "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
         }
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment,

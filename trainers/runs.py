@@ -36,6 +36,8 @@ from .files import (
 )
 from .spec import RunSpec
 
+FINAL_EVENTS = frozenset({"finished", "cancelled", "failed"})
+"""Each is the last of a process."""
 TRACES = {"run.json", "spec.json", "events.jsonl", "log.txt", ".lock", "checkpoints", "previews", "tensorboard", "loss.png"}
 """What a run that failed at once may leave."""
 

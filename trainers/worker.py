@@ -15,7 +15,7 @@ from typing import TextIO
 
 from .errors import Cancelled, UserError, reason_of
 from .progress import Progress
-from .runs import Run
+from .runs import FINAL_EVENTS, Run
 from .stopping import StopRequest, breakable, unbroken
 from .tasks import Task, caches_of, task_of
 
@@ -28,13 +28,16 @@ class Reporter:
     def __init__(self, run: Run, stream: TextIO | None, is_main: bool):
         self.stream, self.is_main = stream, is_main
         self.file = open(run.events_path, "a", encoding="utf-8", errors="replace") if is_main else None
-        self.lock = threading.Lock()
+        self.lock, self.ended = threading.Lock(), False
 
     def __call__(self, event: str, **fields):
         if not self.is_main:
             return
         line = json.dumps({"event": event, "time": round(time.time(), 3), **_finite(fields)}, ensure_ascii=False)
         with unbroken(), self.lock:
+            if self.ended:  # the parent closes our standard input then, which sounds like a cancel
+                return
+            self.ended = event in FINAL_EVENTS
             self.file.write(line + "\n")
             self.file.flush()
             if self.stream:

@@ -10,7 +10,7 @@ from server import PromptServer
 
 from ...trainers.errors import UserError
 from ...trainers.requirements import missing_requirements
-from ...trainers.run import FINAL_EVENTS
+from ...trainers.runs import FINAL_EVENTS
 
 
 def require_packages():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
-from finetune.trainers.run import SCRIPT, TrainingProcess
+from finetune.trainers.run import SCRIPT, TrainingProcess, thread_settings
 from finetune.trainers.runs import open_run
 from safetensors.torch import load_file
 
@@ -92,6 +92,7 @@ def test_one_run_is_trained_by_one_process(tiny_bases, make_spec):
 def test_failures_arrive_as_sentences(tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"], method=specs.LoraSpec(targets="pattern", pattern="nothing")))
     assert "matches no layer" in follow(run)[-1]["message"]
+    assert list(run.events())[-1]["event"] == "failed", "that the parent goes away is no cancel any more"
     run.spec_path.write_text("{}")
     assert "nobody foresaw" in follow(run)[-1]["message"]
 
@@ -147,3 +148,14 @@ def test_ending_the_server_saves(number, tiny_bases, make_spec):
             process.process.send_signal(number)
 
     assert follow(run, end)[-1]["event"] == "cancelled" and run.checkpoints()
+
+
+@pytest.mark.parametrize("environment, added", [
+    ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ({"OMP_NUM_THREADS": "4"}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ({"OMP_WAIT_POLICY": "ACTIVE"}, {}),
+    ({"KMP_BLOCKTIME": "200"}, {}),
+    ({"GOMP_SPINCOUNT": "1000"}, {}),
+])
+def test_threads_that_wait_sleep_unless_people_have_said_otherwise(environment, added):
+    assert thread_settings(environment) == added
