@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping
 
+import comfy.model_management
 import folder_paths
+import torch
 from torch import Tensor
 
 from ...trainers.artifacts.changes import rank_of
 from ...trainers.artifacts.layer_names.parts import ALPHA
 from ...trainers.artifacts.peft_config import PeftConfig, read_peft_config
-from ...trainers.artifacts.tensor_files import finite_entries, require_finite
+from ...trainers.artifacts.tensor_files import finite_entries, require_finite, require_room
 from ...trainers.artifacts.tensor_header import read_header
 from ...trainers.artifacts.torch_files import Refused, is_dense, load_plain
 from ...trainers.errors import UserError
@@ -97,6 +99,7 @@ def read_lora(name: str) -> LoraFile:
 
 def _content(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a file. Raises UserError, also for values that are no numbers."""
+    require_room(path, comfy.model_management.get_free_memory(torch.device("cpu")))
     if path.suffix.lower() in (".safetensors", ".sft"):
         return {key: entry.tensor() for key, entry in finite_entries(path).items()}, read_header(path)[1]
     tensors = _tensors_of_torch_file(path, name)

@@ -39,6 +39,14 @@ def require_finite(tensor: Tensor, name: str, title: str) -> Tensor:
     return tensor
 
 
+def require_room(path: Path, free: int):
+    """Raise UserError for a file that is larger than so many free bytes, before all of it is read at once."""
+    size = path.stat().st_size
+    if size > free:
+        raise UserError(f"{path.name!r} has {size / 1e9:.1f} GB, and only {free / 1e9:.1f} GB of memory are free. Close "
+                        "other programs, or choose a smaller file.")
+
+
 @dataclass(frozen=True)
 class Entry:
     """A tensor of a file: its pieces, along the first axis, are read when their turn comes."""
