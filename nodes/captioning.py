@@ -117,15 +117,15 @@ def describe(spec: CaptioningSpec, progress: host.NodeProgress) -> list[str]:
         nonlocal shown
         kind = event["event"]
         if kind == "started":
-            progress.show("starting the captioning process", event["progress"], 1)
+            progress.show("starting the captioning process", reached=event["progress"])
         elif kind == "phase":
-            progress.show(event["text"], event["progress"], 1)
+            progress.show(event["text"], reached=event["progress"])
         elif kind == "note":
             notes.append(event["text"])
         elif kind == "captioned":
             due = event["done"] == event["total"] or time.monotonic() - shown > 0.5  # pictures are large
-            progress.show(f"{event['done']} of {event['total']}: {event['caption']}", event["progress"], 1,
-                          picture_at(event["path"]) if due else None)
+            progress.show(f"{event['done']} of {event['total']}: {event['caption']}", event["done"], event["total"],
+                          picture_at(event["path"]) if due else None, event["progress"])
             shown = time.monotonic() if due else shown
         elif kind == "cancelling":
             progress.show("cancelling; what is described is kept")

@@ -68,12 +68,12 @@ def draw(spec: ClassPicturesSpec, folder, progress: host.NodeProgress):
     def show(event: dict):
         kind = event["event"]
         if kind == "started":
-            progress.show("starting the drawing process", event["progress"], 1)
+            progress.show("starting the drawing process", reached=event["progress"])
         elif kind == "phase":
-            progress.show(event["text"], event["progress"], 1)
+            progress.show(event["text"], reached=event["progress"])
         elif kind == "drawing":
-            progress.show(f"drawing class images, {event['done']} of {event['total']}", event["progress"], 1,
-                          picture_at(event["path"]))
+            progress.show(f"drawing class images, {event['done']} of {event['total']}", event["done"], event["total"],
+                          picture_at(event["path"]), event["progress"])
         elif kind == "cancelling":
             progress.show("cancelling; the pictures that are drawn are kept")
         elif kind == "cancelled":

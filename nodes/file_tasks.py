@@ -78,11 +78,12 @@ def work(run: Run, progress: host.NodeProgress):
     def show(event: dict):
         kind = event["event"]
         if kind == "started":
-            progress.show("starting the process", event["progress"], 1)
+            progress.show("starting the process", reached=event["progress"])
         elif kind == "phase":
-            progress.show(event["text"], event["progress"], 1)
+            progress.show(event["text"], reached=event["progress"])
         elif kind == "working":
-            progress.show(f"{event['text']}, {event['done']} of {event['total']}", event["progress"], 1)
+            progress.show(f"{event['text']}, {event['done']} of {event['total']}", event["done"], event["total"],
+                          reached=event["progress"])
         elif kind == "cancelling":
             progress.show("cancelling")
         elif kind == "cancelled":

@@ -262,13 +262,14 @@ class Display:
     def show(self, event: dict):
         kind, total, reached = event["event"], self.spec.training.steps, event.get("progress", 0)
         if kind == "started":
-            self.progress.show("starting the training process", reached, 1)
+            self.progress.show("starting the training process", reached=reached)
         elif kind == "phase":
-            self.progress.show(event["text"], reached, 1)
+            self.progress.show(event["text"], reached=reached)
         elif kind == "encoding":
-            self.progress.show(f"encoding {event['what']}, {event['done']} of {event['total']}", reached, 1)
+            self.progress.show(f"encoding {event['what']}, {event['done']} of {event['total']}",
+                               event["done"], event["total"], reached=reached)
         elif kind == "resumed":
-            self.progress.show(f"going on from step {event['step']}", reached, 1)
+            self.progress.show(f"going on from step {event['step']}", reached=reached)
         elif kind == "note":
             self.notes.append(f"Note: {event['text']}.")
         elif kind == "validation":
@@ -279,13 +280,13 @@ class Display:
             rates = event["learning_rates"]
             if len(set(rates.values())) > 1:
                 line += "\nlearning rate " + ", ".join(f"{name}: {rate:.3g}" for name, rate in rates.items())
-            self.progress.show("\n".join([line, *self.notes]), reached, 1)
+            self.progress.show("\n".join([line, *self.notes]), event["step"], total, reached=reached)
         elif kind == "preview":
-            self.progress.show(f"preview at step {event['step']}", reached, 1, picture_at(event["path"]))
+            self.progress.show(f"preview at step {event['step']}", picture=picture_at(event["path"]), reached=reached)
         elif kind == "overview":
-            self.progress.show("the whole run at a glance", reached, 1, picture_at(event["path"]))
+            self.progress.show("the whole run at a glance", picture=picture_at(event["path"]), reached=reached)
         elif kind == "finished":
-            self.progress.show("finished", reached, 1)
+            self.progress.show("finished", reached=reached)
         elif kind == "cancelling":
             self.progress.show("cancelling, saving what is learnt")
         elif kind == "cancelled":

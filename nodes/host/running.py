@@ -38,7 +38,7 @@ def blocked(reason: str):
 
 
 BAR = 1000
-"""Parts of a bar; `done` may be a share of 1."""
+"""Parts of a bar."""
 
 
 class NodeProgress:
@@ -47,16 +47,19 @@ class NodeProgress:
     def __init__(self, node_id: str):
         self.node_id, self.bar, self.value, self.sent = node_id, None, 0, 0.0
 
-    def show(self, text: str, done: float = 0, total: float = 0, picture: Image.Image | None = None):
-        """Show `text`, a bar at done / total of all that the node has to do, and a picture, which stays until the next. The
-        bar never goes back."""
+    def show(self, text: str, done: int = 0, total: int = 0, picture: Image.Image | None = None,
+             reached: float | None = None):
+        """Show `text`, a bar and a picture, which stays until the next. The bar stands at `reached`, the share of all that
+        the node has to do, or at done / total where the text counts all of it. It never goes back."""
         now = time.monotonic()
         if now - self.sent > 0.1 or done == total:  # ten messages a second are enough for anybody
             PromptServer.instance.send_progress_text(text, self.node_id)
             self.sent = now
-        if total:
+        if reached is None and total:
+            reached = done / total
+        if reached is not None:
             self.bar = self.bar or comfy.utils.ProgressBar(BAR, node_id=self.node_id)
-            self.value = max(self.value, round(BAR * done / total))
+            self.value = max(self.value, round(BAR * reached))
             preview = ("JPEG", picture, 768) if picture is not None else None
             self.bar.update_absolute(self.value, BAR, preview)
 

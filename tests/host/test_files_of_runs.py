@@ -50,14 +50,13 @@ def test_cancelled_in_a_preview_it_saves_at_once_and_its_file_goes_when_the_run_
     prompt = training(name="meanwhile", steps=4, preview_prompts="a\nb", preview_every=0)
     prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints", "inputs": {**SLOW, "preview_every": 1000}}
     texts, asked, values = [], [], []
-    # Of itself no preview comes before the end; the one at the beginning is broken off, then the one at the end.
     prompt["train"]["inputs"]["watching"] = ["watch", 0]
 
     def cancel(event):
         if event.kind == "text" and event.node == "train":
             texts.append(event.text)
-            if event.text.startswith("encoding captions") and not asked:
-                time.sleep(2)  # the preview has begun, or is about to
+            if event.text == "loading the denoiser" and not asked:
+                time.sleep(2)  # then the preview of the base begins
                 asked.append(time.monotonic())
                 host.interrupt()
         if event.kind == "progress" and event.node == "train":
