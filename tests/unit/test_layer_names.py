@@ -1,17 +1,20 @@
 """The table of layer names against real models and against what other programs write; any spelling, the same numbers."""
 import json
+import os
 import random
-from importlib import import_module
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from finetune.trainers.artifacts.layer_names import family_names, family_of_lora, place
+from finetune.trainers.artifacts.layer_names import LayerNames, family_names, family_of_lora, place, split_key
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.file_tasks import WORK
+from finetune.trainers.run import SCRIPT
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import SPECS
 from finetune.trainers.stacking.inspection import layers_of, norms_by_block
@@ -47,6 +50,37 @@ def test_every_spelling_of_every_layer_leads_back(family, dotless):
         for program, spelled in layer.spellings().items():
             assert names.find(spelled.replace(".", "_") if dotless else spelled) is layer, (program, spelled)
             assert place(spelled, family) == place(layer.native), (program, spelled)
+
+
+def test_the_first_text_encoder_may_have_its_number_or_not():
+    core = "text_model_encoder_layers_3_mlp_fc1"
+    for family, own in (("sd1", "te"), ("sd2", "te"), ("sdxl", "te1")):
+        found = {family_names(family).find(f"lora_{encoder}_{core}") for encoder in ("te", "te1")}
+        assert {layer.key for layer in found} == {f"lora_{own}_{core}"}
+    assert family_names("sdxl").find(f"lora_te2_{core}").key == f"lora_te2_{core}"
+
+
+def test_kohyas_names_are_diffusers_but_for_sdxl():
+    found = {family: family_names(family).find("unet.down_blocks.1.resnets.0.conv1").key for family in FAMILIES}
+    assert found == {**dict.fromkeys(("sd1", "sd2"), "lora_unet_down_blocks_1_resnets_0_conv1"),
+                     "sdxl": "lora_unet_input_blocks_4_0_in_layers_2"}
+
+
+def test_open_clip_keeps_its_projection_the_other_way_round():
+    shapes = {"model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+              "model.diffusion_model.input_blocks.3.0.op.weight": (8, 8, 3, 3),
+              "model.diffusion_model.label_emb.0.0.weight": (8, 8), "conditioner.embedders.1.model.text_projection": (6, 4)}
+    layer = LayerNames.of_checkpoint(shapes).find("lora_te2_text_projection")
+    weight = torch.zeros(6, 4)
+    layer.rows(weight)[1, 5] = 1
+    assert weight[5, 1] == 1 and layer.tensor == "conditioner.embedders.1.model.text_projection"
+
+
+@pytest.mark.parametrize("name", [
+    "lora_magnitude_vector", "lora_magnitude_vector.weight", "lora_magnitude_vector.default.weight", "magnitude"])
+def test_magnitudes_of_peft_are_those_of_a_dora(name):
+    assert split_key(f"base_model.model.mid_block.attentions.0.proj_in.{name}") == (
+        "base_model.model.mid_block.attentions.0.proj_in", "dora_scale")
 
 
 WRITTEN = {
@@ -355,10 +389,11 @@ def test_a_bake_that_leaves_most_out_stops(tmp_path):
     assert not list(Path(tmp_path / "made").glob("*.safetensors"))
 
 
-def test_the_command_line_prints_the_table(capsys):
-    main = import_module("finetune.trainers.__main__")
-    assert main.print_layer_names("sd1") == 0
-    header, *rows = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+def test_the_command_line_prints_the_table():
+    printed = subprocess.run([sys.executable, str(SCRIPT), "layer-names", "sd1"], capture_output=True, encoding="utf-8",
+                             env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert printed.returncode == 0, printed.stderr
+    header, *rows = (line.split("\t") for line in printed.stdout.splitlines())
     assert len(rows) == len(family_names("sd1").layers) and {len(row) for row in rows} == {len(header)}
     row = next(row for row in rows if "unet.down_blocks.0.resnets.0.conv1" in row)
     assert row[:3] == ["IN01", "3×3", "lora_unet_down_blocks_0_resnets_0_conv1"]
