@@ -10,6 +10,7 @@ from finetune.trainers.data.report_pages import draw_pages
 from finetune.trainers.extraction_report import _Page
 from finetune.trainers.families.loading import clip_tokenizer
 from finetune.trainers.fonts import drawable, fitted, font_and_text
+from finetune.trainers.stacking.inspection import draw_norms
 from generated_pictures import photograph
 from PIL import Image, ImageDraw
 
@@ -31,6 +32,7 @@ def test_every_text_is_one_line_of_the_wanted_width(text, pen):
     sheet = sheets.contact_sheet([[tile, tile]], [text], "step 1")
     assert sheet.size == sheets.contact_sheet([[tile, tile]], ["short"], "step 1").size
     _Page(40).text(10, 10, text[:100])
+    assert draw_norms({"MID": {}}, text, [text]).size == draw_norms({"MID": {}}, "a", ["b"]).size
 
 
 def test_what_fits_is_not_cut_and_what_is_cut_says_so(pen):

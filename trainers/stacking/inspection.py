@@ -11,6 +11,7 @@ from ..artifacts.layer_names import place, split_key
 from ..artifacts.layer_names.blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER
 from ..artifacts.layer_names.parts import ALPHA, DORA, DOWN, MID, UP
 from ..artifacts.lora import LoraWeight
+from ..fonts import fitted, font_and_text
 
 COLOURS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
 TITLES = {ATTENTION: "attention", FEED_FORWARD: "feed-forward", CONVOLUTION: "convolution", OTHER: "other"}
@@ -71,8 +72,8 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list
     """A bar per block, its length the norm of all changes in it, divided by the kinds' shares of its square."""
     picture = Image.new("RGB", (WIDTH, HEIGHT + 22 * len(lines)), PAPER)
     pen = ImageDraw.Draw(picture)
-    small, plain_font, large = (ImageFont.load_default(size) for size in (12, 15, 20))
-    pen.text((MARGIN, 14), fitted(pen, title, large, WIDTH - 2 * MARGIN), INK, large)
+    small, plain_font = (ImageFont.load_default(size) for size in (12, 15))
+    _line(pen, 14, title, 20)
     totals = {block: sum(value**2 for value in kinds.values()) ** 0.5 for block, kinds in norms.items()}
     top = max(totals.values(), default=0.0)
     bottom, height = HEIGHT - LEGEND, HEIGHT - LEGEND - 64
@@ -96,12 +97,11 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list
         pen.rectangle((x, HEIGHT - 32, x + 14, HEIGHT - 18), COLOURS[kind])
         pen.text((x + 20, HEIGHT - 34), TITLES[kind], INK, plain_font)
     for number, line in enumerate(lines):
-        pen.text((MARGIN, HEIGHT + 22 * number), fitted(pen, line, plain_font, WIDTH - 2 * MARGIN), INK, plain_font)
+        _line(pen, HEIGHT + 22 * number, line, 15)
     return picture
 
 
-def fitted(pen: ImageDraw.ImageDraw, text: str, font, width: float) -> str:
-    """Text that is cut where it would leave the picture. Signs that the font lacks are left to it."""
-    while text and pen.textlength(text, font) > width:
-        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
-    return text
+def _line(pen: ImageDraw.ImageDraw, top: int, text: str, size: int):
+    """A line of text, cut where it would leave the picture."""
+    font, text = font_and_text(text, size)
+    pen.text((MARGIN, top), fitted(pen, text, font, WIDTH - 2 * MARGIN), INK, font)
