@@ -141,7 +141,7 @@ class TextualInversion:
                          "training. An invented word cannot be mixed up with it")
         given = len(token_ids(self.spec.initial_text, tokenizer))
         if given > self.spec.vectors:
-            notes.append(f"the initial text has {given} tokens, of which {self.spec.vectors} in front start the vectors; "
+            notes.append(f"the initial text has {given} tokens, of which the first {self.spec.vectors} start the vectors; "
                          f"use {given} vectors to start from all of it")
         return notes
 
