@@ -16,6 +16,7 @@ import struct
 import tempfile
 import traceback
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -126,7 +127,7 @@ def odd_value(header: dict, draw: random.Random):
     while True:
         key = draw.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
         if not isinstance(parent[key], (dict, list)) or not parent[key] or draw.random() < 0.3:
-            parent[key] = draw.choice(ODD)
+            parent[key] = deepcopy(draw.choice(ODD))
             return
         parent = parent[key]
 
@@ -161,7 +162,7 @@ def other_name(header: dict, draw: random.Random):
 
 def odd_metadata(header: dict, draw: random.Random):
     if isinstance(header.get("__metadata__"), dict):
-        header["__metadata__"][draw.choice(METADATA)] = draw.choice(ODD)
+        header["__metadata__"][draw.choice(METADATA)] = deepcopy(draw.choice(ODD))
 
 
 def without(header: dict, draw: random.Random):

@@ -74,14 +74,14 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
         raise UserError(f"{tuned.title!r} and {base.title!r} do not differ in any layer that was asked for{by}: there is "
                         "nothing to extract. Choose the tuned model first and the model it was tuned from second.")
     family = family_of_model(tuned)
-    ranks = [row.rank for row in rows]
+    ranks, outside = [row.rank for row in rows], change_outside(tuned, base, left_out)
     size = write_lora(path, tensors, extraction_metadata(spec, family_metadata(family), tuned.title, base.title, ranks))
     energy = sum(row.energy for row in rows)
     return {
         "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(tensors),
         "layers": len(rows), "unchanged": unchanged, "family": family, "tuned": tuned.title, "base": base.title,
         "precision": spec.file_precision, "rows": [asdict(row) for row in rows], "change_norm": energy**0.5,
-        "left_out": len(left_out), "left_out_energy": change_outside(tuned, base, left_out),
+        "left_out": len(left_out), "left_out_energy": outside,
         "notes": [*objective_note(spec, tuned, base), *rounding_notes(rounded),
                   *(note for file in (tuned, base) for note in eight_bit_note(file))],
         "kept": {precision: sum(row.energy * row.kept[precision] for row in rows) / energy for precision in PRECISIONS},

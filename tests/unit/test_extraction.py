@@ -137,6 +137,12 @@ def test_pairs_that_do_not_belong_together(files, tmp_path):
     save_file({**weights, name: torch.full_like(weights[name], float("nan"))}, tmp_path / "broken.safetensors")
     with pytest.raises(UserError, match="values that are not numbers"):
         extract(asked(tmp_path / "broken.safetensors", files["sd1"]), lora)
+    name = "model.diffusion_model.out.2.bias"
+    plant(files["sd1"], tmp_path / "bias.safetensors", 1)
+    save_file({**load_file(tmp_path / "bias.safetensors"), name: torch.full_like(weights[name], float("inf"))},
+              tmp_path / "bias.safetensors")
+    with pytest.raises(UserError, match="out.2.bias holds values that are not numbers in 'bias.safetensors'"):
+        extract(asked(tmp_path / "bias.safetensors", files["sd1"]), lora)
     assert not lora.exists()
 
 
