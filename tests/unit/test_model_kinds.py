@@ -267,3 +267,11 @@ def test_values_that_are_not_numbers_in_a_single_file(tiny_bases, tmp_path):
     base = recognise(str(path), "one", configs=tiny_bases["sd1"].path)
     with pytest.raises(UserError, match="out.2.bias holds values that are not numbers in 'one.safetensors'"):
         families.get("sd1").load_denoiser(base, torch.float32)
+
+
+def test_scales_beside_the_weights_of_a_folder_are_refused(folder):
+    """diffusers would leave them out."""
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(path), "conv_in.scale_weight": torch.ones(1)}, path)
+    with pytest.raises(UserError, match="scales.*conv_in.scale_weight.*Choose the fp16 or bf16 version"):
+        recognise(str(folder), "model")
