@@ -103,10 +103,19 @@ def test_tags_are_counted_by_numbers_that_are_some():
     assert tags_of({"ss_tag_frequency": frequency}) == ["emu", "ibis", "cat", "gnu"]
 
 
+@pytest.mark.parametrize("datasets, words", [
+    ('[{"subsets": 3}]', []), ('[{"subsets": {"class_tokens": "a"}}]', []), ('[{"subsets": [3, [], null]}]', []), ("3", []),
+    ('[3, {"subsets": [{"class_tokens": ["a"]}, {"class_tokens": null}, {"class_tokens": "a, b"}]}]', ["a", "b"]),
+])
+def test_trigger_words_are_taken_from_where_there_are_some(datasets, words):
+    assert triggers_of({"ss_datasets": datasets}) == words
+    assert triggers_of({"ss_datasets": datasets, "modelspec.trigger_phrase": "b, , c"}) == ["b", "c", *words[:1]]
+
+
 def test_megabytes_of_metadata_are_read_once_and_shown_short(tmp_path):
     many = {f"tag {number}": number for number in range(100_000)}
     path = lora(tmp_path / "a.safetensors", {
-        "ss_tag_frequency": json.dumps({"d": many}), "modelspec.trigger_phrase": "a," * 1_000_000,
+        "ss_tag_frequency": json.dumps({"d": many}), "modelspec.trigger_phrase": "a," * 1_000_000 + "last",
         "ss_datasets": "[" * 1_000_000})
     facts = card(path, "a.safetensors")
     assert facts["tags"][0] == "tag 99999" and facts["triggers"] == ["a"] and len(json.dumps(facts)) < 10_000
