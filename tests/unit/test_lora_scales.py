@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+from finetune.trainers.artifacts import peft_config
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.peft_config import PeftConfig, read_peft_config
 from finetune.trainers.errors import UserError
@@ -269,3 +270,12 @@ def test_converted_files_say_what_they_hold(tmp_path):
     with safe_open(back, "pt") as file:
         assert "ss_network_module" not in file.metadata() and sorted(file.keys()) == [
             f"unet.{QUERY}.lora_{side}.weight" for side in "AB"]
+
+
+def test_a_configuration_longer_than_any_is_not_read(tmp_path, monkeypatch):
+    path, key = tmp_path / "adapter_model.safetensors", "base_model.model.mid_block.attentions.0.proj_in"
+    (tmp_path / peft_config.FILE).write_text('{"r": 4, "lora_alpha": 2}')
+    assert peft_config.read_peft_config(path, {}, [key]).scale(key, 4) == 0.5
+    monkeypatch.setattr(peft_config, "LARGEST_FILE", 20)
+    config = peft_config.read_peft_config(path, {}, [key])
+    assert config.scale(key, 4) is None and "cannot be read" in config.notes[0]
