@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Iterator, Mapping, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from .errors import plain_lines
 from .runs import FINAL_EVENTS, Run
@@ -125,3 +125,25 @@ class TrainingProcess:
         tail = plain_lines(log)[-1:]
         last = f" Its last words: {tail[0][:300]}" if tail else ""
         return f"The {task.title.lower()} process ended unexpectedly (code {code}).{last} {resume}"
+
+
+def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None],
+           look_around: Callable[[], None], interrupt: type[BaseException]):
+    """Hand events to `report` until they end. When `look_around` or `report` raises `interrupt`, `cancel` is called, the
+    event "cancelling" is reported at once and then only the last one, and the interrupt is raised at the end."""
+    interruption = None
+    for event in events:
+        try:
+            look_around()
+            if event is not None and interruption is None:
+                report(event)  # a progress bar may look around too
+                event = None
+        except interrupt as raised:
+            if interruption is None:
+                cancel()
+                report({"event": "cancelling"})
+            interruption = raised
+        if event is not None and event["event"] in FINAL_EVENTS:
+            report(event)
+    if interruption is not None:
+        raise interruption

@@ -8,9 +8,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from server import PromptServer
 
+from ...trainers import run
 from ...trainers.errors import UserError
 from ...trainers.requirements import missing_requirements
-from ...trainers.runs import FINAL_EVENTS
 
 
 def require_packages():
@@ -65,18 +65,6 @@ class NodeProgress:
 
 
 def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None]):
-    """Hand events to `report` until they end. When the user interrupts, `cancel` is called, the event "cancelling" is
-    reported at once and then only what tells of the end, and the host's interrupt is raised."""
-    interruption = None
-    for event in events:
-        try:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-        except comfy.model_management.InterruptProcessingException as raised:
-            if interruption is None:
-                cancel()
-                report({"event": "cancelling", "progress": 0.0})
-            interruption = raised
-        if event is not None and (interruption is None or event["event"] in FINAL_EVENTS):
-            report(event)
-    if interruption is not None:
-        raise interruption
+    """`run.follow` with the host's interrupt."""
+    run.follow(events, cancel, report, comfy.model_management.throw_exception_if_processing_interrupted,
+               comfy.model_management.InterruptProcessingException)

@@ -4,6 +4,7 @@ import json
 import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.files import place_copy
+from finetune.trainers.run import follow
 from finetune.trainers.runs import open_run
 
 
@@ -80,3 +81,33 @@ def test_a_file_that_was_moved_to_another_folder_of_the_loaders_is_enough(tmp_pa
     assert place_copy(source, tmp_path / "output", "cat", others) == tmp_path / "output" / "cat-2.safetensors"
     (tmp_path / "output" / "cat-2.safetensors").unlink()
     assert place_copy(source, tmp_path / "output", "cat", others).read_bytes() == b"a LoRA"
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize("raised_by", ["looking around", "the bar"])
+def test_an_interrupt_is_shown_at_once_and_raised_when_the_worker_has_saved(raised_by):
+    told, asked = [], []
+    events = [None, *({"event": each} for each in ("started", "step", "step", "checkpoint", "cancelled"))]
+
+    def report(event):
+        told.append(event["event"])
+        if raised_by == "the bar" and event["event"] == "step":
+            raise Interrupt
+
+    def look_around():
+        if raised_by == "looking around" and told == ["started"]:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        follow(events, lambda: asked.append(len(told)), report, look_around, Interrupt)
+    assert [each for each in told if each != "step"] == ["started", "cancelling", "cancelled"] and len(asked) == 1
+
+
+def test_without_an_interrupt_every_event_is_reported():
+    told = []
+    follow([{"event": "step"}, None, {"event": "finished"}], None, lambda event: told.append(event["event"]), lambda: None,
+           Interrupt)
+    assert told == ["step", "finished"]
