@@ -65,9 +65,12 @@ class Library(Part):
         return {**{_small(name): file for name, file in exact.items()}, **exact}
 
     @cached_property
-    def _lengths(self) -> list[int]:
-        """Of the names, the longest first."""
-        return sorted({len(name) for name in self.embeddings}, reverse=True)
+    def _lengths(self) -> dict[str, list[int]]:
+        """Of the names that begin with a letter, the longest first."""
+        lengths: dict[str, set[int]] = {}
+        for name in self.embeddings:
+            lengths.setdefault(_small(name[0]), set()).add(len(name))
+        return {letter: sorted(each, reverse=True) for letter, each in lengths.items()}
 
     def fill(self, prompt: str, call: Callable[[str], str]) -> str:
         """The prompt with the names of entries, as whole words, replaced by `call(file)`; the longest name wins. What
@@ -85,7 +88,7 @@ class Library(Part):
 
     def _longest(self, prompt: str, small: str, start: int) -> tuple[int, str | None]:
         """(end, file) of the longest name that stands at a place; (the next place, None) where there is none."""
-        for length in self._lengths:
+        for length in self._lengths.get(small[start], ()):
             end = start + length
             file = self._files.get(prompt[start:end]) or self._files.get(small[start:end])
             if file and end <= len(prompt) and is_whole(prompt, start, end):
