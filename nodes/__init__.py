@@ -1,5 +1,5 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
-from .base_model import BaseModel, LoadDemoBase
+from .base_model import BaseModel, LoadBase, LoadDemoBase
 from .captioners import (
     CaptionBlip,
     CaptionBlip2,
@@ -31,8 +31,8 @@ from .train_textual_inversion import TrainTextualInversion
 from .watching import PreviewsAndCheckpoints
 
 NODES = [
-    LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings, PromptList,
-    MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
+    LoadBase, LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings,
+    PromptList, MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
     ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint, ExportOnnx,
     MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,

@@ -7,6 +7,7 @@ from ..trainers.spec import checked
 from ..trainers.spec.file_tasks import BakeSpec, OnnxSpec, ShardSpec
 from ..trainers.words import counted
 from . import host, types
+from .base_model import load_line
 from .file_tasks import CATEGORY, make, name_input
 from .lora_files import chosen_rows, common, files_changed, lora_input, strength_input
 
@@ -52,7 +53,7 @@ class BakeLoras(io.ComfyNode):
         made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_tensors(run.artifact, base))
         ckpt_name, report = made.names["checkpoint"], made.report
         summary = "\n".join([
-            f"{ckpt_name}: loads in ComfyUI with all {report['keys']} tensors.",
+            f"{load_line(ckpt_name, [made.run.artifact], report['keys'])}.",
             f"{', '.join(report['loras'])} in {counted(report['layers'], 'layer')} of {base.name}, "
             f"{report['bytes'] / 1e9:.2f} GB.",
             *made.notes(),

@@ -8,6 +8,7 @@ from ..trainers.families.recognition import recognise
 from ..trainers.spec import FullSpec, checked
 from ..trainers.words import counted
 from . import host, training, types
+from .base_model import load_line
 from .training import advanced
 
 
@@ -52,7 +53,8 @@ class TrainDreamBooth(io.ComfyNode):
                 io.Vae.Output(display_name="vae", tooltip="Its VAE, which is the base's."),
                 types.Base.Output(display_name="base", tooltip="The checkpoint as a base for Train nodes."),
                 types.FileName.Output(display_name="ckpt_name",
-                                      tooltip="The file's name: connect it to the ckpt_name of Load Checkpoint."),
+                                      tooltip="The file's name, for Load Checkpoint or Load Base to Train. The summary says "
+                                              "whether the former knows its size."),
                 types.LossMap.Output(display_name="loss_map", tooltip="For Plot Loss Graph."),
                 io.String.Output(display_name="summary", tooltip="What was trained, and whether the file loads."),
             ],
@@ -101,7 +103,7 @@ def summarise(finished: training.Finished) -> str:
     frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"
     text = f"text encoder at {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else "denoiser only"
     return finished.summarise(
-        f"{saved}: loads in ComfyUI with all {report['keys']} tensors",
+        load_line(saved, tensor_files(finished.run, report), report["keys"]),
         f"Weights moved by {report['relative_change']:.2%} of their length; {text}, {frozen}; "
         f"{prior or 'no class pictures'}.",
         f"{report['bytes'] / 1e9:.2f} GB in {method.file_precision}.",

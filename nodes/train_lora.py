@@ -2,8 +2,8 @@
 from comfy_api.latest import io
 from safetensors.torch import load_file
 
-from ..trainers import families
 from ..trainers.families.component_configs import component_config
+from ..trainers.families.presets import recommended
 from ..trainers.spec import MAXIMUM_SEED, LoraSpec, MemorySpec, ObjectiveSpec, RunSpec, checked
 from ..trainers.words import counted
 from . import host, training, types
@@ -61,8 +61,9 @@ class TrainLora(io.ComfyNode):
                                         "run gets -2, -3, …"),
                 io.Combo.Input("preset", options=[CUSTOM, RECOMMENDED], default=CUSTOM,
                                tooltip="custom: the numbers below count. recommended for the base: steps, learning "
-                                       "rates, rank, alpha, resolution and min-SNR come from published recipes for the "
-                                       "base's family, and those widgets are not read; the summary shows the values."),
+                                       "rates, rank, alpha, targets, batch_size, resolution, preview_every and min-SNR come "
+                                       "from published recipes for the base, and those widgets are not read; the node says "
+                                       "which numbers are used."),
                 io.Int.Input("steps", default=1500, min=1, max=1_000_000,
                              tooltip="Optimizer steps. 50 to 100 per picture is a start for a subject or style."),
                 io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-6,
@@ -136,19 +137,53 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, base, dataset, name, **widgets):
-        spec = make_spec(base, dataset, name, **widgets)
+        chosen = recommendation(base, dataset, widgets)
+        spec = make_spec(base, dataset, name, **{**widgets, **chosen})
+        lines = [recommendation_line(spec)] if chosen else []
         finished = training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_keys(
-            load_file(run.artifact), base.family, component_config(base, "unet"), component_config(base, "text_encoder")))
+            load_file(run.artifact), base.family, component_config(base, "unet"), component_config(base, "text_encoder")),
+            lines)
         lora_name, report, method = finished.names["lora"], finished.report, spec.method
         summary = finished.summarise(
             f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {counted(report['layers'], 'layer')}",
-            f"{describe(method)}, {report['bytes'] / 1e6:.2f} MB.",
+            f"{describe(method)}, {report['bytes'] / 1e6:.2f} MB.", *lines,
         )
         finished.show(summary)
         return io.NodeOutput(
             load_file(finished.path("lora")), {"loss": finished.run.losses()}, lora_name, [(lora_name, 1.0, 1.0)], summary,
-            ui={"text": [summary], "lora": [lora_name], "images": finished.pictures()},
+            ui={"text": [summary], "lora": [lora_name], "images": finished.pictures(),
+                **({"finetune_used": [shown(chosen)]} if chosen else {})},
         )
+
+
+RECOMMENDED_FIELDS = ("steps", "learning_rate", "rank", "alpha", "targets", "batch_size", "resolution",
+                      "text_encoder_learning_rate", "preview_every")
+"""Widgets that the preset sets, by the names that they and the recipes share."""
+
+
+def recommendation(base, dataset, widgets: dict) -> dict:
+    """What the preset chooses instead of the widgets; nothing with custom."""
+    if widgets.pop("preset") != RECOMMENDED:
+        return {}
+    recipe = recommended(base, len(dataset.pictures))
+    objective = widgets.get("objective") or checked(ObjectiveSpec, min_snr_gamma=recipe.min_snr_gamma)
+    return {**{field: getattr(recipe, field) for field in RECOMMENDED_FIELDS}, "objective": objective}
+
+
+def shown(chosen: dict) -> dict:
+    """The numbers for the page, which puts them into the widgets that were not read."""
+    return {name: value for name, value in chosen.items() if name in RECOMMENDED_FIELDS}
+
+
+def recommendation_line(spec: RunSpec) -> str:
+    """What is used, while it runs and afterwards, because the widgets show other numbers."""
+    method, run, previews = spec.method, spec.training, spec.previews
+    pictures = "picture" if run.batch_size == 1 else "pictures"
+    every = f"previews every {previews.every} steps" if previews.every else "no previews"
+    text = f", text encoder {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else ""
+    return (f"Recommended for this base and used instead of the widgets: {run.steps} steps of {run.batch_size} {pictures}, "
+            f"{run.resolution} px, learning rate {spec.optimizer.learning_rate:g}{text}, rank {method.rank}, "
+            f"alpha {method.alpha:g}, {method.targets}, min-SNR {spec.objective.min_snr_gamma:g}, {every}.")
 
 
 def describe(method: LoraSpec) -> str:
@@ -169,17 +204,12 @@ def describe(method: LoraSpec) -> str:
     return text[0].upper() + text[1:]
 
 
-def make_spec(base, dataset, name, preset, steps, learning_rate, rank, alpha, targets, resolution,
+def make_spec(base, dataset, name, steps, learning_rate, rank, alpha, targets, resolution,
               text_encoder_learning_rate, precision, gradient_checkpointing, objective=None, memory=None, dropout=0.0,
               target_pattern="", file_precision="fp16", adapter="lora", convolution_rank=0, convolution_alpha=0.0,
               block_ranks="", block_rates="", plus_ratio=1.0, rank_stabilised=False, kronecker_factor=-1,
               **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
-    if preset == RECOMMENDED:
-        recipe = families.get(base.family).lora_preset
-        steps, learning_rate, rank, alpha = recipe.steps, recipe.learning_rate, recipe.rank, recipe.alpha
-        resolution, text_encoder_learning_rate = recipe.resolution, recipe.text_encoder_learning_rate
-        objective = objective or checked(ObjectiveSpec, min_snr_gamma=recipe.min_snr_gamma)
     method = checked(LoraSpec, rank=rank, alpha=alpha, dropout=dropout, targets=targets, pattern=target_pattern,
                      text_encoder_learning_rate=text_encoder_learning_rate, file_precision=file_precision,
                      adapter=adapter, convolution_rank=convolution_rank, convolution_alpha=convolution_alpha,

@@ -1,7 +1,7 @@
 """What all Train nodes share: widgets → run spec → worker process → progress → the file, placed and checked."""
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 from comfy_api.latest import io
 from PIL import Image
@@ -205,16 +205,18 @@ def validation_lines(report: dict) -> list[str]:
     return lines
 
 
-def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], list[str]]) -> Finished:
+def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], list[str]],
+                 lines: Sequence[str] = ()) -> Finished:
     """Train, or take what is there; place the files and check once that the host loads them.
 
-    `load_check(run, report)` returns what the host would not load. Raises UserError, or the host's interrupt.
+    `load_check(run, report)` returns what the host would not load; `lines` stand on the node while it trains. Raises
+    UserError, or the host's interrupt.
     """
     kinds = KINDS[spec.method.kind]
     run = open_run(spec, lambda name: host.is_taken(kinds, name))
     progress = host.NodeProgress(node_id)
     if run.report is None:
-        train(run, spec, progress)
+        train(run, spec, progress, lines)
     report = with_load_check(run, load_check)
     names = place_files(run, spec.name, report)
     return Finished(run, spec, report, names, progress)
@@ -240,13 +242,13 @@ def placeable(files: list[dict]) -> list[dict]:
     return [file for file in files if file["kind"] not in ("shard", "onnx")]
 
 
-def train(run: Run, spec: RunSpec, progress: host.NodeProgress):
+def train(run: Run, spec: RunSpec, progress: host.NodeProgress, lines: Sequence[str] = ()):
     """Run the worker until the file is there. Raises UserError when it fails, the host's interrupt when cancelled."""
     host.require_packages()
     require_packages(spec)
     host.free_memory()
     with TrainingProcess(run) as process:
-        host.follow(process.events(), process.cancel, Display(run, spec, progress).show)
+        host.follow(process.events(), process.cancel, Display(run, spec, progress, notes=list(lines)).show)
 
 
 @dataclass
@@ -262,7 +264,7 @@ class Display:
     def show(self, event: dict):
         kind, total, reached = event["event"], self.spec.training.steps, event.get("progress", 0)
         if kind == "started":
-            self.progress.show("starting the training process", reached=reached)
+            self.progress.show("\n".join(["starting the training process", *self.notes]), reached=reached)
         elif kind == "phase":
             self.progress.show(event["text"], reached=reached)
         elif kind == "encoding":

@@ -17,10 +17,13 @@ from .artifacts.tensor_files import Entry, finite, read_entries
 from .artifacts.tensor_header import read_header
 from .artifacts.weights import Weights
 from .errors import Cancelled, UserError
+from .families import sizes
 from .families.recognition import recognise
 from .files import ensure_space, read_json
 from .spec.file_tasks import BakeSpec, ShardSpec
 
+KEPT = ("modelspec.architecture", "modelspec.prediction_type", sizes.METADATA)
+"""What tells readers what a checkpoint is."""
 Change = tuple[Layer, FileLayer, float]
 """A layer of the model, what a LoRA does to it, and how strongly."""
 
@@ -36,7 +39,7 @@ def bake(spec: BakeSpec, folder: Path, emit, stop_requested) -> dict:
     entries = reporting(entries, "baking", emit, stop_requested)
     names = [Path(lora.path).stem for lora in spec.loras]
     report = save_checkpoint(folder, spec.name, entries, {
-        **{name: metadata[name] for name in ("modelspec.architecture", "modelspec.prediction_type") if name in metadata},
+        **{name: metadata[name] for name in KEPT if name in metadata},
         "format": "pt", "modelspec.title": spec.name, "modelspec.merged_from": ", ".join([base.title, *names])})
     return {**report, "layers": len({layer.key for found in changes.values() for layer, *_ in found}),
             "loras": names, "base": base.title, "precision": spec.file_precision,
@@ -55,7 +58,7 @@ def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, st
     base = recognise(str(path), path.name)
     family, dtype = families.get(base.family), PRECISIONS["fp16" if precision == "same" else precision]
     entries = family.checkpoint_entries(base, family.load_denoiser(base, torch.float32), {}, dtype)
-    return Weights(path.name, {entry.name: entry for entry in entries}), {}
+    return Weights(path.name, {entry.name: entry for entry in entries}), sizes.stated_sizes(path, base.family)
 
 
 def changes_of(base: Weights, spec: BakeSpec) -> tuple[dict[str, list[Change]], list[str]]:

@@ -10,6 +10,7 @@ if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLD
 
 from . import lora_routes  # noqa: E402, F401
 from .captioners import captioner_choices, captioner_folder  # noqa: E402
+from .detection import host_refusal  # noqa: E402
 from .embeddings import (  # noqa: E402
     embedding_choices,
     embedding_path,
@@ -31,7 +32,7 @@ from .folders import (  # noqa: E402
     saved_picture,
 )
 from .lora_files import find_row, lora_names, quick_card, read_lora, signature  # noqa: E402
-from .native import load_checkpoint, load_native  # noqa: E402
+from .native import core_refusal, empty_latent, load_base, load_checkpoint, load_native  # noqa: E402
 from .placing import is_taken, losses_of_files, place, place_meanwhile, remove_meanwhile, watch  # noqa: E402
 from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from .running import NodeProgress, blocked, follow, free_memory, require_packages, training_device  # noqa: E402
@@ -51,11 +52,11 @@ from .weights import (  # noqa: E402
 
 __all__ = [
     "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices", "captioner_folder",
-    "chosen_lora", "CONNECTED", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices", "embedding_path",
-    "embedding_prompt", "find_row", "follow", "free_memory", "host_folders", "inspect_lora", "is_taken", "library_choices",
-    "library_path", "load_checkpoint", "load_native", "lora_choices", "lora_names", "losses_of_files", "NodeProgress",
-    "output_folder", "own_dataset_folder", "place", "place_library", "place_meanwhile", "quick_card", "read_lora",
-    "remove_meanwhile", "require_packages", "saved_model", "saved_picture", "shard_choices", "shard_index", "signature",
-    "training_device", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys",
-    "unmatched_tensors", "watch",
+    "chosen_lora", "CONNECTED", "core_refusal", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices",
+    "embedding_path", "embedding_prompt", "empty_latent", "find_row", "follow", "free_memory", "host_folders",
+    "host_refusal", "inspect_lora", "is_taken", "library_choices", "library_path", "load_base", "load_checkpoint",
+    "load_native", "lora_choices", "lora_names", "losses_of_files", "NodeProgress", "output_folder", "own_dataset_folder",
+    "place", "place_library", "place_meanwhile", "quick_card", "read_lora", "remove_meanwhile", "require_packages",
+    "saved_model", "saved_picture", "shard_choices", "shard_index", "signature", "training_device", "unloaded_lora_keys",
+    "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors", "watch",
 ]

@@ -1,8 +1,12 @@
 """The host's own model objects, built from diffusers configs: for models smaller than its loaders know."""
 from pathlib import Path
+from typing import Callable
 
+import comfy.diffusers_load
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models
@@ -11,10 +15,19 @@ import comfy.utils
 import folder_paths
 import torch
 
+from ...trainers import families
 from ...trainers.errors import UserError
+from ...trainers.families.component_configs import config_folder
+from ...trainers.families.weight_files import weight_files
 from ...trainers.files import read_json
+from .detection import folder_refusal, host_refusal
 
 MODEL_CLASSES = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}
+PREDICTIONS = {
+    "epsilon": (comfy.model_base.ModelType.EPS, comfy.model_sampling.EPS),
+    "v_prediction": (comfy.model_base.ModelType.V_PREDICTION, comfy.model_sampling.V_PREDICTION),
+}
+"""What a base predicts → what the host calls such models, and how it samples them."""
 ORIGINAL_PREFIXES = {
     "unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."}
 """Where a single file of SD 1.x keeps its parts."""
@@ -53,9 +66,34 @@ def host_text_options(config: dict) -> dict:
     return {"clip_l_model_config": {name: config[name] for name in wanted}}
 
 
-def knows_size(config: dict, family: str) -> bool:
-    """Whether the host's own checkpoint loader has a model of this diffusers config; it knows the released sizes only."""
-    return getattr(comfy.supported_models, MODEL_CLASSES[family]).matches(host_unet_config(config))
+def core_refusal(base) -> str:
+    """Why the host's own loaders would not load a base; empty when they would."""
+    path = Path(base.path)
+    return host_refusal([path]) if base.layout == "single_file" else folder_refusal(path)
+
+
+def load_base(base):
+    """Any base that can be trained as native (MODEL, CLIP, VAE). The model predicts what the base says: where the host
+    found another thing in the files, its sampling is replaced, as its own ModelSamplingDiscrete does."""
+    if base.layout == "diffusers":
+        model, clip, vae = load_folder(Path(base.path), base.family)
+    else:
+        model, clip, vae = load_checkpoint([Path(base.path)], base.family, config_folder(base))
+    wanted, sampling = PREDICTIONS[base.objective]
+    if model.model.model_type != wanted and model.model.model_type in (found for found, _ in PREDICTIONS.values()):
+        class Sampling(comfy.model_sampling.ModelSamplingDiscrete, sampling):
+            pass
+
+        model = model.clone()
+        model.add_object_patch("model_sampling", Sampling(model.model.model_config))
+    return model, clip, vae
+
+
+def empty_latent(base, side: int) -> dict:
+    """A square empty latent, `side` pixels wide: {"samples": zeros [1, channels, height, width]}."""
+    form = families.get(base.family).latent_format(base)
+    shape = (1, form.channels, side // form.downscale, side // form.downscale)
+    return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
 
 
 def load_checkpoint(files: list[Path], family: str, configs: Path):
@@ -63,22 +101,25 @@ def load_checkpoint(files: list[Path], family: str, configs: Path):
 
     `configs` is the folder of the base's diffusers configs. Sizes that the host does not know are built from them.
     """
-    known = knows_size(read_json(configs / "unet" / "config.json"), family)
-    embeddings = folder_paths.get_folder_paths("embeddings")
-    if known and len(files) == 1:
-        return comfy.sd.load_checkpoint_guess_config(str(files[0]), embedding_directory=embeddings)[:3]
-    weights = {}
-    for file in files:
-        weights |= comfy.utils.load_torch_file(str(file), safe_load=True)
-    if known:
-        return comfy.sd.load_state_dict_guess_config(weights, embedding_directory=embeddings)[:3]
+    if not host_refusal(files):
+        if len(files) == 1:
+            return comfy.sd.load_checkpoint_guess_config(
+                str(files[0]), embedding_directory=folder_paths.get_folder_paths("embeddings"))[:3]
+        return _renewable(_load_shards, files)
     if family != "sd1":
-        raise UserError("The checkpoint is finished, but ComfyUI has no model of its size, so it cannot be drawn with here. "
-                        "Smaller models than the released ones are only drawn with where they are SD 1.x.")
-    return _build({
-        part: {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        for part, prefix in ORIGINAL_PREFIXES.items()
-    }, configs)
+        raise UserError("ComfyUI has no model of this checkpoint's size, so it cannot be drawn with here. Smaller models "
+                        "than the released ones are only drawn with where they are SD 1.x.")
+    return _renewable(_load_small_file, files, configs)
+
+
+def load_folder(folder: Path, family: str):
+    """A diffusers folder as native (MODEL, CLIP, VAE): by the host's own loader where it knows the size."""
+    if not folder_refusal(folder):
+        return _renewable(_load_full_folder, folder)
+    if family != "sd1":
+        raise UserError("ComfyUI has no model of this folder's size, so it cannot be drawn with here. Smaller models than "
+                        "the released ones are only drawn with where they are SD 1.x.")
+    return load_native(folder)
 
 
 def load_native(folder: Path):
@@ -86,16 +127,62 @@ def load_native(folder: Path):
 
     The host's own diffusers loader takes full-size models only: it knows neither other widths nor 8 norm groups.
     """
-    files = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-    weights = {part: comfy.utils.load_torch_file(str(folder / part / f"{stem}.safetensors"), safe_load=True)
-               for part, stem in files.items()}
+    return _renewable(_load_small_folder, folder)
+
+
+def _renewable(load: Callable, *arguments):
+    """What `load` gives, with the way to load it anew, as the host's own loaders leave it: since 0.15 the host makes a
+    copy with weights of its own by that (TrainLoraNode, several GPUs), and refuses objects that have none."""
+    natives = load(*arguments)
+    for index, native in enumerate(natives):
+        patcher = getattr(native, "patcher", native)
+        if getattr(patcher, "cached_patcher_init", None) is None:
+            patcher.cached_patcher_init = (_made_anew, (index, load, arguments))
+    return natives
+
+
+def _made_anew(index: int, load: Callable, arguments: tuple, disable_dynamic: bool = False):
+    """One of the three as its patcher, fresh from the files."""
+    options = {"disable_dynamic": True} if disable_dynamic else {}
+    native = load(*arguments, **options)[index]
+    return getattr(native, "patcher", native)
+
+
+def _load_shards(files: list[Path], **options):
+    return comfy.sd.load_state_dict_guess_config(
+        _read(files), embedding_directory=folder_paths.get_folder_paths("embeddings"), **options)[:3]
+
+
+def _load_full_folder(folder: Path, **options):
+    return comfy.diffusers_load.load_diffusers(
+        str(folder), embedding_directory=folder_paths.get_folder_paths("embeddings"))
+
+
+def _load_small_file(files: list[Path], configs: Path, **options):
+    weights = _read(files)
+    return _build({
+        part: {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        for part, prefix in ORIGINAL_PREFIXES.items()
+    }, configs, **options)
+
+
+def _load_small_folder(folder: Path, **options):
+    weights = {part: _read(weight_files(folder, part, folder.name).files) for part in ("unet", "vae", "text_encoder")}
     names = comfy.utils.unet_to_diffusers(host_unet_config(read_json(folder / "unet" / "config.json")))
     weights["unet"] = {names[name]: tensor for name, tensor in weights["unet"].items()}
-    return _build(weights, folder)
+    return _build(weights, folder, **options)
 
 
-def _build(weights: dict[str, dict], configs: Path):
-    """Native objects of a small SD 1.x: its UNet's weights in the original names, the VAE's in either."""
+def _read(files: list[Path]) -> dict:
+    weights = {}
+    for file in files:
+        weights |= comfy.utils.load_torch_file(str(file), safe_load=True)
+    return weights
+
+
+def _build(weights: dict[str, dict], configs: Path, **options):
+    """Native objects of a small SD 1.x: its UNet's weights in the original names, the VAE's in either. The model stays
+    whole in memory, also where the host loads others piece by piece (`disable_dynamic`)."""
     config = {part: read_json(configs / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     model_config, model = host_model(config["unet"], "sd1", weights["unet"])
     model_config.latent_format.scale_factor = model.latent_format.scale_factor = config["vae"]["scaling_factor"]
@@ -104,14 +191,15 @@ def _build(weights: dict[str, dict], configs: Path):
         model, load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    return patcher, _build_text(weights["text_encoder"], config["text_encoder"]), _build_vae(weights["vae"], config["vae"])
+    text = _build_text(weights["text_encoder"], config["text_encoder"], **options)
+    return patcher, text, _build_vae(weights["vae"], config["vae"])
 
 
-def _build_text(weights: dict, config: dict):
+def _build_text(weights: dict, config: dict, **options):
     target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
     clip = comfy.sd.CLIP(
         target, embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        model_options=host_text_options(config),
+        model_options=host_text_options(config), **options,
     )
     clip.load_sd({f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()}, full_model=True)
     return clip

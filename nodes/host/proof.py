@@ -1,4 +1,5 @@
 """Proof that a finished file loads: the host's own loaders are asked, without weights where that is possible."""
+import logging
 from pathlib import Path
 
 import comfy.ldm.models.autoencoder
@@ -9,8 +10,8 @@ import comfy.text_encoders.sd2_clip
 import torch
 from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
-from ...trainers.artifacts.tensor_header import read_header
 from ...trainers.files import read_json
+from .detection import Part, detected_parts, host_refusal, other_shapes, stored_shapes
 from .native import host_model, host_text_options, host_vae_config
 
 OPTIONAL = (".logit_scale", ".transformer.text_projection.weight")
@@ -18,26 +19,69 @@ OPTIONAL = (".logit_scale", ".transformer.text_projection.weight")
 
 
 def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict) -> list[str]:
-    """Keys of a LoRA that the host would leave unloaded for a base with these diffusers and transformers configs.
+    """Keys of a LoRA that the host would leave unloaded, or could not add to its weights, for a base with these diffusers
+    and transformers configs.
 
-    The host's own model classes are built on the meta device (names and shapes, no memory) and its own loader is asked.
+    The host's own model classes are built on the meta device (names and shapes, no memory), its own loader is asked, and
+    its own patches are put on those shapes.
     """
     _, denoiser = host_model(unet_config, family, {}, device="meta")
-    key_map = comfy.lora.model_lora_keys_unet(denoiser, {})
+    key_map, weights = comfy.lora.model_lora_keys_unet(denoiser, {}), denoiser.state_dict()
     if any(key.startswith(("lora_te", "text_encoder")) for key in lora):
-        key_map = comfy.lora.model_lora_keys_clip(_text_model(family, text_config), key_map)
+        text = _text_model(family, text_config)
+        key_map, weights = comfy.lora.model_lora_keys_clip(text, key_map), {**weights, **text.state_dict()}
     patches = comfy.lora.load_lora(dict(lora), key_map, log_missing=False)
     # An adapter remembers every key that the host has taken up to it.
-    loaded = set().union(*(patch.loaded_keys for patch in patches.values()))
+    loaded = set().union(*(patch.loaded_keys for target, patch in patches.items() if _fits(patch, target, weights)))
     return sorted(set(lora) - loaded)
+
+
+def _fits(patch, target: str | tuple, weights: dict[str, torch.Tensor]) -> bool:
+    """Whether the host can add a patch to its weight. It only logs where shapes differ, so its errors are listened to."""
+    name, offset = (target, None) if isinstance(target, str) else target[:2]
+    if name not in weights:
+        return False
+    errors = _Errors()
+    logging.root.addHandler(errors)
+    try:
+        comfy.lora.calculate_weight([(1.0, patch, 1.0, offset, None)], torch.empty_like(weights[name]), name)
+    except RuntimeError:
+        return False
+    finally:
+        logging.root.removeHandler(errors)
+    return not errors.count
+
+
+class _Errors(logging.Handler):
+    """Counts what the host logs as an error."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.count = 0
+
+    def emit(self, record):
+        self.count += 1
 
 
 def unloaded_widths(hypernetwork: Path, widths: list[int]) -> list[str]:
     """Those of a hypernetwork file's widths that the host would not act on. It refuses a file with no more than a line in
     its log, so it is asked for the patch that HypernetworkLoader would set."""
     patch = load_hypernetwork_patch(str(hypernetwork), 1.0)
-    loaded = patch.hypernet if patch else {}
-    return [f"width {width}" for width in widths if len(loaded.get(width, ())) != 2]
+    return [f"width {width}" for width in widths if patch is None or not _acts(patch, width)]
+
+
+def _acts(patch, width: int) -> bool:
+    """Whether the host's patch gives finite keys and values of the right shape for a width."""
+    networks = patch.hypernet.get(width, ())
+    if len(networks) != 2:
+        return False
+    keys = torch.randn((1, 4, width), generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            found = patch(keys, keys, keys, {})[1:]
+    except RuntimeError:
+        return False
+    return all(each.shape == keys.shape and bool(torch.isfinite(each).all()) for each in found)
 
 
 def _text_model(family: str, config: dict):
@@ -51,37 +95,42 @@ def _text_model(family: str, config: dict):
 
 
 def unmatched_tensors(files: list[Path], base_files: list[Path], family: str, configs: Path) -> list[str]:
-    """What is wrong with a checkpoint for the host: tensors that its models of these diffusers and transformers configs
-    miss in the file, do not know, or have in another shape.
+    """What is wrong with a checkpoint for the host: tensors that its models miss in the file, do not know, or have in
+    another shape. Its models are those that it detects from the file, as Load Checkpoint does; for sizes that it does not
+    detect those that `native.load_checkpoint` builds from these diffusers and transformers configs.
 
     Only headers are read. What was wrong with the base's own single file already was loaded then, and is now.
     """
+    before = set(_problems(base_files, family, configs) if base_files else [])
+    return [problem for problem in _problems(files, family, configs) if problem not in before]
+
+
+def _problems(files: list[Path], family: str, configs: Path) -> list[str]:
+    parts = _built_parts(files, family, configs) if host_refusal(files) else detected_parts(files)
+    return [each for name, part in parts.items() for each in _differences(name, part)]
+
+
+def _built_parts(files: list[Path], family: str, configs: Path) -> dict[str, Part]:
+    """The parts that the pack builds itself, for sizes that the host does not detect."""
     config = {part: read_json(configs / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     model_config, model = host_model(config["unet"], family, {}, device="meta")
     with torch.device("meta"):
         vae = comfy.ldm.models.autoencoder.AutoencoderKL(
             ddconfig=host_vae_config(config["vae"]), embed_dim=config["vae"]["latent_channels"])
-    wanted = {"UNet": model.diffusion_model.state_dict(), "VAE": vae.state_dict(),
-              "text encoder": _text_model(family, config["text_encoder"]).state_dict()}
-
-    def problems(paths: list[Path]) -> list[str]:
-        shapes = {name: torch.empty(facts["shape"], device="meta")
-                  for path in paths for name, facts in read_header(path)[0].items()}
-        found = {
-            part: {name.removeprefix(prefix): tensor for name, tensor in shapes.items() if name.startswith(prefix)}
-            for part, prefix in (("UNet", "model.diffusion_model."), ("VAE", "first_stage_model."))
-        }
-        found["text encoder"] = model_config.process_clip_state_dict(dict(shapes))
-        return [each for part in wanted for each in _differences(part, found[part], wanted[part])]
-
-    before = set(problems(base_files) if base_files else [])
-    return [problem for problem in problems(files) if problem not in before]
+    tensors = stored_shapes(files)
+    found = {prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+             for prefix in ("model.diffusion_model.", "first_stage_model.")}
+    return {
+        "UNet": Part(model.diffusion_model.state_dict(), found["model.diffusion_model."]),
+        "VAE": Part(vae.state_dict(), found["first_stage_model."]),
+        "text encoder": Part(_text_model(family, config["text_encoder"]).state_dict(),
+                             model_config.process_clip_state_dict(dict(tensors))),
+    }
 
 
-def _differences(part: str, found: dict, wanted: dict) -> list[str]:
+def _differences(name: str, part: Part) -> list[str]:
     return [
-        *(f"{part}: {name} is missing" for name in wanted if name not in found and not name.endswith(OPTIONAL)),
-        *(f"{part}: {name} is not known" for name in found if name not in wanted),
-        *(f"{part}: {name} has another shape" for name, tensor in wanted.items()
-          if name in found and found[name].shape != tensor.shape),
+        *(f"{name}: {each} is missing" for each in part.wanted if each not in part.found and not each.endswith(OPTIONAL)),
+        *(f"{name}: {each} is not known" for each in part.found if each not in part.wanted),
+        *(f"{name}: {each} has another shape" for each in other_shapes(part)),
     ]

@@ -18,6 +18,7 @@ from ..words import whole_word
 from .component_configs import CONFIGS, component_config, config_folder
 from .protocol import TextEncoders
 from .recognition import UNET
+from .sizes import check_sizes
 from .weight_files import weight_files
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
@@ -57,6 +58,7 @@ def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Modu
             for name, tensor in model.state_dict().items():
                 require_finite(tensor, name, f"{base.name}/{component}")
         else:
+            check_sizes(Path(base.path), base.name, base.family, base.configs)
             model = model_class.from_single_file(
                 read_tensors(base.path, SINGLE_FILE_PREFIXES[component], dtype), config=str(config_folder(base)),
                 subfolder=component, torch_dtype=dtype, local_files_only=True,

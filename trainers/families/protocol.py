@@ -37,6 +37,9 @@ class LoraPreset:
     min_snr_gamma: float
     text_encoder_learning_rate: float
     source: str
+    batch_size: int = 1
+    targets: str = "attention"
+    preview_every: int = 250
 
 
 class TextEncoders(nn.Module):

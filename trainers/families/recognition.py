@@ -12,6 +12,7 @@ from ..artifacts.weights import Weights
 from ..errors import UserError
 from ..spec import BaseModelSpec
 from .component_configs import CONFIGS, config_file, read_config
+from .sizes import unpacked_configs
 from .weight_files import weight_files
 
 UNET = "model.diffusion_model."
@@ -53,6 +54,7 @@ def recognise(path: str, name: str, prediction: str = "auto", configs: str = "")
         if location.suffix.lower() not in (".safetensors", ".sft"):
             raise UserError(f"{name!r} is a {location.suffix or 'nameless'} file. Only .safetensors checkpoints are "
                             "read, because other formats can run code; convert it first.")
+        configs = configs or unpacked_configs(read_header(location)[1])
         layout, facts, files = "single_file", _recognise_file(location, name, configs), [location]
     else:
         raise UserError(f"The base model {name!r} is not there. Refresh the node list and choose it again.")

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..artifacts.checkpoint import PRECISIONS, change, save_checkpoint
 from ..errors import UserError
 from ..families.protocol import Family
+from ..families.component_configs import config_folder
+from ..families.sizes import stated_sizes
 from ..spec import FullSpec
 from ..spec.blocks import covers
 from .protocol import ParameterGroup, Parts, trainable
@@ -65,7 +67,8 @@ class Full:
         family, base, dtype = parts.family, parts.base, PRECISIONS[self.spec.file_precision]
         encoders = dict(parts.text.encoders) if self.trains_text() else {}
         entries = family.checkpoint_entries(base, parts.denoiser, encoders, dtype, self.zero_terminal)
-        facts = save_checkpoint(folder, name, entries, {"format": "pt", **metadata}, self.spec.shard_size)
+        facts = save_checkpoint(folder, name, entries, {
+            "format": "pt", **metadata, **stated_sizes(config_folder(base), base.family)}, self.spec.shard_size)
         note = family.objective_note(base, parts.denoiser)
         return {**facts, **change(family.trained_and_base(base, parts.denoiser, encoders), dtype),
                 "notes": [note] if note else []}

@@ -1,0 +1,122 @@
+"""Checkpoints of other sizes than the released ones. A single file does not say all of its sizes (heads and norm groups
+leave no trace in shapes), so this pack writes the model's configs into the metadata of small checkpoints, and reads them."""
+import getpass
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Mapping
+
+from ..artifacts.tensor_files import read_header
+from ..errors import UserError
+from ..files import read_json, write_json
+from .component_configs import CONFIGS, config_file
+
+METADATA = "finetune.configs"
+"""JSON: component → its diffusers or transformers config."""
+LARGEST = 100_000
+"""Bytes of such metadata that are read; a model's configs take about five thousand."""
+COMPONENTS = {name: config_file(name) for name in ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")}
+WIDTHS = (("unet", "block_out_channels"), ("unet", "layers_per_block"), ("unet", "cross_attention_dim"),
+          ("vae", "block_out_channels"), ("vae", "layers_per_block"), ("text_encoder", "hidden_size"))
+"""What tells a model of another size from the released one of its family."""
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TOKENS = ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
+          "cond_stage_model.transformer.embeddings.token_embedding.weight", "cond_stage_model.model.token_embedding.weight",
+          "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight")
+
+
+def read_configs(folder: Path) -> dict[str, dict]:
+    """The component configs of a diffusers folder, without what libraries note for themselves (`_name_or_path` may be a
+    path of this disk, and files get shared)."""
+    paths = {name: folder / name / file for name, file in COMPONENTS.items()}
+    configs = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    return {name: {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
+            for name, config in configs.items()}
+
+
+def stated_sizes(folder: Path, family: str) -> dict[str, str]:
+    """The metadata for a checkpoint made of a model with these configs: empty where it has its family's released size,
+    which every program knows."""
+    own, released = read_configs(folder), read_configs(CONFIGS / family)
+    if all(own.get(part, {}).get(field) == released[part].get(field) for part, field in WIDTHS):
+        return {}
+    return {METADATA: json.dumps(own, sort_keys=True)}
+
+
+def unpacked_configs(metadata: Mapping[str, str]) -> str:
+    """The folder with the configs that a checkpoint's metadata holds; "" where it holds none that can be read. The folder
+    is named after its content and belongs to this user, so it is written once and may be deleted at any time."""
+    text = metadata.get(METADATA, "")
+    if not isinstance(text, str) or not 0 < len(text) <= LARGEST:
+        return ""
+    try:
+        configs = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()) \
+            or not {"unet", "vae", "text_encoder", "scheduler"} <= configs.keys() <= COMPONENTS.keys() \
+            or not all(_plain(configs[part].get(field)) for part, field in WIDTHS):
+        return ""
+    user = re.sub(r"\W", "_", _user())
+    folder = Path(tempfile.gettempdir()) / f"finetune-configs-{user}" / hashlib.sha256(text.encode()).hexdigest()[:32]
+    for name, config in configs.items():
+        path = folder / name / COMPONENTS[name]
+        if not path.is_file() or _content(path) != config:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_json(path, config)
+    return str(folder)
+
+
+def _plain(value) -> bool:
+    """Whether it is a size, or a size for each of some levels."""
+    values = value if isinstance(value, list) else [value]
+    return 0 < len(values) <= 16 and all(type(each) is int and 0 < each <= 1 << 16 for each in values)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no entry for the user, as in some containers
+        return str(os.getuid()) if hasattr(os, "getuid") else "user"
+
+
+def _content(path: Path):
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
+
+
+def check_sizes(path: Path, name: str, family: str, configs: str):
+    """Raise UserError when a single file's shapes are not those of its configs ("": of the family's released size)."""
+    tensors, config = read_header(path)[0], read_configs(Path(configs) if configs else CONFIGS / family)
+    for what, found, wanted in _measures(tensors, config):
+        if found is not None and found != wanted:
+            raise UserError(
+                f"{name!r} has another size than the released models of its family: {what} is {found}, not {wanted}, "
+                "and the file does not say what else differs. ComfyUI's Load Checkpoint does not load it either. Choose "
+                "the diffusers folder that it was made of; checkpoints that this pack trains from such a folder can be "
+                "used, because they hold their sizes.")
+
+
+def _measures(tensors: Mapping[str, dict], config: Mapping[str, dict]):
+    """(what, number in the file or None, number in the configs)"""
+    unet, vae = config["unet"], config["vae"]
+    levels, layers = len(unet["block_out_channels"]), unet["layers_per_block"]
+    layers = [layers] * levels if isinstance(layers, int) else layers
+    blocks = {match[1] for key in tensors if (match := re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.", key))}
+    context = next((key for key in tensors if key.startswith(UNET) and key.endswith(".attn2.to_k.weight")), "")
+    token = next((key for key in TOKENS if key in tensors), "")
+
+    def size(key: str, axis: int):
+        shape = tensors.get(key, {}).get("shape", ())
+        return shape[axis] if len(shape) > axis else None
+
+    yield "the width of its UNet", size(UNET + "input_blocks.0.0.weight", 0), unet["block_out_channels"][0]
+    yield "the number of input blocks of its UNet", len(blocks) or None, sum(layers) + levels
+    yield "the width of the text that its UNet sees", size(context, 1), unet["cross_attention_dim"]
+    yield "the width of its VAE", size(VAE + "encoder.conv_in.weight", 0), vae["block_out_channels"][0]
+    yield "the width of its text encoder", size(token, 1), config["text_encoder"]["hidden_size"]
