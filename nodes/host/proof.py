@@ -66,7 +66,10 @@ class _Errors(logging.Handler):
 def unloaded_widths(hypernetwork: Path, widths: list[int]) -> list[str]:
     """Those of a hypernetwork file's widths that the host would not act on. It refuses a file with no more than a line in
     its log, so it is asked for the patch that HypernetworkLoader would set."""
-    patch = load_hypernetwork_patch(str(hypernetwork), 1.0)
+    try:
+        patch = load_hypernetwork_patch(str(hypernetwork), 1.0)
+    except RuntimeError:  # how load_state_dict says that shapes differ
+        patch = None
     return [f"width {width}" for width in widths if patch is None or not _acts(patch, width)]
 
 

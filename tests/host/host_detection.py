@@ -25,8 +25,11 @@ import tiny  # noqa: E402
 import torch  # noqa: E402
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
 from finetune.nodes.host.detection import folder_refusal, host_refusal  # noqa: E402
-from finetune.nodes.host.proof import unmatched_tensors  # noqa: E402
+from finetune.nodes.host.proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from finetune.trainers.families.component_configs import CONFIGS  # noqa: E402
+from finetune.trainers.files import read_json  # noqa: E402
+from graphs import random_lora  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
 
 FOLDER = Path(sys.argv[2])
@@ -41,7 +44,7 @@ def shapes(configs: Path) -> dict[str, torch.Tensor]:
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(configs / "vae"))
         # A single file of SD 2.x has all layers of the original encoder, of which the last is not read.
         layers = {"num_hidden_layers": 24} if family == "sd2" else {}
-        text = [make(CLIPTextConfig.from_json_file(configs / part / "config.json", **layers)) for make, part in (
+        text = [make(CLIPTextConfig(**{**read_json(configs / part / "config.json"), **layers})) for make, part in (
             (CLIPTextModel, "text_encoder"), (CLIPTextModelWithProjection, "text_encoder_2")) if (configs / part).is_dir()]
         tensors = tiny.single_file_weights(family, unet, vae, *text)
     return tensors
@@ -91,6 +94,23 @@ results["small VAE"] = asked(sparse("small vae", mixed), "sd1", CONFIGS / "sd1")
 mixed = {**shapes(CONFIGS / "sd1"), **{name: tensor for name, tensor in small.items() if name.startswith("cond_stage")}}
 results["small text"] = asked(sparse("small text", mixed), "sd1", CONFIGS / "sd1")
 results["demo folder"] = {"refusal": folder_refusal(DEMO)}
+
+lora, configs = load_file(random_lora(FOLDER / "lora.safetensors", 1)), [
+    read_json(DEMO / part / "config.json") for part in ("unet", "text_encoder")]
+layers = ["lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k",
+          "lora_te_text_model_encoder_layers_1_self_attn_k_proj"]
+results["lora"] = {"whole": unmatched_keys(lora, "sd1", *configs), "wide": [
+    unmatched_keys({**lora, f"{layer}.lora_up.weight": torch.ones(999, 4)}, "sd1", *configs) for layer in layers],
+    "strange": unmatched_keys({**lora, "lora_unet_nowhere.alpha": torch.tensor(1.0)}, "sd1", *configs)}
+
+linear = [torch.eye(8), torch.zeros(8), torch.eye(8), torch.zeros(8)]
+network = dict(zip(("linear.0.weight", "linear.0.bias", "linear.1.weight", "linear.1.bias"), linear))
+flags = {"activation_func": "linear", "is_layer_norm": False, "activate_output": False, "last_layer_dropout": False}
+narrow = {**network, "linear.1.weight": torch.zeros(6, 8), "linear.1.bias": torch.zeros(6)}
+for name, second in (("whole", network), ("torn", {**network, "linear.1.weight": torch.eye(6)}), ("narrow", narrow)):
+    torch.save({8: [network, second], **flags}, FOLDER / f"{name}.pt")
+results["hypernetwork"] = {name: unloaded_widths(FOLDER / f"{name}.pt", [8]) for name in ("whole", "torn", "narrow")}
+results["hypernetwork"]["of another width"] = unloaded_widths(FOLDER / "whole.pt", [16])
 
 for name in ("demo", "small VAE", "small text"):  # and what its loader really does
     try:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Mapping
 
-from ..artifacts.tensor_files import read_header
+from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..files import read_json, write_json
 from .component_configs import CONFIGS, config_file
