@@ -32,8 +32,10 @@ def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict
         key_map, weights = comfy.lora.model_lora_keys_clip(text, key_map), {**weights, **text.state_dict()}
     patches = comfy.lora.load_lora(dict(lora), key_map, log_missing=False)
     # An adapter remembers every key that the host has taken up to it.
-    loaded = set().union(*(patch.loaded_keys for target, patch in patches.items() if _fits(patch, target, weights)))
-    return sorted(set(lora) - loaded)
+    loaded = set().union(*(patch.loaded_keys for patch in patches.values()))
+    unfit = {target for target, patch in patches.items() if not _fits(patch, target, weights)}
+    names = tuple(f"{name}." for name, target in key_map.items() if target in unfit)
+    return sorted({*(set(lora) - loaded), *(key for key in lora if key.startswith(names))})
 
 
 def _fits(patch, target: str | tuple, weights: dict[str, torch.Tensor]) -> bool:
