@@ -35,7 +35,7 @@ def load_pipeline():
 
 
 def train_lora(data: str, seed: int, steps: int, learning_rate: float, folder: Path) -> Path:
-    """Train with the settings of example_workflows/train_lora.json; returns the LoRA file."""
+    """Train with the settings of the template without any download; returns the LoRA file."""
     method = specs.LoraSpec(rank=8, alpha=8, targets="all with convolutions")
     return train(demo_spec(f"{data}_{seed}", data, method, learning_rate, folder, steps=steps, seed=seed)).run.artifact
 

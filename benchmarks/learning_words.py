@@ -24,7 +24,7 @@ from . import emoji_style
 from .learning import DATA, HELD_OUT, ROOT, load_pipeline
 from .report import finish
 
-WORKFLOWS = {"word": "train_textual_inversion", "pivotal": "train_pivotal"}
+WORKFLOWS = {"word": "5 Train Textual Inversion", "pivotal": "6 Train Pivotal Tuning"}
 WIDGETS = {
     "word": "name token vectors initial_text steps learning_rate batch_size resolution preview_prompts preview_every "
             "checkpoint_every training_seed stop_at norm cosine_weight file_precision accumulation caption_dropout",

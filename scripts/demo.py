@@ -16,7 +16,7 @@ import workflow as workflows
 from environment import Environment, prepare
 from failure import Failure, run_script
 
-WORKFLOW = Path("example_workflows") / "train_lora.json"
+WORKFLOW = Path("example_workflows") / "2 Train a LoRA without any download.json"
 OUR_CATEGORY = "FineTune"
 
 

@@ -29,7 +29,7 @@ def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host, models):
     folder.mkdir()
     for name in NAMES:
         (folder / f"{name}.png").write_bytes((EMOJI / f"{name}.png").read_bytes())
-    graph = json.loads((ROOT / "example_workflows" / "caption_dataset.json").read_text(encoding="utf-8"))
+    graph = json.loads((ROOT / "example_workflows" / "3 Caption my images.json").read_text(encoding="utf-8"))
     for node in graph["nodes"]:
         node["mode"] = 0
     prompt = workflows.to_prompt(graph, host.object_info())
@@ -63,6 +63,6 @@ def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host, models):
 
 
 def test_without_models_the_bypassed_captioners_are_passed_by(host):
-    graph = json.loads((ROOT / "example_workflows" / "caption_dataset.json").read_text(encoding="utf-8"))
+    graph = json.loads((ROOT / "example_workflows" / "3 Caption my images.json").read_text(encoding="utf-8"))
     kinds = {node["class_type"] for node in workflows.to_prompt(graph, host.object_info()).values()}
     assert "FineTuneCaptionFromNames" in kinds and not kinds & {"FineTuneCaptionBlip", "FineTuneTagPictures"}

@@ -3,6 +3,7 @@ import json
 import os
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("schemas.json")
@@ -61,6 +62,6 @@ def test_help_pages_and_templates_are_served(host):
     assert "/extensions/finetune-nodes/js/precise_numbers.js" in json.loads(fetch(host, "/extensions"))
     templates = json.loads(fetch(host, "/workflow_templates"))
     examples = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
-    assert sorted(templates["finetune-nodes"]) == examples and "train_lora" in examples
+    assert sorted(templates["finetune-nodes"]) == examples and examples[0] == "1 Train a LoRA on my own images"
     for name in examples:
-        assert json.loads(fetch(host, f"/api/workflow_templates/finetune-nodes/{name}.json"))["nodes"]
+        assert json.loads(fetch(host, f"/api/workflow_templates/finetune-nodes/{quote(name)}.json"))["nodes"]

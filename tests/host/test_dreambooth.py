@@ -29,7 +29,8 @@ def test_the_checkpoint_draws_otherwise_and_is_a_base_again(host):
     assert np.abs(before - after).mean() > 0.01 and after.std() > 0.05
     assert outputs["train"]["checkpoint"] == ["booth.safetensors"]
     summary = outputs["train"]["text"][0]
-    assert "booth.safetensors: loads in ComfyUI with all 662 tensors; its effect is not zero" in summary
+    assert "booth.safetensors: all 662 tensors are as they should be. Load Base to Train loads it" in summary
+    assert "because it has no model of this size; its effect is not zero" in summary
     assert "down.3, mid frozen" in summary and "20 class pictures, weight 1" in summary
     file, run = host.output / "checkpoints" / "booth.safetensors", host.output / "finetune" / "booth"
     assert file.samefile(run / "booth.safetensors")
@@ -58,7 +59,7 @@ def test_shards_are_used_here_and_refused_as_a_file(host):
     prompt = sampling(dreambooth(name="shards", shard_size=0.02), ["train", 0], ["train", 1], "shards", seeds=1)
     outputs = host.run(prompt)
     assert outputs["shards/save"]["images"] and "checkpoint" not in outputs["train"]
-    assert "shards in shards: loads in ComfyUI" in outputs["train"]["text"][0]
+    assert "shards in shards: all 662 tensors are as they should be" in outputs["train"]["text"][0]
     assert sorted(path.name for path in (host.output / "finetune" / "shards").glob("*.safetensors")) == [
         f"shards-0000{number}-of-00004.safetensors" for number in range(1, 5)]
     assert not list((host.output / "checkpoints").glob("shards*"))

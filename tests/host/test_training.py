@@ -24,7 +24,8 @@ def test_example_workflows_fit_the_nodes(host, path):
 
 def test_the_example_workflow_learns_and_a_control_does_not(host, log):
     """The smaller form of benchmarks/learning.py: fewer steps, one prompt list, one seed."""
-    workflow = json.loads((ROOT / "example_workflows" / "train_lora.json").read_text(encoding="utf-8"))
+    template = ROOT / "example_workflows" / "2 Train a LoRA without any download.json"
+    workflow = json.loads(template.read_text(encoding="utf-8"))
     prompt = workflows.to_prompt(workflow, host.object_info())
     train = next(node for node in prompt.values() if node["class_type"] == "FineTuneTrainLora")
     data = next(node for node in prompt.values() if node["class_type"] == "FineTuneLoadImageDataset")
