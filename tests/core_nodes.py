@@ -25,7 +25,7 @@ NODES = {
         "VAESave", "CheckpointSave",
     ), {}),
     "LoraSave": {"filename_prefix": "loras/native", "rank": 2, "model_diff": ["difference", 0]},
-    "TrainLoraNode": {"steps": 1, "rank": 1},
+    "TrainLoraNode": {"steps": 1, "rank": 1, "training_dtype": "fp32", "lora_dtype": "fp32"},
 }
 """Node → inputs other than the defaults."""
 
