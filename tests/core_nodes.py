@@ -9,6 +9,8 @@ SUPPLIES = {
     "sampler": ("KSamplerSelect", {"sampler_name": "euler"}),
     "sigmas": ("BasicScheduler", {"model": ["base", 0], "scheduler": "normal", "steps": 1, "denoise": 1.0}),
     "guider": ("BasicGuider", {"model": ["base", 0], "conditioning": ["positive", 0]}),
+    "pair": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 2}),
+    "latents": ("RebatchLatents", {"latents": ["pair", 0], "batch_size": 1}),
     "difference": ("ModelMergeSubtract", {"model1": ["base", 0], "model2": ["base", 0], "multiplier": 1.0}),
 }
 LINKS = {"MODEL": ["base", 0], "CLIP": ["base", 1], "VAE": ["base", 2], "CONDITIONING": ["positive", 0],
@@ -25,7 +27,8 @@ NODES = {
         "VAESave", "CheckpointSave",
     ), {}),
     "LoraSave": {"filename_prefix": "loras/native", "rank": 2, "model_diff": ["difference", 0]},
-    "TrainLoraNode": {"steps": 1, "rank": 1, "training_dtype": "fp32", "lora_dtype": "fp32"},
+    "TrainLoraNode": {"latents": ["latents", 0], "steps": 1, "rank": 1, "training_dtype": "fp32",
+                      "lora_dtype": "fp32"},
 }
 """Node → inputs other than the defaults."""
 
