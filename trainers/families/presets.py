@@ -2,8 +2,8 @@
 from dataclasses import replace
 
 from . import get
-from .protocol import LoraPreset
 from .component_configs import component_config
+from .protocol import LoraPreset
 
 SMALL = 160
 """UNets whose first width is below this are no released model but a small one, such as the demo base (64)."""

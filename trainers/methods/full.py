@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..artifacts.checkpoint import PRECISIONS, change, save_checkpoint
 from ..errors import UserError
-from ..families.protocol import Family
 from ..families.component_configs import config_folder
+from ..families.protocol import Family
 from ..families.sizes import stated_sizes
 from ..spec import FullSpec
 from ..spec.blocks import covers
