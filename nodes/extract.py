@@ -108,8 +108,8 @@ class ExtractLora(io.ComfyNode):
             made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_lora_keys(
                 load_file(run.artifact), report["family"], base_path, tuned_path, *configs))
         lora_name, summary = made.names["lora"], summarise(made)
+        made.progress.show(summary, 1, 1)
         picture = Image.open(made.run.folder / FILE).convert("RGB")
-        made.progress.show(summary, 1, 1, picture)
         image = torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
         return io.NodeOutput(
             load_file(made.file), lora_name, [(lora_name, 1.0, 1.0)], image, table(made.report), summary,

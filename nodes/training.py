@@ -11,6 +11,7 @@ from ..trainers.files import write_json
 from ..trainers.optional import require_packages
 from ..trainers.run import TrainingProcess
 from ..trainers.runs import Run, open_run
+from ..trainers.sheets import sheet_on_node
 from ..trainers.spec import (
     MAXIMUM_SEED,
     CheckpointSpec,
@@ -191,7 +192,7 @@ class Finished:
         return [host.saved_picture(path) for path in (self.run.strip_path, self.run.chart_path) if path.exists()]
 
     def show(self, summary: str):
-        self.progress.show(summary, 1, 1, last_preview(self.run))
+        self.progress.show(summary, 1, 1)
 
 
 def validation_lines(report: dict) -> list[str]:
@@ -249,6 +250,7 @@ def train(run: Run, spec: RunSpec, progress: host.NodeProgress, lines: Sequence[
     host.free_memory()
     with TrainingProcess(run) as process:
         host.follow(process.events(), process.cancel, Display(run, spec, progress, notes=list(lines)).show)
+    progress.take_picture_away()
 
 
 @dataclass
@@ -284,7 +286,8 @@ class Display:
                 line += "\nlearning rate " + ", ".join(f"{name}: {rate:.3g}" for name, rate in rates.items())
             self.progress.show("\n".join([line, *self.notes]), event["step"], total, reached=reached)
         elif kind == "preview":
-            self.progress.show(f"preview at step {event['step']}", picture=picture_at(event["path"]), reached=reached)
+            picture = preview_at(event["path"], self.spec.previews)
+            self.progress.show(f"preview at step {event['step']}", picture=picture, reached=reached)
         elif kind == "overview":
             self.progress.show("the whole run at a glance", picture=picture_at(event["path"]), reached=reached)
         elif kind == "finished":
@@ -310,15 +313,18 @@ class Display:
                 "go on.")
 
 
-def last_preview(run: Run) -> Image.Image | None:
-    """The strip of all previews, so that a node shows it too when the run was already finished."""
-    return picture_at(run.strip_path) or picture_at(run.chart_path)
-
-
 def picture_at(path: str | Path) -> Image.Image | None:
     """None where it was removed: it is for looking at only."""
     try:
         return Image.open(path).convert("RGB")
+    except OSError:
+        return None
+
+
+def preview_at(path: str, previews: PreviewSpec) -> Image.Image | None:
+    """The pictures of a step, arranged for the node; None where they were removed."""
+    try:
+        return sheet_on_node(Path(path), previews.prompts, previews.pictures)
     except OSError:
         return None
 

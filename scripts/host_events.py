@@ -4,10 +4,12 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import re
 import struct
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
+from html import unescape
 from typing import Literal
 
 PROGRESS_TEXT = 3  # the host's BinaryEventTypes.TEXT; the other binary messages are preview pictures
@@ -109,4 +111,10 @@ def parse_binary(data: bytes) -> Event | None:
     if len(data) < 8 or struct.unpack(">I", data[:4])[0] != PROGRESS_TEXT:
         return None
     start = 8 + struct.unpack(">I", data[4:8])[0]
-    return Event("text", data[8:start].decode("utf-8"), text=data[start:].decode("utf-8", errors="replace"))
+    html = data[start:].decode("utf-8", errors="replace")
+    return Event("text", data[8:start].decode("utf-8"), text=plain(html))
+
+
+def plain(html: str) -> str:
+    """The text of a node as it reads on the page; the pack writes line breaks as tags and some signs as numbers."""
+    return unescape(re.sub("<[^>]*>", "", html.replace("<br>", "\n")))

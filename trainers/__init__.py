@@ -9,6 +9,7 @@ Where to look:
     optimizers.py   by name; schedules.py their rates; ema.py the running mean of the weights
     frozen.py       weights in 8 bits; compilation.py whether torch can compile
     errors.py       failures as sentences; what a foreign error says in a line
+    page_text.py    text as the page shows it on a node; sheets.py and charts.py its pictures
     requirements.py packages that are required, read from requirements.txt
     words.py        what a whole word is, in captions and prompts; names and counts in sentences
     vocabulary.py   words as a tokenizer takes them: their tokens, common or rare

@@ -14,6 +14,8 @@ SMALLEST, LARGEST = 192, 256
 """Pixels of a picture's side: smaller ones are enlarged to be looked at; in the strip larger ones are reduced."""
 COLUMNS = 8
 """Most steps in a strip."""
+MOST_ON_NODE, NODE_SHAPE = 12, 4 / 3
+"""Pictures that can still be told from each other on a node, and the width of its room for them over the height."""
 GAP = 4
 PAPER, INK, GREY = "white", (30, 30, 30), (110, 110, 110)
 
@@ -36,10 +38,31 @@ def progress_strip(sheets: Sequence[tuple[int, Path]], prompts: Sequence[str], p
     for _, path in chosen:
         with Image.open(path) as file:
             sheet = file.convert("RGB")
-        cells = _first_column(sheet, len(prompts), pictures)
+        cells = _columns(sheet, len(prompts), pictures)[0]
         side = min(cells[0].width, LARGEST)
         columns.append([each.resize((side, side), Image.Resampling.LANCZOS) for each in cells])
     return _lay_out(list(zip(*columns)), prompts, ["before" if step == 0 else f"step {step}" for step, _ in chosen])
+
+
+def sheet_on_node(path: Path, prompts: Sequence[str], pictures: int) -> Image.Image:
+    """The pictures of a contact sheet with `pictures` pictures per prompt, arranged to be as large as can be on a node,
+    each under its prompt: at most MOST_ON_NODE, of each prompt the first when there are more."""
+    with Image.open(path) as file:
+        sheet = file.convert("RGB")
+    tiles = [(prompt, tile) for prompt, *row in zip(prompts, *_columns(sheet, len(prompts), pictures)) for tile in row]
+    if len(tiles) > MOST_ON_NODE:
+        tiles = tiles[::pictures]
+    tiles = tiles[:MOST_ON_NODE]
+    side = tiles[0][1].width
+    columns = max(range(1, len(tiles) + 1), key=lambda columns: min(NODE_SHAPE / columns, 1 / -(-len(tiles) // columns)))
+    line, rows = _heading(side), -(-len(tiles) // columns)
+    arranged = Image.new("RGB", (columns * (side + GAP) - GAP, rows * (line + side)), PAPER)
+    draw, font = ImageDraw.Draw(arranged), ImageFont.load_default(round(0.7 * line))
+    for number, (prompt, tile) in enumerate(tiles):
+        left, top = number % columns * (side + GAP), number // columns * (line + side)
+        draw.text((left + GAP, top + line / 2), shorten(draw, prompt, font, side - 2 * GAP), INK, font, anchor="lm")
+        arranged.paste(tile, (left, top + line))
+    return arranged
 
 
 def spread(items: Sequence, count: int) -> list:
@@ -69,11 +92,13 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], titl
     return sheet
 
 
-def _first_column(sheet: Image.Image, rows: int, columns: int) -> list[Image.Image]:
+def _columns(sheet: Image.Image, rows: int, columns: int) -> list[list[Image.Image]]:
+    """The pictures of a contact sheet, column by column."""
     side = (sheet.width + GAP) // columns - GAP
     line = _heading(side)
     tops = [2 * line + number * (line + side) for number in range(rows)]
-    return [sheet.crop((0, top, side, top + side)) for top in tops]
+    lefts = [number * (side + GAP) for number in range(columns)]
+    return [[sheet.crop((left, top, left + side, top + side)) for top in tops] for left in lefts]
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, font, width: float) -> str:

@@ -5,12 +5,20 @@ from typing import Callable, Iterable
 import comfy.model_management
 import comfy.utils
 from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
 from ...trainers import run
 from ...trainers.errors import UserError
 from ...trainers.requirements import missing_requirements
+from .page import repeat_text, show_text
+
+SAID_AGAIN, DRAWN_AGAIN = 2.0, 10.0
+"""Seconds after which a text is said again when nothing new is, and a picture is sent again with the next text: a page that
+lost its connection, or is loaded anew, missed them."""
+PICTURE_GONE = 0.6
+"""Seconds in which a frontend takes a live picture away; 0.4 of them it waits by itself."""
 
 
 def require_packages():
@@ -46,6 +54,7 @@ class NodeProgress:
 
     def __init__(self, node_id: str):
         self.node_id, self.bar, self.value, self.sent = node_id, None, 0, 0.0
+        self.picture, self.drawn = None, 0.0
 
     def show(self, text: str, done: int = 0, total: int = 0, picture: Image.Image | None = None,
              reached: float | None = None):
@@ -53,8 +62,12 @@ class NodeProgress:
         the node has to do, or at done / total where the text counts all of it. It never goes back."""
         now = time.monotonic()
         if now - self.sent > 0.1 or done == total:  # ten messages a second are enough for anybody
-            PromptServer.instance.send_progress_text(text, self.node_id)
+            show_text(text, self.node_id)
             self.sent = now
+        if picture is None and now - self.drawn > DRAWN_AGAIN:
+            picture = self.picture
+        if picture is not None:
+            self.picture, self.drawn = picture, now
         if reached is None and total:
             reached = done / total
         if reached is not None:
@@ -63,8 +76,22 @@ class NodeProgress:
             preview = ("JPEG", picture, 768) if picture is not None else None
             self.bar.update_absolute(self.value, BAR, preview)
 
+    def take_picture_away(self):
+        """Make room for the node's output images: frontends show the last live picture in their place, until they hear of a
+        node that did not run and now runs. They take it away a moment later."""
+        context, server = get_executing_context(), PromptServer.instance
+        if self.picture is None or context is None or server.client_id is None:
+            return
+        self.picture = None
+        server.send_sync("progress_state", {"prompt_id": context.prompt_id, "nodes": {}}, server.client_id)
+        comfy.utils.ProgressBar(BAR, node_id=self.node_id).update_absolute(self.value, BAR)
+        time.sleep(PICTURE_GONE)
+
 
 def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None]):
     """`run.follow` with the host's interrupt."""
-    run.follow(events, cancel, report, comfy.model_management.throw_exception_if_processing_interrupted,
-               comfy.model_management.InterruptProcessingException)
+    def look_around():
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        repeat_text(SAID_AGAIN)
+
+    run.follow(events, cancel, report, look_around, comfy.model_management.InterruptProcessingException)

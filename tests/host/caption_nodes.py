@@ -14,11 +14,12 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarks.pack import become_host, load_pack  # noqa: E402
+from benchmarks.pack import become_host, load_pack, use_scripts  # noqa: E402
 
 become_host(Path(sys.argv[1]))
 sys.path.append(str(ROOT / "tests"))
 load_pack()
+use_scripts()
 import folder_paths  # noqa: E402
 from comfy_api.latest import _io, io  # noqa: E402
 from server import PromptServer  # noqa: E402
@@ -34,9 +35,12 @@ from finetune.nodes.host import dataset_choices, own_dataset_folder  # noqa: E40
 from finetune.trainers.errors import UserError  # noqa: E402
 from finetune.trainers.families.recognition import recognise  # noqa: E402
 from generated_pictures import photograph  # noqa: E402
+from host_events import plain  # noqa: E402
 from PIL import Image  # noqa: E402
 
-PromptServer.instance = SimpleNamespace(send_progress_text=lambda text, node: TEXTS.append(text), client_id=None)
+PromptServer.instance = SimpleNamespace(
+    send_progress_text=lambda html, node, client: TEXTS.append(plain(html)), client_id="somebody",
+    prompt_queue=SimpleNamespace(currently_running={}))
 NODES = {node.define_schema().node_id: node for node in nodes.NODES}
 MINE = FOLDER / "input" / "mine"
 

@@ -24,6 +24,11 @@ def test_progress_text_and_preview_pictures():
     assert parse_binary(struct.pack(">II", 1, 2) + b"JPEG") is None
 
 
+def test_progress_text_is_read_as_the_page_shows_it():
+    html = "<div style='x'>a &#60;b&#62;<br>&amp;c</div>"
+    assert parse_binary(struct.pack(">II", 3, 1) + b"7" + html.encode()).text == "a <b>\n&c"
+
+
 def test_plain_lines_show_each_node_and_its_last_step(capsys):
     lines = ProgressLines({"1": "Load", "2": "Train LoRA"}, interactive=False)
     lines.show(Event("executing", "1"))

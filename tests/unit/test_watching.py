@@ -10,9 +10,9 @@ import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
-from finetune.trainers import sheets, watching
 from finetune.trainers import spec as specs
 from finetune.trainers import training as training_module
+from finetune.trainers import watching
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.data.split import split
 from finetune.trainers.errors import Cancelled, UserError
@@ -331,19 +331,6 @@ def test_the_same_prompt_starts_from_the_same_noise_every_time(make_spec, tiny_b
     assert len({each.tobytes() for each in many.values()}) == 12
     assert np.abs(before[0, 0] - first_sheet("other", seed=1)[0][0, 0]).max() > 10
     assert not np.array_equal(before[0, 0], first_sheet("negative", negative="blue square", guidance=30)[0][0, 0])
-
-
-def test_long_runs_have_eight_columns_and_long_prompts_are_cut(tmp_path):
-    sheets_of_run = []
-    for step in range(0, 101, 4):
-        tile = Image.new("RGB", (300, 300), (step * 2, 0, 0))
-        path = tmp_path / f"step_{step:06d}.png"
-        sheets.contact_sheet([[tile, tile]], ["a very long prompt " * 20], f"step {step}").save(path)
-        sheets_of_run.append((step, path))
-    strip = sheets.progress_strip(sheets_of_run, ["a very long prompt " * 20], 2)
-    assert strip.width == 8 * (256 + 4) - 4
-    reds = [strip.getpixel((column * 260 + 128, strip.height // 2))[0] for column in range(8)]
-    assert reds == [2 * step for step in (0, 16, 28, 44, 56, 72, 84, 100)]
 
 
 def test_the_chart_shows_its_curves(make_spec, tiny_bases, twelve):

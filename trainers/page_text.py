@@ -1,0 +1,28 @@
+"""Text as ComfyUI's page shows it on a node. Captions, names and messages come from files of unknown origin.
+
+The frontend puts progress text into the page as HTML (1.32.9 as it is, 1.49.6 freed of all but links and line breaks), makes
+links of addresses and of [[words|address]], and in its Vue renderer reads it as Markdown, which drops single line breaks. So
+what has a meaning to any of them is written as a number of HTML, which all of them show as the character.
+"""
+import re
+
+from .errors import plain_lines
+
+MOST_LINES, LONGEST_LINE = 60, 600
+"""A node is no place to read more; the reports that nodes give out are whole."""
+BOX = '<div style="max-height:200px;overflow-y:auto">'
+"""What the classic renderer does by itself; the Vue renderer would make the node as high as its text. Being a block of HTML
+it also keeps Markdown from being read."""
+_MEANINGFUL = re.compile(r"""[&<>"'`\[\]*_~#|\\@]|:(?=//)|(?<=\bwww)\.""", re.IGNORECASE)
+_CONTROLS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Marks that turn the direction of writing, also of what follows the text."""
+
+
+def page_text(text: str) -> str:
+    """`text` as HTML that shows its lines as they are, on every frontend; at most MOST_LINES lines."""
+    lines = plain_lines(_CONTROLS.sub("", text))
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES - 1:] = [f"… and {len(lines) - MOST_LINES + 1} more lines"]
+    cut = (line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…" for line in lines)
+    escaped = (_MEANINGFUL.sub(lambda sign: f"&#{ord(sign[0])};", line) for line in cut)
+    return f"{BOX}{'<br>'.join(escaped)}</div>"
