@@ -14,11 +14,12 @@ class FineTuneExtension(ComfyExtension):
     async def get_node_list(self):
         try:
             from .nodes import NODES
+            from .nodes.host.page import telling
         except ImportError as problem:
             logging.error("FineTune's nodes are not available: %s. If a package is missing, install the pack's "
                           "requirements.txt with the Python that runs ComfyUI, then start it again.", problem)
             return []
-        return NODES
+        return [telling(node) for node in NODES]
 
 
 async def comfy_entrypoint():

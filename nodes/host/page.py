@@ -29,6 +29,7 @@ _kept: "OrderedDict[tuple[str, str, str], dict]" = OrderedDict()
 """(client, workflow, node) → type and text, the newest last."""
 _executed: "OrderedDict[str, dict]" = OrderedDict()
 """Identity of an execution → the same."""
+_TELLING = set()
 _said: "ContextVar[list[str] | None]" = ContextVar("said", default=None)
 """In an execution: a list of the text that the node shows, the node and when it was said; empty when nothing was."""
 
@@ -112,6 +113,8 @@ def telling(node: type) -> type:
     was cancelled. Frontends tell little of an error. The text is in the ui output too, which the host keeps with its caches
     and its history."""
     execute = node.execute.__func__
+    if execute in _TELLING:
+        return node
 
     @functools.wraps(execute)
     def tell(cls, *values, **inputs):
@@ -138,6 +141,7 @@ def telling(node: type) -> type:
         finally:
             _said.reset(token)
 
+    _TELLING.add(tell)
     node.execute = classmethod(tell)
     return node
 
