@@ -96,14 +96,23 @@ def test_an_error_is_said_on_the_node_and_gone_after_the_next_run(page):
 
 # ---- while a run goes on ---------------------------------------------------------------------------------------------
 
-def test_cancel_is_said_and_what_is_saved(page):
-    graph = train(page, name=f"cancelled {page.renderer}", steps=100_000)
+PHASES = {
+    "loading": ({}, "starting", "loading"), "encoding": ({"resolution": 256}, "encoding"), "training": ({}, "loss "),
+    "preview": ({"preview_every": 1, "preview_prompts": "\n".join(f"emoji {number}" for number in range(12))}, "preview at"),
+}
+"""Phase → (widgets, texts of the node by which it is known)."""
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_cancel_is_said_and_what_is_saved(page, phase):
+    widgets, *words = PHASES[phase]
+    graph = train(page, **{"name": f"cancelled {phase} {page.renderer}", "steps": 100_000, **widgets})
     graph.queue()
-    graph.wait_for_text("train", "loss ")
+    graph.wait_for_text("train", *words)
     graph.interrupt()
-    graph.wait_for_text("train", "cancelling, saving")
-    said = graph.wait_for_text("train", "cancelled and saved at step")
-    assert "Queue again to go on" in said
+    graph.wait_for_text("train", "cancelling, saving", "cancelled")
+    said = graph.wait_for_text("train", "cancelled")
+    assert "before the first step" in said and phase != "training" or "and saved at step" in said and "Queue again" in said
 
 
 def test_a_run_is_seen_again_after_a_reload_and_only_in_its_page(page, host, browser):

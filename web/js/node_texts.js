@@ -6,6 +6,8 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const WIDGET = "$$node-text-preview"; // the frontend's own
+// The classic renderer does that by itself. The Vue renderer would make a node as high as its text.
+const STYLE = ".finetune-text { max-height: 200px; overflow-y: auto; }";
 const ROOM = 96; // pixels: five lines; the frontend gives two
 
 /** A frontend's text on a node of ours: part of no workflow (frontends before 1.4x saved it), and room for a sentence. */
@@ -49,6 +51,7 @@ async function restore(prompt, cached) {
 app.registerExtension({
   name: "FineTune.NodeTexts",
   setup() {
+    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
     api.addEventListener("progress_text", ({ detail }) => {
       const node = ours(detail.nodeId);
       if (node) setTimeout(() => dress(node)); // the frontend may hear it after us
