@@ -42,6 +42,10 @@ class NodePage:
         self.editor, self.page, self.host = page, page.page, page.host
         self.ids = self.page.evaluate(BUILD, [nodes, links])
         page.settle()
+        # As people open it. In a graph that was just linked, the Vue renderer of 1.32.9 shows no widget that comes later.
+        self.page.evaluate("(graph) => app.loadGraphData(graph, true, true, app.extensionManager.workflow.activeWorkflow)",
+                           page.workflow())
+        page.settle()
 
     def copy(self, editor) -> "NodePage":
         """The same graph in another open page."""

@@ -11,8 +11,8 @@ from .errors import plain_lines
 MOST_LINES, LONGEST_LINE = 60, 600
 """A node is no place to read more; the reports that nodes give out are whole."""
 BOX = '<div class="finetune-text">'
-"""A block of HTML, which keeps Markdown from being read. `web/js/node_texts.js` limits its height: the Vue renderer would make
-a node as high as its text."""
+"""A block of HTML, which keeps Markdown from being read. `web/js/node_texts.js` limits its height: the Vue renderer would
+make a node as high as its text."""
 _MEANINGFUL = re.compile(r"""[&<>"'`\[\]*_~#|\\@]|:(?=//)|(?<=\bwww)\.""", re.IGNORECASE)
 _CONTROLS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Marks that turn the direction of writing, also of what follows the text."""

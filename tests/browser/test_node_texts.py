@@ -56,7 +56,6 @@ def test_hostile_texts_are_shown_as_text(page, tmp_path_factory):
 
 
 def test_lines_stay_lines_and_a_long_text_does_not_make_a_node_long(page):
-    page.open()
     graph = NodePage(page, {
         "data": ["FineTuneLoadImageDataset", 80, 80, {"folder": "examples/openmoji"}],
         "names": ["FineTuneCaptionFromNames", 450, 80, {"template": "a {name}, " + "with many words " * 12}],
@@ -73,7 +72,6 @@ def train(page, **widgets) -> NodePage:
     """The demo base, the example dataset and Train LoRA with the widgets of `training`."""
     prompt = training(**widgets)
     values = {name: value for name, value in prompt["train"]["inputs"].items() if not isinstance(value, list)}
-    page.open()  # anew, so that every graph has the same ids
     return NodePage(page, {
         "demo": ["FineTuneLoadDemoBase", 80, 80, {}],
         "data": ["FineTuneLoadImageDataset", 80, 400, {"folder": "examples/openmoji"}],
