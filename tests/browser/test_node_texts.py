@@ -37,9 +37,9 @@ def test_hostile_texts_are_shown_as_text(page, tmp_path_factory):
         "names": ["FineTuneCaptionFromNames", 420, 80, {"template": CAPTIONS[4] + " {name}"}],
         "report": ["FineTuneDatasetReport", 420, 440, {"trigger": SCRIPT}],
         "lora": ["FineTuneInspectLora", 850, 80, {"lora_name": HOSTILE}],
-        "words": ["PreviewAny", 850, 560, {}],
+        "write": ["FineTuneWriteCaptions", 850, 560, {}],
     }, [["data", 0, "trigger", "dataset"], ["data", 0, "names", "dataset"], ["trigger", 0, "report", "dataset"],
-        ["names", 1, "words", "source"]])
+        ["names", 0, "write", "dataset"]])
     page.host.follow(graph.queue())
     shown = graph.wait_for_text("trigger", "captions changed")
     for caption in CAPTIONS:
@@ -50,7 +50,8 @@ def test_hostile_texts_are_shown_as_text(page, tmp_path_factory):
     graph.wait_for_text("report", "pictures")
     assert "modelspec.title: <script>window.hacked=1</script>" in graph.wait_for_text("lora", "Metadata")
     page.page.screenshot(path=tmp_path_factory.mktemp("hostile") / f"{page.renderer}.png")
-    for node in ("data", "trigger", "names", "report", "lora"):
+    assert SCRIPT in graph.wait_for_text("write", "Caption files")
+    for node in ("data", "trigger", "names", "report", "lora", "write"):
         assert not {"img", "script", "svg", "b", "i", "a", "em", "strong", "code"} & set(graph.markup(node)), node
     assert page.page.evaluate("() => window.hacked ?? null") is None
 
