@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from finetune.trainers.artifacts import peft_config
+from finetune.trainers.artifacts import changes, peft_config
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.peft_config import PeftConfig, read_peft_config
 from finetune.trainers.errors import UserError
@@ -279,3 +279,25 @@ def test_a_configuration_longer_than_any_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(peft_config, "LARGEST_FILE", 20)
     config = peft_config.read_peft_config(path, {}, [key])
     assert config.scale(key, 4) is None and "cannot be read" in config.notes[0]
+
+
+def test_a_pattern_names_a_module_or_what_follows_a_dot():
+    config = PeftConfig({"r": 4, "lora_alpha": 2, "alpha_pattern": {"q": 8, "attn1.to_q": 16}})
+    assert [config.scale(f"base_model.model.{name}", 4) for name in ("attn1.to_q", "xattn1.to_q", "a.q", "to_q")] == [
+        4.0, 0.5, 2.0, 0.5]
+
+
+def test_a_scale_beside_is_nothing_to_a_layer_with_an_alpha_of_its_own():
+    tensors = {"lora_down.weight": torch.ones(4, 8), "lora_up.weight": torch.ones(8, 4), "alpha": torch.tensor(1.0)}
+    assert changes.with_scale(tensors, 5.0)["alpha"] == 1
+    del tensors["alpha"]
+    assert changes.with_scale(tensors, 5.0)["alpha"] == 20
+
+
+def test_alpha_has_no_meaning_for_a_full_lokr():
+    """LyCORIS and ComfyUI divide alpha by a rank; where no factor is a product there is none."""
+    tensors = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3), "alpha": torch.tensor(8.0)}
+    assert changes.change_of_parts(tensors).equal(torch.ones(6, 6))
+    pair = {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(3, 4), "lokr_w2_b": torch.ones(4, 3),
+            "alpha": torch.tensor(8.0)}
+    assert changes.change_of_parts(pair).equal(torch.full((6, 6), 8.0))
