@@ -8,9 +8,9 @@ BLOCKS, UNET = "trainers/artifacts/layer_names/blocks.py", "trainers/artifacts/l
 NAMES, SPELLING = "trainers/artifacts/layer_names/table.py", "trainers/artifacts/layer_names/spelling.py"
 RENAMING, PEFT = "trainers/artifacts/lora_renaming.py", "trainers/artifacts/peft_config.py"
 CHANGES, LORA_FILE = "trainers/artifacts/changes.py", "trainers/artifacts/lora_file.py"
-CONVERSION, TASKS = "trainers/conversion.py", "trainers/file_tasks.py"
-FAMILY = "trainers/artifacts/layer_names/family.py"
+CONVERSION, FAMILY = "trainers/conversion.py", "trainers/artifacts/layer_names/family.py"
 WEIGHTS, PROMPTS = "trainers/stacking/block_weights.py", "trainers/stacking/prompts.py"
+BY_NAMES, BY_SCALES = "unit/test_layer_names.py", "unit/test_lora_scales.py"
 
 MUTATIONS = [
     Mutation("rounding alone is extracted", EXTRACTION,
@@ -110,6 +110,44 @@ MUTATIONS = [
     Mutation("merged metadata is the first file's", METADATA,
              "metadata.get(name) == first[name] for _, metadata in sources)",
              "True for _, metadata in sources)", "unit/test_file_tasks.py unit/test_merging.py"),
+    # ---- names of layers -------------------------------------------------------------------------------------------------
+    Mutation("attention processors of old diffusers are not undone", SPELLING,
+             '.replace("_processor_", "_")', "", BY_NAMES),
+    Mutation("to_out of old diffusers is another layer", SPELLING,
+             'f"{core}_0" if core.endswith("_to_out") else core', "core", BY_NAMES),
+    Mutation("old diffusers' text encoders are not read", SPELLING,
+             'core = re.sub(r"self_attn_to_([qkv])$", r"self_attn_\\1_proj", core)', "pass", BY_NAMES),
+    Mutation("the second encoder is the first", SPELLING,
+             'return f"te{number}" if number else BARE_TEXT', "return BARE_TEXT", BY_NAMES),
+    Mutation("SDXL gets diffusers' names", NAMES,
+             'own = original if family == "sdxl" else diffusers', "own = diffusers", BY_NAMES),
+    Mutation("equal layers of one file replace one another", CONVERSION,
+             "parts = [each.layers[layer.key] for each in made.all() if layer.key in each.layers]",
+             "parts = [layer]", "unit/test_layer_names.py::test_a_layer_that_one_file_spells_twice_is_added"),
+    Mutation("most of a file may fit nothing", RENAMING,
+             "if len(missing) >= max(1, len(found)):", "if False:", BY_NAMES),
+    Mutation("text layers make up for a missing denoiser", RENAMING,
+             "if not all(map(is_text, file.layers)) else (found, missing))", "if False else (found, missing))",
+             "unit/test_layer_names.py::test_a_bake_that_leaves_most_out_stops"),
+    Mutation("families are mixed", RENAMING, "len(alike) > 1:", "len(alike) > 2:", BY_NAMES),
+    Mutation("names of four levels are SDXL's", FAMILY, "if not never and any(name", "if any(name", BY_NAMES),
+    Mutation("the file beside is not read", PEFT, "if not beside.is_file():", "if True:", BY_SCALES),
+    Mutation("the file beside is anybody's", PEFT,
+             'if not path.name.startswith("adapter_model") and not any(', "if False and not any(", BY_SCALES),
+    Mutation("LoHa's and LoKr's alpha is not read", PEFT,
+             'fields.get("lora_alpha", fields.get("alpha"))', 'fields.get("lora_alpha")', BY_SCALES),
+    Mutation("alpha patterns are not read", PEFT,
+             '_matching(fields.get("alpha_pattern"), module,', "_matching(None, module,", BY_SCALES),
+    Mutation("rsLoRA is not read", PEFT, 'rank**0.5 if fields.get("use_rslora") is True else rank', "rank", BY_SCALES),
+    Mutation("a whole LoKr is not scaled", CHANGES,
+             '**({"lokr_w1": tensors["lokr_w1"] * scale} if', '**({"lokr_w1": tensors["lokr_w1"]} if', BY_SCALES),
+    Mutation("a flat change stays flat", CHANGES,
+             "return change.reshape(len(change), -1, *kernel)", "return change", BY_SCALES),
+    Mutation("the partner's kernel is not asked", MERGING, "    if len(kernels) != 1:\n", "    if True:\n", BY_SCALES),
+    Mutation("layers that are incomplete are read", LORA_FILE,
+             "if shape_of(shapes) is None or prod(", "if prod(", BY_SCALES),
+    Mutation("lengths of outputs are of inputs", CHANGES,
+             "by_rows = lengths.shape[:2] == (rows, 1)", "by_rows = False", BY_SCALES),
     # ---- stacks --------------------------------------------------------------------------------------------------------
     Mutation("diffusers' blocks are counted by the attention's own number", BLOCKS,
              'f"{side}_blocks.{level}.{part}.{layer}.conv1", 2,',

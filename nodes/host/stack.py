@@ -1,6 +1,7 @@
 """A stack of LoRAs onto the host's MODEL and CLIP, as clones with patches, like its own loaders make them."""
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Callable, Iterable
 
@@ -72,8 +73,13 @@ class Targets:
             names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
             self.shapes |= {name: tensor.shape for name, tensor in clip.cond_stage_model.state_dict().items()}
         self.exact, self.flat = names, {name.replace(".", "_"): target for name, target in names.items()}
-        self.names = LayerNames.of_comfyui(self.shapes, self.family if model is not None else "") if (
-            model is None or self.family in LAYOUTS) else None
+
+    @cached_property
+    def names(self) -> LayerNames | None:
+        """The model's layers, if its family has a table."""
+        if self.has_model and self.family not in LAYOUTS:
+            return None
+        return LayerNames.of_comfyui(self.shapes, self.family if self.has_model else "")
 
     def find(self, layer: str):
         """The host's target of a layer: a weight's name or (name, offset, …); None when the model has none."""
@@ -125,7 +131,7 @@ def layers_of(file: LoraFile, report: FileReport) -> dict[str, dict[str, tuple[s
             report.leave(UNKNOWN_PART, [key])
         else:
             layers.setdefault(split.layer, {})[split.part] = (key, tensor)
-    for layer, parts in layers.items():
+    for layer, parts in layers.items() if file.peft.fields else ():
         tensors = {part: tensor for part, (_, tensor) in parts.items()}
         keys = {part: key for part, (key, _) in parts.items()}
         scaled = with_scale(tensors, file.scale(layer, tensors))
