@@ -66,7 +66,7 @@ class EditorPage:
         self.page.wait_for_function(
             "window.app?.graph && app.extensionManager?.workflow?.activeWorkflow"
             " && LiteGraph.registered_node_types.FineTuneLoraStack"
-            " && app.extensions.some((extension) => extension.name === 'FineTune.LoraStack')", timeout=60_000)
+            " && app.extensions.some((extension) => extension.name === 'FineTune.LoraStack')", timeout=180_000)
         self.settle()
 
     def new_graph(self, text: str = ""):

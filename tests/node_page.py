@@ -83,7 +83,7 @@ class NodePage:
         return self.page.evaluate(
             f"(id) => [...({BOX})(id).querySelectorAll('*')].map((each) => each.localName)", self.ids[node])
 
-    def wait_for_text(self, node: str, *words: str, seconds: float = 60) -> str:
+    def wait_for_text(self, node: str, *words: str, seconds: float = 180) -> str:
         """Until a node shows one of the `words`."""
         end, shown = time.monotonic() + seconds, ""
         while time.monotonic() < end:
