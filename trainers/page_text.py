@@ -14,13 +14,11 @@ BOX = '<div class="finetune-text">'
 """A block of HTML, which keeps Markdown from being read. `web/js/node_texts.js` limits its height: the Vue renderer would
 make a node as high as its text."""
 _MEANINGFUL = re.compile(r"""[&<>"'`\[\]*_~#|\\@]|:(?=//)|(?<=\bwww)\.""", re.IGNORECASE)
-_CONTROLS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Marks that turn the direction of writing, also of what follows the text."""
 
 
 def page_text(text: str) -> str:
     """`text` as HTML that shows its lines as they are, on every frontend; at most MOST_LINES lines."""
-    lines = plain_lines(_CONTROLS.sub("", text))
+    lines = plain_lines(text)
     if len(lines) > MOST_LINES:
         lines[MOST_LINES - 1:] = [f"… and {len(lines) - MOST_LINES + 1} more lines"]
     cut = (line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…" for line in lines)

@@ -72,3 +72,4 @@ def test_a_long_text_is_cut_and_says_so():
     assert len(lines) == MOST_LINES and lines[-2:] == [f"line {MOST_LINES - 2}", f"… and {500 - MOST_LINES + 1} more lines"]
     assert check("x" * 1_000_000) == "x" * LONGEST_LINE + "…"
     assert len(check("\n".join("y" for _ in range(MOST_LINES))).splitlines()) == MOST_LINES
+    assert check("\n".join("y" for _ in range(MOST_LINES + 1))).splitlines()[-2:] == ["y", "… and 2 more lines"]

@@ -6,8 +6,8 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
 const WIDGET = "$$node-text-preview"; // the frontend's own
-// The classic renderer does that by itself. The Vue renderer would make a node as high as its text.
-const STYLE = ".finetune-text { max-height: 200px; overflow-y: auto; }";
+// The classic renderer scrolls by itself. The Vue renderer would make a node as high as its text, over its neighbors.
+const STYLE = ".comfy-markdown-content .finetune-text { max-height: 120px; overflow-y: auto; }";
 const ROOM = 96; // pixels: five lines; the frontend gives two
 
 /** A frontend's text on a node of ours: part of no workflow (frontends before 1.4x saved it), and room for a sentence. */
