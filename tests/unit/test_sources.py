@@ -81,11 +81,10 @@ def test_odd_lines_of_metadata_cost_no_more_than_themselves(text, said, tmp_path
     assert said in " ".join(found.problems)
 
 
-@pytest.mark.parametrize("size", [20_000_000_000, 300_000_000])
-def test_metadata_of_gigabytes_is_read_to_a_limit(size, tmp_path):
+def test_metadata_of_gigabytes_is_read_to_a_limit(tmp_path):
     file = tmp_path / "metadata.jsonl"
     file.write_text(GOOD + "\n")
-    os.truncate(file, size)
+    os.truncate(file, 20_000_000_000)
     tracemalloc.start()
     found = read_metadata(file)
     peak = tracemalloc.get_traced_memory()[1]
