@@ -79,6 +79,13 @@ def test_a_trigger_is_added_once_however_often(caption, trigger, class_word, pla
         assert place_trigger(once, trigger, place, class_word).pictures == once.pictures
 
 
+def test_a_trigger_in_the_place_of_a_word_is_a_word_of_its_own():
+    picture = specs.Picture(path="p", name="p", caption="A狗B on grass", size=(8, 8), digest="0")
+    dataset = specs.DatasetSpec(name="d", pictures=(picture,))
+    for place, caption in (("instead of class word", "A ohwx B on grass"), ("before class word", "A ohwx 狗 B on grass")):
+        assert place_trigger(dataset, "ohwx", place, "狗").pictures[0].caption == caption
+
+
 def test_a_search_goes_on_behind_a_part_of_a_longer_word():
     word = whole_word("a a")
     assert [found.span() for found in word.finditer("xa a a, A  a")] == [(3, 6), (8, 12)]
