@@ -134,8 +134,6 @@ MUTATIONS = [
              "", "unit/test_caption_editing.py::test_tags"),
     Mutation("brackets in a listed tag are a pattern", EDITING,
              're.sub(r"([\\[?])", r"[\\1]", folded(pattern))', "folded(pattern)", "unit/test_caption_editing.py::test_tags"),
-    Mutation("parts of words are replaced", REPLACING,
-             "whole = self.whole_words and self.find.strip()", "whole = False", "unit/test_caption_editing.py"),
     Mutation("the trigger stands in front when it should be behind", EDITING,
              "[caption, trigger] if place == BACK else [trigger, caption]",
              "[trigger, caption]", "unit/test_caption_editing.py::test_trigger_word"),

@@ -41,8 +41,6 @@ MUTATIONS = [
     Mutation("a farther name counts beside the own", PAIRING,
              "owners = [path.name for path in owners if path.name not in closer]", "owners = [path.name for path in owners]",
              "unit/test_dataset_folders.py::test_caption_files_that_belong_to_no_picture"),
-    Mutation("a.png.txt belongs to nobody", PAIRING,
-             "            owners, distance = names.get(file.stem), 1\n", "            owners, distance = None, 1\n", TESTS),
     Mutation("a name that means two images is given to both", PAIRING,
              "near if len({path.stem for path in near}) == 1 else []",
              "near", "unit/test_dataset_folders.py::test_caption_files_that_belong_to_no_picture"),

@@ -13,9 +13,6 @@ MUTATIONS = [
              "for _, down, scale in group for _ in range(len(down))]",
              "for _, down, _ in group for scale in [group[0][2]] for _ in range(len(down))]",
              "host/test_stack_effects.py::test_a_stack_is_the_chain_of_the_hosts_loaders"),
-    Mutation("the host's own patches have no strength", PATCH,
-             "(rest[0] * strength, content, 1.0, None, function)", "(strength, content, 1.0, None, function)",
-             "host/test_stack_effects.py::test_layers_of_lycoris_act_as_in_training"),
     Mutation("DoRA scales by the norm of the base", PATCH,
              "norm = change.flatten(1).norm(dim=1)", "norm = weight.float().flatten(1).norm(dim=1)",
              "host/test_stack_effects.py::test_files_act_as_their_maker_meant"),
@@ -23,8 +20,4 @@ MUTATIONS = [
              "                change += weight\n",
              "                change += original_weights.get(key, weight) if original_weights else 0\n",
              "host/test_stack_effects.py::test_files_act_as_their_maker_meant"),
-    Mutation("DoRA's own strength is ignored", PATCH,
-             "strength * own_strength * (change - weight)", "strength * (change - weight)", EFFECTS),
-    Mutation("a view of a weight is not written back", PATCH,
-             "        weight.copy_(flat.reshape(weight.shape))\n", "        pass\n", EFFECTS),
 ]

@@ -301,3 +301,20 @@ def test_alpha_has_no_meaning_for_a_full_lokr():
     pair = {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(3, 4), "lokr_w2_b": torch.ones(4, 3),
             "alpha": torch.tensor(8.0)}
     assert changes.change_of_parts(pair).equal(torch.full((6, 6), 8.0))
+
+
+def test_a_tucker_layer_changes_a_weight_as_its_three_convolutions_do():
+    generator = torch.Generator().manual_seed(0)
+    down, mid, up = (torch.randn(shape, generator=generator) for shape in ((4, 6, 1, 1), (4, 4, 3, 3), (5, 4, 1, 1)))
+    image = torch.randn((1, 6, 8, 8), generator=generator)
+    one_by_one = torch.conv2d(torch.conv2d(torch.conv2d(image, down), mid, padding=1), up)
+    change = changes.change_of_parts({"lora_down.weight": down, "lora_mid.weight": mid, "lora_up.weight": up})
+    torch.testing.assert_close(torch.conv2d(image, change, padding=1), one_by_one, rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_dora_changes_is_not_told_without_its_base(tmp_path):
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    save_file({f"{key}.lora_down.weight": torch.ones(2, 8), f"{key}.lora_up.weight": torch.ones(8, 2),
+               f"{key}.dora_scale": torch.ones(1, 8)}, tmp_path / "dora.safetensors")
+    with pytest.raises(UserError, match=f"{key} is a DoRA layer.*Bake it"):
+        read_lora(tmp_path / "dora.safetensors").layers[key].change()
