@@ -1,6 +1,6 @@
 """How the threads of a training step wait for each other, on a quiet and on a busy machine.
 
-    python -m benchmarks.threads [--rounds 5]
+    python -m benchmarks.threads [--rounds 5] [--settings "one thread" worker]     always against the default
 
 Threads that wait in a loop (the default of OpenMP's libraries for a while) take a processor from those that still work,
 as soon as another program uses one too. One process for each setting trains a LoRA on the demo base; they take turns, step
@@ -92,12 +92,13 @@ def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[flo
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--child", default="")
     options = parser.parse_args()
     if options.child:
         return child(options.child)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = {name: Contender(name, Path(folder)) for name in SETTINGS}
+        contenders = {name: Contender(name, Path(folder)) for name in dict.fromkeys(["default", *options.settings])}
         busy = None
         try:
             measure(contenders, 2)  # the first steps load, and warm up
@@ -111,7 +112,7 @@ def main():
             for contender in contenders.values():
                 contender.end()
     ratios = {(when, name): statistics.median(own / default for own, default in zip(seconds[name], seconds["default"]))
-              for when, seconds in found.items() for name in SETTINGS}
+              for when, seconds in found.items() for name in seconds}
     goals = {("quiet", "worker"): 1.1, ("busy", "worker"): 1.0}
     for when, seconds in found.items():
         for name, each in seconds.items():
