@@ -77,7 +77,7 @@ def test_from_a_folder_of_pictures_to_a_lora(open_page):
     train = outputs[nodes["FineTuneTrainLora"]]
     assert train["lora"] == ["my_lora.safetensors"] and (open_page.host.output / "loras" / "my_lora.safetensors").is_file()
     assert ("Recommended for this base and used instead of the widgets: 150 steps of 3 pictures, 64 px, learning rate "
-            "0.0004, rank 8, alpha 8, all with convolutions, min-SNR 0, previews every 50 steps.") in train["text"][0]
+            "0.0002, rank 8, alpha 8, all with convolutions, min-SNR 0, previews every 50 steps.") in train["text"][0]
     assert len(outputs[nodes["SaveImage"]]["images"]) == 1
     report = json.loads((open_page.host.output / "finetune" / "my_lora" / "spec.json").read_text(encoding="utf-8"))
     assert sorted(report["previews"]["prompts"]) == [f"noto emoji of a {each} square" for each in ("blue", "green", "red")]

@@ -59,7 +59,7 @@ def test_a_small_checkpoint_is_trained_on_by_its_name(host, tuned):
     prompt["train"]["inputs"]["base"] = ["demo", 0]
     outputs = host.run(prompt)
     assert "ComfyUI's own Load Checkpoint cannot load this: it has no model of this size" in outputs["demo"]["text"][0]
-    assert "1 steps × 2 pictures of 64 px on small tuned.safetensors" in outputs["train"]["text"][0]
+    assert "1 step × 2 pictures of 64 px on small tuned.safetensors" in outputs["train"]["text"][0]
 
 
 def test_load_base_says_what_it_loaded(host):
