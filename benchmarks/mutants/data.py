@@ -169,4 +169,7 @@ MUTATIONS = [
     Mutation("UTF-16 is read as Windows-1252", CAPTIONS,
              "            if not any(data[start::2]) and all(data[1 - start::2]):\n",
              "            if False:\n", "unit/test_sources.py::test_bytes_become_text"),
+    Mutation("parts of words are replaced", REPLACING,
+             "whole = self.whole_words and self.find.strip()",
+             "whole = False", "unit/test_caption_editing.py::test_replacement"),
 ]

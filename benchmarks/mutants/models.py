@@ -57,4 +57,12 @@ MUTATIONS = [
     Mutation("one file goes before shards for a UNet", WEIGHTS,
              "if one.is_file() and (is_text or not index.is_file()):", "if one.is_file():",
              "unit/test_model_kinds.py::test_one_version_of_the_weights_is_loaded_compared_and_fingerprinted"),
+    Mutation("scales of a folder's weights are left out", RECOGNITION,
+             "    if scale:\n",
+             "    if False:\n", "unit/test_model_kinds.py::test_scales_beside_the_weights_of_a_folder_are_refused"),
+    Mutation("folders with .bin only are told to be empty", WEIGHTS,
+             'if any(place.glob("*.bin")) or any(place.glob("*.ckpt")):',
+             "if False:", "unit/test_model_kinds.py::test_a_folder_with_bin_files_only_is_refused_when_it_is_chosen"),
+    Mutation("missing shards are not missed", WEIGHTS,
+             "    if missing:\n", "    if False:\n", "unit/test_model_kinds.py::test_broken_indexes"),
 ]

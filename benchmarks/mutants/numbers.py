@@ -107,4 +107,11 @@ MUTATIONS = [
     Mutation("noise and order share their numbers", RANDOMNESS,
              "(NOISE, ORDER, DROPOUT,",
              "(ORDER, NOISE, DROPOUT,", "unit/test_first_losses.py::test_losses_equal_plain_diffusers"),
+    Mutation("an offset of the wrong sign", NOISE,
+             "samples.append(noise if shift is None else noise + shift)",
+             "samples.append(noise if shift is None else noise - shift)",
+             "unit/test_first_losses.py::test_losses_equal_plain_diffusers"),
+    Mutation("the weighting reads alpha for SNR", OBJECTIVES,
+             "min_snr_weight(alphas / (1 - alphas),",
+             "min_snr_weight(alphas,", "unit/test_first_losses.py::test_losses_equal_plain_diffusers"),
 ]

@@ -11,4 +11,10 @@ MUTATIONS = [
     Mutation("marks of Markdown keep their meaning", TEXT,
              '[&<>"\'`\\[\\]*_~#|\\\\@]', '[&<>"\']', "unit/test_page_text.py::test_markup_is_text"),
     Mutation("addresses become links", TEXT, "|:(?=//)|", "|", "unit/test_page_text.py::test_markup_is_text"),
+    Mutation("a text of any length is shown", TEXT,
+             "    if len(lines) > MOST_LINES:\n",
+             "    if False:\n", "unit/test_page_text.py::test_a_long_text_is_cut_and_says_so"),
+    Mutation("a line of any length is shown", TEXT,
+             'line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + "…"',
+             "line", "unit/test_page_text.py::test_a_long_text_is_cut_and_says_so"),
 ]
