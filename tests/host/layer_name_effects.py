@@ -57,10 +57,10 @@ def names(family: str) -> dict:
             agreed += name in key_map
     strangers = []
     for name, target in key_map.items():
-        weight = isinstance(target, str) and target.endswith(".weight") and shapes[target].ndim in (2, 4)
+        weight = isinstance(target, str) and target in shapes and shapes[target].ndim in (2, 4)
         # CLIP-L's and CLIP-H's projections are ComfyUI's own filling: no encoder of theirs has one that is read.
         filling = target in [f"clip_{letter}.transformer.text_projection.weight" for letter in "lh"]
-        if weight and "embedding" not in target and "lora_prior" not in name and not filling:
+        if weight and target.endswith(".weight") and "embedding" not in target and "lora_prior" not in name and not filling:
             found = table.find(name)
             strangers += [name] if found is None or native_weight(found) != target else []
     return {"wrong": wrong, "unknown": unknown, "stack": stacked, "strangers": strangers, "agreed": agreed,
