@@ -85,15 +85,17 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def dataset_folder(choice: str) -> Path:
-    """The folder behind a choice. A workflow may name anything, so it is looked up inside the allowed folders only. The
-    folder of a dataset may itself be a link that somebody put there; links in it are not followed out of it."""
+    """The folder behind a choice. A workflow may name anything, so it is looked up inside the allowed folders only; a link
+    may lead from one of the host's folders into another, and nowhere else."""
     root, *names = choice.split("/")
     for folder in _dataset_roots().get(root, []):
         path = folder.joinpath(*names)
         if names and all(map(_is_plain_name, names)) and path.is_dir():
-            homes = [folder / names[0], *host_folders()]
-            if any(inside(os.path.realpath(path), os.path.realpath(home)) for home in homes):
+            if any(inside(os.path.realpath(path), os.path.realpath(home)) for home in host_folders()):
                 return path
+            raise UserError(f"The dataset folder {choice!r} is a link out of ComfyUI's folders. Name the folder that it "
+                            "leads to, or the one around it, under datasets in extra_model_paths.yaml, and start ComfyUI "
+                            "again.")
     raise UserError(f"The dataset folder {choice!r} is not there. Put a folder of pictures into ComfyUI's input folder "
                     "or models/datasets, refresh the node list, and choose it.")
 
@@ -117,7 +119,7 @@ def own_dataset_folder(picture: Path) -> Path:
 
 
 def _is_plain_name(name: str) -> bool:
-    """Whether a name stays in its folder. Links that people put there themselves may lead elsewhere."""
+    """Whether a name stays in its folder, links aside."""
     return name not in ("", ".", "..") and Path(name).name == name
 
 

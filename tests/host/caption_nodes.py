@@ -142,8 +142,11 @@ def refusals():
     outside = FOLDER / "outside"
     shutil.copytree(MINE, outside)
     (FOLDER / "input" / "linked").symlink_to(outside, target_is_directory=True)
-    linked = said("FineTuneWriteCaptions", dataset=queue(
+    linked = said("FineTuneLoadImageDataset", folder="input/linked")
+    folder_paths.add_model_folder_path("datasets", str(outside))
+    named = said("FineTuneWriteCaptions", dataset=queue(
         "FineTuneTriggerWord", dataset=load("input/linked"), trigger="ohwx").args[0], action=captions.WRITE)
+    folder_paths.get_folder_paths("datasets").remove(str(outside))
     (MINE / "sub").symlink_to(outside, target_is_directory=True)
 
     def place(path: Path) -> str:
@@ -154,7 +157,7 @@ def refusals():
 
     RESULTS["refusals"] = {
         "examples": said("FineTuneWriteCaptions", dataset=load("examples/openmoji"), action=captions.WRITE),
-        "linked": linked, "linked caption": (outside / "0.txt").read_text(),
+        "linked": linked, "named": named, "named caption": (outside / "0.txt").read_text(),
         "places": [place(path) for path in (
             MINE / "0.png", MINE / "sub" / "0.png", MINE / ".." / ".." / "outside" / "0.png", outside / "0.png",
             FOLDER / "input" / "0.png", FOLDER / "output" / "x" / "0.png")],

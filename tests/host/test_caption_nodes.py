@@ -49,7 +49,8 @@ def test_captions_are_written_once_and_taken_back_one_by_one(results):
 def test_only_own_dataset_folders_are_written(results):
     refusals = results["refusals"]
     assert "came with the pack" in refusals["examples"]
-    assert refusals["linked"] == "nothing" and refusals["linked caption"] == "ohwx, a dog 0\n", "a link put there on purpose"
+    assert "is a link out of ComfyUI's folders" in refusals["linked"], "only the host's settings name folders outside"
+    assert refusals["named"] == "nothing" and refusals["named caption"] == "ohwx, a dog 0\n", "the host's settings name it"
     mine, *others = refusals["places"]
     assert mine == "mine" and len(others) == 5 and all("is not in a folder of ComfyUI's input" in each for each in others)
     assert refusals["actions"][0].startswith("action is 'all'") and refusals["actions"][1].startswith("action is 'all'")
@@ -65,7 +66,8 @@ def test_folders_are_offered_and_read_as_far_as_they_are_the_hosts(results):
     assert "Skipped 0.txt: it is a link that leads out of the dataset's folder" in found["report"]
     assert "folder private/: it is a link that leads out" in found["report"]
     assert "input/two\ufffdlines" in found["broken lines"] and len(found["broken lines"].splitlines()) == 2
-    assert all("is not there" in each for each in found["refused"])
+    linked, *others = found["refused"]
+    assert "is a link out of ComfyUI's folders" in linked and all("is not there" in each for each in others)
 
 
 def test_the_report_is_a_batch_of_pages_and_a_text(results):
