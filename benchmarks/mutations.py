@@ -6,6 +6,7 @@
 exactly once is out of date, and so is one whose test does not pass without it: both end the run before anything is changed.
 """
 import argparse
+import json
 import multiprocessing
 import os
 import re
@@ -202,8 +203,12 @@ def main():
     for row in rows:
         if row["found"] != "noticed":
             print(f"NOT NOTICED: {row['file']}: {row['meaning']} ({row['test']}): {row['found']}")
-    finish("mutations", [{"measure": "changes that a test notices", "value": noticed, "unit": f"of {len(rows)}",
-                          "goal": len(rows), "met": noticed == len(rows)}], {"changes": rows})
+    results = [{"measure": "changes that a test notices", "value": noticed, "unit": f"of {len(rows)}", "goal": len(rows),
+                "met": noticed == len(rows)}]
+    if options.only:  # the file of results holds a whole run
+        print(json.dumps({"name": "mutations", "results": results}), flush=True)
+    else:
+        finish("mutations", results, {"changes": rows})
     raise SystemExit(noticed != len(rows))
 
 

@@ -313,3 +313,10 @@ def test_norms_are_those_of_the_products(tmp_path):
     picture = draw_norms(norms, "<b>\u202e" * 200, ["a line"] * 3)
     assert picture.width == 960 and len(picture.getcolors(10**6)) > 10
     draw_norms({}, "nothing", [])
+
+
+def test_rows_without_effect():
+    """Off, without a file, or with strengths of 0 on both sides."""
+    rows = [StackRow(lora="a", on=False), StackRow(), StackRow(lora="None"), StackRow(lora="a", model=0, text=0),
+            StackRow(lora="a"), StackRow(lora="a", model=0, text=0.5), StackRow(lora="a", model=-1, text=0)]
+    assert [row.empty for row in rows] == [True] * 4 + [False] * 3
