@@ -112,6 +112,7 @@ WEIGHT = torch.ones(4, 64).to(E4M3)
 FILES = {
     "blocks": {"a.weight": WEIGHT, "a.weight_scale": torch.ones(1, 2)},
     "blocks of columns": {"a.weight": WEIGHT, "a.scale_weight": torch.ones(4, 2)},
+    "as many blocks as rows": {"a.weight": WEIGHT, "a.weight_scale": torch.ones(2, 2)},
     "columns": {"a.weight": WEIGHT, "a.weight_scale": torch.ones(1, 64)},
     "scales in eight bits": {"a.weight": WEIGHT, "a.weight_scale": torch.ones(4).to(E4M3)},
     "whole scales": {"a.weight": WEIGHT, "a.weight_scale": torch.ones(4, dtype=torch.int32)},
