@@ -205,13 +205,16 @@ def test_rounding_alone_is_no_change(base_types, tuned_types, name, files, tmp_p
         assert any(f"differ by no more than rounding to {name}" in note for note in report["notes"])
 
 
-@pytest.mark.parametrize("size", [1e-3, 1e-4])
-def test_layers_trained_and_saved_in_bf16_are_extracted(size, files, tmp_path):
+@pytest.mark.parametrize("trained", [
+    lambda tensor, draw: tensor.bfloat16() + (1e-3 * torch.randn(tensor.shape, generator=draw)).bfloat16(),
+    lambda tensor, draw: (tensor.bfloat16().view(torch.int16) + (torch.rand(tensor.shape, generator=draw) < 0.1).short()
+                          ).view(torch.bfloat16),  # single steps of every tenth value
+])
+def test_layers_trained_and_saved_in_bf16_are_extracted(trained, files, tmp_path):
     """Steps of full-bf16 training move most values by nothing and some by whole steps of bf16."""
     weights, draw = load_file(files["sd1"]), torch.Generator().manual_seed(2)
     base = {name: tensor.half() for name, tensor in weights.items()}
-    tuned = {name: (tensor.bfloat16() + (size * torch.randn(tensor.shape, generator=draw)).bfloat16()).half()
-             if tensor.ndim == 2 else tensor for name, tensor in base.items()}
+    tuned = {name: trained(tensor, draw).half() if tensor.ndim == 2 else tensor for name, tensor in base.items()}
     save_file(base, tmp_path / "base.safetensors")
     save_file(tuned, tmp_path / "tuned.safetensors")
     report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
