@@ -14,7 +14,8 @@ Where to look:
     words.py        what a whole word is, in captions and prompts; names and counts in sentences
     vocabulary.py   words as a tokenizer takes them: their tokens, common or rare
     optional.py     packages that are not required, and what is said without them
-    families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call
+    families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call; presets.py what is recommended for a base,
+                    sizes.py checkpoints of other sizes than the released ones
     methods/        what becomes trainable and what is saved
     data/           pictures, captions, buckets, caches, batches
     artifacts/      the files other programs load; foreign files come in by tensor_header.py and tensor_files.py, .pt and
