@@ -32,7 +32,8 @@ GRAPH = """(text) => {
   app.canvas.setDirty(true, true);
 }"""
 OWN = ("user.css", "favicon.ico", "/api/userdata", "/templates/", "workflow templates", "api.comfy.org",
-       "reading 'id')\n    at onChange", "graph accessed before initialization", "huggingface.co")
+       "reading 'id')\n    at onChange", "graph accessed before initialization", "huggingface.co",
+       "getCanvas: canvas is null")
 """What the frontend itself complains about on a server without saved workflows, templates and internet."""
 STACK = "app.graph._nodes.find((node) => node.type === 'FineTuneLoraStack')"
 TRACKER = "app.extensionManager.workflow.activeWorkflow.changeTracker"

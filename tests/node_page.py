@@ -58,9 +58,11 @@ class NodePage:
     def load_anew(self):
         """Load the page again; the frontend opens the workflow that was open."""
         self.editor.settle()
-        self.page.wait_for_timeout(700)  # the frontend keeps a changed workflow for the next load after half a second
+        # The frontend keeps a changed workflow for the next load, half a second after it hears of the change.
+        self.page.evaluate("() => app.api.dispatchEvent(new CustomEvent('graphChanged', { detail: app.graph.serialize() }))")
+        self.page.wait_for_timeout(1000)
         self.editor.open()
-        self.page.wait_for_function("(count) => app.graph._nodes.length === count", arg=len(self.ids))
+        self.page.wait_for_function("(ids) => ids.every((id) => app.graph.getNodeById(id))", arg=[*self.ids.values()])
 
     def queue(self) -> str:
         """Queue the graph as the Run button does and return the prompt's id."""

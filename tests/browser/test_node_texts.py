@@ -24,6 +24,12 @@ def hostile_dataset(host):
     Image.new("RGB", (64, 64)).save(folder / f"{SCRIPT}.png")
 
 
+@pytest.fixture(autouse=True)
+def nothing_goes_on(host):
+    yield
+    host.interrupt()
+
+
 def as_shown(text: str) -> str:
     """White space as a page shows it."""
     return " ".join(text.split())
