@@ -155,3 +155,15 @@ def test_a_finished_run_shows_its_pictures_once_and_its_text_after_a_reload_and_
     host.follow(graph.queue())
     assert graph.wait_for_text("train", "loads in ComfyUI") == said
     assert graph.text("data") and graph.text("demo")
+
+
+def test_a_lora_that_was_deleted_is_put_back(page, host):
+    graph = train(page, name=f"put back {page.renderer}", steps=2)
+    host.follow(graph.queue())
+    said = graph.wait_for_text("train", "loads in ComfyUI")
+    placed = host.output / "loras" / f"put back {page.renderer}.safetensors"
+    content = placed.read_bytes()
+    placed.unlink()
+    host.follow(graph.queue())
+    assert placed.read_bytes() == content
+    assert graph.wait_for_text("train", "loads in ComfyUI") == said
