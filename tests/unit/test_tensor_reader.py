@@ -6,6 +6,7 @@ import torch
 from finetune.trainers.artifacts.changes import shape_of
 from finetune.trainers.artifacts.tensor_files import require_finite, require_room
 from finetune.trainers.errors import UserError
+from finetune.trainers.stacking.inspection import change_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
@@ -49,3 +50,14 @@ def test_factors_that_make_no_change_that_a_model_could_have(shapes):
 
 def test_the_largest_layers_of_models_are_in_reach():
     assert shape_of({UP: (32128, 64), DOWN: (64, 8192)}) == (32128, 8192)
+
+
+@pytest.mark.parametrize("parts, norm", [
+    ({"diff": (4, 4)}, 4.0), ({UP: (4, 2), DOWN: (2, 4)}, 8.0),
+    ({"hada_w1_a": (4, 1), "hada_w1_b": (1, 4), "hada_w2_a": (4, 1), "hada_w2_b": (1, 4)}, 4.0),
+    ({UP: (4, 1, 1, 1), DOWN: (1, 4, 1, 1), MID: (1, 1, 2, 2)}, 8.0)])
+def test_a_layer_of_two_kinds_counts_as_the_first(parts, norm):
+    """Whatever else lies beside it, whole or not."""
+    tensors = {part: torch.ones(shape) for part, shape in parts.items()}
+    rest = {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(2, 1)}
+    assert change_norm(tensors) == change_norm({**tensors, **rest}) == pytest.approx(norm)

@@ -35,9 +35,10 @@ def change_norm(parts: Mapping[str, Tensor]) -> float | None:
     if shape_of(shapes) is None or prod(shapes.get(ALPHA, ())) != 1:
         return None
     alpha, rank = float(parts[ALPHA]) if ALPHA in parts else None, rank_of(shapes)
-    if DOWN in parts and MID not in parts and "diff" not in parts:
+    kind = next(each for each in ("diff", DOWN, "hada_w1_a", "lokr") if each in parts or each == "lokr")  # as shape_of
+    if kind == DOWN and MID not in parts:
         return LoraWeight("", parts[DOWN], parts[UP], rank if alpha is None else alpha).change_norm()
-    if "lokr_t2" not in parts and any(part.startswith("lokr_") for part in parts):
+    if kind == "lokr" and "lokr_t2" not in parts:
         # ‖A ⊗ B‖ = ‖A‖ · ‖B‖. Alpha counts only where a factor is itself of low rank.
         norms = [_factor_norm(parts, f"lokr_w{number}") for number in (1, 2)]
         return norms[0] * norms[1] * (1.0 if alpha is None or rank is None else alpha / rank)
