@@ -38,7 +38,7 @@ def make_loras(folder):
     Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 40).convert("RGB").save(folder / "styles" / "ink wash.png")
     random_lora(folder / "styles" / "paper cut.safetensors", 2, stated)
     random_lora(folder / "people" / "Anna.safetensors", 3, stated)
-    random_lora(folder / "large.safetensors", 4, {"ss_base_model_version": "sdxl_base_v1-0"})
+    random_lora(folder / "large.safetensors", 4, {"ss_base_model_version": "sd_v2"})
     random_lora(folder / HOSTILE, 5, {
         "modelspec.title": "<script>window.hacked=1</script>\x00\x1b[31m\u202e", "modelspec.author": "<b>a\nb</b>",
         "modelspec.trigger_phrase": "<img src=x onerror=window.hacked=1>," + "y" * 1_000_000,

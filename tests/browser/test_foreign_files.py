@@ -73,7 +73,7 @@ def test_a_card_warns_where_the_base_does_not_fit(page):
     page.page.locator(".ftls-row .ftls-alarm").wait_for()
     assert page.page.locator(".ftls-alarm").count() == 1
     page.control(0, "card").press("Enter")
-    page.page.get_by_text("Made for Stable Diffusion XL, but the model is Stable Diffusion 1.x.").wait_for()
+    page.page.get_by_text("Made for Stable Diffusion 2.x, but the model is Stable Diffusion 1.x.").wait_for()
     page.press("Escape")
     page.control(1, "card").click()
     card = page.page.locator(".ftls-card")

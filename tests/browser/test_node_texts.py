@@ -17,7 +17,7 @@ DATASET, RUN = "input/<img src=x onerror=window.hacked=4>", "<img src=x onerror=
 @pytest.fixture(scope="module", autouse=True)
 def hostile_dataset(host):
     folder = host.input / DATASET.removeprefix("input/")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # once for each renderer
     for number, caption in enumerate(CAPTIONS):
         Image.new("RGB", (64, 64), (40 * number, 90, 160)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(caption, encoding="utf-8")

@@ -23,7 +23,7 @@ READABLE = 0.571
 @pytest.fixture(scope="module", autouse=True)
 def own_pictures(host):
     folder = host.input / FOLDER.removeprefix("input/")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # once for each renderer
     for number, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (96, 80), colour).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"noto emoji of a {colour} square", encoding="utf-8")
