@@ -147,7 +147,7 @@ def test_a_worker_is_killed_and_cancelled_and_goes_on(asked):
     assert events[-1]["event"] == "cancelled" and 2 <= first["done"] < 40 and first["total"] == 40
     assert first["path"].endswith(".png") and events[0]["event"] == "started"
     assert follow(open_folder(spec.model_copy(update={"count": 8})))[-1] | {"time": 0} == {
-        "event": "finished", "pictures": 8, "time": 0}
+        "event": "finished", "pictures": 8, "time": 0, "progress": 1.0}
 
 
 def test_the_command_line_draws_and_then_finds(asked, tmp_path):
