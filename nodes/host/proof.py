@@ -18,12 +18,12 @@ OPTIONAL = (".logit_scale", ".transformer.text_projection.weight")
 """What the host's own loader does without: it warns of other missing weights only."""
 
 
-def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict) -> list[str]:
+def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict, sizes: bool = True) -> list[str]:
     """Keys of a LoRA that the host would leave unloaded, or could not add to its weights, for a base with these diffusers
     and transformers configs.
 
     The host's own model classes are built on the meta device (names and shapes, no memory), its own loader is asked, and
-    its own patches are put on those shapes.
+    its own patches are put on those shapes. Without `sizes` the configs tell the layers' names only.
     """
     _, denoiser = host_model(unet_config, family, {}, device="meta")
     key_map, weights = comfy.lora.model_lora_keys_unet(denoiser, {}), denoiser.state_dict()
@@ -33,7 +33,7 @@ def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict
     patches = comfy.lora.load_lora(dict(lora), key_map, log_missing=False)
     # An adapter remembers every key that the host has taken up to it.
     loaded = set().union(*(patch.loaded_keys for patch in patches.values()))
-    unfit = {target for target, patch in patches.items() if not _fits(patch, target, weights)}
+    unfit = {target for target, patch in patches.items() if sizes and not _fits(patch, target, weights)}
     names = tuple(f"{name}." for name, target in key_map.items() if target in unfit)
     return sorted({*(set(lora) - loaded), *(key for key in lora if key.startswith(names))})
 

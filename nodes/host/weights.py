@@ -94,7 +94,7 @@ def unloaded_tensors(file: Path, origin) -> list[str]:
 
 def unloaded_lora_keys(lora: dict, family: str, *models: Path) -> list[str] | None:
     """`unmatched_keys` for a LoRA of the first of these models whose layout is known: a diffusers folder has its own, a
-    file is taken for the released size of its family. None for families whose layout the pack does not know."""
+    file has the names of its family, of whatever size it is. None for families whose layout the pack does not know."""
     if family not in ("sd1", "sd2", "sdxl"):
         return None
     folder = next((model for model in models if model.is_dir()), None)
@@ -102,4 +102,4 @@ def unloaded_lora_keys(lora: dict, family: str, *models: Path) -> list[str] | No
         base = recognise(str(folder), folder.name)
         return unmatched_keys(lora, family, component_config(base, "unet"), component_config(base, "text_encoder"))
     configs = [read_json(CONFIGS / family / part / "config.json") for part in ("unet", "text_encoder")]
-    return unmatched_keys(lora, family, *configs)
+    return unmatched_keys(lora, family, *configs, sizes=False)

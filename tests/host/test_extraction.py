@@ -48,7 +48,7 @@ def test_base_and_lora_draw_what_dreambooth_draws(host):
     report = json.loads((host.output / "finetune" / "out of booth" / "report.json").read_text(encoding="utf-8"))
     assert f"loads in ComfyUI with all {report['keys']} keys" in summary and report["unmatched_keys"] == []
     assert 0.9 < report["kept"]["bf16"] <= report["kept"]["fp16"] < 1
-    assert any(row["block"] == "text" for row in report["rows"])
+    assert any(row["block"] == "BASE" for row in report["rows"])
     assert pictures_of(host, outputs, "save_report").shape[2] == 960
     log = host.log.read_text(encoding="utf-8", errors="replace")
     assert "lora key not loaded" not in log and str(host.base_directory) not in json.dumps(
