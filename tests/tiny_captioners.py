@@ -77,11 +77,11 @@ def save(folder: Path, model, processor) -> Path:
 SMALL = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
 
 
-def make_blip(folder: Path, seed: int = 1) -> Path:
+def make_blip(folder: Path, seed: int = 1, positions: int = 64) -> Path:
     words = tokenizer(BERT, "[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
     model = hf.BlipForConditionalGeneration(hf.BlipConfig(
-        text_config=dict(SMALL, vocab_size=len(words), encoder_hidden_size=32, max_position_embeddings=64, bos_token_id=2,
-                         eos_token_id=3, sep_token_id=3, pad_token_id=0),
+        text_config=dict(SMALL, vocab_size=len(words), encoder_hidden_size=32, max_position_embeddings=positions,
+                         bos_token_id=2, eos_token_id=3, sep_token_id=3, pad_token_id=0),
         vision_config=dict(SMALL, image_size=32, patch_size=8), projection_dim=16))
     return save(folder, widen(model, seed), hf.BlipProcessor(hf.BlipImageProcessor(size={"height": 32, "width": 32}), words))
 

@@ -101,12 +101,12 @@ def test_a_run_that_has_learnt_nothing_is_cancelled(phase, make_spec, tiny_bases
 # ---- training: what is learnt ----------------------------------------------------------------------------------------
 
 def test_what_is_learnt_is_saved_in_the_midst_of_a_preview_which_is_made_good(make_spec, tiny_bases):
-    parts = dict(training=specs.TrainingSpec(steps=9, batch_size=2, resolution=64),
-                 validation=specs.ValidationSpec(share=0.25, every=2))
+    parts = dict(training=specs.TrainingSpec(steps=60, batch_size=2, resolution=64),
+                 validation=specs.ValidationSpec(share=0.25, every=20))
     expected, whole = losses_of(make_spec(tiny_bases["sd1"], name="whole", **parts))
     run = open_run(make_spec(tiny_bases["sd1"], **parts))
     begun = cancelled(run, is_kind("step"))[-1]["step"]
-    assert run.checkpoints() == [begun] and begun < 7
+    assert run.checkpoints() == [begun] and begun < 58
     # The run goes on with previews two steps later: first with such as take minutes, then with quick ones.
     due = begun + 2
     for previews in (dict(MINUTES), dict(prompts=("a",), sampler_steps=2)):
@@ -117,10 +117,10 @@ def test_what_is_learnt_is_saved_in_the_midst_of_a_preview_which_is_made_good(ma
             assert events[-1]["step"] == due == run.checkpoints()[-1] and "preview" not in kinds(events)
             assert run.checkpoint_files(due)[0]["name"] == f"run_step{due:06d}.safetensors"
     events = follow(run)
-    assert kinds(events)[-1] == "finished" and run.losses() == expected and run.report["steps"] == 9
+    assert kinds(events)[-1] == "finished" and run.losses() == expected and run.report["steps"] == 60
     shown = [(event["event"], event["step"]) for event in events if event["event"] in ("resumed", "preview", "step")]
     assert shown[:3] == [("resumed", due), ("preview", due), ("step", due + 1)]
-    assert run.report["validation"] == whole.report["validation"] and list(run.curve("validation")) == [0, 2, 4, 6, 8, 9]
+    assert run.report["validation"] == whole.report["validation"] and list(run.curve("validation")) == [0, 20, 40, 60]
 
 
 # ---- other tasks -----------------------------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ def test_class_pictures_are_cancelled_between_steps_of_the_sampler(tiny_bases, t
 
 def test_captioning_is_cancelled_between_two_words(tmp_path):
     tiny_captioners.make_pictures(tmp_path / "pictures", 1)
-    model = tiny_captioners.MAKERS["blip"](tmp_path / "blip")
-    spec = ask(model, tmp_path / "pictures", tmp_path / "caches", maximum_tokens=500, beams=16)
+    model = tiny_captioners.make_blip(tmp_path / "blip", positions=4096)
+    spec = ask(model, tmp_path / "pictures", tmp_path / "caches", maximum_tokens=4000, beams=16)
     events = cancelled(captioning.open_folder(spec), is_kind("phase", text="describing the first pictures"))
     assert "captioned" not in kinds(events) and captioning.texts_of(spec) == {}
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_captioners as tiny
 import torch
 import transformers as hf
-from captioning import ask, describe
+from captioning import ask, describe, work
 from finetune.trainers.captioning import load, text_of
 from finetune.trainers.captioning.florence2 import answer, written
 from finetune.trainers.captioning.folders import KINDS, inspect_folder, kind_of
@@ -104,6 +104,18 @@ def test_decoding_settings_reach_the_model(name, models, folder, pictures, tmp_p
     expected = [directly(models[name], name, picture, max_new_tokens=5, repetition_penalty=1.8, **prompted(name))
                 for picture in pictures]
     assert describe(spec, pictures) == expected != describe(ask(models[name], folder, tmp_path), pictures)
+
+
+@pytest.mark.parametrize("name, prompt", [
+    ("blip", None), ("blip", "a photo of"), ("blip2", None), ("blip2", "a photo of"), ("git", None), ("git", "a photo of"),
+    ("florence2", None)])
+def test_no_more_is_asked_for_than_a_model_has_positions(name, prompt, models, folder, tmp_path):
+    """Beyond the end of its table of positions a model raises an IndexError, at a far place."""
+    asked = {"prompt": prompt} if prompt else {}
+    events = work(ask(models[name], folder, tmp_path / "caches", maximum_tokens=4096, **asked))
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert len(notes) == 1 and "fewer than the 4096 of maximum_tokens" in notes[0]
+    assert len([event for event in events if event["event"] == "captioned"]) == len(list(folder.iterdir()))
 
 
 @pytest.mark.parametrize("name", SPEAKERS)

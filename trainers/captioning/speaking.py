@@ -43,8 +43,30 @@ class Speaker:
             options["repetition_penalty"] = decoding.repetition_penalty
         if decoding.temperature > 0:  # top_k 0: whatever the model's own settings say, top_p alone decides
             options |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-        return self.model.generate(**inputs, max_new_tokens=decoding.maximum_tokens, num_beams=decoding.beams,
+        return self.model.generate(**inputs, max_new_tokens=self.room_for(inputs), num_beams=decoding.beams,
                                    do_sample=decoding.temperature > 0, **options)
+
+    def room_for(self, inputs: dict[str, Tensor]) -> int:
+        """How many tokens may be generated: those asked for, as far as the model has positions for them.
+
+        A table of positions is read behind its end otherwise (BLIP, GIT, OPT, BART), which ends in an error.
+        """
+        wanted = self.settings.decoding.maximum_tokens
+        positions = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if positions is None:  # T5 has relative positions and no end
+            return wanted
+        prompt = None if getattr(self.model.config, "is_encoder_decoder", False) else inputs.get("input_ids")
+        if prompt is None:  # the token to begin with, behind those of the image in BLIP-2
+            used = 1 + getattr(self.model.config, "num_query_tokens", 0)
+        else:
+            used = prompt.shape[1]
+        if used >= positions:
+            raise UserError(f"The prompt has {used} tokens and this model reads {positions}. Shorten the prompt.")
+        if wanted > positions - used:
+            note = f"This model writes at most {positions - used} tokens, fewer than the {wanted} of maximum_tokens."
+            if note not in self.notes:
+                self.notes.append(note)
+        return min(wanted, positions - used)
 
     def decode(self, tokens: Tensor) -> list[str]:
         return self.processor.batch_decode(tokens, skip_special_tokens=True)

@@ -104,8 +104,7 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Pictur
     with ThreadPoolExecutor() as pool:
         emit("phase", text=f"loading {spec.folder.name}", stage="loading")
         captioner = load(spec, device, dtype)
-        for note in captioner.notes:
-            emit("note", text=note)
+        told = _tell(captioner, 0, emit)
         emit("phase", text="describing the first pictures", stage="describing")
         try:
             done, size = 0, 1 if draws(spec) else spec.batch_size
@@ -118,6 +117,7 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Pictur
                 if said is None:
                     size = _halved(size, spec, emit)
                     continue
+                told = _tell(captioner, told, emit)
                 for picture, finding in zip(batch, said, strict=True):
                     findings.put(picture, finding)
                     done += 1
@@ -125,6 +125,13 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Pictur
                          caption=text_of(spec.model, finding))
         finally:
             captioner.close()
+
+
+def _tell(captioner: Captioner, told: int, emit) -> int:
+    """Emit the captioner's notes behind the first `told`; returns how many are told now."""
+    for note in captioner.notes[told:]:
+        emit("note", text=note)
+    return len(captioner.notes)
 
 
 def read(picture: Picture):
