@@ -21,8 +21,8 @@ def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpoin
     from trainers import spec as specs
     from trainers.data.manifest import scan_folder
     from trainers.families.recognition import recognise
-    from trainers.runs import open_run
-    from trainers.training import train_run
+    from trainers.run_folder import open_run
+    from trainers.training.run import train_run
 
     folder = Path(job["folder"])
     spec = specs.RunSpec(

@@ -96,9 +96,9 @@ def compare_speed(base, dataset, resolution: int, repeats: int, folder: Path) ->
     import torch
 
     from trainers import families
-    from trainers.data.augmentation import View
-    from trainers.data.buckets import bucket_sizes, fit
-    from trainers.encoding import LatentCache
+    from trainers.caches.encoding import LatentCache
+    from trainers.data.images.augmentation import View
+    from trainers.data.images.buckets import bucket_sizes, fit
 
     family = families.get(base.family)
     form, vae, sizes = family.latent_format(base), family.load_vae(base), bucket_sizes(resolution)
@@ -167,9 +167,9 @@ def train_in_child(spec_path: Path) -> dict:
 
 def child(spec_path: Path):
     from trainers.files import read_json
-    from trainers.runs import open_run
+    from trainers.run_folder import open_run
     from trainers.spec import RunSpec
-    from trainers.training import train_run
+    from trainers.training.run import train_run
 
     facts = {"encoded": 0, "until_first_step": None}
     spec = RunSpec.model_validate(read_json(spec_path))

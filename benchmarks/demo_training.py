@@ -13,7 +13,7 @@ from trainers import spec as specs
 from trainers.data.manifest import scan_folder
 from trainers.families.recognition import recognise
 from trainers.files import read_json, write_json
-from trainers.runs import Run, open_run
+from trainers.run_folder import Run, open_run
 
 from .pack import ROOT
 
@@ -63,7 +63,7 @@ def train(spec: specs.RunSpec) -> Trained:
 
 
 def main(path: str):
-    from trainers.training import train_run
+    from trainers.training.run import train_run
 
     from .measuring import peak_resident
 

@@ -52,9 +52,9 @@ def measure_ours(folder: str, rank: int):
 
     forget_peak_resident()
     idle = peak_resident()
-    from trainers.extraction import extract
     from trainers.spec import FolderSpec
     from trainers.spec.file_tasks import ExtractionSpec
+    from trainers.tools.extraction import extract
 
     began = time.perf_counter()
     spec = ExtractionSpec(name="lora", tuned=f"{folder}/tuned.safetensors", base=f"{folder}/base.safetensors", rank=rank,
@@ -70,7 +70,7 @@ def rivals(folder: Path, rank: int) -> tuple[dict[str, float], list[float]]:
 
     from trainers.artifacts.layer_names import layers_of_checkpoint as layers
     from trainers.artifacts.weights import Weights
-    from trainers.decomposition import decompose
+    from trainers.tools.decomposition import decompose
 
     tuned, base = (Weights.of_file(folder / f"{name}.safetensors") for name in ("tuned", "base"))
     seconds, excess, chosen, counts = Counter(), [], {}, Counter()

@@ -53,9 +53,9 @@ def main():
     steps = parser.parse_args().steps
     if comfyui_folder() is None:
         raise SystemExit("This needs a ComfyUI: run scripts/demo.py once, which gets one, or set COMFYUI_PATH.")
-    from trainers.extraction import extract
     from trainers.spec import FolderSpec, FullSpec
     from trainers.spec.file_tasks import ExtractionSpec
+    from trainers.tools.extraction import extract
 
     from .demo_training import demo_spec, train
 

@@ -186,8 +186,8 @@ def engine_readers() -> dict[str, tuple[str, Callable[[Path], object]]]:
     from finetune.trainers.artifacts.embedding import load_embedding
     from finetune.trainers.artifacts.lora_file import read_lora
     from finetune.trainers.artifacts.tensor_files import read_entries
-    from finetune.trainers.families.layouts import weights_of
     from finetune.trainers.families.recognition import objective_of, recognise
+    from finetune.trainers.families.unet_state_dict import weights_of
     from finetune.trainers.stacking.cards import card, hashes_of
 
     def recognition(path: Path):
@@ -215,7 +215,7 @@ def host_readers(folder: Path) -> dict[str, tuple[str, Callable[[Path], object]]
 
     folder_paths.add_model_folder_path("loras", str(folder))
     from finetune.nodes import host
-    from finetune.nodes.lora_tools import describe_tensors
+    from finetune.nodes.lora_stack.find_loras import describe_tensors
     from finetune.trainers.stacking import LoraEntry
 
     model, clip, _ = host.load_native(host.DEMO_BASE)

@@ -17,8 +17,8 @@ import numpy as np
 from trainers import spec as specs
 from trainers.data.manifest import scan_folder
 from trainers.families.recognition import recognise
-from trainers.runs import open_run
-from trainers.training import train_run
+from trainers.run_folder import open_run
+from trainers.training.run import train_run
 
 from . import emoji_style
 from .learning import DATA, HELD_OUT, ROOT, load_pipeline

@@ -38,7 +38,7 @@ class Contender:
     """A training process that makes a step when it is asked to."""
 
     def __init__(self, name: str, folder: Path):
-        from trainers.run import thread_settings
+        from trainers.process.parent import thread_settings
 
         plain = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_", "MKL_"))}
         own = thread_settings(plain) if name == "worker" else SETTINGS[name]
@@ -63,7 +63,7 @@ class Contender:
 def child(folder: str):
     """Train; between steps wait for a line on standard input."""
     from trainers import spec as specs
-    from trainers.training import loop, train_run
+    from trainers.training.run import loop, train_run
 
     from .demo_training import demo_spec, open_run
 

@@ -1,34 +1,27 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
-from .base_model import BaseModel, LoadBase, LoadDemoBase
-from .captioners import (
-    CaptionBlip,
-    CaptionBlip2,
-    CaptionFlorence2,
-    CaptionGit,
-    CaptionVisionLanguage,
-    TagPictures,
-)
-from .captioning import CaptionFromNames
-from .captions import EditCaptions, EditTags, ReplaceInCaptions, TriggerWord, UndoWriteCaptions, WriteCaptions
-from .checkpoint_files import BakeLoras, ExportOnnx, ShardCheckpoint
-from .class_images import ClassImages
-from .dataset import LoadImageDataset
-from .dataset_report import DatasetReport
-from .dataset_sources import CombineDatasets, DatasetFromImages, SplitDataset
-from .dataset_variation import AugmentPictures, VaryCaptions
-from .embeddings import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
-from .extract import ExtractLora
-from .lora_files import ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora
-from .lora_stack import ApplyLoraStack, LoraStack
-from .lora_tools import InspectLora, KeywordLoras, PromptLoras
-from .prompts import PromptList
-from .settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
-from .train_dreambooth import TrainDreamBooth
-from .train_hypernetwork import TrainHypernetwork
-from .train_lora import TrainLora
-from .train_pivotal import TrainPivotal
-from .train_textual_inversion import TrainTextualInversion
-from .watching import PreviewsAndCheckpoints
+from .base_model.base_model import BaseModel, LoadBase, LoadDemoBase
+from .captions.captioners import CaptionBlip, CaptionBlip2, CaptionFlorence2, CaptionGit, CaptionVisionLanguage, TagPictures
+from .captions.edit_captions import EditCaptions, EditTags, ReplaceInCaptions, TriggerWord, UndoWriteCaptions, WriteCaptions
+from .captions.run_captioner import CaptionFromNames
+from .dataset.load_dataset import LoadImageDataset
+from .dataset.make_class_images import ClassImages
+from .dataset.make_datasets import CombineDatasets, DatasetFromImages, SplitDataset
+from .dataset.report_dataset import DatasetReport
+from .dataset.vary_dataset import AugmentPictures, VaryCaptions
+from .embeddings.embedding_files import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
+from .evaluate.prompt_list import PromptList
+from .lora_stack.find_loras import InspectLora, KeywordLoras, PromptLoras
+from .lora_stack.lora_stack import ApplyLoraStack, LoraStack
+from .lora_tools.change_checkpoints import BakeLoras, ExportOnnx, ShardCheckpoint
+from .lora_tools.change_loras import ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora
+from .lora_tools.extract_lora import ExtractLora
+from .settings.previews_and_checkpoints import PreviewsAndCheckpoints
+from .settings.training_settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
+from .train.train_dreambooth import TrainDreamBooth
+from .train.train_hypernetwork import TrainHypernetwork
+from .train.train_lora import TrainLora
+from .train.train_pivotal import TrainPivotal
+from .train.train_textual_inversion import TrainTextualInversion
 
 NODES = [
     LoadBase, LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings,

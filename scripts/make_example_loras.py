@@ -62,8 +62,8 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
     from trainers import spec as specs
     from trainers.data.manifest import scan_folder
     from trainers.families.recognition import recognise
-    from trainers.runs import open_run
-    from trainers.training import train_run
+    from trainers.run_folder import open_run
+    from trainers.training.run import train_run
 
     spec = specs.RunSpec(
         name=name, base=recognise(str(REPOSITORY / "demo_base"), "demo_base"),

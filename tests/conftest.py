@@ -41,8 +41,8 @@ def forgotten_accelerator():
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory):
     """family → recognised diffusers folder of a tiny random model."""
-    import tiny
     from finetune.trainers.families.recognition import recognise
+    from support import tiny
 
     root = tmp_path_factory.mktemp("tiny")
     return {
@@ -53,8 +53,8 @@ def tiny_bases(tmp_path_factory):
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory):
     """A dataset of four plain pictures."""
-    import tiny
     from finetune.trainers.data.manifest import scan_folder
+    from support import tiny
 
     return scan_folder(str(tiny.make_pictures(tmp_path_factory.mktemp("squares"))), "squares")
 

@@ -1,29 +1,176 @@
 """The training engine: torch, diffusers, transformers, peft, accelerate. It never imports ComfyUI.
 
-Where to look:
-    spec.py         a run as frozen data, validated whole
-    training.py     the story of a run: load, cache, attach, loop, save
-    preparation.py  before the loop: every picture and caption encoded once, by encoding.py, from and into caches
-    loop.py         the training loop
-    objectives.py   noising, targets and loss weights, with their equations
-    optimizers.py   by name; schedules.py their rates; ema.py the running mean of the weights
-    frozen.py       weights in 8 bits; compilation.py whether torch can compile
-    errors.py       failures as sentences; what a foreign error says in a line
-    page_text.py    text as the page shows it on a node; sheets.py and charts.py its pictures
-    requirements.py packages that are required, read from requirements.txt
-    words.py        what a whole word is, in captions and prompts; names and counts in sentences
-    vocabulary.py   words as a tokenizer takes them: their tokens, common or rare
-    optional.py     packages that are not required, and what is said without them
-    families/       SD 1.x, SD 2.x, SDXL: loading, encoding, one denoising call; presets.py what is recommended for a base,
-                    sizes.py checkpoints of other sizes than the released ones
-    methods/        what becomes trainable and what is saved
-    data/           pictures, captions, buckets, caches, batches
-    artifacts/      the files other programs load; foreign files come in by tensor_header.py and tensor_files.py, .pt and
-                    .bin by torch_files.py; embedding_words.py finds the word in any trainer's embedding
-    artifacts/layer_names/  THE authority on how programs call the layers of a model in LoRA files, and on their blocks
-    artifacts/lora_file.py  LoRA files as layers, whatever their maker: lora_renaming.py gives them one maker's names,
-                    changes.py the change of a layer, peft_config.py the scales that stand beside the tensors
-    runs.py         run folders: identity, state, resume, lookup
-    worker.py       the child process; run.py its parent; tasks.py what it can be asked for
-    stopping.py     cancel: where it breaks work off and where it waits; progress.py how far a task has come
+The map: a line for every file, rooms from the top floor down. A room imports rooms below it and never one above; the tests
+read the order from here (tests/unit/test_house_rules.py). The loop is training/loop.py, the story around it training/run.py.
+
+    __main__.py                     the command line
+    process/                        the worker process and its parent
+        parent.py                   start a worker, follow its events, cancel it
+        worker.py                   the child process: a spec goes in, events come out
+        tasks.py                    the table of everything that a worker can be asked for
+        progress.py                 how far a task has come, from 0 to 1
+    training/                       a training run
+        run.py                      the story: load, cache, attach, loop, save
+        loop.py                     THE training loop
+        conditioned_model.py        denoiser and text encoders as the one module that trains
+        preparation.py              images and captions into caches, before the loop
+        batches.py                  which images make which batch, and reading them
+        monitor.py                  previews, validation, the best file, on the way
+        validation.py               the loss on held-out images, and early stopping
+        quantization.py             frozen weights in 8 bits
+        compilation.py              whether torch can compile here
+        tensorboard.py              events as TensorBoard files
+    tools/                          files made out of files
+        file_tasks.py               each tool as the worker runs it
+        extraction.py               a LoRA out of two models
+        decomposition.py            the best low-rank factors of a matrix
+        merging.py                  arithmetic on LoRA files, and other ranks
+        conversion.py               other names, precisions and metadata
+        baking.py                   LoRAs worked into a checkpoint; shards
+        onnx_export.py              a denoiser as a proven ONNX file
+    sampling/                       images made with a model
+        previews.py                 images of a run as it is now
+        class_images.py             regularization images, made by the base itself
+    methods/                        what becomes trainable and what is saved
+        protocol.py                 what every method offers
+        lora.py                     LoRA and its relatives, by peft
+        adapters.py                 the kinds of adapters
+        dora.py                     DoRA with magnitudes on the input axis
+        full.py                     the model's own weights; with class images DreamBooth
+        textual_inversion.py        new words
+        pivotal.py                  a new word and a LoRA together
+        hypernetwork.py             networks in front of attention
+    captioning/                     models that describe images; a file for each kind
+        work.py                     describe images, keep what was said
+        model_folders.py            which kind of model a folder holds, and whether it is whole
+        devices.py                  device and precision, and what a full memory looks like
+        speaking.py                 what captioners that write sentences share
+        blip.py                     BLIP
+        blip2.py                    BLIP-2
+        git.py                      GIT
+        florence2.py                Florence-2
+        vision_language.py          any image-text-to-text model with a chat template
+        tagger.py                   WD14 and DeepDanbooru taggers by onnxruntime
+        tags.py                     lists of tags and how they are written
+        texts.py                    captions out of file names and texts
+        articles.py                 a cat, an airplane
+    stacking/                       LoRA stacks without ComfyUI
+        rows.py                     the rows of a stack as data
+        block_weights.py            strengths per block
+        prompts.py                  LoRAs named in prompts, and by trigger words
+        cards.py                    what a file tells about itself
+        inspection.py               the size of a LoRA's change in every block
+    caches/                         tensors computed once and kept on disk
+        encoding.py                 images as latents, captions as conditioning
+        latent_masks.py             masks at the size of latents
+        tensor_cache.py             one small file for each entry
+        freed_memory.py             freed memory goes back to the system
+    families/                       model families: a file for each, and what they share
+        protocol.py                 what a family offers
+        latent_diffusion.py         what SD 1.x, SD 2.x and SDXL have in common
+        stable_diffusion.py         SD 1.x and SD 2.x
+        sdxl.py                     Stable Diffusion XL
+        recognition.py              what a model file is, from headers and configs alone
+        component_loading.py        components from a single file or a folder
+        component_configs.py        their configs, checked
+        weight_files.py             which files of a folder are loaded
+        sizes.py                    checkpoints of other sizes than the released ones
+        unet_state_dict.py          weights under the names of the original single file
+        checkpoint_writing.py       a model as the tensors of one file
+        presets.py                  what is recommended for a base
+    optimization/                   how weights move
+        optimizers.py               optimizers by name
+        prodigy.py                  Prodigy with rates for each group
+        schedules.py                learning rates over the steps
+        ema.py                      the exponential moving average of weights
+        parameter_group.py          what a method hands to the optimizer
+    objectives/                     what is predicted; pure functions
+        objective.py                noising, target and loss
+        noise.py                    noise and noise levels
+        losses.py                   how an error counts
+    drawing/                        all that is rendered with PIL
+        loss_chart.py               the chart of losses
+        contact_sheets.py           previews side by side
+        dataset_report_pages.py     the report of a dataset
+        extraction_report.py        what an extraction keeps
+        fonts.py                    text in any script
+    data/                           images and captions
+        manifest.py                 from a folder to a light manifest
+        sources.py                  what lies in a folder, by names
+        projects.py                 folders as kohya's trainers want them
+        combining.py                several datasets as one, and one as two
+        image_store.py              images that came as tensors, as files
+        split.py                    which images are held out
+        images/                     on the way to latents
+            image_files.py          files → upright RGB → a bucket's pixels
+            colors.py               any depth, palette or profile → 8-bit sRGB
+            buckets.py              aspect-ratio buckets
+            augmentation.py         variants made once and cached
+            masks.py                which parts of an image count
+        captions/                   as text
+            caption_files.py        text files and metadata.jsonl
+            caption_pairing.py      which text belongs to which image
+            caption_search.py       where an image's caption comes from
+            caption_editing.py      captions changed for good
+            text_replacement.py     find and replace
+            sidecars.py             written beside the images, with undo
+            templates.py            sentences around a caption
+            variation.py            what varies in every step
+            trigger_word.py         where the trigger word goes
+            trigger_advice.py       what people should know about it
+        report/                     a dataset judged before it is trained
+            dataset_report.py       what is in it and what is wrong
+            lint.py                 captions
+            image_quality.py        pixels
+            near_duplicates.py      images that look the same
+            advice.py               how many images and steps others use
+    artifacts/                      the files that other programs load
+        tensor_header.py            the header of a safetensors file, checked
+        tensor_files.py             tensors read and written one at a time
+        weights.py                  the numbers of a file, whatever their precision
+        scaled_weights.py           8-bit weights beside a scale
+        rounding.py                 whether two tensors differ by rounding alone
+        torch_files.py              .pt and .bin without running what is in them
+        metadata.py                 what headers tell
+        checkpoint.py               whole models
+        ldm_layout.py               VAE and text encoders of the original layout
+        lora.py                     LoRA files as kohya writes them
+        lora_file.py                LoRA files of any maker, as layers
+        lora_renaming.py            files of different makers under one's names
+        lora_precision.py           factors as a file stores them
+        changes.py                  the change that a layer stands for
+        adapters.py                 what LoRA's relatives store
+        peft_config.py              scales that stand beside the tensors
+        embedding.py                files of learnt words
+        embedding_words.py          which tensors of a file are the word
+        embedding_library.py        a library of embeddings
+        hypernetwork.py             hypernetwork files
+        layer_names/                THE authority on names of layers
+            table.py                every layer under all its names
+            spelling.py             any spelling taken apart
+            parts.py                parts of a layer's tensors
+            unet.py                 UNet layers, diffusers' and the original's names
+            text.py                 text encoders' layers
+            blocks.py               blocks and kinds of layers
+            family.py               the family of a file
+    run_folder.py                   a run's folder: identity, state, resume, lookup
+    optional_packages.py            packages that may be missing, and what is said then
+    spec/                           a task as data: frozen, validated whole
+        part.py                     what all parts share
+        dataset.py                  datasets
+        methods.py                  what is trained
+        settings.py                 how it is trained
+        blocks.py                   blocks as people type them
+        captioning.py               captioning tasks
+        class_images.py             class image tasks
+        file_tasks.py               file tools
+    accelerator.py                  device and precision of a task
+    stopping.py                     where a stop breaks work off, and where it waits
+    required_packages.py            packages that must be there
+    page_text.py                    text as the page shows it on a node
+    vocabulary.py                   words as a tokenizer takes them
+    words.py                        what a whole word is; names and counts in sentences
+    files.py                        files appear whole or not at all
+    randomness.py                   randomness as a function of (seed, step, sample)
+    errors.py                       failures as sentences
 """

@@ -35,7 +35,7 @@ FILE_TASKS = ("extract", "merge", "convert", "metadata", "bake", "shard", "onnx"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from trainers import worker
+    from trainers.process import worker
 
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,8 +67,8 @@ def perform(open_folder, path: str) -> int:
     """Do what the spec at `path` asks for, in the folder that `open_folder(content)` returns; None: it is done."""
     from pydantic import ValidationError
 
-    from trainers import worker
     from trainers.errors import UserError
+    from trainers.process import worker
     from trainers.spec import explain
 
     try:
@@ -86,7 +86,7 @@ def perform(open_folder, path: str) -> int:
 
 
 def clean(folder: Path, days: float) -> int:
-    from trainers.data.caches import KINDS, clean_caches
+    from trainers.caches.tensor_cache import KINDS, clean_caches
 
     if days < 1:  # what a running run needs was marked as used when it began
         print(f"--days is {days:g}: it should be 1 or more.", file=sys.stderr)
@@ -113,7 +113,7 @@ def print_layer_names(family: str) -> int:
 
 
 def open_training(content: bytes):
-    from trainers.runs import open_run
+    from trainers.run_folder import open_run
     from trainers.spec import RunSpec
 
     run = open_run(RunSpec.model_validate_json(content))
@@ -124,8 +124,8 @@ def open_training(content: bytes):
 
 
 def open_class_pictures(content: bytes):
-    from trainers.class_pictures import class_dataset, open_folder, pictures_of
-    from trainers.spec.class_pictures import ClassPicturesSpec
+    from trainers.sampling.class_images import class_dataset, open_folder, pictures_of
+    from trainers.spec.class_images import ClassPicturesSpec
 
     spec = ClassPicturesSpec.model_validate_json(content)
     folder = open_folder(spec)
@@ -149,7 +149,7 @@ def open_captioning(content: bytes):
 
 
 def open_file_task(task: str, content: bytes):
-    from trainers.runs import open_run
+    from trainers.run_folder import open_run
     from trainers.spec.file_tasks import SPECS
 
     run = open_run(SPECS[task].model_validate_json(content))

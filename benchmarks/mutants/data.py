@@ -1,10 +1,13 @@
 """Datasets: images, masks, captions, caches."""
 from .mutation import Mutation
 
-BUCKETS, CACHES, MASKS = "trainers/data/buckets.py", "trainers/data/caches.py", "trainers/data/masks.py"
-VARIATION, SPLIT, VIEWS = "trainers/data/variation.py", "trainers/data/split.py", "trainers/data/augmentation.py"
-EDITING, REPLACING = "trainers/data/caption_editing.py", "trainers/data/text_replacement.py"
-COMBINING, CAPTIONS, ENCODING = "trainers/data/combining.py", "trainers/data/caption_files.py", "trainers/encoding.py"
+BUCKETS, CACHES = "trainers/data/images/buckets.py", "trainers/caches/tensor_cache.py"
+MASKS = "trainers/data/images/masks.py"
+VARIATION, SPLIT = "trainers/data/captions/variation.py", "trainers/data/split.py"
+VIEWS = "trainers/data/images/augmentation.py"
+EDITING, REPLACING = "trainers/data/captions/caption_editing.py", "trainers/data/captions/text_replacement.py"
+COMBINING, CAPTIONS = "trainers/data/combining.py", "trainers/data/captions/caption_files.py"
+ENCODING = "trainers/caches/encoding.py"
 
 MUTATIONS = [
     Mutation("the crop is at the left", BUCKETS,

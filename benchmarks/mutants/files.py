@@ -1,14 +1,16 @@
 """Files that other programs load, tools that make them from files, and stacks of LoRAs."""
 from .mutation import Mutation
 
-EXTRACTION, DECOMPOSITION, MERGING = "trainers/extraction.py", "trainers/decomposition.py", "trainers/merging.py"
-BAKING, METADATA, CHECKPOINT = "trainers/baking.py", "trainers/artifacts/metadata.py", "trainers/artifacts/checkpoint.py"
+EXTRACTION, DECOMPOSITION = "trainers/tools/extraction.py", "trainers/tools/decomposition.py"
+MERGING = "trainers/tools/merging.py"
+BAKING, METADATA = "trainers/tools/baking.py", "trainers/artifacts/metadata.py"
+CHECKPOINT = "trainers/artifacts/checkpoint.py"
 EMBEDDING, ROWS = "trainers/artifacts/embedding.py", "trainers/stacking/rows.py"
 BLOCKS, UNET = "trainers/artifacts/layer_names/blocks.py", "trainers/artifacts/layer_names/unet.py"
 NAMES, SPELLING = "trainers/artifacts/layer_names/table.py", "trainers/artifacts/layer_names/spelling.py"
 RENAMING, PEFT = "trainers/artifacts/lora_renaming.py", "trainers/artifacts/peft_config.py"
 CHANGES, LORA_FILE = "trainers/artifacts/changes.py", "trainers/artifacts/lora_file.py"
-CONVERSION, FAMILY = "trainers/conversion.py", "trainers/artifacts/layer_names/family.py"
+CONVERSION, FAMILY = "trainers/tools/conversion.py", "trainers/artifacts/layer_names/family.py"
 WEIGHTS, PROMPTS = "trainers/stacking/block_weights.py", "trainers/stacking/prompts.py"
 BY_NAMES, BY_SCALES = "unit/test_layer_names.py", "unit/test_lora_scales.py"
 

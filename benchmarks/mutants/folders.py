@@ -1,8 +1,9 @@
 """Folders of images as other people keep them: links, caption files, projects."""
 from .mutation import Mutation
 
-SOURCES, PAIRING, PROJECTS = "trainers/data/sources.py", "trainers/data/caption_pairing.py", "trainers/data/projects.py"
-SEARCH = "trainers/data/caption_search.py"
+SOURCES, PAIRING = "trainers/data/sources.py", "trainers/data/captions/caption_pairing.py"
+PROJECTS = "trainers/data/projects.py"
+SEARCH = "trainers/data/captions/caption_search.py"
 TESTS = "unit/test_dataset_folders.py unit/test_sources.py unit/test_zoo.py"
 
 MUTATIONS = [

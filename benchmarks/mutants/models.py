@@ -2,7 +2,8 @@
 from .mutation import Mutation
 
 RECOGNITION, WEIGHTS = "trainers/families/recognition.py", "trainers/families/weight_files.py"
-CONFIGS, TRAINING, NOISE = "trainers/families/component_configs.py", "trainers/training.py", "trainers/families/loading.py"
+CONFIGS, TRAINING = "trainers/families/component_configs.py", "trainers/training/run.py"
+NOISE = "trainers/families/component_loading.py"
 KINDS = "unit/test_model_kinds.py"
 
 MUTATIONS = [

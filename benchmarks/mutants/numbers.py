@@ -1,8 +1,10 @@
 """Noise, losses, objectives, schedules, optimizers: pure numbers."""
 from .mutation import Mutation
 
-NOISE, LOSSES, OBJECTIVES = "trainers/noise.py", "trainers/losses.py", "trainers/objectives.py"
-SCHEDULES, OPTIMIZERS, RANDOMNESS = "trainers/schedules.py", "trainers/optimizers.py", "trainers/randomness.py"
+NOISE, LOSSES = "trainers/objectives/noise.py", "trainers/objectives/losses.py"
+OBJECTIVES = "trainers/objectives/objective.py"
+SCHEDULES, OPTIMIZERS = "trainers/optimization/schedules.py", "trainers/optimization/optimizers.py"
+RANDOMNESS = "trainers/randomness.py"
 
 MUTATIONS = [
     Mutation("an offset for each pixel", NOISE,

@@ -1,9 +1,9 @@
 """A stop from outside, what a killed process leaves, how far a task has come, and what names may be."""
 from .mutation import Mutation
 
-STOPPING, PROGRESS, PARENT = "trainers/stopping.py", "trainers/progress.py", "trainers/run.py"
-LOOP, TRAINING, WATCHING = "trainers/loop.py", "trainers/training.py", "trainers/watching.py"
-RUNS, PART, ERRORS = "trainers/runs.py", "trainers/spec/part.py", "trainers/errors.py"
+STOPPING, PROGRESS, PARENT = "trainers/stopping.py", "trainers/process/progress.py", "trainers/process/parent.py"
+LOOP, TRAINING, WATCHING = "trainers/training/loop.py", "trainers/training/run.py", "trainers/training/monitor.py"
+RUNS, PART, ERRORS = "trainers/run_folder.py", "trainers/spec/part.py", "trainers/errors.py"
 CANCEL, STOPS, NAMES = "unit/test_cancel.py", "unit/test_stopping.py", "unit/test_spec.py"
 
 MUTATIONS = [

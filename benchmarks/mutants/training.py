@@ -1,9 +1,11 @@
 """The loop, the story of a run, and what a checkpoint brings back."""
 from .mutation import Mutation
 
-LOOP, TRAINING, RUNS, BATCHES = "trainers/loop.py", "trainers/training.py", "trainers/runs.py", "trainers/data/batches.py"
-WATCHING, VALIDATION, PREPARATION = "trainers/watching.py", "trainers/validation.py", "trainers/preparation.py"
-EMA, FILES, PREVIEWS = "trainers/ema.py", "trainers/files.py", "trainers/previews.py"
+LOOP, TRAINING = "trainers/training/loop.py", "trainers/training/run.py"
+RUNS, BATCHES = "trainers/run_folder.py", "trainers/training/batches.py"
+WATCHING, VALIDATION = "trainers/training/monitor.py", "trainers/training/validation.py"
+PREPARATION = "trainers/training/preparation.py"
+EMA, FILES, PREVIEWS = "trainers/optimization/ema.py", "trainers/files.py", "trainers/sampling/previews.py"
 EVERY_STEP = "unit/test_loop.py::test_every_step_is_that_of_a_loop_in_plain_torch"
 STEP_LENGTH = "unit/test_loop.py::test_a_step_is_as_long_as_rate_and_clipping_say"
 CLASS_IMAGES = "unit/test_loop.py::test_class_images_come_as_often_as_their_ratio_says"
@@ -23,7 +25,7 @@ MUTATIONS = [
     Mutation("after a damaged newest checkpoint the oldest is taken", RUNS,
              "for step in reversed(self.checkpoints()):",
              "for step in [*self.checkpoints()[-1:], *self.checkpoints()]:", NEWEST),
-    Mutation("the weight of an image in the loss is ignored", "trainers/objectives.py",
+    Mutation("the weight of an image in the loss is ignored", "trainers/objectives/objective.py",
              "weight = noised.weight if weights is None else noised.weight * weights", "weight = noised.weight", EVERY_STEP),
     # ---- the loop ------------------------------------------------------------------------------------------------------
     Mutation("dropout is not seeded by the step", LOOP,

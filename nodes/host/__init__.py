@@ -9,7 +9,7 @@ if tuple(int(part) for part in comfyui_version.__version__.split(".")[:3]) < OLD
     raise ImportError(f"this is ComfyUI {comfyui_version.__version__}, but 0.3.75 or newer is needed; update ComfyUI")
 
 from . import lora_routes  # noqa: E402, F401
-from .captioners import captioner_choices, captioner_folder  # noqa: E402
+from .captioner_folders import captioner_choices, captioner_folder  # noqa: E402
 from .detection import host_refusal  # noqa: E402
 from .embeddings import (  # noqa: E402
     embedding_choices,

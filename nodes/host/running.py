@@ -9,9 +9,9 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ...trainers import run
 from ...trainers.errors import UserError
-from ...trainers.requirements import missing_requirements
+from ...trainers.process import parent
+from ...trainers.required_packages import missing_requirements
 from .page import repeat_text, show_text
 
 SAID_AGAIN, DRAWN_AGAIN = 2.0, 10.0
@@ -94,4 +94,4 @@ def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Ca
         comfy.model_management.throw_exception_if_processing_interrupted()
         repeat_text(SAID_AGAIN)
 
-    run.follow(events, cancel, report, look_around, comfy.model_management.InterruptProcessingException)
+    parent.follow(events, cancel, report, look_around, comfy.model_management.InterruptProcessingException)

@@ -8,13 +8,13 @@ import signal
 import urllib.request
 
 import pytest
-from editor_page import HOSTILE, EditorPage
 from environment import describe
 from failure import interrupt_on_signal
-from graphs import random_lora
 from host_server import HostServer
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from support.editor_page import HOSTILE, EditorPage
+from support.graphs import random_lora
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 START = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Release.Status": "skipped"}

@@ -1,8 +1,8 @@
 """Files of unknown origin in the editor: names and metadata are text, and what is missing is named and kept."""
 import json
 
-from editor_page import HOSTILE
 from PIL import Image, ImageStat
+from support.editor_page import HOSTILE
 
 INK = "styles/ink wash.safetensors"
 

@@ -1,9 +1,9 @@
 """What nodes show in the page: texts of unknown origin as text, sentences of errors, cancelling, and after a reload."""
 import pytest
-from editor_page import HOSTILE, EditorPage
-from graphs import training
-from node_page import NodePage
 from PIL import Image
+from support.editor_page import HOSTILE, EditorPage
+from support.graphs import training
+from support.node_page import NodePage
 
 SCRIPT = "<img src=x onerror=window.hacked=1>"
 CAPTIONS = (

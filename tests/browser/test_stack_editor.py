@@ -3,10 +3,10 @@ import json
 
 import numpy as np
 import pytest
-from editor_page import STACK
 from finetune.trainers.stacking import parse_rows
 from finetune.trainers.stacking.cards import data_bytes, hashes_of
-from graphs import pictures_of, sampling
+from support.editor_page import STACK
+from support.graphs import pictures_of, sampling
 
 IS_TEXT = f"(text) => {STACK}.widgets[0].value === text"
 INK, PAPER, ANNA = "styles/ink wash.safetensors", "styles/paper cut.safetensors", "people/Anna.safetensors"

@@ -25,17 +25,18 @@ import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.sd1_clip  # noqa: E402
 import comfy.sdxl_clip  # noqa: E402
-import tiny  # noqa: E402
 from finetune.nodes import host  # noqa: E402
 from finetune.nodes.host.native import host_model, host_text_options  # noqa: E402
 from finetune.trainers import spec as specs  # noqa: E402
+from finetune.trainers.accelerator import make_accelerator  # noqa: E402
 from finetune.trainers.data.manifest import scan_folder  # noqa: E402
 from finetune.trainers.families.component_configs import component_config  # noqa: E402
 from finetune.trainers.families.recognition import recognise  # noqa: E402
 from finetune.trainers.methods import adapters  # noqa: E402
-from finetune.trainers.runs import open_run  # noqa: E402
-from finetune.trainers.training import Training, make_accelerator  # noqa: E402
+from finetune.trainers.run_folder import open_run  # noqa: E402
+from finetune.trainers.training.run import Training  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from support import tiny  # noqa: E402
 
 comfy.cli_args.args.fp32_text_enc = True  # it would round what it merges to fp16, whatever the file's precision
 COMMON = dict(rank=4, alpha=2, targets="all with convolutions", text_encoder_learning_rate=1e-2, file_precision="fp32")

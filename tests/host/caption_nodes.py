@@ -30,13 +30,13 @@ for kind in ("input", "output", "temp"):
     getattr(folder_paths, f"set_{kind}_directory")(str(FOLDER / kind))
 
 from finetune import nodes  # noqa: E402
-from finetune.nodes import captions  # noqa: E402
+from finetune.nodes.captions import edit_captions  # noqa: E402
 from finetune.nodes.host import dataset_choices, own_dataset_folder  # noqa: E402
 from finetune.trainers.errors import UserError  # noqa: E402
 from finetune.trainers.families.recognition import recognise  # noqa: E402
-from generated_pictures import photograph  # noqa: E402
 from host_events import plain  # noqa: E402
 from PIL import Image  # noqa: E402
+from support.generated_pictures import photograph  # noqa: E402
 
 PromptServer.instance = SimpleNamespace(
     send_progress_text=lambda html, node, client: TEXTS.append(plain(html)), client_id="somebody",
@@ -102,7 +102,7 @@ def editing():
 def graph(prefix: str) -> dict:
     return {"1": {"class_type": "FineTuneLoadImageDataset", "inputs": {"folder": "input/mine"}},
             "2": {"class_type": "FineTuneReplaceInCaptions", "inputs": {"dataset": ["1", 0], "find": prefix}},
-            "9": {"class_type": "FineTuneWriteCaptions", "inputs": {"dataset": ["2", 0], "action": captions.WRITE}}}
+            "9": {"class_type": "FineTuneWriteCaptions", "inputs": {"dataset": ["2", 0], "action": edit_captions.WRITE}}}
 
 
 def write(find: str, action: str):
@@ -116,26 +116,26 @@ def undo(action: str) -> str:
 
 def writing():
     before = files()
-    looked = write("dog", captions.LOOK).args[1]
+    looked = write("dog", edit_captions.LOOK).args[1]
     untouched = files() == before and not (MINE / ".caption_backups").exists()
-    first = write("dog", captions.WRITE)
+    first = write("dog", edit_captions.WRITE)
     once = files()
-    again = write("dog", captions.WRITE)
+    again = write("dog", edit_captions.WRITE)
     same = files() == once
-    write("a", captions.WRITE)
+    write("a", edit_captions.WRITE)
     twice = files()
     marks = [NODES["FineTuneUndoWriteCaptions"].fingerprint_inputs(folder="input/mine", action="")]
-    look = undo(captions.LOOK)
-    undone = undo(captions.UNDO)
+    look = undo(edit_captions.LOOK)
+    undone = undo(edit_captions.UNDO)
     marks.append(NODES["FineTuneUndoWriteCaptions"].fingerprint_inputs(folder="input/mine", action=""))
     RESULTS["writing"] = {
         "looked": looked, "untouched": untouched, "first": first.args[1], "once": once, "again": again.args[1], "same": same,
         "goes on": captions_of(again.args[0]), "twice": twice, "look": look, "undone": undone,
         "after one undo": files() == once, "a mark of its own": marks[0] != marks[1],
     }
-    undo(captions.UNDO)
+    undo(edit_captions.UNDO)
     RESULTS["writing"]["after two"] = files() == before
-    RESULTS["writing"]["nothing left"] = said("FineTuneUndoWriteCaptions", folder="input/mine", action=captions.UNDO)
+    RESULTS["writing"]["nothing left"] = said("FineTuneUndoWriteCaptions", folder="input/mine", action=edit_captions.UNDO)
 
 
 def refusals():
@@ -145,7 +145,7 @@ def refusals():
     linked = said("FineTuneLoadImageDataset", folder="input/linked")
     folder_paths.add_model_folder_path("datasets", str(outside))
     named = said("FineTuneWriteCaptions", dataset=queue(
-        "FineTuneTriggerWord", dataset=load("input/linked"), trigger="ohwx").args[0], action=captions.WRITE)
+        "FineTuneTriggerWord", dataset=load("input/linked"), trigger="ohwx").args[0], action=edit_captions.WRITE)
     folder_paths.get_folder_paths("datasets").remove(str(outside))
     (MINE / "sub").symlink_to(outside, target_is_directory=True)
 
@@ -156,14 +156,14 @@ def refusals():
             return str(problem)
 
     RESULTS["refusals"] = {
-        "examples": said("FineTuneWriteCaptions", dataset=load("examples/openmoji"), action=captions.WRITE),
+        "examples": said("FineTuneWriteCaptions", dataset=load("examples/openmoji"), action=edit_captions.WRITE),
         "linked": linked, "named": named, "named caption": (outside / "0.txt").read_text(),
         "places": [place(path) for path in (
             MINE / "0.png", MINE / "sub" / "0.png", MINE / ".." / ".." / "outside" / "0.png", outside / "0.png",
             FOLDER / "input" / "0.png", FOLDER / "output" / "x" / "0.png")],
         "actions": [said("FineTuneWriteCaptions", dataset=load(), action="all"),
                     said("FineTuneUndoWriteCaptions", folder="input/mine", action="all"),
-                    said("FineTuneUndoWriteCaptions", folder="input/../outside", action=captions.UNDO)],
+                    said("FineTuneUndoWriteCaptions", folder="input/../outside", action=edit_captions.UNDO)],
     }
 
 

@@ -21,15 +21,15 @@ become_host(Path(sys.argv[1]))
 sys.path.append(str(ROOT / "tests"))
 load_pack()
 import comfy.sd  # noqa: E402
-import tiny  # noqa: E402
 import torch  # noqa: E402
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
 from finetune.nodes.host.detection import folder_refusal, host_refusal  # noqa: E402
 from finetune.nodes.host.proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from finetune.trainers.families.component_configs import CONFIGS  # noqa: E402
 from finetune.trainers.files import read_json  # noqa: E402
-from graphs import random_lora  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from support import tiny  # noqa: E402
+from support.graphs import random_lora  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
 
 FOLDER = Path(sys.argv[2])

@@ -205,7 +205,7 @@ def factors() -> dict:
 
 
 def sdxl() -> comfy.model_patcher.ModelPatcher:
-    import tiny
+    from support import tiny
 
     torch.manual_seed(0)
     config = dict(tiny.make_unet("sdxl").config)

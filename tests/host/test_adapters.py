@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from environment import describe
-from graphs import sampling, training, with_lora
 from PIL import Image
+from support.graphs import sampling, training, with_lora
 
 SCRIPT = Path(__file__).with_name("adapter_effects.py")
 KINDS = ("lora", "dora", "loha", "lokr", "lokr, whole factors")

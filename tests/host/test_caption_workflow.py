@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_captioners as tiny
 import workflow as workflows
 from PIL import Image
+from support import tiny_captioners as tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "example_datasets" / "openmoji"

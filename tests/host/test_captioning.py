@@ -2,9 +2,9 @@
 import json
 
 import pytest
-import tiny_captioners as tiny
-from graphs import reached, training
 from host_server import NodeFailed, PromptInterrupted
+from support import tiny_captioners as tiny
+from support.graphs import reached, training
 
 MADE = ("blip", "git", "tagger", "llava")
 

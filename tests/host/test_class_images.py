@@ -1,8 +1,8 @@
 """Class images in a real ComfyUI: drawn once, added to, found again, and trained with."""
 
 import pytest
-from graphs import reached, training
 from host_server import NodeFailed, PromptInterrupted, PromptRejected
+from support.graphs import reached, training
 
 
 def class_images(**widgets) -> dict:

@@ -3,11 +3,11 @@ import json
 
 import numpy as np
 import pytest
-from graphs import dreambooth, reached, sampling
 from host_server import NodeFailed, PromptInterrupted
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.graphs import dreambooth, reached, sampling
 
 
 def pictures_of(host, outputs: dict, node: str) -> np.ndarray:

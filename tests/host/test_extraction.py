@@ -3,9 +3,9 @@ import json
 
 import numpy as np
 import pytest
-from graphs import dreambooth, pictures_of, reached, sampling, with_lora
 from host_server import NodeFailed, PromptInterrupted
 from safetensors.torch import load_file
+from support.graphs import dreambooth, pictures_of, reached, sampling, with_lora
 
 WIDGETS = {"tuned": "(connected)", "base": "(connected)", "name": "out of booth", "rule": "fixed", "rank": 64,
            "threshold": 0.9, "text_encoders": True, "convolutions": True, "file_precision": "fp16"}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from finetune.trainers.artifacts.embedding import load_embedding
 from finetune.trainers.artifacts.tensor_files import header_bytes, read_entries
-from graphs import random_lora
 from host_server import NodeFailed, PromptRejected
 from safetensors.torch import load_file, save_file
+from support.graphs import random_lora
 
 DEMO = {"demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}}}
 FOLDER = "others"

@@ -5,8 +5,8 @@ import shutil
 import time
 
 import pytest
-from graphs import reached, training
 from host_server import NodeFailed, PromptInterrupted
+from support.graphs import reached, training
 
 SLOW = {"preview_every": 2, "negative": "", "guidance": 4.0, "sampler_steps": 200, "pictures_per_prompt": 16,
         "preview_noise": 3, "from_ema": True, "checkpoint_every": 0, "checkpoint_minutes": 0.0, "keep": 1,

@@ -12,7 +12,7 @@ from finetune.trainers import families, methods
 from finetune.trainers.families.recognition import recognise
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.spec import HypernetworkSpec
-from graphs import pictures_of, sampling, training_node
+from support.graphs import pictures_of, sampling, training_node
 
 ACTIVATIONS = HypernetworkSpec.model_fields["activation"].annotation.__args__
 STRUCTURES = ((1, 2, 1), (1, 1), (1, 0.5, 1.25, 1))

@@ -1,9 +1,9 @@
 """What the base loaders give is whole: the core's nodes take it as they take what the core's own loaders give."""
 import numpy as np
 import pytest
-from core_nodes import NODES, prompt_for
-from graphs import dreambooth, pictures_of, sampling
 from host_server import NodeFailed
+from support.core_nodes import NODES, prompt_for
+from support.graphs import dreambooth, pictures_of, sampling
 
 DEMO = "demo base (comes with the pack)"
 

@@ -1,8 +1,8 @@
 """Texts of nodes on the websocket: to whom they go, as what, and what is known of them later."""
 import pytest
-from graphs import training
 from host_events import EventListener
 from host_server import NodeFailed
+from support.graphs import training
 
 WORKFLOW = {"id": "0b0e0ef6-3d1f-4d6c-9f5e-0a2f6a6f2f11"}
 

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from graphs import training
 from host_server import NodeFailed
 from PIL import Image
+from support.graphs import training
 
 PICTURES = Path(__file__).resolve().parents[2] / "example_datasets" / "openmoji"
 

@@ -4,10 +4,10 @@ import struct
 
 import pytest
 import torch
-from graphs import training
 from host_server import NodeFailed, PromptRejected
 from PIL import Image
 from safetensors.torch import save_file
+from support.graphs import training
 
 
 def sentence(host, prompt) -> str:

@@ -1,8 +1,8 @@
 """The settings nodes on a real server, connected to Train LoRA all at once."""
 import pytest
-from graphs import training
 from host_server import NodeFailed, PromptRejected
 from safetensors import safe_open
+from support.graphs import training
 
 
 def with_settings(name: str, optimizer: str, schedule: str = "warmup_stable_decay", **widgets) -> dict:

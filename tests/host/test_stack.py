@@ -8,9 +8,9 @@ import urllib.request
 import numpy as np
 import pytest
 from finetune.trainers.stacking.cards import data_bytes, hashes_of
-from graphs import random_lora, sampling, with_lora
 from host_server import NodeFailed, PromptRejected
 from PIL import Image
+from support.graphs import random_lora, sampling, with_lora
 
 DEMO = {"demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}}}
 HOSTILE = "<img src=x onerror=alert(1)>'\" ü.safetensors"

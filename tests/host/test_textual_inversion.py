@@ -7,10 +7,10 @@ import torch
 from finetune.trainers import families
 from finetune.trainers.artifacts.embedding import load_embedding
 from finetune.trainers.families.recognition import recognise
-from graphs import training
 from host_server import NodeFailed, PromptRejected
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.graphs import training
 
 NOT_THERE = "is not there|not in list"
 """Newer hosts compare choices with their lists themselves."""

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import workflow as workflows
 from finetune.benchmarks import emoji_style
-from graphs import pictures_of, reached, sampling, training, with_lora
 from host_server import PromptInterrupted
 from PIL import Image
 from safetensors import safe_open
+from support.graphs import pictures_of, reached, sampling, training, with_lora
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))

@@ -2,9 +2,9 @@
 import json
 
 import pytest
-from graphs import training
 from host_server import NodeFailed
 from PIL import Image
+from support.graphs import training
 
 WATCHING = {"preview_every": 6, "negative": "blurry", "guidance": 4.0, "sampler_steps": 4, "pictures_per_prompt": 2,
             "preview_noise": 3, "from_ema": True, "checkpoint_every": 5, "checkpoint_minutes": 0.0, "keep": 1,

@@ -2,7 +2,6 @@
 import json
 
 import pytest
-import tiny
 import torch
 from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
@@ -15,12 +14,13 @@ from finetune.trainers.families.protocol import TextEncoders
 from finetune.trainers.methods import adapters
 from finetune.trainers.methods.dora import add_lengths
 from finetune.trainers.methods.protocol import Parts
-from finetune.trainers.optimizers import make_optimizer
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
+from finetune.trainers.optimization.optimizers import make_optimizer
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import train_run
 from peft import LoraConfig, inject_adapter_in_model
 from pydantic import ValidationError
 from safetensors import safe_open
+from support import tiny
 from torch import nn
 from transformers import CLIPTextModel
 

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import torch
 from finetune.trainers import spec as specs
-from finetune.trainers.data.augmentation import PLAIN, View, closer, view_pixels, views_of
-from finetune.trainers.data.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
-from finetune.trainers.data.buckets import Crop, bucket_sizes, fit
+from finetune.trainers.data.images.augmentation import PLAIN, View, closer, view_pixels, views_of
+from finetune.trainers.data.images.buckets import Crop, bucket_sizes, fit
+from finetune.trainers.data.images.image_files import crop_pixels
+from finetune.trainers.data.images.masks import latent_mask
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.masks import latent_mask
-from finetune.trainers.data.pictures import crop_pixels
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
+from finetune.trainers.training.run import train_run
 from PIL import Image
-from running import training_of
-from tiny import make_masked_pictures
+from support.running import training_of
+from support.tiny import make_masked_pictures
 
 
 def picture(digest="a" * 64, size=(100, 64), **augmentation):

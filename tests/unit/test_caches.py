@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune.trainers import encoding, families
+from finetune.trainers import families
 from finetune.trainers import spec as specs
-from finetune.trainers.data import caches
-from finetune.trainers.data.augmentation import View
-from finetune.trainers.data.buckets import bucket_sizes, fit
-from finetune.trainers.data.caches import DAY, TensorCache, clean_caches
+from finetune.trainers.caches import encoding, tensor_cache
+from finetune.trainers.caches.encoding import LatentCache, ahead
+from finetune.trainers.caches.tensor_cache import DAY, TensorCache, clean_caches
+from finetune.trainers.data.images.augmentation import View
+from finetune.trainers.data.images.buckets import bucket_sizes, fit
+from finetune.trainers.data.images.image_files import crop_pixels, read_picture
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.pictures import crop_pixels, read_picture
-from finetune.trainers.encoding import LatentCache, ahead
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import train_run
 from PIL import Image
 
 CPU = torch.device("cpu")
@@ -292,7 +292,7 @@ def test_cleaning_waits_while_a_run_marks_its_files(tmp_path, monkeypatch):
         time.sleep(0.02)
         touch(path, *arguments)
 
-    monkeypatch.setattr(caches.os, "utime", slow)
+    monkeypatch.setattr(tensor_cache.os, "utime", slow)
     assert cache.use(keys) == set(keys)
     cleaned[0].join()
     assert cleaned[1] == (0, 0) and all(key in cache for key in keys)

@@ -6,21 +6,20 @@ import signal
 import time
 
 import pytest
-import tiny
-import tiny_captioners
-from captioning import ask
 from filelock import FileLock
-from finetune.trainers import class_pictures
-from finetune.trainers import run as running
 from finetune.trainers import spec as specs
+from finetune.trainers.caches.tensor_cache import CAPTIONS
 from finetune.trainers.captioning import work as captioning
-from finetune.trainers.data.caches import CAPTIONS
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.run import TrainingProcess
-from finetune.trainers.runs import open_run
-from finetune.trainers.spec.class_pictures import ClassPicturesSpec
+from finetune.trainers.process import parent as running
+from finetune.trainers.process.parent import TrainingProcess
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.sampling import class_images
+from finetune.trainers.spec.class_images import ClassPicturesSpec
 from finetune.trainers.spec.file_tasks import SPECS
-from running import losses_of
+from support import tiny, tiny_captioners
+from support.captioning import ask
+from support.running import losses_of
 
 MINUTES = dict(prompts=("a", "b"), sampler_steps=200, pictures=16)
 """Previews that take so long."""
@@ -129,9 +128,9 @@ def test_class_pictures_are_cancelled_between_steps_of_the_sampler(tiny_bases, t
     spec = specs.checked(
         ClassPicturesSpec, base=tiny_bases["sd1"], prompt="a dog", count=64, resolution=128, sampler_steps=200,
         batch_size=64, folders=specs.FolderSpec(runs=str(tmp_path), caches=str(tmp_path / "caches")), device="cpu")
-    folder = class_pictures.open_folder(spec)
+    folder = class_images.open_folder(spec)
     events = cancelled(folder, is_kind("phase", text="drawing the first pictures"))
-    assert "drawing" not in kinds(events) and not list(class_pictures.pictures_of(folder).iterdir())
+    assert "drawing" not in kinds(events) and not list(class_images.pictures_of(folder).iterdir())
 
 
 def test_captioning_is_cancelled_between_two_words(tmp_path):

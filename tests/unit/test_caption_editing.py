@@ -3,8 +3,8 @@ import time
 
 import pytest
 from finetune.trainers import spec as specs
-from finetune.trainers.data import text_replacement
-from finetune.trainers.data.caption_editing import (
+from finetune.trainers.data.captions import text_replacement
+from finetune.trainers.data.captions.caption_editing import (
     TagEdit,
     caption_lines,
     describe_changes,
@@ -13,7 +13,7 @@ from finetune.trainers.data.caption_editing import (
     place_trigger,
     tag_list,
 )
-from finetune.trainers.data.text_replacement import SECONDS, Replacement, replace_in_captions
+from finetune.trainers.data.captions.text_replacement import SECONDS, Replacement, replace_in_captions
 from finetune.trainers.errors import UserError
 
 

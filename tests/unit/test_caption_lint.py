@@ -1,8 +1,8 @@
 """Every rule on captions: captions that it finds and captions that it leaves alone, with CLIP's real vocabulary."""
 import pytest
 from finetune.trainers import spec as specs
-from finetune.trainers.data.lint import cut_at, frequencies, lint, tokens_of
-from finetune.trainers.families.loading import clip_tokenizer
+from finetune.trainers.data.report.lint import cut_at, frequencies, lint, tokens_of
+from finetune.trainers.families.component_loading import clip_tokenizer
 
 
 @pytest.fixture(scope="module")

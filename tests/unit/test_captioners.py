@@ -6,17 +6,17 @@ from functools import lru_cache
 import numpy as np
 import onnxruntime
 import pytest
-import tiny_captioners as tiny
 import torch
 import transformers as hf
-from captioning import ask, describe, work
 from finetune.trainers.captioning import load, text_of
 from finetune.trainers.captioning.florence2 import answer, written
-from finetune.trainers.captioning.folders import KINDS, inspect_folder, kind_of
+from finetune.trainers.captioning.model_folders import KINDS, inspect_folder, kind_of
 from finetune.trainers.captioning.speaking import without_prompt
 from finetune.trainers.captioning.vision_language import shrunk
 from finetune.trainers.errors import UserError
 from PIL import Image
+from support import tiny_captioners as tiny
+from support.captioning import ask, describe, work
 
 SPEAKERS = ("blip", "blip2", "blip2_t5", "git", "florence2", "qwen2_vl", "llava")
 

@@ -4,17 +4,17 @@ import subprocess
 import sys
 
 import pytest
-import tiny_captioners as tiny
 import torch
-from captioning import ask, describe, work
-from finetune.trainers import optional
+from finetune.trainers import optional_packages
 from finetune.trainers import spec as specs
 from finetune.trainers.captioning import work as working
 from finetune.trainers.captioning.devices import choose_device, choose_dtype, is_out_of_memory
 from finetune.trainers.captioning.work import Findings, open_folder, texts_of
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.run import SCRIPT, TrainingProcess
+from finetune.trainers.process.parent import SCRIPT, TrainingProcess
 from PIL import Image
+from support import tiny_captioners as tiny
+from support.captioning import ask, describe, work
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +219,8 @@ def test_the_command_line_describes_and_then_finds(asked, tmp_path):
 
 
 def test_without_onnxruntime_taggers_say_so_before_anything_else(asked, monkeypatch):
-    find = optional.find_spec
-    monkeypatch.setattr(optional, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    find = optional_packages.find_spec
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     with pytest.raises(UserError) as problem:
         work(asked("tagger"))
     assert str(problem.value) == (

@@ -6,19 +6,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
+from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.artifacts.tensor_files import entry_of, read_entries, read_header, write_entries
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.recognition import recognise
 from finetune.trainers.methods.protocol import Parts
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import Training, make_accelerator, train_run
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import Training, train_run
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
+from support import tiny
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -315,7 +316,7 @@ def test_layers_that_nobody_reads_are_not_declared(family, clip_skip, idle, tiny
 def test_room_for_every_checkpoint_is_asked_for(precision, size, tiny_bases, make_spec, monkeypatch):
     """State and a whole model each: three of them while the third is written and two are kept."""
     asked = []
-    monkeypatch.setattr("finetune.trainers.training.ensure_space", lambda folder, needed: asked.append(needed))
+    monkeypatch.setattr("finetune.trainers.training.run.ensure_space", lambda folder, needed: asked.append(needed))
     run = attached(tiny_bases["sd1"], make_spec, file_precision=precision, frozen_blocks="mid")
     trained = sum(parameter.numel() for parameter in run.parameters.values())
     denoiser = sum(parameter.numel() for parameter in run.parts.denoiser.parameters())

@@ -9,12 +9,12 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from finetune.trainers import randomness
 from finetune.trainers import spec as specs
-from finetune.trainers.class_pictures import class_dataset, draw_class_pictures, open_folder, pictures_of
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.run import SCRIPT, TrainingProcess
-from finetune.trainers.runs import open_run
-from finetune.trainers.spec.class_pictures import ClassPicturesSpec
-from finetune.trainers.training import train_run
+from finetune.trainers.process.parent import SCRIPT, TrainingProcess
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.sampling.class_images import class_dataset, draw_class_pictures, open_folder, pictures_of
+from finetune.trainers.spec.class_images import ClassPicturesSpec
+from finetune.trainers.training.run import train_run
 from PIL import Image
 
 

@@ -3,16 +3,16 @@ import random
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from finetune.trainers.data.batches import BatchOrder
-from finetune.trainers.data.buckets import bucket_sizes, bucket_step, fit
-from finetune.trainers.data.caches import TensorCache
-from finetune.trainers.data.captions import with_trigger
+from finetune.trainers.caches.tensor_cache import TensorCache
+from finetune.trainers.data.captions.trigger_word import with_trigger
+from finetune.trainers.data.images.buckets import bucket_sizes, bucket_step, fit
+from finetune.trainers.data.images.image_files import crop_pixels, read_picture
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.pictures import crop_pixels, read_picture
 from finetune.trainers.errors import UserError
+from finetune.trainers.training.batches import BatchOrder
 from PIL import Image
+from support import tiny
 
 
 @pytest.mark.parametrize("resolution", [64, 256, 512, 768, 1024])
@@ -138,7 +138,7 @@ def test_a_batch_larger_than_its_bucket_is_filled_up():
 
 
 def test_processes_share_a_batch_without_overlap():
-    from finetune.trainers.data.batches import Batches, CachedPicture, CachedView, Source
+    from finetune.trainers.training.batches import Batches, CachedPicture, CachedView, Source
 
     crop = fit((64, 64), [(64, 64)])
     pictures = [CachedPicture(str(number), [CachedView(crop, lambda number=number: torch.full((4, 8, 8), float(number)))])

@@ -4,8 +4,8 @@ import os
 import unicodedata
 
 import pytest
-from finetune.trainers.data import sidecars
-from finetune.trainers.data.caption_pairing import pair_captions
+from finetune.trainers.data.captions import sidecars
+from finetune.trainers.data.captions.caption_pairing import pair_captions
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.data.projects import class_folder
 from finetune.trainers.data.sources import folder_state

@@ -1,14 +1,14 @@
 """The report as a whole: its figures, its words and its pages."""
 import numpy as np
 import pytest
-from finetune.trainers import fonts
 from finetune.trainers import spec as specs
-from finetune.trainers.data import report as report_module
-from finetune.trainers.data.advice import PRACTICES, advice
-from finetune.trainers.data.buckets import bucket_sizes, fit
+from finetune.trainers.data.images.buckets import bucket_sizes, fit
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.report import as_text, aspects, buckets, examine
-from finetune.trainers.data.report_pages import (
+from finetune.trainers.data.report import dataset_report as report_module
+from finetune.trainers.data.report.advice import PRACTICES, advice
+from finetune.trainers.data.report.dataset_report import as_text, aspects, buckets, examine
+from finetune.trainers.drawing import fonts
+from finetune.trainers.drawing.dataset_report_pages import (
     CAPTION_LINES,
     GREY,
     ORANGE,
@@ -19,9 +19,9 @@ from finetune.trainers.data.report_pages import (
     draw_pages,
     wrapped,
 )
-from finetune.trainers.families.loading import clip_tokenizer
-from generated_pictures import photograph
+from finetune.trainers.families.component_loading import clip_tokenizer
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from support.generated_pictures import photograph
 
 
 @pytest.fixture(scope="module")

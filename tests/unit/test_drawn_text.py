@@ -1,18 +1,18 @@
 """Text that is drawn, whatever is in it, and sentences about sizes and numbers."""
 import numpy as np
 import pytest
-from finetune.trainers import sheets
 from finetune.trainers import spec as specs
 from finetune.trainers.data.combining import size_range
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.report import as_text, examine
-from finetune.trainers.data.report_pages import draw_pages
-from finetune.trainers.extraction_report import _Page
-from finetune.trainers.families.loading import clip_tokenizer
-from finetune.trainers.fonts import drawable, fitted, font_and_text
+from finetune.trainers.data.report.dataset_report import as_text, examine
+from finetune.trainers.drawing import contact_sheets
+from finetune.trainers.drawing.dataset_report_pages import draw_pages
+from finetune.trainers.drawing.extraction_report import _Page
+from finetune.trainers.drawing.fonts import drawable, fitted, font_and_text
+from finetune.trainers.families.component_loading import clip_tokenizer
 from finetune.trainers.stacking.inspection import draw_norms
-from generated_pictures import photograph
 from PIL import Image, ImageDraw
+from support.generated_pictures import photograph
 
 ODD = ["two\nlines", "a\r\n\tb", "turned\u202egnp.exe", "a\u2028b\u2029c", "\0\a\x1b[31mred", "x" * 20_000, "", "\n",
        "\ud800"]
@@ -29,8 +29,8 @@ def test_every_text_is_one_line_of_the_wanted_width(text, pen):
     assert "\n" not in line and "\u202e" not in line and drawable(line) == line
     assert pen.textlength(fitted(pen, text, font, 100), font) <= 100
     tile = Image.new("RGB", (64, 64))
-    sheet = sheets.contact_sheet([[tile, tile]], [text], "step 1")
-    assert sheet.size == sheets.contact_sheet([[tile, tile]], ["short"], "step 1").size
+    sheet = contact_sheets.contact_sheet([[tile, tile]], [text], "step 1")
+    assert sheet.size == contact_sheets.contact_sheet([[tile, tile]], ["short"], "step 1").size
     _Page(40).text(10, 10, text[:100])
     assert draw_norms({"MID": {}}, text, [text]).size == draw_norms({"MID": {}}, "a", ["b"]).size
 

@@ -1,11 +1,11 @@
 """The running mean of the weights: its values, what is saved and drawn with it, and that it changes no training."""
 import pytest
 import torch
-from finetune.trainers import previews
 from finetune.trainers import spec as specs
-from finetune.trainers.ema import ParameterMean
-from running import losses_of, training_of
+from finetune.trainers.optimization.ema import ParameterMean
+from finetune.trainers.sampling import previews
 from safetensors.torch import load_file
+from support.running import losses_of, training_of
 
 DECAY = 0.6
 
@@ -82,7 +82,7 @@ def test_a_failure_inside_puts_the_weights_back():
 
 
 def test_the_space_for_it_is_asked_for(tiny_bases, make_spec, monkeypatch):
-    from finetune.trainers import training as module
+    from finetune.trainers.training import run as module
 
     asked = []
     monkeypatch.setattr(module, "ensure_space", lambda folder, needed: asked.append(needed))

@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from finetune.trainers import requirements
+from finetune.trainers import required_packages
 from finetune.trainers.errors import plain_lines, reason_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,8 +47,8 @@ def test_lines_of_a_log():
 
 
 def test_the_required_packages_are_those_of_the_requirements_file(tmp_path, monkeypatch):
-    assert {"filelock", "torch"} & set(requirements.requirements()) == {"filelock"}
-    assert requirements.missing_requirements() == []
-    monkeypatch.setattr(requirements, "FILE", tmp_path / "requirements.txt")
-    requirements.FILE.write_text("Pillow>=10.1\nno-such-package>=1\n")
-    assert requirements.missing_requirements() == ["no-such-package"]
+    assert {"filelock", "torch"} & set(required_packages.requirements()) == {"filelock"}
+    assert required_packages.missing_requirements() == []
+    monkeypatch.setattr(required_packages, "FILE", tmp_path / "requirements.txt")
+    required_packages.FILE.write_text("Pillow>=10.1\nno-such-package>=1\n")
+    assert required_packages.missing_requirements() == ["no-such-package"]

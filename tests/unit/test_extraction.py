@@ -1,17 +1,17 @@
 """Extraction gives back what was planted, keeps what it says it keeps, and refuses pairs that do not belong together."""
 import pytest
-import tiny
 import torch
 from finetune.trainers.artifacts.layer_names import layers_of_checkpoint as layers
 from finetune.trainers.artifacts.lora import LoraWeight, save_lora
 from finetune.trainers.artifacts.lora_file import read_lora
-from finetune.trainers.decomposition import decompose, rank_by_energy, rank_by_knee, rank_by_ratio
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.extraction import extract, split
-from finetune.trainers.merging import change_of
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import ExtractionSpec
+from finetune.trainers.tools.decomposition import decompose, rank_by_energy, rank_by_knee, rank_by_ratio
+from finetune.trainers.tools.extraction import extract, split
+from finetune.trainers.tools.merging import change_of
 from safetensors.torch import load_file, save_file
+from support import tiny
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@ import json
 import struct
 
 import pytest
-import tiny
 import torch
 from finetune.trainers import families
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.recognition import recognise
 from safetensors.torch import save_file
+from support import tiny
 
 
 def outputs(base, dtype=torch.float32):

@@ -6,21 +6,22 @@ from pathlib import Path
 
 import onnxruntime
 import pytest
-import tiny
 import torch
-from finetune.trainers import families, onnx_export
+from finetune.trainers import families
 from finetune.trainers.artifacts.layer_names import layers_of_checkpoint as layers
 from finetune.trainers.artifacts.lora import LoraWeight, write_lora
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.tensor_files import read_entries, read_header
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.families.layouts import weights_of
-from finetune.trainers.file_tasks import WORK
-from finetune.trainers.merging import change_of
-from finetune.trainers.runs import open_run
+from finetune.trainers.families.unet_state_dict import weights_of
+from finetune.trainers.run_folder import open_run
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import SPECS
+from finetune.trainers.tools import onnx_export
+from finetune.trainers.tools.file_tasks import WORK
+from finetune.trainers.tools.merging import change_of
 from safetensors.torch import load_file, save_file
+from support import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 import torch
-from finetune.trainers.data import sidecars
-from finetune.trainers.data.stored import store_dataset
+from finetune.trainers.data.captions import sidecars
+from finetune.trainers.data.image_store import store_dataset
 from finetune.trainers.errors import UserError
 from finetune.trainers.files import place_copy, read_json, temporary_beside, write_json, write_tensors
 

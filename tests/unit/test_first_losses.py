@@ -1,13 +1,13 @@
 """The first losses equal those of a loop written with plain diffusers and peft, for every family."""
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from finetune.trainers import spec as specs
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
-from plain_training import (
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import train_run
+from support import tiny
+from support.plain_training import (
     BATCH,
     RANK,
     RATE,

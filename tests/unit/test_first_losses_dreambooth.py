@@ -3,15 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from finetune.trainers import spec as specs
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import train_run
 from PIL import Image
+from support import tiny
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 STEPS, BATCH, SEED, RATE, TEXT_RATE, WEIGHT = 4, 2, 11, 1e-3, 3e-4, 0.7

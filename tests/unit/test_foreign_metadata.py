@@ -10,13 +10,13 @@ from finetune.trainers.artifacts.peft_config import read_peft_config
 from finetune.trainers.artifacts.tensor_files import finite_entries
 from finetune.trainers.artifacts.tensor_header import read_header
 from finetune.trainers.errors import UserError
-from finetune.trainers.file_tasks import WORK
 from finetune.trainers.files import read_json
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import SPECS
 from finetune.trainers.stacking import cards
 from finetune.trainers.stacking.cards import card, family_of, number_of, tags_of, triggers_of
 from finetune.trainers.stacking.inspection import norms_by_block
+from finetune.trainers.tools.file_tasks import WORK
 from finetune.trainers.words import holds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

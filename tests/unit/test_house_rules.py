@@ -4,14 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from finetune.trainers import families, methods
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = [ROOT / "__init__.py", *sorted((ROOT / "nodes").rglob("*.py")), *sorted((ROOT / "trainers").rglob("*.py"))]
-FAMILY_FILES = {"stable_diffusion", "sdxl", "latent_diffusion", "loading"}
-METHOD_FILES = {path.stem for path in (ROOT / "trainers" / "methods").glob("*.py")} - {"__init__", "protocol"}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -32,20 +32,87 @@ def rooms(*patterns: str) -> list[Path]:
     return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
+def map_of_rooms() -> tuple[list[str], set[str]]:
+    """The map in trainers/__init__.py: rooms and ground-floor files from the top down, and every file that has a line."""
+    floors, folders, files = [], [], set()
+    for line in (ROOT / "trainers" / "__init__.py").read_text(encoding="utf-8").splitlines():
+        found = re.match(r"((?: {4})+)([a-z0-9_]+(?:/|\.py)) +\S", line)
+        if found:
+            depth, name = len(found[1]) // 4 - 1, found[2]
+            folders[depth:] = [name]
+            if depth == 0:
+                floors.append(name.removesuffix("/").removesuffix(".py"))
+            if name.endswith(".py"):
+                files.add("".join(folders))
+    return floors, files
+
+
+FLOORS, MAPPED = map_of_rooms()
+
+
+def imported_modules(path: Path) -> set[tuple[str, ...]]:
+    """Modules of the engine that a file imports, as parts of their paths below trainers/."""
+    found = set()
+    for name in imports_of(path):
+        parts = name.split(".")[1:] if name.startswith("trainers.") else []
+        while parts and not ((ROOT / "trainers").joinpath(*parts).with_suffix(".py").is_file()
+                             or (ROOT / "trainers").joinpath(*parts, "__init__.py").is_file()):
+            parts = parts[:-1]
+        if parts:
+            found.add(tuple(parts))
+    return found
+
+
+def test_every_file_has_a_line_in_the_map():
+    there = {path.relative_to(ROOT / "trainers").as_posix() for path in rooms("trainers/**/*.py")}
+    assert {name for name in there if not name.endswith("__init__.py")} == MAPPED
+
+
+def test_no_room_imports_a_room_above_it():
+    arrows, upward = set(), []
+    for path in rooms("trainers/**/*.py"):
+        own = path.relative_to(ROOT / "trainers").with_suffix("").parts[0]
+        for parts in imported_modules(path) if own != "__init__" else ():
+            arrows.add((own, parts[0]))
+            if FLOORS.index(parts[0]) < FLOORS.index(own):
+                upward.append(f"{path.relative_to(ROOT)} imports {'.'.join(parts)}")
+    assert not upward and len(arrows) > 60
+
+
+def test_modules_import_each_other_in_no_circle():
+    """At the top of files; an import inside a function waits until it is called."""
+    graph = {}
+    for path in rooms("trainers/**/*.py"):
+        parts = path.relative_to(ROOT / "trainers").with_suffix("").parts
+        name = parts[:-1] if parts[-1] == "__init__" else parts
+        graph[name] = {each for each in imported_modules(path) if each != name and each != name[:len(each)]}
+    while leaves := [name for name, imported in graph.items() if not imported & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert not graph
+
+
+def test_no_file_name_stands_for_two_things():
+    """A spec is named like what it describes, and the file of an artifact like the method that makes it."""
+    names = Counter()
+    for path in PACK:
+        if path.stem not in ("__init__", "protocol") and path.parent.name not in ("spec", "artifacts"):
+            names[path.stem] += 1
+    assert {name: count for name, count in names.items() if count > 1} == {}
+
+
 HOST = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution", "nodes")
+CONCRETE = [rf"^trainers\.{room}\.({'|'.join(sorted({module for module, _ in where.values()}))})(\.|$)" for room, where in (
+    ("families", families.WHERE), ("methods", methods.WHERE))]
 RULES = [
     (rooms("trainers/**/*.py"), [f"^{name}(\\.|$)" for name in HOST], "the engine never imports ComfyUI"),
-    (rooms("trainers/objectives.py", "trainers/noise.py", "trainers/losses.py", "trainers/data/buckets.py",
-           "trainers/artifacts/*.py"),
+    (rooms("trainers/objectives/*.py", "trainers/data/images/buckets.py", "trainers/artifacts/**/*.py"),
      ["^diffusers", "^transformers", "^peft", "^accelerate"], "pure numbers and key maps"),
-    (rooms("trainers/families/*.py"), [r"^trainers\.methods", r"^trainers\.loop"], "families know no methods"),
-    (rooms("trainers/methods/*.py"),
-     [r"^trainers\.loop", r"^trainers\.data", rf"^trainers\.families\.({'|'.join(FAMILY_FILES)})"],
-     "methods know no concrete families"),
-    (rooms("trainers/loop.py"),
-     [rf"^trainers\.families\.({'|'.join(FAMILY_FILES)})", rf"^trainers\.methods\.({'|'.join(METHOD_FILES)})",
-      "^PIL", "^pathlib", r"^trainers\.files", r"^trainers\.runs"], "the loop knows no family, method or file"),
-    (rooms("nodes/*.py"),
+    (rooms("trainers/methods/*.py"), [r"^trainers\.data"], "methods know no data"),
+    (rooms("trainers/training/loop.py"),
+     [*CONCRETE, "^PIL", "^pathlib", r"^trainers\.files", r"^trainers\.run_folder"],
+     "the loop knows no family, method or file"),
+    ([path for path in rooms("nodes/**/*.py") if "host" not in path.parts],
      [r"^comfy(\.|$)", "^folder_paths", "^server", "^execution", "^diffusers", "^transformers", "^peft"],
      "only nodes/host/ touches ComfyUI's internals"),
 ]
@@ -71,25 +138,25 @@ def test_imports_within_the_pack_are_relative():
 
 
 def test_files_are_short_and_the_loop_shorter():
-    assert len((ROOT / "trainers" / "loop.py").read_text().splitlines()) < 150
+    assert len((ROOT / "trainers" / "training" / "loop.py").read_text().splitlines()) < 150
     for path in PACK + rooms("scripts/*.py", "benchmarks/*.py", "tests/**/*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
 
 def test_the_loop_names_no_family_and_no_method():
-    text = (ROOT / "trainers" / "loop.py").read_text().lower()
+    text = (ROOT / "trainers" / "training" / "loop.py").read_text().lower()
     assert not re.search(r"lora|sdxl|sd1|sd2|stable|flux|dreambooth|inversion|hypernetwork|unet", text)
 
 
 def test_nothing_forbidden_is_called():
     """No pickle, eval, network or installation at run time; the worker is the only child process."""
+    forbidden = r"(?<![.\w])(eval|exec)\(|os\.system|(import|from) (pickle|urllib|requests|socket)\b|pip install"
     for path in PACK:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"(?<![.\w])(eval|exec)\(|os\.system|(import|from) (pickle|urllib|requests|socket)|pip install",
-                             text), path
+        assert not re.search(forbidden, text), path
         for line in text.splitlines():
             assert "torch.load(" not in line or "weights_only=True" in line, path
-        assert "subprocess" not in text or path.name == "run.py", path
+        assert "subprocess" not in text or path.name == "parent.py", path
 
 
 def test_the_web_side_is_short_and_trusts_no_text():
@@ -103,7 +170,7 @@ def test_the_web_side_is_short_and_trusts_no_text():
 def test_nodes_are_found_by_scanners():
     """Managers read node ids from the source: a literal in a class that names io.ComfyNode as its base."""
     ids = []
-    for path in rooms("nodes/*.py"):
+    for path in rooms("nodes/**/*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "io.ComfyNode" for base in node.bases):
                 ids += re.findall(r'node_id="(FineTune\w+)"', ast.get_source_segment(path.read_text("utf-8"), node))

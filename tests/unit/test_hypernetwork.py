@@ -9,9 +9,9 @@ from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.methods.hypernetwork import Hypernetwork, Network, activates_output
 from finetune.trainers.methods.protocol import Parts
-from finetune.trainers.runs import open_run
+from finetune.trainers.run_folder import open_run
 from finetune.trainers.spec import HypernetworkSpec
-from finetune.trainers.training import train_run
+from finetune.trainers.training.run import train_run
 
 ACTIVATIONS = HypernetworkSpec.model_fields["activation"].annotation.__args__
 

@@ -13,11 +13,11 @@ from finetune.trainers.artifacts.layer_names import LayerNames, family_names, fa
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
-from finetune.trainers.file_tasks import WORK
-from finetune.trainers.run import SCRIPT
+from finetune.trainers.process.parent import SCRIPT
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import SPECS
 from finetune.trainers.stacking.inspection import layers_of, norms_by_block
+from finetune.trainers.tools.file_tasks import WORK
 from safetensors.torch import load_file, save_file
 
 FAMILIES = ("sd1", "sd2", "sdxl")

@@ -2,17 +2,18 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from finetune.trainers import loop, randomness
+from finetune.trainers import randomness
 from finetune.trainers import spec as specs
-from finetune.trainers.data.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
-from finetune.trainers.data.buckets import fit
-from finetune.trainers.methods.protocol import ParameterGroup
-from finetune.trainers.noise import scaled_linear_alphas
-from finetune.trainers.objectives import DiscreteObjective
-from finetune.trainers.optimizers import make_optimizer
-from finetune.trainers.runs import open_run
-from finetune.trainers.schedules import make_schedule
-from finetune.trainers.training import train_run
+from finetune.trainers.data.images.buckets import fit
+from finetune.trainers.objectives.noise import scaled_linear_alphas
+from finetune.trainers.objectives.objective import DiscreteObjective
+from finetune.trainers.optimization.optimizers import make_optimizer
+from finetune.trainers.optimization.parameter_group import ParameterGroup
+from finetune.trainers.optimization.schedules import make_schedule
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training import loop
+from finetune.trainers.training.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
+from finetune.trainers.training.run import train_run
 
 STEPS, BATCH, ACCUMULATION, SEED, RATE, WARMUP = 6, 3, 2, 5, 0.1, 2
 PRIOR_WEIGHT, PRIOR_RATE, PRIOR_BATCH, MAXIMUM, STOP = 0.7, 0.4, 2, 0.05, 3

@@ -9,8 +9,8 @@ from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.lora import LoraWeight, save_lora
 from finetune.trainers.errors import UserError
 from finetune.trainers.files import place_copy
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import train_run
 from safetensors import safe_open
 
 

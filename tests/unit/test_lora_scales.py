@@ -7,9 +7,9 @@ from finetune.trainers.artifacts import changes, peft_config
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.peft_config import PeftConfig, read_peft_config
 from finetune.trainers.errors import UserError
-from finetune.trainers.file_tasks import WORK
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.spec.file_tasks import SPECS
+from finetune.trainers.tools.file_tasks import WORK
 from safetensors.torch import load_file, safe_open, save_file
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from finetune.trainers.losses import (
+from finetune.trainers.objectives.losses import (
     debiased_weight,
     elementwise_error,
     huber_threshold,
@@ -11,7 +11,7 @@ from finetune.trainers.losses import (
     min_snr_weight,
     weighted_loss,
 )
-from finetune.trainers.noise import scaled_linear_alphas
+from finetune.trainers.objectives.noise import scaled_linear_alphas
 
 TIMESTEPS = torch.tensor([0, 1, 200, 500, 800, 999])
 

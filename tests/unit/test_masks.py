@@ -4,15 +4,17 @@ import pytest
 import torch
 from finetune.trainers import randomness
 from finetune.trainers import spec as specs
-from finetune.trainers.data.buckets import Crop, bucket_sizes, fit
+from finetune.trainers.accelerator import make_accelerator
+from finetune.trainers.caches.latent_masks import MaskCache
+from finetune.trainers.data.images.buckets import Crop, bucket_sizes, fit
+from finetune.trainers.data.images.masks import fits, latent_mask, read_mask
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.masks import MaskCache, fits, latent_mask, read_mask
 from finetune.trainers.errors import UserError
-from finetune.trainers.objectives import make_objective
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import Training, make_accelerator, train_run
+from finetune.trainers.objectives.objective import make_objective
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import Training, train_run
 from PIL import Image
-from tiny import half_mask, make_masked_pictures
+from support.tiny import half_mask, make_masked_pictures
 
 STEPS = 40
 MASKED = specs.ObjectiveSpec(masked=True, unmasked_weight=0.0)

@@ -2,13 +2,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from finetune.trainers import compilation, frozen
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
 from finetune.trainers.families import get as get_family
+from finetune.trainers.training import compilation, quantization
 from peft import LoraConfig, inject_adapter_in_model
-from running import losses_of, training_of
 from safetensors.torch import load_file
+from support.running import losses_of, training_of
 
 PRECISIONS = ("fp8", "int8")
 
@@ -27,10 +27,10 @@ def test_rounding_is_bounded(precision, bound):
     """int8: half a step of the channel's largest weight. fp8: e4m3 has 3 bits after the point, so 1/16 of each weight that
     is not far smaller than the largest (its smallest normal number is 448 / 2^15)."""
     weight = torch.randn(64, 64, 3, 3) * torch.logspace(-6, 0, 64)[:, None, None, None]
-    packed, scale = frozen.pack(weight, precision)
+    packed, scale = quantization.pack(weight, precision)
     assert packed.element_size() == 1 and packed.shape == weight.shape
     largest = weight.abs().amax(dim=(1, 2, 3), keepdim=True)
-    error = (frozen.unpack(packed, scale, torch.float32) - weight).abs()
+    error = (quantization.unpack(packed, scale, torch.float32) - weight).abs()
     allowed = bound * largest if precision == "int8" else bound * torch.maximum(weight.abs(), largest / 2**14)
     assert (error <= allowed * 1.001).all() and error.any()
 
@@ -43,7 +43,7 @@ def test_layers_compute_with_the_unpacked_weight(precision, dtype):
         layer, inputs = layer.to(dtype).requires_grad_(False), inputs.to(dtype)
         original = layer.weight.clone()
         module = torch.nn.ModuleList([layer])
-        frozen.store_frozen(module, precision, dtype)
+        quantization.store_frozen(module, precision, dtype)
         weight = module[0].weight
         assert weight.dtype == dtype and weight.shape == original.shape and 0 < (weight - original).abs().max() < 0.1
         one, other = inputs.clone().requires_grad_(), inputs.clone().requires_grad_()
@@ -76,7 +76,7 @@ def test_adapters_read_the_unpacked_weight(precision):
         return module
 
     packed = build()
-    frozen.store_frozen(packed, precision, torch.float32)
+    quantization.store_frozen(packed, precision, torch.float32)
     plain = build([layer.base_layer.weight for layer in packed])
     for number, inputs in enumerate((torch.randn(3, 48), torch.randn(2, 16, 8, 8))):
         assert type(packed[number].base_layer).__name__.startswith("Packed")
@@ -94,7 +94,7 @@ def test_what_trains_or_is_narrow_stays():
     module = torch.nn.ModuleList([torch.nn.Linear(32, 32), torch.nn.Linear(32, 32), torch.nn.Conv2d(4, 32, 3),
                                   torch.nn.LayerNorm(32)])
     module[1:].requires_grad_(False)
-    frozen.store_frozen(module, "int8", torch.float32)
+    quantization.store_frozen(module, "int8", torch.float32)
     assert [type(each).__name__ for each in module] == ["Linear", "PackedLinear", "Conv2d", "LayerNorm"]
 
 
@@ -110,7 +110,7 @@ def test_the_backward_pass_keeps_no_unpacked_weight(precision):
     module = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(4))).requires_grad_(False)
     inputs = torch.randn(2, 64, requires_grad=True)
     assert kept(module, inputs).count(64 * 64) == 4
-    frozen.store_frozen(module, precision, torch.float32)
+    quantization.store_frozen(module, precision, torch.float32)
     assert kept(module, inputs).count(64 * 64) == 0
 
 
@@ -161,9 +161,9 @@ def test_a_device_without_these_numbers_is_a_sentence(monkeypatch):
     def fail(*_):
         raise TypeError("no Float8")
 
-    monkeypatch.setattr(frozen, "pack", fail)
+    monkeypatch.setattr(quantization, "pack", fail)
     with pytest.raises(UserError, match=r"This device \(cpu\) cannot store weights in fp8. Set frozen_precision to int8 or"):
-        frozen.require_support("fp8", torch.device("cpu"))
+        quantization.require_support("fp8", torch.device("cpu"))
 
 
 def test_without_a_compiler(monkeypatch, tiny_bases, make_spec):

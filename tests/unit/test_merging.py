@@ -5,7 +5,7 @@ import pytest
 import torch
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.errors import UserError
-from finetune.trainers.merging import Resize, change_of, merge
+from finetune.trainers.tools.merging import Resize, change_of, merge
 from safetensors.torch import save_file
 
 OUT, IN = 12, 10

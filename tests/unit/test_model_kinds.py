@@ -3,14 +3,14 @@ import json
 import shutil
 
 import pytest
-import tiny
 import torch
 from finetune.trainers import families
 from finetune.trainers.errors import UserError
-from finetune.trainers.families.layouts import weights_of
-from finetune.trainers.families.loading import load_text_encoder, load_unet
+from finetune.trainers.families.component_loading import load_text_encoder, load_unet
 from finetune.trainers.families.recognition import fingerprint_of, recognise
+from finetune.trainers.families.unet_state_dict import weights_of
 from safetensors.torch import load_file, save_file
+from support import tiny
 
 UNET = "model.diffusion_model."
 

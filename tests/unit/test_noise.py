@@ -7,8 +7,8 @@ import torch
 from finetune.trainers import randomness
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
-from finetune.trainers.noise import NoiseLevels, draw_noise, scaled_linear_alphas, with_zero_terminal_snr
-from finetune.trainers.objectives import make_objective
+from finetune.trainers.objectives.noise import NoiseLevels, draw_noise, scaled_linear_alphas, with_zero_terminal_snr
+from finetune.trainers.objectives.objective import make_objective
 
 DRAWS = 10_000
 

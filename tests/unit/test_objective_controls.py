@@ -4,13 +4,16 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from finetune.trainers import spec as specs
+from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.families.component_loading import load_sampler
 from finetune.trainers.families.latent_diffusion import LatentDiffusion
-from finetune.trainers.families.loading import load_sampler
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import Training, make_accelerator, train_run
-from plain_training import (
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import Training, train_run
+from safetensors import safe_open
+from safetensors.torch import load_file
+from support.plain_training import (
     BATCH,
     RANK,
     RATE,
@@ -23,10 +26,8 @@ from plain_training import (
     encode_pictures,
     optimize,
 )
-from running import losses_of
-from safetensors import safe_open
-from safetensors.torch import load_file
-from tiny import make_masked_pictures
+from support.running import losses_of
+from support.tiny import make_masked_pictures
 
 ALL = dict(noise_offset=0.05, multires_iterations=6, multires_discount=0.4, input_perturbation=0.1, image_noise=0.02,
            loss="huber", huber_schedule="exponential", minimum_timestep=0.05, maximum_timestep=0.95, masked=True,

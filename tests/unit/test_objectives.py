@@ -2,8 +2,8 @@
 import pytest
 import torch
 from finetune.trainers import randomness
-from finetune.trainers.noise import draw_noise, scaled_linear_alphas
-from finetune.trainers.objectives import DiscreteObjective, FlowObjective, make_objective, objective_notes
+from finetune.trainers.objectives.noise import draw_noise, scaled_linear_alphas
+from finetune.trainers.objectives.objective import DiscreteObjective, FlowObjective, make_objective, objective_notes
 from finetune.trainers.spec import ObjectiveSpec
 
 LATENTS = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))

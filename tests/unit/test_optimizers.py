@@ -9,15 +9,15 @@ import pytest
 import torch
 import transformers.optimization
 from accelerate import Accelerator
-from finetune.trainers import loop
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
 from finetune.trainers.methods.lora import Lora
-from finetune.trainers.methods.protocol import ParameterGroup
-from finetune.trainers.optimizers import STATE_BYTES, make_optimizer, require_support
-from finetune.trainers.schedules import make_schedule
-from running import losses_of, losses_with_a_stop, training_of
+from finetune.trainers.optimization.optimizers import STATE_BYTES, make_optimizer, require_support
+from finetune.trainers.optimization.parameter_group import ParameterGroup
+from finetune.trainers.optimization.schedules import make_schedule
+from finetune.trainers.training import loop
 from safetensors.torch import load_file
+from support.running import losses_of, losses_with_a_stop, training_of
 
 NAMES = get_args(specs.OptimizerSpec.model_fields["name"].annotation)
 SCHEDULES = get_args(specs.ScheduleSpec.model_fields["name"].annotation)

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from finetune.trainers import optional
+from finetune.trainers import optional_packages
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
-from finetune.trainers.runs import open_run
-from running import losses_of, training_of
+from finetune.trainers.run_folder import open_run
+from support.running import losses_of, training_of
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTS = {
@@ -28,7 +28,7 @@ SAID = {
     "tensorboard": "Writing TensorBoard logs needs the Python package tensorboard, which is not installed. Install it with "
                    "the Python that runs ComfyUI and start ComfyUI again, or switch tensorboard off.",
 }
-PACKAGES = {package.name: package for package in optional.OPTIONAL}
+PACKAGES = {package.name: package for package in optional_packages.OPTIONAL}
 OTHERS = {"onnxruntime"}
 """What no training asks for; the tests of captioning hide it."""
 
@@ -38,7 +38,7 @@ def hidden(monkeypatch):
     """Hide a module from `find_spec`, as if it were not installed."""
     def hide(module):
         find = importlib.util.find_spec
-        monkeypatch.setattr(optional, "find_spec", lambda name: None if name == module else find(name))
+        monkeypatch.setattr(optional_packages, "find_spec", lambda name: None if name == module else find(name))
         monkeypatch.setitem(sys.modules, module, None)
 
     return hide
@@ -53,7 +53,7 @@ def test_without_it_the_sentence_comes_before_the_work(name, tiny_bases, make_sp
     hidden(PACKAGES[name].module)
     spec = make_spec(tiny_bases["sd1"], **WANTS[name])
     with pytest.raises(UserError) as problem:
-        optional.require_packages(spec)
+        optional_packages.require_packages(spec)
     assert str(problem.value) == SAID[name]
     with pytest.raises(UserError) as problem:
         training_of(spec)  # nothing is loaded yet: the run has no event
@@ -70,16 +70,16 @@ def test_with_it_training_works(name, tiny_bases, make_spec):
 
 
 def test_all_missing_packages_are_named_at_once(tiny_bases, make_spec, monkeypatch):
-    monkeypatch.setattr(optional, "find_spec", lambda name: None)
+    monkeypatch.setattr(optional_packages, "find_spec", lambda name: None)
     with pytest.raises(UserError) as problem:
-        optional.require_packages(make_spec(tiny_bases["sd1"], **WANTS["lion-pytorch"], **WANTS["tensorboard"]))
+        optional_packages.require_packages(make_spec(tiny_bases["sd1"], **WANTS["lion-pytorch"], **WANTS["tensorboard"]))
     assert str(problem.value) == f"{SAID['lion-pytorch']}\n{SAID['tensorboard']}"
-    optional.require_packages(make_spec(tiny_bases["sd1"]))
+    optional_packages.require_packages(make_spec(tiny_bases["sd1"]))
 
 
 def test_the_help_page_shows_the_table():
     page = (ROOT / "web" / "docs" / "FineTuneOptimizer.md").read_text(encoding="utf-8")
-    assert optional.markdown_table() in page
+    assert optional_packages.markdown_table() in page
 
 
 def test_every_package_is_an_extra_and_installed_for_the_tests():

@@ -3,13 +3,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finetune.trainers.data.buckets import bucket_sizes, fit
-from finetune.trainers.data.fingerprints import fingerprint, similar_groups
+from finetune.trainers.data.images.buckets import bucket_sizes, fit
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.quality import blockiness, blurred, compressed, jpeg_quality, measure, odd_mode, sharpness
-from finetune.trainers.data.report import copies, mode_findings, picture_findings
-from generated_pictures import as_jpeg, drawing, photograph
+from finetune.trainers.data.report.dataset_report import copies, mode_findings, picture_findings
+from finetune.trainers.data.report.image_quality import (
+    blockiness,
+    blurred,
+    compressed,
+    jpeg_quality,
+    measure,
+    odd_mode,
+    sharpness,
+)
+from finetune.trainers.data.report.near_duplicates import fingerprint, similar_groups
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from support.generated_pictures import as_jpeg, drawing, photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = sorted((ROOT / "example_datasets" / "openmoji").glob("*.png"))
@@ -214,10 +222,10 @@ def test_three_copies_are_one_group_and_same_files_another_kind(tmp_path):
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 def test_a_file_is_measured_again_when_it_changed_and_only_then(tmp_path, monkeypatch):
-    from finetune.trainers.data import quality
+    from finetune.trainers.data.report import image_quality
 
-    opened, read = [], quality.read_picture
-    monkeypatch.setattr(quality, "read_picture", lambda path: opened.append(path) or read(path))
+    opened, read = [], image_quality.read_picture
+    monkeypatch.setattr(image_quality, "read_picture", lambda path: opened.append(path) or read(path))
     first = measured_as(tmp_path, photograph(0, (64, 64)))
     assert measure(str(tmp_path / "picture.png")) == first and len(opened) == 1
     assert measured_as(tmp_path, photograph(1, (80, 64))) != first and len(opened) == 2

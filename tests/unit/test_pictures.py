@@ -5,13 +5,13 @@ from io import BytesIO
 import numpy as np
 import pytest
 from finetune.trainers import spec as specs
-from finetune.trainers.data import pictures
-from finetune.trainers.data.buckets import bucket_sizes, fit
-from finetune.trainers.data.colours import hexadecimal
-from finetune.trainers.data.pictures import crop_pixels, examine_picture, pixel_key, read_picture
+from finetune.trainers.data.images import image_files
+from finetune.trainers.data.images.buckets import bucket_sizes, fit
+from finetune.trainers.data.images.colors import hexadecimal
+from finetune.trainers.data.images.image_files import crop_pixels, examine_picture, pixel_key, read_picture
 from finetune.trainers.errors import UserError
 from PIL import Image, ImageCms
-from zoo import deep_png
+from support.zoo import deep_png
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 
@@ -222,10 +222,10 @@ def test_pictures_of_usual_size_are_read_whole(tmp_path):
 
 def test_large_pictures_come_smaller_and_one_at_a_time(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", photograph((1000, 600)))
-    monkeypatch.setattr(pictures, "LARGE", 10_000)
+    monkeypatch.setattr(image_files, "LARGE", 10_000)
     assert read_picture(path, wanted=(100, 60)).size == (200, 120)
     waiting = threading.Thread(target=read_picture, args=(path,))
-    with pictures._one_large_picture:
+    with image_files._one_large_picture:
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive()
@@ -235,7 +235,7 @@ def test_large_pictures_come_smaller_and_one_at_a_time(tmp_path, monkeypatch):
 
 def test_the_limit_holds_where_another_program_has_lifted_pillows(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    monkeypatch.setattr(pictures, "MOST_PIXELS", 95)
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 95)
     path = saved(tmp_path / "a.png", Image.fromarray(NOISE))
     with pytest.raises(UserError, match="a.png: the picture cannot be read .it has more than"):
         read_picture(path)
@@ -255,7 +255,7 @@ def test_avif_is_read_or_the_remedy_is_named(tmp_path, monkeypatch):
     buffer = BytesIO()
     buffer.write(b"\0\0\0\x20ftypavif" + b"\0" * 60)
     (tmp_path / "a.avif").write_bytes(buffer.getvalue())
-    monkeypatch.setattr(pictures.features, "check", lambda name: False)
+    monkeypatch.setattr(image_files.features, "check", lambda name: False)
     Image.init()  # else the plugins would register in the list that goes away
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
     with pytest.raises(UserError, match="AVIF needs Pillow 11.3 or newer"):

@@ -5,14 +5,14 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.hypernetwork import read_hypernetwork
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.run import SCRIPT, TrainingProcess
-from finetune.trainers.runs import open_run
+from finetune.trainers.process.parent import SCRIPT, TrainingProcess
+from finetune.trainers.run_folder import open_run
 from safetensors.torch import load_file
+from support import tiny
 
 # With --cpu, accelerate starts a single process whatever --num_processes says; --multi_gpu starts as many as asked for, and
 # the spec's device makes them train on the CPU. Port 0 is a free one.

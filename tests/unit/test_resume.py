@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from finetune.trainers import spec as specs
+from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.runs import Run, open_run
-from finetune.trainers.training import Training, make_accelerator
-from running import losses_of, losses_with_a_stop
+from finetune.trainers.run_folder import Run, open_run
+from finetune.trainers.training.run import Training
 from safetensors.torch import load_file
+from support.running import losses_of, losses_with_a_stop
 
 
 def same_tensors(one, other) -> bool:

@@ -4,8 +4,8 @@ import json
 import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.files import place_copy
-from finetune.trainers.run import follow
-from finetune.trainers.runs import open_run
+from finetune.trainers.process.parent import follow
+from finetune.trainers.run_folder import open_run
 
 
 @pytest.fixture

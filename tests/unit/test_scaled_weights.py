@@ -2,17 +2,17 @@
 import json
 
 import pytest
-import tiny
 import torch
 from finetune.trainers import families
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.scaled_weights import is_scaled
 from finetune.trainers.artifacts.weights import Weights
-from finetune.trainers.baking import baked, whole_model
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.recognition import recognise
-from running import losses_of, training_of
+from finetune.trainers.tools.baking import baked, whole_model
 from safetensors.torch import load_file, save_file
+from support import tiny
+from support.running import losses_of, training_of
 
 E4M3, LARGEST = torch.float8_e4m3fn, 448.0
 PREFIXES = ("model.diffusion_model.", "cond_stage_model.", "conditioner.")

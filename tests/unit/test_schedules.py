@@ -6,9 +6,9 @@ import pytest
 import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
-from finetune.trainers.methods.protocol import ParameterGroup
-from finetune.trainers.optimizers import make_optimizer
-from finetune.trainers.schedules import make_schedule
+from finetune.trainers.optimization.optimizers import make_optimizer
+from finetune.trainers.optimization.parameter_group import ParameterGroup
+from finetune.trainers.optimization.schedules import make_schedule
 from transformers.optimization import get_wsd_schedule
 
 STEPS, WARMUP, RATE = 40, 6, 2e-3

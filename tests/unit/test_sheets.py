@@ -1,7 +1,7 @@
 """Previews laid out: the strip of a long run, and the pictures of a step on a node."""
 import numpy as np
 import pytest
-from finetune.trainers import sheets
+from finetune.trainers.drawing import contact_sheets
 from PIL import Image
 
 
@@ -10,9 +10,9 @@ def test_long_runs_have_eight_columns_and_long_prompts_are_cut(tmp_path):
     for step in range(0, 101, 4):
         tile = Image.new("RGB", (300, 300), (step * 2, 0, 0))
         path = tmp_path / f"step_{step:06d}.png"
-        sheets.contact_sheet([[tile, tile]], ["a very long prompt " * 20], f"step {step}").save(path)
+        contact_sheets.contact_sheet([[tile, tile]], ["a very long prompt " * 20], f"step {step}").save(path)
         sheets_of_run.append((step, path))
-    strip = sheets.progress_strip(sheets_of_run, ["a very long prompt " * 20], 2)
+    strip = contact_sheets.progress_strip(sheets_of_run, ["a very long prompt " * 20], 2)
     assert strip.width == 8 * (256 + 4) - 4
     reds = [strip.getpixel((column * 260 + 128, strip.height // 2))[0] for column in range(8)]
     assert reds == [2 * step for step in (0, 16, 28, 44, 56, 72, 84, 100)]
@@ -25,9 +25,9 @@ def test_previews_on_a_node_are_as_large_as_can_be(tmp_path, prompts, pictures, 
         return (5 * prompt + 20, 12 * picture + 20, 99)
 
     names = [f"prompt {number} " * 20 for number in range(prompts)]
-    sheets.contact_sheet([[Image.new("RGB", (64, 64), shade(prompt, picture)) for picture in range(pictures)]
+    contact_sheets.contact_sheet([[Image.new("RGB", (64, 64), shade(prompt, picture)) for picture in range(pictures)]
                           for prompt in range(prompts)], names, "step 5").save(tmp_path / "sheet.png")
-    shown = sheets.sheet_on_node(tmp_path / "sheet.png", names, pictures)
+    shown = contact_sheets.sheet_on_node(tmp_path / "sheet.png", names, pictures)
     assert shown.size == (columns * 196 - 4, rows * (192 + 20))
     tiles = [(prompt, picture) for prompt in range(prompts) for picture in range(pictures)]
     tiles = tiles if len(tiles) <= 12 else [(prompt, 0) for prompt in range(min(prompts, 12))]

@@ -2,14 +2,14 @@
 import json
 
 import pytest
-import tiny
-from finetune.trainers.data import sidecars
-from finetune.trainers.data.caption_editing import place_trigger
+from finetune.trainers.data.captions import sidecars
+from finetune.trainers.data.captions.caption_editing import place_trigger
+from finetune.trainers.data.captions.sidecars import BACKUPS, last_write, plan_write, undo_last_write, write_sidecars
+from finetune.trainers.data.captions.text_replacement import Replacement, replace_in_captions
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.sidecars import BACKUPS, last_write, plan_write, undo_last_write, write_sidecars
-from finetune.trainers.data.text_replacement import Replacement, replace_in_captions
 from finetune.trainers.errors import UserError
 from PIL import Image
+from support import tiny
 
 
 @pytest.fixture

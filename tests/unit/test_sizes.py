@@ -3,19 +3,19 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from finetune.trainers import families
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.tensor_files import read_header
-from finetune.trainers.baking import bake
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.families.recognition import recognise
 from finetune.trainers.families.sizes import METADATA, check_sizes, read_configs, stated_sizes, unpacked_configs
 from finetune.trainers.spec.file_tasks import BakeSpec
-from running import losses_of
+from finetune.trainers.tools.baking import bake
 from safetensors.torch import load_file, save_file
+from support import tiny
+from support.running import losses_of
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -5,17 +5,17 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from finetune.trainers import spec as specs
-from finetune.trainers.data import stored
-from finetune.trainers.data.caption_files import decode, read_caption_file, read_metadata
+from finetune.trainers.data import image_store
+from finetune.trainers.data.captions.caption_files import decode, read_caption_file, read_metadata
 from finetune.trainers.data.combining import Concept, combine, divide, share_lines
+from finetune.trainers.data.image_store import captions_of, store_dataset
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.data.sources import folder_state
-from finetune.trainers.data.stored import captions_of, store_dataset
 from finetune.trainers.errors import UserError
 from PIL import Image
+from support import tiny
 
 
 def picture(path, colour="red"):
@@ -243,7 +243,7 @@ def test_images_that_do_not_fit_are_refused(tmp_path, images, masks, words):
 
 
 def test_odd_values_become_pixels():
-    values = stored.eight_bit(torch.tensor([[float("nan"), -3.0, 7.0, 0.5]]))
+    values = image_store.eight_bit(torch.tensor([[float("nan"), -3.0, 7.0, 0.5]]))
     assert values.tolist() == [[0, 0, 255, 128]]
 
 

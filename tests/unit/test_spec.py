@@ -2,7 +2,7 @@
 import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
-from finetune.trainers.runs import open_run
+from finetune.trainers.run_folder import open_run
 
 
 @pytest.mark.parametrize("part, fields, words", [

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -12,13 +11,14 @@ from finetune.trainers import families
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.embedding import load_embedding
 from finetune.trainers.errors import UserError
-from finetune.trainers.families import loading
+from finetune.trainers.families import component_loading
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.methods.textual_inversion import TextualInversion
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
-from plain_loop import latents_of, noise_of, picked
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import train_run
 from safetensors.torch import load_file
+from support import tiny
+from support.plain_loop import latents_of, noise_of, picked
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 STEPS, BATCH, SEED, RATE = 5, 2, 11, 1e-2
@@ -299,7 +299,7 @@ def test_a_name_that_no_prompt_can_call_is_refused(tiny_bases, make_spec):
 def test_aliases_are_whole_words(tiny_bases):
     _, parts, _ = attached(tiny_bases["sd1"], token="my-word")
     first = parts.text.encoders["te"].get_input_embeddings().first
-    ids = loading.tokenize(parts.text, "te", ["a My-Word, red", "a my-word-two", "my-wordy", "白いmy-word猫"])
+    ids = component_loading.tokenize(parts.text, "te", ["a My-Word, red", "a my-word-two", "my-wordy", "白いmy-word猫"])
     assert ids[0, 1:6].tolist() == [320, first, first + 1, 267, 736]
     assert (ids[1:3] < first).all() and ids[3].tolist().count(first) == 1
 

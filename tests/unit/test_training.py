@@ -2,17 +2,18 @@
 import json
 
 import pytest
-import tiny
 import torch
 from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
-from finetune.trainers.data.batches import BatchOrder
+from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.methods.protocol import Parts
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import Training, make_accelerator, train_run
-from method_rows import METHODS
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.batches import BatchOrder
+from finetune.trainers.training.run import Training, train_run
 from safetensors.torch import load_file
+from support import tiny
+from support.method_rows import METHODS
 
 ROWS = [(family, method) for family in families.NAMES for method in METHODS]
 
@@ -182,7 +183,7 @@ def test_unmatched_pattern_is_explained(tiny_bases, make_spec):
 
 
 def test_losses_survive_in_the_events(tiny_bases, make_spec):
-    from finetune.trainers.worker import Reporter
+    from finetune.trainers.process.worker import Reporter
 
     spec = make_spec(tiny_bases["sd1"])
     run = open_run(spec)

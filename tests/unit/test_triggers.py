@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 from finetune.trainers import spec as specs
-from finetune.trainers.data.triggers import trigger_notes, word_notes
+from finetune.trainers.data.captions.trigger_advice import trigger_notes, word_notes
 from finetune.trainers.families.component_configs import CONFIGS
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.run import train_run
 from finetune.trainers.vocabulary import is_common
 from transformers import CLIPTokenizer
 

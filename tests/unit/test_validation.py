@@ -2,8 +2,8 @@
 import pytest
 import torch
 from finetune.trainers import spec as specs
-from finetune.trainers.validation import ValidationRecord, validation_loss
-from running import training_of
+from finetune.trainers.training.validation import ValidationRecord, validation_loss
+from support.running import training_of
 
 
 def losses_again(training, seed):

@@ -5,16 +5,16 @@ import pytest
 import torch
 from finetune.trainers import randomness
 from finetune.trainers import spec as specs
-from finetune.trainers.data.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
-from finetune.trainers.data.buckets import fit
-from finetune.trainers.data.templates import IMAGENET_OBJECTS, IMAGENET_STYLES
-from finetune.trainers.data.variation import vary_caption
+from finetune.trainers.data.captions.templates import IMAGENET_OBJECTS, IMAGENET_STYLES
+from finetune.trainers.data.captions.variation import vary_caption
+from finetune.trainers.data.images.buckets import fit
 from finetune.trainers.errors import UserError
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
-from method_rows import METHODS
-from running import losses_of, losses_with_a_stop, training_of
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
+from finetune.trainers.training.run import train_run
 from safetensors.torch import load_file
+from support.method_rows import METHODS
+from support.running import losses_of, losses_with_a_stop, training_of
 
 DRAWS = 10_000
 TAGS = ["ohwx", "red", "round", "small", "on grass", "at night"]

@@ -6,23 +6,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from finetune.trainers import spec as specs
-from finetune.trainers import training as training_module
-from finetune.trainers import watching
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.data.split import split
 from finetune.trainers.errors import Cancelled, UserError
-from finetune.trainers.runs import open_run
-from finetune.trainers.training import train_run
-from finetune.trainers.validation import ValidationRecord
+from finetune.trainers.process.worker import Reporter
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.training import monitor
+from finetune.trainers.training import run as training_module
+from finetune.trainers.training.run import train_run
+from finetune.trainers.training.validation import ValidationRecord
 from finetune.trainers.words import clause
-from finetune.trainers.worker import Reporter
 from PIL import Image
 from safetensors.torch import load_file
+from support import tiny
 
 SEED, SHARE = 11, 0.5
 EVERYTHING = dict(
@@ -179,15 +179,15 @@ def scripted(monkeypatch):
     def loss(accelerator, model, objective, held_out, conditioning, seed, tell):
         return SCRIPT[scripted.step]
 
-    validate = watching.Watching._validate
+    validate = monitor.Watching._validate
 
     def remember(self, step):
         scripted.step = step
         validate(self, step)
 
     scripted = SimpleNamespace(step=None)
-    monkeypatch.setattr(watching, "validation_loss", loss)
-    monkeypatch.setattr(watching.Watching, "_validate", remember)
+    monkeypatch.setattr(monitor, "validation_loss", loss)
+    monkeypatch.setattr(monitor.Watching, "_validate", remember)
 
 
 def patient(make_spec, base, dataset, ema_decay=0.0):
@@ -267,7 +267,7 @@ class Clock:
 def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(training_module, "time", clock)
-    accumulate, draw = training_module.loop.accumulate_gradients, watching.previews.draw_previews
+    accumulate, draw = training_module.loop.accumulate_gradients, monitor.previews.draw_previews
 
     def slow_step(*arguments):
         clock.now += 10
@@ -278,7 +278,7 @@ def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
         return draw(*arguments)
 
     monkeypatch.setattr(training_module.loop, "accumulate_gradients", slow_step)
-    monkeypatch.setattr(watching.previews, "draw_previews", slow_preview)
+    monkeypatch.setattr(monitor.previews, "draw_previews", slow_preview)
     run, events = train(make_spec(
         tiny_bases["sd1"], training=specs.TrainingSpec(steps=12, batch_size=2, resolution=64),
         checkpoints=specs.CheckpointSpec(every=5, minutes=0.5, keep=9),
@@ -334,7 +334,7 @@ def test_the_same_prompt_starts_from_the_same_noise_every_time(make_spec, tiny_b
 
 
 def test_the_chart_shows_its_curves(make_spec, tiny_bases, twelve):
-    from finetune.trainers.charts import TRAINING, VALIDATION, loss_chart
+    from finetune.trainers.drawing.loss_chart import TRAINING, VALIDATION, loss_chart
 
     falling = {step: 1 - step / 200 for step in range(1, 101)}
     chart = np.asarray(loss_chart(falling, {0: 1.0, 50: 0.8, 100: 0.6}, {step: 0.3 for step in falling}), np.int32)

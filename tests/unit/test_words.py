@@ -4,12 +4,12 @@ import unicodedata
 import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.captioning.texts import own_words
-from finetune.trainers.data.caption_editing import PLACES, TagEdit, edit_tags, place_trigger
-from finetune.trainers.data.captions import with_trigger
-from finetune.trainers.data.lint import trigger_findings
-from finetune.trainers.data.text_replacement import Replacement, replace_in_captions
-from finetune.trainers.data.triggers import class_notes
-from finetune.trainers.families.loading import clip_tokenizer
+from finetune.trainers.data.captions.caption_editing import PLACES, TagEdit, edit_tags, place_trigger
+from finetune.trainers.data.captions.text_replacement import Replacement, replace_in_captions
+from finetune.trainers.data.captions.trigger_advice import class_notes
+from finetune.trainers.data.captions.trigger_word import with_trigger
+from finetune.trainers.data.report.lint import trigger_findings
+from finetune.trainers.families.component_loading import clip_tokenizer
 from finetune.trainers.words import WholeWord, counted, holds, listed, one_line, printable, shown, whole_word, words_of
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -10,8 +10,8 @@ import pytest
 import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
-from finetune.trainers.run import SCRIPT, TrainingProcess, thread_settings
-from finetune.trainers.runs import open_run
+from finetune.trainers.process.parent import SCRIPT, TrainingProcess, thread_settings
+from finetune.trainers.run_folder import open_run
 from safetensors.torch import load_file
 
 STEPS = 14

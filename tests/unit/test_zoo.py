@@ -3,9 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finetune.trainers.data.images.image_files import read_picture
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.pictures import read_picture
-from zoo import make_zoo
+from support.zoo import make_zoo
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from typing import Mapping, Sequence
 from safetensors.torch import save
 from torch import Tensor
 
-from ..data.split import split
-from ..spec import RunSpec
+from ..spec import Picture, RunSpec
 
 KEPT = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "ss_resolution", "ss_clip_skip", "modelspec.architecture",
         "modelspec.implementation", "modelspec.prediction_type", "modelspec.resolution", "modelspec.sai_model_spec")
@@ -21,12 +20,11 @@ KEPT = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "ss_resolution", "
 PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
 
 
-def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: int, epochs: float,
-                      buckets: Mapping[tuple[int, int], int], finished: float) -> dict[str, str]:
-    """What can be told about a run after `steps` steps. `buckets` counts pictures per (width, height); `finished` is a
-    Unix time in seconds."""
+def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], pictures: Sequence[Picture], steps: int,
+                      epochs: float, buckets: Mapping[tuple[int, int], int], finished: float) -> dict[str, str]:
+    """What can be told about a run after `steps` steps. `pictures` are those that were trained; `buckets` counts them per
+    (width, height); `finished` is a Unix time in seconds."""
     method, training, optimizer, objective = spec.method, spec.training, spec.optimizer, spec.objective
-    pictures = trained_pictures(spec)
     base_version = family_metadata["ss_base_model_version"]
     if spec.base.objective == "v_prediction" and spec.base.family != "sdxl":
         base_version += "_v"
@@ -76,7 +74,7 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], steps: 
         "ss_prior_loss_weight": spec.prior.weight if spec.prior else None,
         "ss_clip_skip": training.clip_skip or None,
         "ss_num_epochs": max(1, round(epochs)),
-        "ss_tag_frequency": json.dumps({spec.dataset.name: tag_frequency(spec)}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({spec.dataset.name: tag_frequency(pictures)}, ensure_ascii=False),
         "ss_datasets": json.dumps([{"subsets": [{
             "class_tokens": spec.dataset.trigger or None, "img_count": len(pictures),
             "num_repeats": pictures[0].repeats, "image_dir": spec.dataset.name,
@@ -194,11 +192,6 @@ def timestep_range(objective) -> str | None:
     return f"{round(1000 * objective.minimum_timestep)},{round(1000 * objective.maximum_timestep)}"
 
 
-def trained_pictures(spec: RunSpec):
-    """Those that are not held out for validation."""
-    return split(spec.dataset.pictures, spec.validation.share)[0]
-
-
 def _typed(values) -> str | None:
     return ", ".join(f"{block}={number:g}" for block, number in values) or None
 
@@ -212,10 +205,10 @@ def embedding_metadata(metadata: Mapping[str, str], family_metadata: Mapping[str
             "ss_num_vectors_per_token": str(vectors)}
 
 
-def tag_frequency(spec: RunSpec) -> dict[str, int]:
+def tag_frequency(pictures: Sequence[Picture]) -> dict[str, int]:
     """How often each comma-separated tag occurs in the captions, most frequent first."""
     counts: Counter[str] = Counter()
-    for picture in trained_pictures(spec):
+    for picture in pictures:
         counts.update(tag.strip() for tag in picture.caption.split(",") if tag.strip())
     return dict(counts.most_common())
 

@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 from ..errors import UserError, reason_of
 from ..spec.captioning import CaptioningSpec, SpeakingSpec
 from .devices import is_out_of_memory
-from .folders import KINDS
+from .model_folders import KINDS
 
 
 @dataclass

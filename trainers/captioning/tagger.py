@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import UserError, reason_of
-from .folders import onnx_file
+from .model_folders import onnx_file
 from .tags import Tag, read_tags
 
 FLOOR = 0.02

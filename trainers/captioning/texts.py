@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 from typing import Literal, Mapping, get_args
 
-from ..data.captions import with_trigger
+from ..data.captions.trigger_word import with_trigger
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
 from ..words import printable, whole_word

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from ..errors import UserError
-from .folders import read_config
+from .model_folders import read_config
 from .speaking import Speaker, load_speaker, without_prompt
 
 THOUGHT_ENDS = "</think>"

@@ -16,13 +16,13 @@ from typing import Callable, Sequence
 
 import torch
 
-from ..data.caches import TensorCache
-from ..data.pictures import read_picture
+from ..caches.tensor_cache import TensorCache
+from ..data.images.image_files import read_picture
 from ..errors import Cancelled, UserError
 from ..files import ensure_space, read_json, write_json
-from ..optional import require_packages
+from ..optional_packages import require_packages
 from ..randomness import derive
-from ..runs import Run
+from ..run_folder import Run
 from ..spec import Picture
 from ..spec.captioning import CaptioningSpec
 from . import Captioner, Finding, load, text_of

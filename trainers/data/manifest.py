@@ -10,10 +10,10 @@ from typing import Callable, Literal, Sequence
 from ..errors import UserError
 from ..spec import DatasetSpec, Picture
 from ..words import clause, listed, printable, shown
-from .caption_search import CaptionSearch
-from .captions import with_trigger
-from .masks import fits
-from .pictures import WHITE, Examined, examine_picture
+from .captions.caption_search import CaptionSearch
+from .captions.trigger_word import with_trigger
+from .images.image_files import WHITE, Examined, examine_picture
+from .images.masks import fits
 from .sources import PICTURE_SUFFIXES, Folder, walk
 
 __all__ = ["PICTURE_SUFFIXES", "Subfolders", "examined", "scan_folder"]

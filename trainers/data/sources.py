@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Iterator, Sequence
 
 from ..words import shown
-from .caption_files import METADATA_FILE
-from .caption_pairing import READ_SUFFIXES, Pairing, pair_captions
-from .masks import MASK_FOLDER, pair_masks
+from .captions.caption_files import METADATA_FILE
+from .captions.caption_pairing import READ_SUFFIXES, Pairing, pair_captions
+from .images.masks import MASK_FOLDER, pair_masks
 from .projects import NUMBERED_FOLDER, chosen_folders
 
 PICTURE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".tif",

@@ -7,17 +7,17 @@ from importlib import import_module
 from ..errors import UserError
 from .protocol import Family
 
-_WHERE = {
+WHERE = {
     "sd1": ("stable_diffusion", "SD1"),
     "sd2": ("stable_diffusion", "SD2"),
     "sdxl": ("sdxl", "SDXL"),
 }
-NAMES = tuple(_WHERE)
+NAMES = tuple(WHERE)
 
 
 def get(name: str) -> Family:
     """The family of that name."""
-    if name not in _WHERE:
+    if name not in WHERE:
         raise UserError(f"The model family {name!r} is unknown. Known families: {', '.join(NAMES)}.")
-    module, attribute = _WHERE[name]
+    module, attribute = WHERE[name]
     return getattr(import_module(f".{module}", __name__), attribute)

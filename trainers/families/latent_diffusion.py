@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts.tensor_files import Entry
-from . import checkpoints, loading
+from . import checkpoint_writing, component_loading
 from .component_configs import component_config
 from .protocol import LatentFormat, TextEncoders
 
@@ -44,16 +44,16 @@ class LatentDiffusion:
         )
 
     def load_vae(self, base) -> nn.Module:
-        return loading.load_vae(base)
+        return component_loading.load_vae(base)
 
     def load_denoiser(self, base, dtype: torch.dtype) -> nn.Module:
-        return loading.load_unet(base, dtype)
+        return component_loading.load_unet(base, dtype)
 
     def alphas_cumprod(self, base) -> Tensor:
-        return loading.load_alphas_cumprod(base)
+        return component_loading.load_alphas_cumprod(base)
 
     def sampler(self, base, zero_terminal_snr: bool = False):
-        return loading.load_sampler(base, zero_terminal_snr)
+        return component_loading.load_sampler(base, zero_terminal_snr)
 
     @torch.no_grad()
     def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
@@ -79,19 +79,20 @@ class LatentDiffusion:
 
     def checkpoint_entries(self, base, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype,
                            zero_terminal: bool = False) -> list[Entry]:
-        def others() -> checkpoints.Pieces:
+        def others() -> checkpoint_writing.Pieces:
             text = {**self.load_text(base, dtype).encoders, **encoders}
-            return {**checkpoints.vae_pieces(self.load_vae(base)), **self._text_pieces(text), **self.idle_layers(text)}
+            vae = checkpoint_writing.vae_pieces(self.load_vae(base))
+            return {**vae, **self._text_pieces(text), **self.idle_layers(text)}
 
-        trained = {**checkpoints.unet_pieces(denoiser), **self._text_pieces(encoders)}
-        entries = checkpoints.checkpoint_entries(trained, base, others, dtype)
+        trained = {**checkpoint_writing.unet_pieces(denoiser), **self._text_pieces(encoders)}
+        entries = checkpoint_writing.checkpoint_entries(trained, base, others, dtype)
         return self.marked(list(entries.values()), base, zero_terminal)
 
-    def _text_pieces(self, encoders: Mapping[str, nn.Module]) -> checkpoints.Pieces:
+    def _text_pieces(self, encoders: Mapping[str, nn.Module]) -> checkpoint_writing.Pieces:
         return {name: pieces for encoder, module in encoders.items()
-                for name, pieces in checkpoints.text_pieces(module, self.text_places[encoder][1]).items()}
+                for name, pieces in checkpoint_writing.text_pieces(module, self.text_places[encoder][1]).items()}
 
-    def idle_layers(self, encoders: Mapping[str, nn.Module]) -> checkpoints.Pieces:
+    def idle_layers(self, encoders: Mapping[str, nn.Module]) -> checkpoint_writing.Pieces:
         """Layers that a single file holds and a diffusers folder has left out, because nobody reads them."""
         return {}
 
@@ -106,13 +107,13 @@ class LatentDiffusion:
     def trained_and_base(self, base, denoiser: nn.Module,
                          encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         if base.layout == "single_file":
-            trained = {**checkpoints.unet_pieces(denoiser), **self._text_pieces(encoders)}
-            yield from checkpoints.pairs_in_file(trained, base)
+            trained = {**checkpoint_writing.unet_pieces(denoiser), **self._text_pieces(encoders)}
+            yield from checkpoint_writing.pairs_in_file(trained, base)
             return
-        yield from checkpoints.pairs_in_folder(denoiser, loading.component_files(base, "unet"))
+        yield from checkpoint_writing.pairs_in_folder(denoiser, component_loading.component_files(base, "unet"))
         for encoder, module in encoders.items():
             folder = self.text_places[encoder][0]
-            yield from checkpoints.pairs_in_folder(module, loading.component_files(base, folder))
+            yield from checkpoint_writing.pairs_in_folder(module, component_loading.component_files(base, folder))
 
     def attention_widths(self, base) -> dict[str, frozenset[int]]:
         config = component_config(base, "unet")
@@ -134,7 +135,7 @@ class LatentDiffusion:
 
 def hidden_states(text: TextEncoders, encoder: str, captions):
     """The encoder's output with all hidden states, for tokens cut and padded to its length."""
-    return text.encoders[encoder](loading.tokenize(text, encoder, captions), output_hidden_states=True)
+    return text.encoders[encoder](component_loading.tokenize(text, encoder, captions), output_hidden_states=True)
 
 
 def final_norm(encoder: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.tensor_files import Entry, entry_of
-from . import loading
+from . import component_loading
 from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
 
@@ -37,8 +37,10 @@ class StableDiffusionXL(LatentDiffusion):
         return TextEncoders(
             self.load_tokenizers(base),
             {
-                "te1": loading.load_text_encoder(base, "text_encoder", dtype, "conditioner.embedders.0.transformer."),
-                "te2": loading.load_text_encoder(
+                "te1": component_loading.load_text_encoder(
+                    base, "text_encoder", dtype, "conditioner.embedders.0.transformer."
+                ),
+                "te2": component_loading.load_text_encoder(
                     base, "text_encoder_2", dtype, "conditioner.embedders.1.model.", projection=True
                 ),
             },
@@ -46,8 +48,8 @@ class StableDiffusionXL(LatentDiffusion):
 
     def load_tokenizers(self, base) -> Mapping[str, object]:
         return {
-            "te1": loading.load_tokenizer(base, "tokenizer", "<|endoftext|>"),
-            "te2": loading.load_tokenizer(base, "tokenizer_2", "!"),
+            "te1": component_loading.load_tokenizer(base, "tokenizer", "<|endoftext|>"),
+            "te2": component_loading.load_tokenizer(base, "tokenizer_2", "!"),
         }
 
     def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:

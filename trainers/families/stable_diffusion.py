@@ -6,7 +6,7 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints, loading
+from . import checkpoint_writing, component_loading
 from .latent_diffusion import LatentDiffusion, final_norm, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
 
@@ -30,19 +30,19 @@ class StableDiffusion(LatentDiffusion):
     metadata: Mapping[str, str]
 
     def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
-        encoder = loading.load_text_encoder(base, "text_encoder", dtype, self.text_prefix)
+        encoder = component_loading.load_text_encoder(base, "text_encoder", dtype, self.text_prefix)
         return TextEncoders(self.load_tokenizers(base), {"te": encoder})
 
     def load_tokenizers(self, base) -> Mapping[str, object]:
-        return {"te": loading.load_tokenizer(base, "tokenizer", self.pad_token)}
+        return {"te": component_loading.load_tokenizer(base, "tokenizer", self.pad_token)}
 
     @property
     def text_places(self) -> Mapping[str, tuple[str, str]]:
         return {"te": ("text_encoder", self.text_prefix)}
 
-    def idle_layers(self, encoders: Mapping[str, nn.Module]) -> checkpoints.Pieces:
+    def idle_layers(self, encoders: Mapping[str, nn.Module]) -> checkpoint_writing.Pieces:
         """ComfyUI's SD 2.x has all layers of the original encoder, although it reads the penultimate one."""
-        return checkpoints.idle_layers(self._text_pieces(encoders), self.own_layer - 1) if self.own_layer > 1 else {}
+        return checkpoint_writing.idle_layers(self._text_pieces(encoders), self.own_layer - 1) if self.own_layer > 1 else {}
 
     def objective_note(self, base, denoiser: nn.Module) -> str | None:
         """ComfyUI takes every SD 1.x for epsilon, and an SD 2.x for v-prediction by the spread of a bias."""

@@ -5,19 +5,19 @@ from ..errors import UserError
 from ..families.protocol import Family
 from .protocol import Method
 
-_WHERE = {
+WHERE = {
     "lora": ("lora", "Lora"),
     "full": ("full", "Full"),
     "textual_inversion": ("textual_inversion", "TextualInversion"),
     "hypernetwork": ("hypernetwork", "Hypernetwork"),
     "pivotal": ("pivotal", "Pivotal"),
 }
-KINDS = tuple(_WHERE)
+KINDS = tuple(WHERE)
 
 
 def make(spec, learning_rate: float, family: Family) -> Method:
     """The method that a spec's `method` part describes, if the family supports it."""
-    module, name = _WHERE[spec.kind]
+    module, name = WHERE[spec.kind]
     method = getattr(import_module(f".{module}", __name__), name)(spec, learning_rate)
     missing = method.requires - family.capabilities
     if missing:

@@ -10,9 +10,10 @@ from ..errors import UserError
 from ..families.component_configs import config_folder
 from ..families.protocol import Family
 from ..families.sizes import stated_sizes
+from ..optimization.parameter_group import ParameterGroup
 from ..spec import FullSpec
 from ..spec.blocks import covers
-from .protocol import ParameterGroup, Parts, trainable
+from .protocol import Parts, trainable
 
 
 class Full:

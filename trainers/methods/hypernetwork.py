@@ -15,8 +15,9 @@ from .. import randomness
 from ..artifacts.hypernetwork import save_hypernetwork
 from ..errors import UserError
 from ..families.protocol import Family
+from ..optimization.parameter_group import ParameterGroup
 from ..spec import HypernetworkSpec
-from .protocol import ParameterGroup, Parts, trainable
+from .protocol import Parts, trainable
 
 ACTIVATIONS = {
     "relu": nn.ReLU, "leakyrelu": nn.LeakyReLU, "elu": nn.ELU, "swish": nn.Hardswish, "tanh": nn.Tanh,

@@ -11,11 +11,12 @@ from ..artifacts.lora import AdapterWeight, save_lora
 from ..artifacts.metadata import lora_metadata
 from ..errors import UserError
 from ..families.protocol import Family
+from ..optimization.parameter_group import ParameterGroup
 from ..spec import LoraSpec
 from ..spec.blocks import covers, value_of
 from . import adapters
 from .adapters import Size
-from .protocol import ParameterGroup, Parts, trainable
+from .protocol import Parts, trainable
 
 
 class Lora:

@@ -6,9 +6,10 @@ from typing import Mapping
 from torch import Tensor
 
 from ..families.protocol import Family
+from ..optimization.parameter_group import ParameterGroup
 from ..spec import PivotalSpec
 from .lora import Lora
-from .protocol import ParameterGroup, Parts
+from .protocol import Parts
 from .textual_inversion import TextualInversion
 
 

@@ -1,11 +1,12 @@
 """What a training method offers: which parameters become trainable, and the files they end in."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Protocol
 
 from torch import Tensor, nn
 
 from ..families.protocol import Family, TextEncoders
+from ..optimization.parameter_group import ParameterGroup
 
 
 @dataclass
@@ -17,17 +18,6 @@ class Parts:
     denoiser: nn.Module
     text: TextEncoders | None
     base: object = None
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share a learning rate, under their names in checkpoints. After the share `stop_at` of the steps
-    they stay as they are."""
-
-    name: str
-    learning_rate: float
-    parameters: dict[str, nn.Parameter] = field(repr=False)
-    stop_at: float = 1.0
 
 
 class Method(Protocol):

@@ -12,10 +12,11 @@ from ..artifacts.embedding import save_embedding
 from ..artifacts.metadata import embedding_metadata
 from ..errors import UserError
 from ..families.protocol import Family
+from ..optimization.parameter_group import ParameterGroup
 from ..spec import TextualInversionSpec
 from ..vocabulary import is_common, token_ids
 from ..words import clause, counted, whole_word
-from .protocol import ParameterGroup, Parts
+from .protocol import Parts
 
 ROUNDING = 1e-6
 """Lengths this near to where they belong, relatively, are left alone: vectors that no longer train keep their bits."""

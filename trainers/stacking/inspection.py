@@ -11,7 +11,7 @@ from ..artifacts.layer_names import place, split_key
 from ..artifacts.layer_names.blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER
 from ..artifacts.layer_names.parts import ALPHA, DORA, DOWN, MID, UP
 from ..artifacts.lora import LoraWeight
-from ..fonts import fitted, font_and_text
+from ..drawing.fonts import fitted, font_and_text
 
 COLOURS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
 TITLES = {ATTENTION: "attention", FEED_FORWARD: "feed-forward", CONVOLUTION: "convolution", OTHER: "other"}

@@ -1,0 +1,1 @@
+"""Shelf base model: what is trained."""

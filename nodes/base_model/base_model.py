@@ -1,0 +1,161 @@
+"""Where training starts: a checkpoint, a diffusers folder, or the small demo model."""
+from comfy_api.latest import io
+
+from ...trainers import families
+from ...trainers.errors import UserError
+from ...trainers.families.presets import native_resolution
+from ...trainers.families.recognition import fingerprint_of, recognise
+from ...trainers.families.sizes import check_sizes
+from .. import host, sockets
+
+DEMO = "demo base (comes with the pack)"
+OBJECTIVES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
+
+
+def describe(base) -> str:
+    schedule = " with zero terminal SNR" if base.zero_terminal_snr else ""
+    kind = "single file" if base.layout == "single_file" else "diffusers folder"
+    return ", ".join([families.get(base.family).title, OBJECTIVES[base.objective] + schedule, kind,
+                      *([base.storage] if base.storage else [])])
+
+
+def chosen_base(checkpoint: str, prediction: str):
+    """The base behind a choice. Raises UserError for what cannot be trained."""
+    path = host.base_path(checkpoint)
+    base = recognise(str(path), checkpoint, prediction)
+    if base.layout == "single_file":
+        check_sizes(path, checkpoint, base.family, base.configs)
+    return base
+
+
+def loader_note(base) -> str:
+    """A line for bases that the core's loaders refuse; empty for all others."""
+    refusal = host.core_refusal(base)
+    loader = "Load Checkpoint" if base.layout == "single_file" else "loaders"
+    return refusal and (f"\nComfyUI's own {loader} cannot load this: {refusal}. It can be trained; to draw with it, use the "
+                        "node Load Base to Train, which gives its MODEL, CLIP and VAE.")
+
+
+def load_line(name: str, files: list, tensors: int) -> str:
+    """What a summary says first of a checkpoint that was made: by what it is loaded. `files` are its file, or its shards."""
+    refusal = host.host_refusal(files)
+    if refusal:
+        return (f"{name}: all {tensors} tensors are as they should be. Load Base to Train loads it; ComfyUI's Load "
+                f"Checkpoint does not, because {refusal}")
+    return f"{name}: loads in ComfyUI with all {tensors} tensors"
+
+
+def prediction_input():
+    return io.Combo.Input("prediction", options=["auto", "epsilon", "v_prediction"], default="auto",
+                          tooltip="What the model predicts. auto reads it from the file; set it only for a "
+                                  "v-prediction model that does not say so.")
+
+
+class LoadBase(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneLoadBase",
+            display_name="Load Base to Train",
+            category="FineTune/base model",
+            description="One model for all of a training graph: its MODEL, CLIP and VAE for the core's nodes, and the base "
+                        "for the Train nodes. Loads checkpoints, diffusers folders, and the small checkpoints that were "
+                        "trained on the demo base, which Load Checkpoint does not know.",
+            inputs=[
+                io.Combo.Input("checkpoint", options=[DEMO, *host.base_choices()], default=DEMO,
+                               tooltip="Your checkpoint: files in models/checkpoints and folders in models/diffusers. Train "
+                                       "on the model you will use the result with, or on the one it descends from."),
+                prediction_input(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For KSampler, LoraLoader and every other core node."),
+                io.Clip.Output(display_name="clip", tooltip="For CLIPTextEncode."),
+                io.Vae.Output(display_name="vae", tooltip="For VAEDecode."),
+                sockets.Base.Output(display_name="base", tooltip="For the Train nodes."),
+                io.Latent.Output(display_name="latent",
+                                 tooltip="An empty latent of the size that the base draws, for KSampler."),
+                io.Int.Output(display_name="resolution",
+                              tooltip="That size in pixels: for width and height, or the resolution of a Train node."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        chosen = inputs["checkpoint"]
+        return fingerprint_of(host.DEMO_BASE if chosen == DEMO else host.base_path(chosen))
+
+    @classmethod
+    def execute(cls, checkpoint, prediction):
+        demo = checkpoint == DEMO
+        base = recognise(str(host.DEMO_BASE), "demo_base") if demo else chosen_base(checkpoint, prediction)
+        side = native_resolution(base)
+        text = f"{describe(base)}, made for {side} × {side} pixels"
+        try:
+            natives = host.load_base(base)
+        except UserError as reason:  # it can be trained all the same
+            natives = [host.blocked(str(reason))] * 3
+            text += f"\n{reason}"
+        host.NodeProgress(cls.hidden.unique_id).show(text)
+        return io.NodeOutput(*natives, base, host.empty_latent(base, side), side, ui={"text": [text]})
+
+
+class LoadDemoBase(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneLoadDemoBase",
+            display_name="Load Demo Base",
+            category="FineTune/base model",
+            description="A real, small Stable Diffusion 1.x that comes with the pack. It draws 64-pixel emoji on any "
+                        "computer in a second, so that training can be tried without a download. Its styles are called "
+                        "'noto emoji' and 'twemoji'.",
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For KSampler, LoraLoader and every other core node."),
+                io.Clip.Output(display_name="clip", tooltip="For CLIPTextEncode."),
+                io.Vae.Output(display_name="vae", tooltip="For VAEDecode. Pictures are 64 × 64."),
+                sockets.Base.Output(display_name="base", tooltip="For the Train nodes."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls):
+        base = recognise(str(host.DEMO_BASE), "demo_base")
+        model, clip, vae = host.load_native(host.DEMO_BASE)
+        host.NodeProgress(cls.hidden.unique_id).show(describe(base))
+        return io.NodeOutput(model, clip, vae, base)
+
+
+class BaseModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneBaseModel",
+            display_name="Base Model",
+            category="FineTune/base model",
+            description="The model to train on: a checkpoint (.safetensors) or a diffusers folder. Its family is found "
+                        "by itself and shown; no weights are loaded here.",
+            inputs=[
+                io.Combo.Input("checkpoint", options=host.base_choices(),
+                               tooltip="Files in models/checkpoints and folders in models/diffusers. Train on the model "
+                                       "you will use the LoRA with, or on the one it descends from."),
+                prediction_input(),
+            ],
+            outputs=[
+                sockets.Base.Output(display_name="base", tooltip="For the Train nodes."),
+                io.String.Output(display_name="description", tooltip="The family and prediction type that were found."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return fingerprint_of(host.base_path(inputs["checkpoint"]))
+
+    @classmethod
+    def execute(cls, checkpoint, prediction):
+        base = chosen_base(checkpoint, prediction)
+        text = describe(base) + loader_note(base)
+        host.NodeProgress(cls.hidden.unique_id).show(text)
+        return io.NodeOutput(base, describe(base), ui={"text": [text]})

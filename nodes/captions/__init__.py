@@ -1,0 +1,1 @@
+"""Shelf captions: written by models or by people."""

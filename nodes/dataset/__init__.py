@@ -1,0 +1,1 @@
+"""Shelf dataset: images with captions."""

@@ -1,0 +1,68 @@
+"""A dataset looked at before it is trained."""
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ...trainers import families
+from ...trainers.data.report.dataset_report import as_text, examine
+from ...trainers.data.report.lint import CLIP_TOKENS
+from ...trainers.drawing.dataset_report_pages import draw_pages
+from .. import host, sockets
+
+
+class DatasetReport(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneDatasetReport",
+            display_name="Dataset Report",
+            category="FineTune/dataset",
+            description="Looks at all pictures and captions before they are trained: shapes, buckets, copies, blurred and "
+                        "tiny pictures, captions without the trigger or too long for the text encoder, and more.",
+            is_output_node=True,
+            inputs=[
+                sockets.Dataset.Input("dataset", tooltip="Load Image Dataset, or the last node that changed its captions."),
+                io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
+                             tooltip="That of the training: it decides which buckets there are and which pictures are too "
+                                     "small. SD 1.x 512, SD 2.x 768, SDXL 1024, demo base 64."),
+                io.String.Input("trigger", default="",
+                                tooltip="The word that captions should hold; empty for the dataset's own."),
+                io.Int.Input("sheets", default=4, min=0, max=32,
+                             tooltip="Most pages of 64 pictures. With more pictures those with findings are shown first. A "
+                                     "page takes about 40 MB of memory."),
+                sockets.Base.Input("base", optional=True,
+                                 tooltip="The base model, whose tokenizer measures the captions. Without it CLIP's, which "
+                                         "all SD 1.x, SD 2.x and SDXL have."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="pages", tooltip="Figures and findings, then contact sheets: for Save Image."),
+                io.String.Output(display_name="report", tooltip="The same in words, with the names of the pictures."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, dataset, resolution, trigger, sheets, base=None):
+        progress = host.NodeProgress(cls.hidden.unique_id)
+        tokenizer, room = tokenizer_of(base)
+        report = examine(dataset, resolution, tokenizer, trigger.strip(), room,
+                         lambda what, done, total: progress.show(f"{what}, {done} of {total}", done, total))
+        progress.show("drawing the pages")
+        pages = [np.asarray(page) for page in draw_pages(report, sheets, tokenizer, room)]
+        image = torch.empty(len(pages), *pages[0].shape)
+        for place, page in enumerate(pages):
+            image[place] = torch.from_numpy(page.astype(np.float32) / 255)
+        text = as_text(report)
+        progress.show(text)
+        return io.NodeOutput(image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": [text]})
+
+
+def tokenizer_of(base) -> tuple[object, int]:
+    """(tokenizer of a base's first text encoder, tokens that it takes of a caption)."""
+    if base is None:
+        from ...trainers.families.component_loading import clip_tokenizer
+
+        return clip_tokenizer(), CLIP_TOKENS
+    family = families.get(base.family)
+    tokenizers = family.load_tokenizers(base)
+    return next(iter(tokenizers.values())), family.token_count(tokenizers, "")[1]

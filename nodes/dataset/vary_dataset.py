@@ -1,0 +1,125 @@
+"""What changes from step to step: captions, and variants of pictures."""
+from comfy_api.latest import io
+
+from ...trainers import randomness
+from ...trainers.data.captions.templates import IMAGENET_OBJECTS, IMAGENET_STYLES
+from ...trainers.data.captions.variation import vary_caption
+from ...trainers.errors import UserError
+from ...trainers.spec import AugmentationSpec, CaptionVariationSpec, DatasetSpec, checked
+from ...trainers.words import counted
+from .. import sockets
+
+TEMPLATES = {"none": (), "ImageNet objects": IMAGENET_OBJECTS, "ImageNet styles": IMAGENET_STYLES}
+OWN = "own"
+EXAMPLES = 6
+
+
+class VaryCaptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneVaryCaptions",
+            display_name="Vary Captions",
+            category="FineTune/dataset",
+            description="Lets captions change from step to step: tags in another order, some left out, inside another "
+                        "sentence. What varies is not learnt by heart. The caption files stay as they are.",
+            inputs=[
+                sockets.Dataset.Input("dataset", tooltip="Pictures with captions: Load Image Dataset."),
+                io.Boolean.Input("shuffle", default=True,
+                                 tooltip="Put the tags into another order in every step, so that none counts more because "
+                                         "it comes first. For captions made of tags; sentences lose their sense."),
+                io.Int.Input("keep_tags", default=1, min=0, max=1000,
+                             tooltip="So many tags at the front stay where they are and are never left out: 1 for a trigger "
+                                     "word."),
+                io.Float.Input("tag_dropout", default=0.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="Share of the other tags that is left out, each by itself. 0.1 is usual; much more, "
+                                       "and what the tags name is learnt as part of the trigger."),
+                io.String.Input("separator", default=",", tooltip="What stands between tags."),
+                io.Combo.Input("templates", options=[*TEMPLATES, OWN], default="none",
+                               tooltip="A sentence around the caption, another one in every step. ImageNet objects (a photo "
+                                       "of a …) and styles (a painting in the style of …) are what Textual Inversion was "
+                                       "published with; for captions that are one word or a few."),
+                io.String.Input("own_templates", default="", multiline=True,
+                                tooltip="For templates: own. One sentence a line, with {caption} where the caption stands."),
+            ],
+            outputs=[
+                sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
+                io.String.Output(display_name="examples", tooltip="Captions as steps may see them."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, dataset, shuffle, keep_tags, tag_dropout, separator, templates, own_templates):
+        variation = checked(
+            CaptionVariationSpec, shuffle=shuffle, keep_tags=keep_tags, tag_dropout=tag_dropout, separator=separator,
+            templates=sentences(own_templates) if templates == OWN else TEMPLATES[templates])
+        examples = "\n".join(example_captions(dataset, variation))
+        return io.NodeOutput(with_pictures(dataset, variation=variation), examples, ui={"text": [examples]})
+
+
+def sentences(text: str) -> tuple[str, ...]:
+    """The person's own templates, one a line."""
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not found:
+        raise UserError("templates is own, but own_templates is empty. Write one sentence a line, with {caption} where the "
+                        "caption should stand, or choose other templates.")
+    return found
+
+
+def example_captions(dataset: DatasetSpec, variation: CaptionVariationSpec) -> list[str]:
+    """Captions of the first pictures as a step may see them; the same ones each time."""
+    pictures = dataset.pictures
+    return [vary_caption(pictures[number % len(pictures)].caption, variation,
+                         randomness.generator(0, randomness.VARIATION, number)) for number in range(EXAMPLES)]
+
+
+def with_pictures(dataset: DatasetSpec, **changes) -> DatasetSpec:
+    """The dataset with something changed in all pictures."""
+    return dataset.model_copy(update={
+        "pictures": tuple(picture.model_copy(update=changes) for picture in dataset.pictures)})
+
+
+class AugmentPictures(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneAugmentPictures",
+            display_name="Augment Pictures",
+            category="FineTune/dataset",
+            description="Makes variants of every picture, of which one is drawn each time it is trained: mirrored, cut "
+                        "closer, in other colours, with grain. Helps with few pictures. The files stay as they are; masks "
+                        "follow.",
+            inputs=[
+                sockets.Dataset.Input("dataset", tooltip="Pictures with captions: Load Image Dataset."),
+                io.Int.Input("variants", default=4, min=1, max=256,
+                             tooltip="Variants of each picture, made and encoded once, before the first step: 4 variants "
+                                     "take 4 times as long to encode and 4 times the disk space in the cache. Steps take "
+                                     "no longer. 2 is enough for flip alone."),
+                io.Boolean.Input("flip", default=True,
+                                 tooltip="Mirror half of the variants left to right. Not for faces that must stay as they "
+                                         "are, for writing, or for anything with a left and a right."),
+                io.Float.Input("crop", default=0.0, min=0.0, max=0.5, step=0.05,
+                               tooltip="Cut away up to this share of either side, at a random place, and enlarge the rest. "
+                                       "0.1 is mild. What the caption names may be cut off."),
+                io.Float.Input("colour", default=0.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="Change brightness, contrast and saturation by up to this share. 0.1 is mild. Not "
+                                       "for a style that lives by its colours."),
+                io.Float.Input("noise", default=0.0, min=0.0, max=0.5, step=0.01,
+                               tooltip="Grain on the pictures: its standard deviation, where black to white is 1. Above "
+                                       "0.02 it is learnt too."),
+            ],
+            outputs=[
+                sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
+                io.String.Output(display_name="report", tooltip="How many pictures will be encoded."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, dataset, variants, flip, crop, colour, noise):
+        augmentation = checked(AugmentationSpec, variants=variants, flip=flip, crop=crop, colour=colour, noise=noise)
+        count = len(dataset.pictures)
+        # Mirroring alone gives two different pictures, however many variants are asked for.
+        different = min(variants, 2) if not (crop or colour or noise) else variants
+        report = (f"{counted(count, 'picture')} in {counted(different, 'variant')}: {count * different} to encode before "
+                  "the first step")
+        return io.NodeOutput(with_pictures(dataset, augmentation=augmentation), report, ui={"text": [report]})

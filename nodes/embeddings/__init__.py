@@ -1,0 +1,1 @@
+"""Shelf embeddings: files of learnt words."""

@@ -1,0 +1,1 @@
+"""Shelf evaluate: what a model is asked to show."""

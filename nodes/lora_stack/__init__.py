@@ -1,0 +1,1 @@
+"""Shelf lora stack: many LoRAs at once."""

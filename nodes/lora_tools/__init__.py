@@ -1,0 +1,1 @@
+"""Shelf lora tools: files made out of files."""

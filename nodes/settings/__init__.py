@@ -1,0 +1,1 @@
+"""Shelf settings: what Train nodes take beside their own widgets."""

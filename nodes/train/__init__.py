@@ -1,0 +1,1 @@
+"""Shelf train: a node for every method."""

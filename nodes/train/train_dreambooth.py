@@ -1,0 +1,111 @@
+"""The Train DreamBooth node: full fine-tuning, with prior preservation where class pictures are connected."""
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ...trainers.families.component_configs import config_folder
+from ...trainers.families.recognition import recognise
+from ...trainers.spec import FullSpec, checked
+from ...trainers.words import counted
+from .. import host, sockets
+from ..base_model.base_model import load_line
+from . import run_training
+from .run_training import advanced
+
+
+class TrainDreamBooth(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneTrainDreamBooth",
+            display_name="Train DreamBooth",
+            category="FineTune/train",
+            description="Trains the model's own weights and saves a whole checkpoint: stronger than a LoRA, and gigabytes "
+                        "large. With class images the model keeps its idea of other things of the class. Cancel saves; "
+                        "queueing again goes on; nothing is overwritten.",
+            is_output_node=True,
+            inputs=[
+                *run_training.data_inputs("checkpoint in output/checkpoints", "my_dreambooth"),
+                io.Int.Input("steps", default=800, min=1, max=1_000_000,
+                             tooltip="Optimizer steps. 800 is usual for a subject with class images, 400 without."),
+                io.Float.Input("learning_rate", default=5e-6, min=1e-9, max=10.0, step=1e-7,
+                               tooltip="5e-6 is usual; 2e-6 when the text encoder learns too. Much lower than for a LoRA. "
+                                       "Too high: the model forgets, pictures break, or the loss becomes NaN."),
+                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=10.0, step=1e-7,
+                               tooltip="Above 0 the text encoder learns too, usually at the same 2e-6. Catches faces and "
+                                       "new words better, and needs more memory."),
+                *run_training.run_inputs(),
+                *run_training.setting_inputs(),
+                *run_training.prior_inputs(),
+                advanced(io.String.Input("frozen_blocks", default="", optional=True,
+                                         tooltip="Blocks of the denoiser that stay as they are, for example: down, mid, "
+                                                 "up.0. 'other' is what is outside of blocks. Saves memory.")),
+                *run_training.batch_inputs(),
+                advanced(io.Combo.Input("file_precision", options=["fp16", "bf16", "fp32"], default="fp16", optional=True,
+                                        tooltip="Precision of the saved checkpoint. It is trained in fp32 in any case; fp32 "
+                                                "doubles the file's size.")),
+                advanced(io.Float.Input("shard_size", default=0.0, min=0.0, max=1000.0, step=0.5, optional=True,
+                                        tooltip="Largest size of a file in GB, for uploads. 0 writes one file, which "
+                                                "ComfyUI's checkpoint loader needs; shards stay in the folder of the run.")),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The trained model, for KSampler."),
+                io.Clip.Output(display_name="clip", tooltip="Its text encoder, for CLIPTextEncode."),
+                io.Vae.Output(display_name="vae", tooltip="Its VAE, which is the base's."),
+                sockets.Base.Output(display_name="base", tooltip="The checkpoint as a base for Train nodes."),
+                sockets.FileName.Output(display_name="ckpt_name",
+                                      tooltip="The file's name, for Load Checkpoint or Load Base to Train. The summary says "
+                                              "whether the former knows its size."),
+                sockets.LossMap.Output(display_name="loss_map", tooltip="For Plot Loss Graph."),
+                io.String.Output(display_name="summary", tooltip="What was trained, and whether the file loads."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return host.losses_of_files(inputs.get("name"))
+
+    @classmethod
+    def execute(cls, base, dataset, name, text_encoder_learning_rate, frozen_blocks="", file_precision="fp16",
+                shard_size=0.0, **widgets):
+        method = checked(FullSpec, text_encoder_learning_rate=text_encoder_learning_rate, frozen_blocks=frozen_blocks,
+                         file_precision=file_precision, shard_size=shard_size)
+        spec = run_training.make_spec(base, dataset, name, method, **widgets)
+        configs, own = config_folder(base), [Path(base.path)] if base.layout == "single_file" else []
+        finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_tensors(
+            tensor_files(run, report), own, base.family, configs))
+        summary = summarise(finished)
+        finished.show(summary)
+        files = tensor_files(finished.run, finished.report)
+        model, clip, vae = host.load_checkpoint(files, base.family, configs)
+        if "checkpoint" in finished.names:
+            ckpt_name = finished.names["checkpoint"]
+            trained = recognise(str(host.base_path(ckpt_name)), ckpt_name, base.objective,
+                                str(configs) if base.layout == "diffusers" else base.configs)
+        else:
+            ckpt_name = trained = host.blocked("The checkpoint was saved in shards, which neither Load Checkpoint nor the "
+                                               "Train nodes read. Set shard_size to 0 on Train DreamBooth.")
+        return io.NodeOutput(
+            model, clip, vae, trained, ckpt_name, {"loss": finished.run.losses()}, summary,
+            ui={"text": [summary], "images": finished.pictures(),
+                **({"checkpoint": [ckpt_name]} if "checkpoint" in finished.names else {})},
+        )
+
+
+def tensor_files(run, report: dict) -> list[Path]:
+    return [run.folder / file["name"] for file in report["files"] if file["name"].endswith(".safetensors")]
+
+
+def summarise(finished: run_training.Finished) -> str:
+    report, method, spec = finished.report, finished.spec.method, finished.spec
+    saved = finished.names.get("checkpoint") or f"{len(report['files']) - 1} shards in {finished.run.name}"
+    prior = spec.prior and f"{counted(len(spec.prior.dataset.pictures), 'class picture')}, weight {spec.prior.weight:g}"
+    frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"
+    text = f"text encoder at {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else "denoiser only"
+    return finished.summarise(
+        load_line(saved, tensor_files(finished.run, report), report["keys"]),
+        f"Weights moved by {report['relative_change']:.2%} of their length; {text}, {frozen}; "
+        f"{prior or 'no class pictures'}.",
+        f"{report['bytes'] / 1e9:.2f} GB in {method.file_precision}.",
+    )

@@ -1,0 +1,101 @@
+"""The Train Hypernetwork node."""
+from comfy_api.latest import io
+
+from ...trainers.errors import UserError
+from ...trainers.spec import HypernetworkSpec, checked
+from .. import host, sockets
+from . import run_training
+from .run_training import advanced
+
+
+class TrainHypernetwork(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="FineTuneTrainHypernetwork",
+            display_name="Train Hypernetwork",
+            category="FineTune/train",
+            description="Trains a hypernetwork: small networks that change what attention sees, in a .pt file for "
+                        "HypernetworkLoader and A1111. For styles more than for subjects. Cancel, resume and names work as "
+                        "in Train LoRA.",
+            is_output_node=True,
+            inputs=[
+                *run_training.data_inputs("file in models/hypernetworks", "my_hypernetwork"),
+                io.Int.Input("steps", default=2000, min=1, max=1_000_000,
+                             tooltip="Optimizer steps. A hypernetwork needs more of them than a LoRA."),
+                io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-6,
+                               tooltip="1e-4 for a few thousand steps; recipes for A1111 use 1e-5 for 10 000 and more. The "
+                                       "demo base takes 3e-4 to 1e-3; the optimizer prodigy 1. Too high: subjects fall "
+                                       "apart, or the loss becomes NaN."),
+                io.String.Input("layer_structure", default="1, 2, 1",
+                                tooltip="Widths of the layers as multiples of the context's width, from 1 to 1. "
+                                        "1, 2, 1 is usual; 1, 2, 2, 1 is deeper; 1, 0.5, 1 makes a small file."),
+                io.Combo.Input("activation", default="linear",
+                               options=["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign",
+                                        "mish"],
+                               tooltip="What stands between the layers. linear is nothing, and the choice to begin with; "
+                                       "the others bend the answer. swish is Hardswish, as everywhere in these files."),
+                io.Boolean.Input("layer_norm", default=False,
+                                 tooltip="Layer norm after every layer: steadier with deep structures. With it, the last "
+                                         "layer is activated too, because that is how ComfyUI reads such files."),
+                io.Boolean.Input("activate_output", default=False,
+                                 tooltip="The activation after the last layer too, which limits how the output can push."),
+                io.Combo.Input("widths", default="all", options=["all", "cross-attention", "self-attention"],
+                               tooltip="Where it acts. cross-attention: on the prompt only. self-attention: on the picture "
+                                       "only. Files know widths alone, so where both have the same width it acts on both."),
+                *run_training.run_inputs(),
+                *run_training.setting_inputs(),
+                advanced(io.Float.Input("dropout", default=0.0, min=0.0, max=0.95, step=0.05, optional=True,
+                                        tooltip="Switches hidden numbers off at random while training; 0.1 to 0.3 counters "
+                                                "overfitting. The file has none, so pictures are not noisy.")),
+                advanced(io.Combo.Input("initialisation", default="normal", optional=True,
+                                        options=["normal", "xavier uniform", "xavier normal", "kaiming uniform",
+                                                 "kaiming normal"],
+                                        tooltip="Distribution of the first weights of all layers but the last, which is "
+                                                "zero, so that training begins at the base. normal is usual; kaiming suits "
+                                                "relu, xavier tanh and sigmoid.")),
+                *run_training.batch_inputs(),
+                *run_training.prior_inputs(),
+            ],
+            outputs=[
+                sockets.FileName.Output(display_name="hypernetwork_name",
+                                      tooltip="The file's name: connect it to hypernetwork_name of HypernetworkLoader."),
+                sockets.LossMap.Output(display_name="loss_map", tooltip="For Plot Loss Graph."),
+                io.String.Output(display_name="summary", tooltip="What was trained, and whether the file loads."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs):
+        return host.losses_of_files(inputs.get("name"))
+
+    @classmethod
+    def execute(cls, base, dataset, name, layer_structure, activation, layer_norm, activate_output, widths, dropout=0.0,
+                initialisation="normal", **widgets):
+        method = checked(
+            HypernetworkSpec, layer_structure=parse_structure(layer_structure), activation=activation,
+            layer_norm=layer_norm, activate_output=activate_output, widths=widths, dropout=dropout,
+            initialisation=initialisation)
+        spec = run_training.make_spec(base, dataset, name, method, **widgets)
+        finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_widths(
+            run.artifact, report["widths"]))
+        file, report = finished.names["hypernetwork"], finished.report
+        trained = ", ".join(str(width) for width in report["widths"])
+        summary = finished.summarise(
+            f"{file}: loads in ComfyUI for the widths {trained}",
+            f"Layers {layer_structure.strip()}, {activation}{', layer norm' if layer_norm else ''}, "
+            f"{report['parameters']} parameters, {report['bytes'] / 1e6:.2f} MB.",
+        )
+        finished.show(summary)
+        return io.NodeOutput(file, {"loss": finished.run.losses()}, summary,
+                             ui={"text": [summary], "hypernetwork": [file], "images": finished.pictures()})
+
+
+def parse_structure(text: str) -> tuple[float, ...]:
+    """"1, 2, 1" as numbers. Raises UserError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"layer_structure is {text!r}, which is no list of numbers. Type numbers with commas between "
+                        "them, for example 1, 2, 1.") from None

@@ -1,0 +1,1 @@
+"""Tensors that are computed once and kept on disk: latents, captions, masks."""

@@ -1,0 +1,217 @@
+"""What is encoded once and kept on disk: pictures as latents, captions as conditioning."""
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from os import cpu_count
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..data.images.augmentation import View, view_pixels
+from ..data.images.image_files import pixel_key, read_picture
+from ..errors import UserError
+from ..families.protocol import Conditioning, Family, LatentFormat, TextEncoders
+from ..files import ensure_space
+from ..spec import Picture, RunSpec
+from .freed_memory import give_back_freed_memory
+from .tensor_cache import CAPTIONS, LATENTS, TensorCache
+
+THREADS = min(4, cpu_count() or 1)
+"""Pictures that are read at once. Each is in memory whole for a moment, whatever its size."""
+AHEAD = 2 * THREADS
+"""Jobs that are begun before their turn."""
+VIEWS_PER_JOB = 8
+"""Variants that one reading of a picture serves; their pixels wait in memory for their turn."""
+PIXELS_AT_ONCE, PICTURES_AT_ONCE = 512 * 512, 4
+"""Limits of what is encoded together: pictures of 512 × 512 keep a device busy one by one, and smaller ones never take more
+memory than that. On the CPU they are always encoded one by one: it gains nothing there from batches, and keeps prepared
+code for every shape that it has met."""
+
+ONE_THREAD_BELOW = 256 * 256
+"""Pixels. Smaller pictures are encoded by one thread of the CPU: more gain nothing, and take processors from the readers,
+20 instead of 26 ms for a picture of 64 × 64 on two processors."""
+
+TIDY_EVERY = 10
+"""Pictures after which freed memory is given back; it takes some milliseconds."""
+
+Job = tuple[Picture, list[View]]
+
+
+def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, limit: int) -> Iterator:
+    """work(item) for all items in their order, up to `limit` of them begun before their turn. Close it to stop early."""
+    begun: deque[Future] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(work, item))
+            if len(begun) >= limit:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        for future in begun:
+            future.cancel()
+
+
+class LatentCache:
+    def __init__(self, spec: RunSpec, family: Family, form: LatentFormat):
+        self.spec, self.family, self.form = spec, family, form
+        self.cache = TensorCache(Path(spec.folders.caches) / LATENTS)
+
+    def key(self, picture: Picture, view: View) -> str:
+        return TensorCache.key(self.spec.base.fingerprint, pixel_key(picture), view.crop.key, view.appearance)
+
+    def reader(self, picture: Picture, view: View):
+        key = self.key(picture, view)
+
+        def read() -> Tensor:
+            try:
+                return self.cache.get(key)["latents"]
+            except KeyError:
+                raise UserError(f"The cached latents of {picture.name!r} have disappeared from the cache folder during "
+                                "the run. Queue again; they will be encoded anew.") from None
+        return read
+
+    def fill(self, views: Iterable[tuple[Picture, View]], device: torch.device, emit) -> nn.Module | None:
+        """Encode what is missing. Returns the VAE if it was needed. `emit` may raise to stop; what is encoded stays."""
+        wanted = {self.key(picture, view): (picture, view) for picture, view in views}
+        there = self.cache.use(wanted)
+        missing = [wanted[key] for key in wanted if key not in there]
+        if not missing:
+            return None
+        # float32 latents have 1 / 16 of the numbers of an RGB picture (4 · 1 / 64 against 1): 0.25 bytes a pixel.
+        ensure_space(self.cache.folder, int(0.3 * sum(area(view) for _, view in missing)))
+        emit("phase", text="loading the VAE", stage="pictures")
+        vae, done = self.family.load_vae(self.spec.base).to(device), 0
+        with ThreadPoolExecutor(THREADS) as pool, closing(ahead(pool, read_views, jobs_of(missing), AHEAD)) as jobs:
+            for batch in batches_of(jobs, 1 if device.type == "cpu" else PICTURES_AT_ONCE):
+                latents = self._encode(vae, [pixels for _, _, pixels in batch], device)
+                for (picture, view, _), each in zip(batch, latents, strict=True):
+                    self.cache.put(self.key(picture, view), {"latents": each})
+                for _ in batch:
+                    done += 1
+                    emit("encoding", what="pictures", done=done, total=len(missing))
+                    if done % TIDY_EVERY == 0 or done == len(missing):
+                        give_back_freed_memory()
+        return vae
+
+    def _encode(self, vae: nn.Module, pixels: Sequence[Tensor], device: torch.device) -> Tensor:
+        """uint8 [3, height, width] of one size → float32 latents [batch, channels, …] on the CPU."""
+        scaled = torch.stack(list(pixels)).to(device).float() / 127.5 - 1
+        small = device.type == "cpu" and scaled[0, 0].numel() < ONE_THREAD_BELOW
+        with threads(1 if small else torch.get_num_threads()):
+            return self.family.encode_pictures(vae, scaled, self.form).cpu()
+
+
+@contextmanager
+def threads(count: int):
+    """Torch computes with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def area(view: View) -> int:
+    return view.crop.bucket[0] * view.crop.bucket[1]
+
+
+def jobs_of(missing: Iterable[tuple[Picture, View]]) -> list[Job]:
+    """One job for each reading of a file; those of one bucket follow each other."""
+    by_picture: dict[Picture, list[View]] = {}
+    for picture, view in missing:
+        by_picture.setdefault(picture, []).append(view)
+    jobs = [(picture, views[start:start + VIEWS_PER_JOB])
+            for picture, views in by_picture.items() for start in range(0, len(views), VIEWS_PER_JOB)]
+    return sorted(jobs, key=lambda job: job[1][0].crop.bucket)
+
+
+def read_views(job: Job) -> list[tuple[Picture, View, Tensor]]:
+    picture, views = job
+    wanted = tuple(max(sides) for sides in zip(*(view.crop.resized for view in views)))
+    try:
+        image = read_picture(Path(picture.path), picture.background, wanted)
+    except UserError as problem:
+        raise UserError(f"{problem}. It could be read when the run was queued; restore it, or queue again to train without "
+                        "it.") from None
+    return [(picture, view, view_pixels(image, view)) for view in views]
+
+
+def batches_of(jobs: Iterable[list[tuple[Picture, View, Tensor]]],
+               most: int) -> Iterator[list[tuple[Picture, View, Tensor]]]:
+    """What can be encoded together: views of one size, up to `most` of them and the limit of their area."""
+    batch = []
+    for picture, view, pixels in (each for job in jobs for each in job):
+        room = min(most, max(1, PIXELS_AT_ONCE // area(view)))
+        if batch and (len(batch) >= room or view.crop.bucket != batch[0][1].crop.bucket):
+            yield batch
+            batch = []
+        batch.append((picture, view, pixels))
+    if batch:
+        yield batch
+
+
+class CaptionCache:
+    """Conditioning of captions, kept in the precision the text encoders ran in.
+
+    Captions that change from step to step cannot all be known beforehand: `keep_encoders` keeps the encoders in memory, and
+    what is not on disk is encoded when it is asked for. It is not written: a long run would fill the disk with captions that
+    never come again, and encoding one takes a small part of a step. Captions are always encoded one by one, so that the
+    same caption has the same bits whichever way it comes.
+    """
+
+    def __init__(self, spec: RunSpec, family: Family, dtype: torch.dtype):
+        self.spec, self.family, self.dtype = spec, family, dtype
+        self.cache = TensorCache(Path(spec.folders.caches) / CAPTIONS)
+        self.text: TextEncoders | None = None
+
+    def key(self, caption: str) -> str:
+        return TensorCache.key(self.spec.base.fingerprint, str(self.dtype), self.spec.training.clip_skip, caption)
+
+    def keep_encoders(self, device: torch.device) -> int:
+        """Load the text encoders for good; returns their bytes."""
+        self.text = load_text(self.spec, self.family, self.dtype).to(device)
+        return sum(each.numel() * each.element_size() for each in self.text.parameters())
+
+    def fill(self, captions: Sequence[str], device: torch.device, emit):
+        """Encode what is missing, then free the encoders, unless they are kept."""
+        keys = {caption: self.key(caption) for caption in captions}
+        there = self.cache.use(keys.values())
+        missing = [caption for caption, key in keys.items() if key not in there]
+        if not missing:
+            return
+        emit("phase", text="loading the text encoders", stage="captions")
+        text = self.text or load_text(self.spec, self.family, self.dtype).to(device)
+        for done, caption in enumerate(missing, start=1):
+            self.cache.put(keys[caption], self._encode(text, caption))
+            emit("encoding", what="captions", done=done, total=len(missing))
+
+    def batch(self, captions: Sequence[str]) -> Conditioning:
+        single = {caption: self._single(caption) for caption in dict.fromkeys(captions)}
+        return {
+            name: torch.stack([single[caption][name] for caption in captions]) for name in single[captions[0]]
+        }
+
+    def _single(self, caption: str) -> Mapping[str, Tensor]:
+        try:
+            return self.cache.get(self.key(caption))
+        except KeyError:
+            if self.text is not None:
+                return {name: tensor.cpu() for name, tensor in self._encode(self.text, caption).items()}
+            raise UserError(f"The cached encoding of the caption {caption[:60]!r} has disappeared from the cache folder "
+                            "during the run. Queue again; it will be encoded anew.") from None
+
+    def _encode(self, text: TextEncoders, caption: str) -> Mapping[str, Tensor]:
+        """Outside of any autocast, as if nothing else ran: previews ask from inside one."""
+        device = next(text.parameters()).device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return {name: tensor[0] for name, tensor in self.family.encode_captions(text, [caption]).items()}
+
+
+def load_text(spec: RunSpec, family: Family, dtype: torch.dtype) -> TextEncoders:
+    text = family.load_text(spec.base, dtype)
+    text.clip_skip = spec.training.clip_skip
+    return text

@@ -1,0 +1,1 @@
+"""Captions as text: files, trigger words, edits, variation."""

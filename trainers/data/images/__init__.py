@@ -1,0 +1,1 @@
+"""Images on the way to the latents: reading, buckets, masks, variants."""

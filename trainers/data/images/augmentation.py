@@ -1,0 +1,77 @@
+"""Variants of a picture that are made once and cached: mirrored, cut closer, in other colours, with grain.
+
+Variants are drawn from the picture's digest and their number, not from the training seed: runs with other seeds find them
+in the cache, and draw another variant in each step. What a variant is, is in its `View` as plain numbers, which are also
+what it is cached by; a variant that changes nothing is the plain picture.
+"""
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+
+from ... import randomness
+from ...spec import Picture
+from .buckets import Crop
+from .image_files import cut_picture
+
+PLAIN = (1.0, 1.0, 1.0)
+ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+
+
+@dataclass(frozen=True)
+class View:
+    """A way to look at a picture: where it is cut, its brightness, contrast and saturation as factors, and the standard
+    deviation of the noise on it, where black to white is 1."""
+
+    crop: Crop
+    colour: tuple[float, float, float] = PLAIN
+    noise: float = 0.0
+    noise_seed: int = 0
+
+    @property
+    def appearance(self) -> tuple:
+        """What changes pixels besides the crop, for a cache's key; empty for the picture as it is."""
+        return (*self.colour, self.noise, self.noise_seed) if self.noise or self.colour != PLAIN else ()
+
+
+def views_of(picture: Picture, crop: Crop) -> list[View]:
+    """The variants that the picture's augmentation asks for; the plain picture alone where it asks for none. `crop` is the
+    way of the plain picture into its bucket; all variants share the bucket."""
+    settings, views = picture.augmentation, []
+    digest = int.from_bytes(hashlib.sha256(f"augmentation {picture.digest}".encode()).digest()[:8], "big")
+    for variant in range(settings.variants):
+        # All numbers are drawn always, in the same order, so that one setting does not change what another does.
+        draw = randomness.generator(digest, randomness.AUGMENTATION, variant)
+        amount, left, top, *colours = torch.rand(6, generator=draw, dtype=torch.float64).tolist()
+        noise_seed = int(torch.randint(2**62, (), generator=draw))
+        views.append(View(
+            crop=closer(crop, settings.crop * amount, left, top, settings.flip and variant % 2 == 1),
+            colour=tuple(1 + settings.colour * (2 * number - 1) for number in colours),
+            noise=settings.noise, noise_seed=noise_seed if settings.noise else 0,
+        ))
+    return list(dict.fromkeys(views))
+
+
+def closer(crop: Crop, share: float, left: float, top: float, mirrored: bool) -> Crop:
+    """The crop with `share` of either side cut away first, at the place `left`, `top` in 0…1, where 0.5 is the middle: the
+    rest goes into the same bucket, enlarged."""
+    resized = tuple(max(side, round(side / (1 - share))) for side in crop.resized)
+    places = [round(plain + (now - before) * place) for plain, now, before, place
+              in zip((crop.left, crop.top), resized, crop.resized, (left, top))]
+    return Crop(crop.original, resized, *places, crop.bucket, mirrored)
+
+
+def view_pixels(picture: Image.Image, view: View) -> torch.Tensor:
+    """The picture as the view shows it, uint8 [3, height, width]."""
+    cut = cut_picture(picture, view.crop)
+    for enhancer, factor in zip(ENHANCERS, view.colour):
+        if factor != 1:
+            cut = enhancer(cut).enhance(factor)
+    pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+    if view.noise:
+        draw = torch.Generator().manual_seed(view.noise_seed)
+        grain = 255 * view.noise * torch.randn(pixels.shape, generator=draw)
+        pixels = (pixels + grain).round().clamp(0, 255).byte()
+    return pixels

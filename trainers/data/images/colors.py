@@ -1,0 +1,121 @@
+"""Whatever a picture file holds → 8-bit sRGB, with its transparency: depths, palettes, inks and colour profiles.
+
+Pillow itself reads 16-bit RGB, RGBA and grey-with-alpha files at 8 bits: it drops the low byte, which makes a value at most
+one step too dark. 16-bit grey, 32-bit and floating-point files come at their full depth and are scaled here.
+"""
+from functools import lru_cache
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageCms, ImageColor
+
+from ...errors import UserError
+
+DAMAGED_PROFILE = "have a colour profile that cannot be used; sRGB is taken instead"
+PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
+"""Pillow's mode → the colour space that the profile of such a picture names (ICC.1:2022, table 19)."""
+WHITES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0, 2.0**31 - 1)}
+"""Mode → what white may be in a file of 32-bit or floating-point values."""
+UNCERTAIN_WHITE = "hold 32-bit values, of which the largest decides what is taken as white (1, 255, 65535 or 2³¹)"
+BLACK_POINT_COMPENSATION = 0x2000
+"""littlecms' flag; Pillow's name for it is newer than the oldest Pillow."""
+DISTANCE = 1
+"""Profiles that change no colour by more than this, of 255, are sRGB under another name."""
+
+
+def hexadecimal(colour: str) -> str:
+    """A colour as people type it (#fff, #FFFFFF, white, rgb(255, 255, 255)) → #rrggbb. Raises UserError."""
+    try:
+        red, green, blue = ImageColor.getrgb(colour.strip())[:3]
+    except ValueError:
+        raise UserError(f"{colour!r} is no colour. Write it as #rrggbb, for example #ffffff for white or #808080 for grey, "
+                        "or by its English name.") from None
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+def eight_bits(picture: Image.Image) -> Image.Image:
+    """Deeper grey pictures as "L", or as "LA" where one of their values stands for transparency; others as they are.
+
+    16-bit values are divided by 257. 32-bit and floating-point values have no fixed white: it is the smallest of `WHITES`
+    that none of them exceeds. What is negative or not a number is black.
+    """
+    deep = picture.mode.startswith("I;16")
+    if not deep and picture.mode not in WHITES:
+        return picture
+    values, clear = np.asarray(picture), picture.info.get("transparency")
+    alpha = None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
+    whites = (65535.0,) if deep else WHITES[picture.mode]
+    values = np.nan_to_num(values.astype(np.float32), nan=0, neginf=0).clip(0, whites[-1])
+    white = next(each for each in whites if values.max() <= np.float32(each))
+    grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    grey = Image.merge("LA", (grey, alpha)) if alpha else grey
+    grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}
+    return grey
+
+
+def to_srgb(picture: Image.Image) -> Image.Image:
+    """An 8-bit picture of any mode as "RGB", or as "RGBA" where it has transparency. A colour profile that cannot be used
+    counts as none: then grey and RGB are sRGB already, and inks become colours by Pillow's plain formula."""
+    profile = picture.info.get("icc_profile")
+    alpha, mode = opacity(picture), _colour_mode(picture)
+    # By way of "RGBA", a palette keeps the colours of its transparent entries.
+    colours = picture.convert("RGBA") if alpha and picture.mode not in ("LA", "RGBA") else picture
+    colours = colours if colours.mode == mode else colours.convert(mode)
+    if profile or colours.mode == "LAB":
+        try:
+            transform = _transform(profile, colours.mode)
+            colours = ImageCms.applyTransform(colours, transform) if transform else colours
+        except (ImageCms.PyCMSError, ImportError):
+            pass
+    rgb = colours if colours.mode == "RGB" else colours.convert("RGB")
+    if alpha:
+        rgb.putalpha(alpha)
+    return rgb
+
+
+def profile_fits(picture: Image.Image) -> bool:
+    """Whether the picture's colour profile, if it has one, can be used."""
+    profile = picture.info.get("icc_profile")
+    try:
+        if profile:
+            _transform(profile, _colour_mode(picture))
+    except (ImageCms.PyCMSError, ImportError):
+        return False
+    return True
+
+
+def _colour_mode(picture: Image.Image) -> str:
+    """The mode of a picture's colours, without palette and transparency."""
+    if picture.mode in ("1", "L", "LA", "La"):
+        return "L"
+    return picture.mode if picture.mode in PROFILE_SPACES else "RGB"
+
+
+def opacity(picture: Image.Image) -> Image.Image | None:
+    """How opaque each pixel of an 8-bit picture is, as "L"; None where it has no transparency."""
+    if not picture.has_transparency_data:
+        return None
+    return (picture if picture.mode in ("LA", "RGBA") else picture.convert("RGBA")).getchannel("A")
+
+
+@lru_cache(maxsize=32)
+def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile to sRGB; None where that changes nothing. Without a profile "LAB" is CIE Lab at D50.
+
+    Raises PyCMSError for a profile that is damaged or does not fit the mode, ImportError where Pillow lacks littlecms.
+    Relative colorimetric with black point compensation is what photo editors use to show a picture.
+    """
+    source = ImageCms.getOpenProfile(BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+    space = (source.profile if profile else source).xcolor_space.strip()
+    if space != PROFILE_SPACES[mode]:
+        raise ImageCms.PyCMSError(f"a profile of {space} on a picture of {mode}")
+    transform = ImageCms.buildTransform(
+        source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        BLACK_POINT_COMPENSATION)
+    if mode not in ("L", "RGB"):
+        return transform
+    levels = np.linspace(0, 255, 18, dtype=np.uint8)
+    grid = levels[:, None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(18, -1, 3)
+    plain = Image.fromarray(grid)
+    changed = np.asarray(ImageCms.applyTransform(plain, transform), dtype=int)
+    return transform if np.abs(changed - np.asarray(plain.convert("RGB"), dtype=int)).max() > DISTANCE else None

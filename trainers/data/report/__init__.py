@@ -1,0 +1,1 @@
+"""What is said about a dataset before it is trained."""

@@ -1,0 +1,1 @@
+"""All that is drawn with PIL: charts, contact sheets, pages of reports."""

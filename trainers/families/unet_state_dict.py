@@ -1,0 +1,56 @@
+"""A model's weights under the names of its original single file, whatever it lies in; nothing is read before it is used."""
+from dataclasses import replace
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from ..artifacts.layer_names.unet import original_unet_name
+from ..artifacts.ldm_layout import open_clip_pieces
+from ..artifacts.tensor_files import Entry, read_entries
+from ..artifacts.weights import Weights
+from ..errors import UserError
+from . import component_loading, get
+from .checkpoint_writing import plain
+from .component_configs import component_config
+from .recognition import UNET, recognise
+
+
+def weights_of(path: Path, title: str = "") -> Weights:
+    """Denoiser and text encoders of a .safetensors file or a diffusers folder. Raises UserError for anything else."""
+    title = title or path.name
+    if path.is_file():
+        if path.suffix.lower() not in (".safetensors", ".sft"):
+            raise UserError(f"{title!r} is a {path.suffix or 'nameless'} file. Only .safetensors files are read, because "
+                            "other formats can run code; convert it first.")
+        return replace(Weights.of_file(path), title=title)
+    base = recognise(str(path), title)
+    entries = {UNET + original_unet_name(name, *shape_of(component_config(base, "unet"))): entry
+               for name, entry in _component(base, "unet").items()}
+    for component, prefix in get(base.family).text_places.values():
+        entries |= _text(_component(base, component), prefix)
+    return Weights(title, entries)
+
+
+def shape_of(config: Mapping) -> tuple[int, list[bool]]:
+    """What the original names depend on: layers per block, and which up blocks have attentions."""
+    return config["layers_per_block"], ["CrossAttn" in block for block in config["up_block_types"]]
+
+
+def _component(base, component: str) -> dict[str, Entry]:
+    return {name: entry for file in component_loading.component_files(base, component)
+            for name, entry in read_entries(file).items()}
+
+
+def _text(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
+    named = {f"text_model.{plain(name)}": entry for name, entry in entries.items() if name != "text_projection.weight"}
+    if prefix.endswith(".transformer."):
+        return {prefix + name: entry for name, entry in named.items()}
+    pieces = open_clip_pieces({name: entry for name, entry in named.items() if not name.endswith("position_ids")})
+    return {prefix + name: _joined(prefix + name, parts) for name, parts in pieces.items()}
+
+
+def _joined(name: str, parts: Sequence[Entry]) -> Entry:
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    shape = (sum(part.shape[0] for part in parts), *first.shape[1:])
+    return Entry(name, first.dtype, shape, lambda: [part.tensor() for part in parts])

@@ -1,0 +1,1 @@
+"""What the network is asked to predict, how noise is added, how an error counts."""

@@ -1,0 +1,1 @@
+"""Optimizers, their learning rates, and the mean of the weights."""

@@ -1,0 +1,1 @@
+"""Images made with a model: previews of a run, and class images."""

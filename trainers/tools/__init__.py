@@ -1,0 +1,1 @@
+"""Files made out of files: extraction, merging, conversion, baking, ONNX."""

@@ -1,0 +1,1 @@
+"""A training run in the worker process: data, loop, previews, checkpoints."""

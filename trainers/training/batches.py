@@ -1,0 +1,184 @@
+"""Which pictures make up which batch, as a function of (seed, batch number), and reading them from the caches."""
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, floor
+from typing import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import randomness
+from ..data.captions.variation import vary_caption
+from ..data.images.buckets import Crop
+from ..families.protocol import Conditioning
+from ..spec import CaptionVariationSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`latents` [batch, channels, height, width]; `sizes` [batch, 6]; `generators` one per sample; `masks`
+    [batch, 1, height, width] in 0…1, or None; `weights` [batch], how much each sample's loss counts, or None where all
+    count 1.
+
+    `conditioning` is None when the text encoders train: then `captions` are encoded in every step.
+    """
+
+    latents: Tensor
+    captions: tuple[str, ...]
+    conditioning: Conditioning | None
+    sizes: Tensor
+    generators: tuple[torch.Generator, ...]
+    masks: Tensor | None = None
+    weights: Tensor | None = None
+
+
+class BatchOrder:
+    """Endless batches of pictures that share a bucket. Every picture comes `repeats` times an epoch, in an order drawn
+    from (seed, stream, epoch); a bucket's last batch is filled up from its beginning."""
+
+    def __init__(self, buckets: Sequence[tuple[int, int]], repeats: Sequence[int], batch_size: int, seed: int,
+                 stream: int = randomness.ORDER):
+        """`buckets` and `repeats` have one entry per picture."""
+        self.batch_size, self.seed, self.stream = batch_size, seed, stream
+        self.groups: dict[tuple[int, int], list[int]] = {}
+        for index, bucket in enumerate(buckets):
+            self.groups.setdefault(bucket, []).extend([index] * repeats[index])
+        self.batches_per_epoch = sum(-(-len(group) // batch_size) for group in self.groups.values())
+        self._epoch = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> list[list[int]]:
+        draw = randomness.generator(self.seed, self.stream, epoch)
+        batches = []
+        for bucket in sorted(self.groups):
+            group = self.groups[bucket]
+            shuffled = [group[position] for position in torch.randperm(len(group), generator=draw).tolist()]
+            for start in range(0, len(group), self.batch_size):
+                chosen = shuffled[start:start + self.batch_size]
+                while len(chosen) < self.batch_size:
+                    chosen = chosen + shuffled[:self.batch_size - len(chosen)]
+                batches.append(chosen)
+        return [batches[position] for position in torch.randperm(len(batches), generator=draw).tolist()]
+
+    def __getitem__(self, number: int) -> list[int]:
+        """Indices of the pictures of batch `number`, counted from the start of the run."""
+        epoch, position = divmod(number, self.batches_per_epoch)
+        return self._epoch(epoch)[position]
+
+
+@dataclass(frozen=True)
+class CachedView:
+    """A picture as it comes out of the caches in one of its variants."""
+
+    crop: Crop
+    latents: Callable[[], Tensor]
+    mask: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class CachedPicture:
+    """`views` are its variants, of which one is drawn each time; they share a bucket."""
+
+    caption: str
+    views: Sequence[CachedView]
+    variation: CaptionVariationSpec = CaptionVariationSpec()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures that are trained together, and the order of their batches."""
+
+    pictures: Sequence[CachedPicture]
+    order: BatchOrder
+
+
+@dataclass(frozen=True)
+class Share:
+    """One forward and backward pass of a step: batch `number` of `source`; its loss counts `weight`. Its samples are
+    numbered from `first_sample` on, over all processes and passes of the step."""
+
+    source: Source
+    number: int
+    step: int
+    first_sample: int
+    weight: float
+
+
+class Batches:
+    """Batches for the loop: `plan(step)` says which, `load(share)` reads this process's part of one.
+
+    The batch size counts all processes, so the same spec trains alike in one process or several. Class pictures come in
+    passes of their own, because they need not have the shape of the subject's.
+    """
+
+    def __init__(self, subject: Source, accumulation: int, seed: int, caption_dropout: float,
+                 conditioning: Callable[[Sequence[str]], Conditioning] | None, device: torch.device, rank: int = 0,
+                 processes: int = 1, prior: Source | None = None, prior_weight: float = 1.0, prior_rate: float = 1.0):
+        """`prior_rate`: batches of `prior` for every batch of `subject`, at most 1."""
+        self.subject, self.prior, self.prior_weight, self.prior_rate = subject, prior, prior_weight, prior_rate
+        self.accumulation, self.seed, self.caption_dropout = accumulation, seed, caption_dropout
+        self.conditioning, self.device, self.rank, self.processes = conditioning, device, rank, processes
+
+    def plan(self, step: int) -> list[Share]:
+        size, shares = self.subject.order.batch_size, []
+        for micro in range(self.accumulation):
+            number = step * self.accumulation + micro
+            shares.append(Share(self.subject, number, step, micro * size, 1 / self.accumulation))
+            if self.prior:
+                due = floor((number + 1) * self.prior_rate)
+                if due > floor(number * self.prior_rate):
+                    first = self.accumulation * size + micro * self.prior.order.batch_size
+                    shares.append(Share(self.prior, due - 1, step, first, self.prior_weight / self.accumulation))
+        return shares
+
+    def load(self, share: Share) -> Batch:
+        order, batch = share.source.order, share.source.order[share.number]
+        part = order.batch_size // self.processes
+        places = range(self.rank * part, (self.rank + 1) * part)
+        chosen = [share.source.pictures[batch[place]] for place in places]
+        samples = [share.first_sample + place for place in places]
+        captions = tuple(self._caption(picture, share.step, sample) for picture, sample in zip(chosen, samples))
+        views = [self._view(picture, share.step, sample) for picture, sample in zip(chosen, samples)]
+        masks = [view.mask() for view in views if view.mask]
+        weights = [picture.weight for picture in chosen]
+        return Batch(
+            latents=torch.stack([view.latents() for view in views]).to(self.device),
+            captions=captions,
+            conditioning=self._condition(captions),
+            sizes=torch.tensor([view.crop.sizes for view in views], dtype=torch.float32, device=self.device),
+            generators=tuple(
+                randomness.generator(self.seed, randomness.NOISE, share.step, sample) for sample in samples
+            ),
+            masks=torch.stack(masks).to(self.device) if masks else None,
+            weights=torch.tensor(weights, device=self.device) if any(weight != 1 for weight in weights) else None,
+        )
+
+    def _caption(self, picture: CachedPicture, step: int, sample: int) -> str:
+        """A function of (seed, step, sample) alone, so that a resumed run has the captions of one that never stopped."""
+        if self._dropped(step, sample):
+            return ""
+        return vary_caption(picture.caption, picture.variation,
+                            randomness.generator(self.seed, randomness.VARIATION, step, sample))
+
+    def _view(self, picture: CachedPicture, step: int, sample: int) -> CachedView:
+        draw = randomness.generator(self.seed, randomness.VARIANT, step, sample)
+        return picture.views[int(torch.randint(len(picture.views), (), generator=draw))]
+
+    def _dropped(self, step: int, sample: int) -> bool:
+        if not self.caption_dropout:
+            return False
+        draw = randomness.generator(self.seed, randomness.CAPTIONS, step, sample)
+        return torch.rand((), generator=draw).item() < self.caption_dropout
+
+    def _condition(self, captions: Sequence[str]) -> Conditioning | None:
+        if self.conditioning is None:
+            return None
+        return {name: tensor.to(self.device) for name, tensor in self.conditioning(captions).items()}
+
+
+def prior_batches(batch_size: int, ratio: float, processes: int) -> tuple[int, float]:
+    """(size of a batch of class pictures, batches of them for every batch of the subject): `ratio` class pictures for
+    every picture of the subject, in batches that the processes can share evenly."""
+    wanted = batch_size * ratio
+    size = ceil(max(1, round(wanted)) / processes) * processes
+    return size, min(1.0, wanted / size)

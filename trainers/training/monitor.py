@@ -1,0 +1,161 @@
+"""What is seen and kept of a run beside its training: previews, validation, the best file, strip and chart.
+
+Nothing here changes the numbers of the training, except that it may end it early. A stop breaks previews and validations
+off; they are made good when the run goes on.
+"""
+import shutil
+import time
+
+import torch
+
+from ..drawing import contact_sheets
+from ..drawing.loss_chart import loss_chart
+from ..errors import Cancelled, UserError
+from ..files import place_copy, read_json, write_json
+from ..sampling import previews
+from ..stopping import breakable
+from .validation import ValidationRecord, validation_loss
+
+
+class Watching:
+    """Looks at a `Training` between its steps. All processes call everything; the main one draws and writes."""
+
+    def __init__(self, training):
+        self.training, self.spec, self.run, self.data = training, training.spec, training.run, training.data
+        self.accelerator, self.emit = training.accelerator, training.emit
+        self.record = ValidationRecord(self.spec.validation.patience)
+        self.previewed = self.validated = -1
+        """Steps after which that was done last."""
+        self.broken_off = False
+        """Whether a stop has left something undone."""
+
+    def begin(self):
+        """Before the first step: how the base does."""
+        self._preview(0)
+        self._validate(0)
+
+    def after_step(self, step: int):
+        if self._is_due(step, self.spec.previews.every) and self.previewed != step:
+            self._preview(step)
+        if self._is_due(step, self.spec.validation.every) and self.validated != step:
+            self._validate(step)
+
+    def _is_due(self, step: int, every: int) -> bool:
+        return bool(every) and (step % every == 0 or step == self.spec.training.steps)
+
+    def state(self) -> dict:
+        return {**self.record.state(), "previewed": self.previewed, "validated": self.validated}
+
+    def resume(self, state: dict, step: int):
+        """Go on from a checkpoint of `step`. Older ones were only written when all was done."""
+        state = {"previewed": step, "validated": step, **state}
+        self.previewed, self.validated = state.pop("previewed"), state.pop("validated")
+        self.record = ValidationRecord(**{**state, "patience": self.spec.validation.patience})
+
+    # ---- previews --------------------------------------------------------------------------------------------------
+
+    def _preview(self, step: int):
+        spec, training = self.spec.previews, self.training
+        if not (spec.every and spec.prompts and self.accelerator.is_main_process):
+            return
+        model, vae, rows = self.accelerator.unwrap_model(training.model).eval(), self.data.vae, []
+
+        def conditioning(prompt: str):
+            return model.condition([prompt]) if self.data.text else self.data.conditioning([prompt])
+
+        try:
+            with training.mean_weights(spec.from_ema), self.accelerator.autocast(), breakable():
+                for row in previews.draw_previews(
+                        training.family, self.spec.base, model.denoiser, vae.to(training.device), self.data.latent_format,
+                        spec, conditioning, self.data.preview_resolution, training.device,
+                        self.spec.objective.zero_terminal_snr):
+                    rows.append(row)
+                    self.emit("phase", text=f"preview at step {step}, {len(rows)} of {len(spec.prompts)} prompts drawn")
+        except torch.OutOfMemoryError:
+            training.note(f"the preview at step {step} was left out, because it needs more memory than is free")
+            self.previewed = step
+            return
+        except Cancelled:
+            self.broken_off = True
+            return
+        finally:
+            vae.cpu()
+        path = self.run.sheet_path(step)
+        path.parent.mkdir(exist_ok=True)
+        title = f"step {step} of {self.spec.training.steps}" if step else "before the training"
+        contact_sheets.contact_sheet(rows, spec.prompts, title).save(path)
+        self.previewed = step
+        self.emit("preview", step=step, path=str(path))
+
+    # ---- validation ------------------------------------------------------------------------------------------------
+
+    def _validate(self, step: int):
+        """Every process gets the same number, so they agree about the best and about the end."""
+        if not self.data.held_out:
+            return
+        training, told = self.training, time.monotonic()
+
+        def tell(done: int, total: int):
+            nonlocal told
+            if time.monotonic() - told > 1:
+                told = time.monotonic()
+                self.emit("phase", text=f"validation at step {step}, picture {done} of {total}")
+
+        with training.mean_weights():
+            loss = validation_loss(
+                self.accelerator, training.model, training.objective, self.data.held_out,
+                None if self.data.text else lambda caption: self.data.conditioning([caption]), self.spec.training.seed, tell)
+        if loss is None:
+            self.broken_off = True
+            return
+        self.validated = step
+        self.emit("validation", step=step, loss=loss)
+        if self.record.add(step, loss):
+            self._keep_best(step)
+
+    def _keep_best(self, step: int):
+        """The file of the best validation takes the place of the one before."""
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.run.best_folder, ignore_errors=True)
+            facts = self.training.save_files(self.run.best_folder, self.run.name, step)
+            write_json(self.run.best_folder / "facts.json", {"step": step, "facts": facts})
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run shall end early."""
+        return self.record.exhausted
+
+    def take_best(self) -> dict:
+        """Put the files of the best validation into the run's folder; what `Method.save` said of them."""
+        best = read_json(self.run.best_folder / "facts.json")
+        if best is None:
+            raise UserError(f"The file of the best validation, that of step {self.record.best_step}, has disappeared from "
+                            f"{self.run.name}/checkpoints/best. Delete the folder of the run and queue again, or use the "
+                            "file of the newest checkpoint.")
+        for file in best["facts"]["files"]:
+            source = self.run.best_folder / file["name"]
+            file["name"] = place_copy(source, self.run.folder, source.stem, link=True).name
+        waited = self.record.waited
+        self.training.note(f"stopped early, because {waited} validation{'s' * (waited > 1)} in a row brought no lower loss "
+                           f"than that of step {best['step']}; the file is that of step {best['step']}")
+        return best["facts"]
+
+    # ---- the whole run ---------------------------------------------------------------------------------------------
+
+    def report(self) -> dict:
+        return {"validation": self.record.report()} if self.data.held_out else {}
+
+    def draw_overviews(self):
+        """A strip of the previews and a chart of the losses, from what lies in the run's folder."""
+        if not self.accelerator.is_main_process:
+            return
+        drawn, losses = self.run.sheets(), self.run.curve("step")
+        if losses:
+            chart = loss_chart(losses, self.run.curve("validation"), self.run.curve("step", "gradient_norm"))
+            chart.save(self.run.chart_path)
+            self.emit("overview", path=str(self.run.chart_path))
+        if drawn:
+            strip = contact_sheets.progress_strip(drawn, self.spec.previews.prompts, self.spec.previews.pictures)
+            strip.save(self.run.strip_path)
+            self.emit("overview", path=str(self.run.strip_path))

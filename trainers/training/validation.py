@@ -1,0 +1,126 @@
+"""The loss on pictures that are not trained, and when to stop because it no longer falls.
+
+Training losses jump with the noise that was drawn. Here noise and timesteps are a function of (seed, picture), so that one
+number can be compared with the next.
+"""
+from dataclasses import asdict, dataclass
+from typing import Callable, Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .. import randomness
+from ..data.split import number_of
+from ..errors import Cancelled
+from ..families.protocol import Conditioning
+from ..objectives.losses import weighted_loss
+from ..objectives.objective import FlowObjective, Objective
+from ..stopping import breakable
+from .batches import Batch, CachedPicture
+
+LEVELS = 4
+"""Noise levels at which every picture is tried, in one forward pass."""
+
+
+@torch.no_grad()
+def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objective, held_out: Mapping[str, CachedPicture],
+                    conditioning: Callable[[str], Conditioning] | None, seed: int,
+                    on_progress: Callable[[int, int], None] = lambda done, total: None) -> float:
+    """Mean squared error over all pictures of `held_out` (by digest) and their noise levels, without weights or dropout,
+    with plain pictures and captions; in a masked run with the masks of the pictures. None when a stop broke it off.
+
+    The processes share the pictures; all of them must call this and all get the same number, which does not depend on how
+    many they are. `conditioning` is None when the text encoders train. Leaves the model in evaluation mode.
+    """
+    model, losses = accelerator.unwrap_model(model).eval(), torch.zeros(len(held_out), device=accelerator.device)
+    broken_off = torch.zeros((), device=accelerator.device)
+    try:
+        with breakable():
+            for place, (digest, picture) in enumerate(held_out.items()):
+                if place % accelerator.num_processes == accelerator.process_index:
+                    draw = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
+                    batch = batch_of(picture, conditioning, accelerator.device)
+                    losses[place] = loss_of(accelerator, model, batch, objective, draw)
+                    on_progress(place + 1, len(held_out))
+    except Cancelled:
+        broken_off += 1
+    losses, broken_off = (accelerator.reduce(each, reduction="sum") for each in (losses, broken_off))
+    return float(losses.mean()) if not broken_off else None
+
+
+def loss_of(accelerator: Accelerator, model: nn.Module, batch: Batch, objective: Objective, draw: torch.Generator) -> Tensor:
+    """The loss of one picture at all its noise levels."""
+    noisy, timesteps, target = noised(objective, batch.latents, draw)
+    with accelerator.autocast():
+        prediction = model(noisy, timesteps, batch)
+    return weighted_loss(prediction, target, torch.ones(LEVELS, device=accelerator.device), "l2", masks=batch.masks,
+                         unmasked_weight=objective.settings.unmasked_weight)
+
+
+def batch_of(picture: CachedPicture, conditioning, device: torch.device) -> Batch:
+    """One picture LEVELS times."""
+    known = conditioning and {
+        name: tensor.to(device).repeat_interleave(LEVELS, 0) for name, tensor in conditioning(picture.caption).items()}
+    [view] = picture.views  # pictures that are held out have no variants
+    sizes = torch.tensor([view.crop.sizes] * LEVELS, dtype=torch.float32, device=device)
+    latents = view.latents().to(device).expand(LEVELS, -1, -1, -1)
+    masks = view.mask().to(device).expand(LEVELS, -1, -1, -1) if view.mask else None
+    return Batch(latents, (picture.caption,) * LEVELS, known, sizes, generators=(), masks=masks)
+
+
+def noised(objective: Objective, latents: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(noisy latents, timesteps, target) by the equations of `objectives`, without their offsets and weights.
+
+    The noise levels lie evenly over the schedule, shifted together by a random part of their distance, so that many
+    pictures cover it all.
+    """
+    shares = (torch.arange(LEVELS) + torch.rand((), generator=draw, dtype=torch.float64)) / LEVELS
+    noise = torch.randn(latents.shape, generator=draw).to(latents)
+    if isinstance(objective, FlowObjective):
+        sigma = shares.to(latents)
+        mix = sigma[:, None, None, None]
+        return (1 - mix) * latents + mix * noise, 1000 * sigma, noise - latents
+    timesteps = (shares * len(objective.alphas_cumprod)).long()
+    alphas = objective.alphas_cumprod[timesteps].to(latents)[:, None, None, None]
+    signal, spread = alphas.sqrt(), (1 - alphas).sqrt()
+    target = noise if objective.prediction == "epsilon" else signal * noise - spread * latents
+    return signal * latents + spread * noise, timesteps.to(latents.device), target
+
+
+@dataclass
+class ValidationRecord:
+    """What came out so far; a checkpoint keeps it. The loss before the first step is for comparison only: the best is
+    always one of a trained model."""
+
+    patience: int
+    first: float | None = None
+    last: float | None = None
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    """Validations since the best."""
+
+    def add(self, step: int, loss: float) -> bool:
+        """Take note of a loss. Returns whether it is the best so far."""
+        self.first = loss if self.first is None else self.first
+        self.last = loss
+        if step == 0:
+            return False
+        better = self.best is None or loss < self.best
+        if better:
+            self.best, self.best_step, self.waited = loss, step, 0
+        else:
+            self.waited += 1
+        return better
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience is at its end."""
+        return 0 < self.patience <= self.waited
+
+    def state(self) -> dict:
+        return asdict(self)
+
+    def report(self) -> dict:
+        return {"first": self.first, "best": self.best, "best_step": self.best_step, "last": self.last}
