@@ -2,7 +2,7 @@
 
     python -m benchmarks.contenders NAME JOB
 
-JOB is JSON: {"checkpoint", "pictures", "folder", "latent", "rank", "steps"}. All use batches of one picture.
+JOB is JSON: {"checkpoint", "images", "folder", "latent", "rank", "steps"}. All use batches of one image.
 """
 import json
 import sys
@@ -17,7 +17,7 @@ LEARNING_RATE = 1e-4
 
 
 def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpointing: bool = False):
-    """A run as the worker process trains it: real pictures and captions, caches, events, the one loop."""
+    """A run as the worker process trains it: real images and captions, caches, events, the one loop."""
     from trainers import spec as specs
     from trainers.data.manifest import scan_folder
     from trainers.families.recognition import recognise
@@ -26,7 +26,7 @@ def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpoin
 
     folder = Path(job["folder"])
     spec = specs.RunSpec(
-        name="ours", base=recognise(job["checkpoint"], "random"), dataset=scan_folder(job["pictures"], "noise"),
+        name="ours", base=recognise(job["checkpoint"], "random"), dataset=scan_folder(job["images"], "noise"),
         method=specs.LoraSpec(rank=job["rank"], alpha=job["rank"]),
         optimizer=specs.OptimizerSpec(learning_rate=LEARNING_RATE),
         training=specs.TrainingSpec(steps=job["steps"], resolution=8 * job["latent"]),
@@ -111,7 +111,7 @@ def load_unet(job: dict, dtype):
 
 
 def random_inputs(job: dict, device, dtype):
-    """Latents and text states of one picture."""
+    """Latents and text states of one image."""
     import torch
 
     latents = torch.randn(1, LATENT_CHANNELS, job["latent"], job["latent"]).to(device, dtype)
@@ -130,9 +130,9 @@ def native(job: dict, turn: Callable[[], None], dtype: str, checkpointing: bool)
     with torch.inference_mode():
         model = comfy.sd.load_checkpoint_guess_config(job["checkpoint"], output_vae=False, output_clip=False)[0]
         latents, hidden = random_inputs(job, "cpu", torch.float32)
-        pictures = [{"samples": latents}, {"samples": latents}]  # with a single one, version 0.3.75 fails
+        images = [{"samples": latents}, {"samples": latents}]  # with a single one, version 0.3.75 fails
         TrainLoraNode.PREPARE_CLASS_CLONE(None).execute(
-            model=[model], latents=pictures, positive=[[[hidden, {}]]], batch_size=[1],
+            model=[model], latents=images, positive=[[[hidden, {}]]], batch_size=[1],
             steps=[job["steps"]], grad_accumulation_steps=[1], learning_rate=[LEARNING_RATE], rank=[job["rank"]],
             optimizer=["AdamW"], loss_function=["MSE"], seed=[0], training_dtype=[dtype], lora_dtype=[dtype],
             algorithm=["LoRA"], gradient_checkpointing=[checkpointing], existing_lora=["[None]"],

@@ -1,8 +1,8 @@
-"""How fast is a folder of pictures encoded and cached, does memory grow with it, and does a second run start at once?
+"""How fast is a folder of images encoded and cached, does memory grow with it, and does a second run start at once?
 
-    python -m benchmarks.dataset [--pictures 2000] [--few 20] [--repeats 5] [--full-size] [--keep FOLDER]
+    python -m benchmarks.dataset [--images 2000] [--few 20] [--repeats 5] [--full-size] [--keep FOLDER]
 
-Pictures of mixed sizes (400 to 2000 pixels a side, JPEG and PNG) against a plain loop: open by PIL, convert to RGB, resize
+Images of mixed sizes (400 to 2000 pixels a side, JPEG and PNG) against a plain loop: open by PIL, convert to RGB, resize
 by Lanczos, cut, encode by the VAE, one by one. Both in one process, in turns, on parts of the folder, each into a cache of
 its own or into a list. The VAE is the demo base's at 64 pixels, or a random one of SD 1.x's size at 512 pixels. Memory
 is the peak of a process of its own that caches and trains for a few steps; the second run has another name and their cache.
@@ -25,13 +25,13 @@ from .report import finish
 
 SPEED_GOAL, GROWTH_GOAL = 2.0, 50e6
 PART = 30
-"""Pictures that one repeat encodes."""
+"""Images that one repeat encodes."""
 STEPS = 4
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------------
 
-def make_pictures(folder: Path, count: int) -> Path:
+def make_images(folder: Path, count: int) -> Path:
     """Smooth colours with detail on top, so that files have the sizes of photographs; two thirds JPEG."""
     import numpy
     from PIL import Image, ImageFilter
@@ -44,12 +44,12 @@ def make_pictures(folder: Path, count: int) -> Path:
         width, height = (int(side) for side in draw.integers(400, 2001, 2))
         left, top = (int(place) for place in draw.integers(0, 500, 2))
         coarse = Image.fromarray(draw.integers(0, 256, (9, 9, 3), dtype=numpy.uint8)).resize((width, height), 3)
-        picture = Image.blend(coarse, grain.crop((left, top, left + width, top + height)), 0.2)
+        image = Image.blend(coarse, grain.crop((left, top, left + width, top + height)), 0.2)
         if number % 3:
-            picture.save(folder / f"{number:05}.jpg", quality=90)
+            image.save(folder / f"{number:05}.jpg", quality=90)
         else:
-            picture.save(folder / f"{number:05}.png", compress_level=1)
-        (folder / f"{number:05}.txt").write_text(f"picture {number % 50} of many, red, round, small", encoding="utf-8")
+            image.save(folder / f"{number:05}.png", compress_level=1)
+        (folder / f"{number:05}.txt").write_text(f"image {number % 50} of many, red, round, small", encoding="utf-8")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(make, range(count)))
@@ -57,15 +57,15 @@ def make_pictures(folder: Path, count: int) -> Path:
 
 
 def manifest_of(folder: Path):
-    """The pictures as a dataset, from their headers alone: nothing here measures how a folder is scanned."""
+    """The images as a dataset, from their headers alone: nothing here measures how a folder is scanned."""
     from PIL import Image
 
-    from trainers.spec import DatasetSpec, Picture
+    from trainers.spec import DatasetImage, DatasetSpec
 
     files = [file for file in sorted(folder.iterdir()) if file.suffix != ".txt"]
-    return DatasetSpec(name="pictures", pictures=tuple(
-        Picture(path=str(file), name=file.name, caption=file.with_suffix(".txt").read_text(encoding="utf-8"),
-                size=Image.open(file).size, digest=hashlib.sha256(file.name.encode()).hexdigest()) for file in files))
+    return DatasetSpec(name="images", images=tuple(
+        DatasetImage(path=str(file), name=file.name, caption=file.with_suffix(".txt").read_text(encoding="utf-8"),
+                     size=Image.open(file).size, digest=hashlib.sha256(file.name.encode()).hexdigest()) for file in files))
 
 
 def make_base(folder: Path, full_size: bool):
@@ -114,20 +114,20 @@ def compare_speed(base, dataset, resolution: int, repeats: int, folder: Path) ->
 
     def ours(part, turn: int):
         cache = LatentCache(spec_of(f"turn {turn}", base, dataset, folder, resolution), Loaded(), form)
-        views = [(picture, View(fit(picture.size, sizes))) for picture in part]
+        views = [(image, View(fit(image.size, sizes))) for image in part]
         cache.fill(views, torch.device("cpu"), lambda event, **fields: None)
-        return lambda: [cache.reader(picture, view)() for picture, view in views]
+        return lambda: [cache.reader(image, view)() for image, view in views]
 
     def plain(part, turn: int):
-        latents = [family.encode_pictures(vae, plain_pixels(picture, fit(picture.size, sizes))[None], form)[0]
-                   for picture in part]
+        latents = [family.encode_images(vae, plain_pixels(image, fit(image.size, sizes))[None], form)[0]
+                   for image in part]
         return lambda: latents
 
     seconds, differences = {"ours": [], "plain": []}, []
     for turn in range(repeats + 1):  # the first warms up
-        pictures = dataset.pictures
-        start = turn * PART % max(1, len(pictures) - PART + 1)
-        part, found = pictures[start:start + PART], {}
+        images = dataset.images
+        start = turn * PART % max(1, len(images) - PART + 1)
+        part, found = images[start:start + PART], {}
         ways = [("ours", ours), ("plain", plain)]
         for name, way in ways if turn % 2 else ways[::-1]:
             gc.collect()
@@ -142,16 +142,16 @@ def compare_speed(base, dataset, resolution: int, repeats: int, folder: Path) ->
             "ratio": Summary.of(ratios).as_dict(), "largest_relative_difference": max(differences)}
 
 
-def plain_pixels(picture, crop):
+def plain_pixels(image, crop):
     """What anybody would write."""
     import numpy
     import torch
     from PIL import Image
 
-    image = Image.open(picture.path).convert("RGB").resize(crop.resized, Image.Resampling.LANCZOS)
+    opened = Image.open(image.path).convert("RGB").resize(crop.resized, Image.Resampling.LANCZOS)
     left, top = crop.left, crop.top
-    image = image.crop((left, top, left + crop.bucket[0], top + crop.bucket[1]))
-    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    opened = opened.crop((left, top, left + crop.bucket[0], top + crop.bucket[1]))
+    return torch.from_numpy(numpy.array(opened)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 # ---- memory and the second run -------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def child(spec_path: Path):
 
 
 def compare_runs(base, many, few, resolution: int, folder: Path) -> dict:
-    """Peaks of runs on many and on few pictures, and a second run on many, under another name, with the same cache."""
+    """Peaks of runs on many and on few images, and a second run on many, under another name, with the same cache."""
     results = {}
     for name, dataset, caches in (("few", few, "few"), ("many", many, "many"), ("second", many, "many")):
         spec = spec_of(name, base, dataset, folder, resolution)
@@ -202,39 +202,39 @@ def compare_runs(base, many, few, resolution: int, folder: Path) -> dict:
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=0, help="default: 2000, at full size 60")
+    parser.add_argument("--images", type=int, default=0, help="default: 2000, at full size 60")
     parser.add_argument("--few", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=0, help="default: 8, at full size 2")
     parser.add_argument("--full-size", action="store_true", help="a random VAE of SD 1.x's size at 512 pixels; no runs")
-    parser.add_argument("--keep", type=Path, help="folder for the pictures, to use them again")
+    parser.add_argument("--keep", type=Path, help="folder for the images, to use them again")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
         child(options.child)
         return
-    count = options.pictures or (60 if options.full_size else 2000)
+    count = options.images or (60 if options.full_size else 2000)
     repeats, resolution = options.repeats or (2 if options.full_size else 8), 512 if options.full_size else 64
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pictures = (options.keep or folder) / f"pictures {count}"
-        if not pictures.exists():
-            make_pictures(pictures, count)
-        many = manifest_of(pictures)
-        few = many.model_copy(update={"pictures": many.pictures[:options.few]})
+        images = (options.keep or folder) / f"images {count}"
+        if not images.exists():
+            make_images(images, count)
+        many = manifest_of(images)
+        few = many.model_copy(update={"images": many.images[:options.few]})
         base = make_base(folder, options.full_size)
         speed = compare_speed(base, many, resolution, repeats, folder)
         ratio = speed["ratio"]["median"]
         results = [{"measure": "images per second against a plain loop", "value": round(ratio, 3), "unit": "times",
                     "goal": SPEED_GOAL, "met": ratio >= SPEED_GOAL}]
-        details = {"pictures": count, "resolution": resolution, "processors": os.cpu_count(), "speed": speed,
+        details = {"images": count, "resolution": resolution, "processors": os.cpu_count(), "speed": speed,
                    "versions": library_versions("torch", "diffusers", "Pillow")}
         if not options.full_size:
             runs = compare_runs(base, many, few, resolution, folder)
             growth, second = runs["many"]["peak"] - runs["few"]["peak"], runs["second"]
             results += [
-                {"measure": f"peak memory with {count} pictures above that with {options.few}",
+                {"measure": f"peak memory with {count} images above that with {options.few}",
                  "value": round(growth / 1e6, 1), "unit": "MB", "goal": GROWTH_GOAL / 1e6, "met": growth < GROWTH_GOAL},
-                {"measure": "pictures and captions that a second run encodes", "value": second["encoded"], "unit": "",
+                {"measure": "images and captions that a second run encodes", "value": second["encoded"], "unit": "",
                  "goal": 0, "met": second["encoded"] == 0},
                 {"measure": "seconds until the first step of a second run", "value": round(second["until_first_step"], 2),
                  "unit": "s", "goal": None, "met": True},

@@ -18,7 +18,7 @@ from trainers.run_folder import Run, open_run
 from .pack import ROOT
 
 DATA = {"openmoji": ROOT / "example_datasets" / "openmoji", "control": ROOT / "tests" / "data" / "noto_control"}
-"""What is to be learnt; and pictures of the base's own style under the same captions, from which it must not be."""
+"""What is to be learnt; and images of the base's own style under the same captions, from which it must not be."""
 HELD_OUT = ROOT / "tests" / "data" / "openmoji_heldout"
 
 

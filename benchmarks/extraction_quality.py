@@ -1,9 +1,9 @@
-"""How near do pictures of base + extracted LoRA come to DreamBooth's own, by rank and by file size?
+"""How near do images of base + extracted LoRA come to DreamBooth's own, by rank and by file size?
 
     python -m benchmarks.extraction_quality [--steps 120]
 
-DreamBooth on the demo base (OpenMoji pictures), then extraction at ranks 4 … 128. All draw the same prompts from the same
-noise with ComfyUI's own loaders; the distance is the root mean square difference of pixels to DreamBooth's pictures, as a
+DreamBooth on the demo base (OpenMoji images), then extraction at ranks 4 … 128. All draw the same prompts from the same
+noise with ComfyUI's own loaders; the distance is the root mean square difference of pixels to DreamBooth's images, as a
 share of the base's. Draws a chart into results/.
 """
 import argparse
@@ -26,8 +26,8 @@ def chart(rows: list[dict]):
 
     from PIL import Image, ImageDraw, ImageFont
 
-    picture = Image.new("RGB", (2 * WIDTH, HEIGHT), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+    image = Image.new("RGB", (2 * WIDTH, HEIGHT), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     highest = max(row["distance"] for row in rows) * 1.15
     for place, (field, title) in enumerate((("rank", "rank"), ("megabytes", "file size in MB"))):
         left, right, top, bottom = place * WIDTH + MARGIN, (place + 1) * WIDTH - 24, 40, HEIGHT - MARGIN
@@ -43,8 +43,8 @@ def chart(rows: list[dict]):
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], (31, 98, 189))
             draw.text((x, bottom + 14), f"{row[field]:.3g}", (40, 40, 40), font, anchor="mm")
         draw.text(((left + right) / 2, HEIGHT - 26), title, (40, 40, 40), font, anchor="mm")
-    draw.text((MARGIN, 18), "distance from DreamBooth's pictures, of the base's distance", (40, 40, 40), font, anchor="lm")
-    picture.save(RESULTS / "extraction_quality.png")
+    draw.text((MARGIN, 18), "distance from DreamBooth's images, of the base's distance", (40, 40, 40), font, anchor="lm")
+    image.save(RESULTS / "extraction_quality.png")
 
 
 def main():
@@ -76,14 +76,14 @@ def main():
 
         from .host_drawing import Drawer, demo_drawer
 
-        def pictures(drawer) -> np.ndarray:
+        def images(drawer) -> np.ndarray:
             return np.concatenate([drawer.draw(PROMPTS, seed) for seed in range(SEEDS)])
 
         plain = demo_drawer(folder)
-        wanted = pictures(Drawer(*host.load_checkpoint([trained.run.artifact], "sd1", host.DEMO_BASE)))
+        wanted = images(Drawer(*host.load_checkpoint([trained.run.artifact], "sd1", host.DEMO_BASE)))
 
         def distance(drawer) -> float:
-            return float(np.sqrt(np.square(pictures(drawer) - wanted).mean()))
+            return float(np.sqrt(np.square(images(drawer) - wanted).mean()))
 
         whole = distance(plain)
         for row in rows:

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.x checkpoint of full size with random weights, and pictures to train on.
+"""A Stable Diffusion 1.x checkpoint of full size with random weights, and images to train on.
 
     python -m benchmarks.full_size FILE
 
@@ -19,8 +19,8 @@ def make_checkpoint(path: Path) -> Path:
     return path
 
 
-def make_pictures(folder: Path, count: int, side: int) -> Path:
-    """Square pictures of noise with captions."""
+def make_images(folder: Path, count: int, side: int) -> Path:
+    """Square images of noise with captions."""
     import numpy
     from PIL import Image
 

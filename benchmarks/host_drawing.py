@@ -1,4 +1,4 @@
-"""The demo base in ComfyUI, in this process: finished files applied by its own loaders, pictures drawn, losses measured.
+"""The demo base in ComfyUI, in this process: finished files applied by its own loaders, images drawn, losses measured.
 
 Import only after `pack.become_host`.
 """
@@ -48,7 +48,7 @@ class Drawer:
 
     @torch.no_grad()
     def draw(self, captions: list[str], seed: int) -> np.ndarray:
-        """One picture per caption, float32 [count, 64, 64, 3] in 0…1; the same seed starts from the same noise."""
+        """One image per caption, float32 [count, 64, 64, 3] in 0…1; the same seed starts from the same noise."""
         empty = torch.zeros((len(captions), 4, SIZE // 8, SIZE // 8))
         latents = comfy.sample.sample(
             self.model, comfy.sample.prepare_noise(empty, seed), STEPS, GUIDANCE, "dpmpp_2m", "normal",
@@ -57,11 +57,11 @@ class Drawer:
         return self.vae.decode(latents).reshape(-1, SIZE, SIZE, 3).clamp(0, 1).cpu().numpy()
 
     @torch.no_grad()
-    def denoising_loss(self, captions: list[str], pictures: np.ndarray, rounds: int = 8) -> float:
-        """Mean squared error of the noise prediction on true pictures, at noise and timesteps that never change."""
+    def denoising_loss(self, captions: list[str], images: np.ndarray, rounds: int = 8) -> float:
+        """Mean squared error of the noise prediction on true images, at noise and timesteps that never change."""
         comfy.model_management.load_models_gpu([self.model])
         process, device = self.model.model, self.model.load_device
-        latents = process.process_latent_in(self.vae.encode(torch.from_numpy(pictures))).to(device)
+        latents = process.process_latent_in(self.vae.encode(torch.from_numpy(images))).to(device)
         context = self.condition(captions)[0][0].to(device)
         patches = self.model.model_options.get("transformer_options", {})
         draw, count, total = torch.Generator().manual_seed(7), len(latents), 0.0

@@ -2,8 +2,8 @@
 
     python -m benchmarks.learning [--seeds 3] [--steps 150]
 
-For every seed a LoRA is trained by the engine on the 20 example pictures, and a control on 20 pictures of the base's
-own style with the same captions. diffusers loads both files and draws 20 other names. The true OpenMoji pictures of
+For every seed a LoRA is trained by the engine on the 20 example images, and a control on 20 images of the base's
+own style with the same captions. diffusers loads both files and draws 20 other names. The true OpenMoji images of
 those names are the target. Prints a table, draws a sheet, and ends with one JSON line.
 """
 import argparse
@@ -41,9 +41,9 @@ def train_lora(data: str, seed: int, steps: int, learning_rate: float, folder: P
 
 
 def evaluate(pipeline, captions: list[str], target: np.ndarray, seed: int) -> tuple[dict, np.ndarray]:
-    pictures = emoji_style.draw_pictures(pipeline, captions, seed)
+    images = emoji_style.draw_images(pipeline, captions, seed)
     loss = emoji_style.denoising_loss(pipeline, captions, target)
-    return {"loss": loss, **emoji_style.measure(pictures, target)}, pictures
+    return {"loss": loss, **emoji_style.measure(images, target)}, images
 
 
 def main():
@@ -60,11 +60,11 @@ def main():
                 if state != "before":
                     file = train_lora(state, seed, options.steps, options.learning_rate, Path(folder))
                     pipeline.load_lora_weights(str(file))
-                values, pictures = evaluate(pipeline, captions, target, seed)
+                values, images = evaluate(pipeline, captions, target, seed)
                 if state != "before":
                     pipeline.unload_lora_weights()
                 rows.append({"state": state, "seed": seed, **values})
-                sheet[state, seed] = pictures
+                sheet[state, seed] = images
                 print("  ".join(f"{name} {value:.4f}" if isinstance(value, float) else f"{value!s:9}"
                                 for name, value in rows[-1].items()), flush=True)
     draw_sheet(sheet, target, ROOT / "benchmarks" / "results" / "learning.png")
@@ -95,11 +95,11 @@ def verdicts(rows: list[dict], target: dict) -> list[dict]:
 
 
 def draw_sheet(sheet: dict, target: np.ndarray, path: Path, columns: int = 12):
-    """Rows of the first seed: before, after, control, and the true pictures."""
+    """Rows of the first seed: before, after, control, and the true images."""
     rows = [sheet["before", 0], sheet["openmoji", 0], sheet["control", 0], target]
-    image = np.concatenate([np.concatenate(list(row[:columns]), axis=1) for row in rows], axis=0)
-    picture = Image.fromarray((image * 255).round().clip(0, 255).astype(np.uint8))
-    picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.LANCZOS).save(path, optimize=True)
+    values = np.concatenate([np.concatenate(list(row[:columns]), axis=1) for row in rows], axis=0)
+    image = Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
+    image.resize((image.width * 2, image.height * 2), Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m benchmarks.learning_words [--methods word pivotal] [--seeds 0 1 2]
 
-For every method and seed the engine trains with the settings of the example workflow on its 20 OpenMoji pictures, and a
-control on 20 pictures of the base's own style with the same captions. diffusers loads the files and draws 20 names that were
+For every method and seed the engine trains with the settings of the example workflow on its 20 OpenMoji images, and a
+control on 20 images of the base's own style with the same captions. diffusers loads the files and draws 20 names that were
 never trained, once with "noto emoji of a …" and once with the new word in place of "noto". The measure is the distance of
-the mean colour and edge statistics to those of the true OpenMoji pictures of these names.
+the mean colour and edge statistics to those of the true OpenMoji images of these names.
 """
 import argparse
 import json
@@ -66,12 +66,12 @@ def train(method: str, data: str, seed: int, folder: Path):
 
 
 def drawn_with(run, captions: list[str], seed: int) -> np.ndarray:
-    """Pictures of the captions with the run's word in place of "noto", and with its LoRA where it has one."""
+    """Images of the captions with the run's word in place of "noto", and with its LoRA where it has one."""
     files, pipeline = {file["kind"]: run.folder / file["name"] for file in run.report["files"]}, load_pipeline()
     pipeline.load_textual_inversion(str(files["embedding"]), token="learntword")
     if "lora" in files:
         pipeline.load_lora_weights(str(files["lora"]))
-    return emoji_style.draw_pictures(pipeline, [caption.replace("noto", "learntword") for caption in captions], seed)
+    return emoji_style.draw_images(pipeline, [caption.replace("noto", "learntword") for caption in captions], seed)
 
 
 def main():
@@ -82,15 +82,15 @@ def main():
     captions, target = emoji_style.read_emoji(HELD_OUT)
     rows = []
     for seed in options.seeds:
-        before = emoji_style.measure(emoji_style.draw_pictures(load_pipeline(), captions, seed), target)
+        before = emoji_style.measure(emoji_style.draw_images(load_pipeline(), captions, seed), target)
         rows.append({"method": "none", "data": "none", "seed": seed, **before})
         print(rows[-1], flush=True)
         for method in options.methods:
             for data in DATA:
                 with tempfile.TemporaryDirectory() as folder:
                     run = train(method, data, seed, Path(folder))
-                    pictures = drawn_with(run, captions, seed)
-                rows.append({"method": method, "data": data, "seed": seed, **emoji_style.measure(pictures, target)})
+                    images = drawn_with(run, captions, seed)
+                rows.append({"method": method, "data": data, "seed": seed, **emoji_style.measure(images, target)})
                 print(rows[-1], flush=True)
     finish("learning_words", verdicts(rows, options.methods),
            {"rows": rows, "held_out_names": len(captions),

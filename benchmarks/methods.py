@@ -1,11 +1,11 @@
-"""Which method for what? The same pictures and steps on the demo base, every training method in turn.
+"""Which method for what? The same images and steps on the demo base, every training method in turn.
 
     python -m benchmarks.methods [--steps 150] [--seeds 3] [--only NAME …]
 
-Every method trains on the 20 OpenMoji pictures, and one of each kind once more on a control: 20 pictures of the base's
+Every method trains on the 20 OpenMoji images, and one of each kind once more on a control: 20 images of the base's
 own style under the same captions. ComfyUI's own loaders apply the files, and its sampler draws 20 names that were never
 trained. Reported: trainable parameters, file size, seconds per step, peak memory, distance to the true OpenMoji of those
-names (colour and edge statistics), the denoising loss on them, and drift: how far pictures of prompts that have nothing to
+names (colour and edge statistics), the denoising loss on them, and drift: how far images of prompts that have nothing to
 do with the training ("twemoji of a …") have moved. It is the comparison of DreamBooth with LoRA of the literature at small
 scale.
 """
@@ -57,7 +57,7 @@ CONTROLLED = ("LoRA, all layers", "DreamBooth", "Textual Inversion", "Hypernetwo
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of the pictures drawn")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the images drawn")
     parser.add_argument("--training-seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
     parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are there (default: neither)")
@@ -153,12 +153,12 @@ def draw_chart(rows: list[dict], path: Path):
 
     font = ImageFont.load_default(size=15)
     label, width, line, top = 190, 300, 26, 64
-    picture = Image.new("RGB", (label + 2 * width + 330, top + line * len(rows) + 12), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (label + 2 * width + 330, top + line * len(rows) + 12), "white")
+    draw = ImageDraw.Draw(image)
     draw.text((label, 12), "distance to OpenMoji (left is nearer)", "black", font)
     draw.text((label + width + 30, 12), "drift on unrelated prompts", "black", font)
     draw.text((label + 2 * width + 60, 12), "parameters    file    s / step", "black", font)
-    draw.line([(12, top - 8), (picture.width - 12, top - 8)], "#999999")
+    draw.line([(12, top - 8), (image.width - 12, top - 8)], "#999999")
     furthest, drifted = max(row["distance"] for row in rows), max(row["drift"] for row in rows) or 1
     for number, row in enumerate(rows):
         y = top + line * number
@@ -168,7 +168,7 @@ def draw_chart(rows: list[dict], path: Path):
         if "trainable" in row:
             text = f"{row['trainable'] / 1e6:.3f} M   {row['megabytes']:.2f} MB   {row['seconds_per_step']:.2f}"
             draw.text((label + 2 * width + 60, y), text, "black", font)
-    picture.save(path, optimize=True)
+    image.save(path, optimize=True)
 
 
 def bar(draw, x: int, y: int, length: float, colour: str, text: str, font):

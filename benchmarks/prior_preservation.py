@@ -1,10 +1,10 @@
-"""Does prior preservation do its work? Drift on class prompts with and without class pictures.
+"""Does prior preservation do its work? Drift on class prompts with and without class images.
 
     python -m benchmarks.prior_preservation [--seeds 3] [--steps 120]
 
 DreamBooth on the demo base: OpenMoji under captions with the rare word "ohwx" in front, for example "ohwx, noto emoji of a
 bell". What must not change is the class: "noto emoji of a …". For every seed the base is trained twice, without class
-pictures and with 20 of the base's own style; ComfyUI draws 20 class prompts that neither saw, from the same noise as the
+images and with 20 of the base's own style; ComfyUI draws 20 class prompts that neither saw, from the same noise as the
 untouched base.
 """
 import argparse
@@ -38,7 +38,7 @@ def main():
         trained = {}
         for seed in range(options.seeds):
             for name, prior in priors.items():
-                print(f"training {name} class pictures, seed {seed}", flush=True)
+                print(f"training {name} class images, seed {seed}", flush=True)
                 trained[name, seed] = train(demo_spec(
                     f"{name}_{seed}", "openmoji", specs.FullSpec(), LEARNING_RATE, folder, steps=options.steps,
                     batch_size=8, seed=seed, trigger=TRIGGER, prior=prior))
@@ -49,8 +49,8 @@ def main():
 
 
 def measure(trained: dict, folder: Path) -> list[dict]:
-    """Drift is the mean absolute difference of pixels (0…1) to the base's pictures of the class prompts; `style` how far
-    their statistics are from the base's; `subject` how far pictures with the trigger are from OpenMoji's."""
+    """Drift is the mean absolute difference of pixels (0…1) to the base's images of the class prompts; `style` how far
+    their statistics are from the base's; `subject` how far images with the trigger are from OpenMoji's."""
     from .host_drawing import demo_drawer
 
     captions, target = emoji_style.read_emoji(HELD_OUT)
@@ -75,13 +75,13 @@ def verdicts(rows: list[dict]) -> list[dict]:
     for name, words in (("drift", "drift of pixels on class prompts"), ("style", "drift of the style on class prompts")):
         values = {prior: [row[name] for row in rows if row["prior"] == prior] for prior in ("without", "with")}
         results.append({
-            "measure": f"{words}: {np.mean(values['without']):.3f} without class pictures, {np.mean(values['with']):.3f} "
+            "measure": f"{words}: {np.mean(values['without']):.3f} without class images, {np.mean(values['with']):.3f} "
                        "with; gap between the ranges", "unit": "", "goal": "> 0",
             "value": round(min(values["without"]) - max(values["with"]), 4),
             "met": bool(min(values["without"]) > max(values["with"])),
         })
     learnt = [row["subject_of_base"] - row["subject"] for row in rows if row["prior"] == "with"]
-    results.append({"measure": "with class pictures the subject is still learnt: least move towards it over the seeds",
+    results.append({"measure": "with class images the subject is still learnt: least move towards it over the seeds",
                     "value": round(min(learnt), 4), "unit": "style distance", "goal": "> 0", "met": bool(min(learnt) > 0)})
     return results
 

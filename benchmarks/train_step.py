@@ -4,7 +4,7 @@
 
 Ours is a real run of the engine. It meets diffusers' own LoRA example, the floor (one forward pass of the frozen UNet and
 one backward pass to its input) and ComfyUI's TrainLoraNode, each in a duel: two processes that make single steps in
-alternating order, so that both meet the same disturbances. Batches of one picture, rank 16; ours, diffusers and the floor
+alternating order, so that both meet the same disturbances. Batches of one image, rank 16; ours, diffusers and the floor
 adapt or pass the attention layers in float32 on a CPU and bfloat16 on a GPU. TrainLoraNode adapts every weight, which is
 its design, and is met at equal precision and checkpointing. Everything has random weights.
 """
@@ -19,7 +19,7 @@ from .measuring import GIB, Contender, Patience, Summary, library_versions
 from .pack import comfyui_folder
 from .report import RESULTS, finish
 
-RANK, PICTURES, MORE_STEPS = 16, 4, 1_000_000
+RANK, IMAGES, MORE_STEPS = 16, 4, 1_000_000
 PATIENCE = 180.0
 """Seconds of a whole run that disturbances by other programs may cost."""
 OURS, OURS_BF16 = "ours", "ours bf16 checkpointed"
@@ -62,21 +62,21 @@ class Numbers:
 
 
 class Arena:
-    """Starts contenders on the same checkpoint and pictures."""
+    """Starts contenders on the same checkpoint and images."""
 
     def __init__(self, folder: Path, latent: int, numbers: Numbers):
         self.folder, self.latent, self.numbers, self.started = folder, latent, numbers, 0
         self.patience = Patience(PATIENCE)
         print("Writing a random checkpoint of full size ...", flush=True)
         self.checkpoint = full_size.make_checkpoint(folder / "random.safetensors")
-        self.pictures = full_size.make_pictures(folder / "pictures", PICTURES, 8 * latent)
+        self.images = full_size.make_images(folder / "images", IMAGES, 8 * latent)
 
     def start(self, name: str) -> Contender:
         self.started += 1
         own = self.folder / str(self.started)
         own.mkdir()
         job = {
-            "checkpoint": str(self.checkpoint), "pictures": str(self.pictures), "folder": str(own),
+            "checkpoint": str(self.checkpoint), "images": str(self.images), "folder": str(own),
             "latent": self.latent, "rank": RANK, "steps": MORE_STEPS,
         }
         return Contender("benchmarks.contenders", name, json.dumps(job), log=own / "log.txt", patience=self.patience)
@@ -190,7 +190,7 @@ def draw(numbers: Numbers, latent: int, path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--latent", type=int, default=32, help="side of the latents; 32 is a picture of 256 pixels")
+    parser.add_argument("--latent", type=int, default=32, help="side of the latents; 32 is an image of 256 pixels")
     parser.add_argument("--repeats", type=int, default=5, help="rounds against TrainLoraNode; twice as many otherwise")
     parser.add_argument("--quick", action="store_true", help="one round at latent 16, only to see that it works")
     arguments = parser.parse_args()

@@ -1,13 +1,13 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model.base_model import BaseModel, LoadBase, LoadDemoBase
-from .captions.captioners import CaptionBlip, CaptionBlip2, CaptionFlorence2, CaptionGit, CaptionVisionLanguage, TagPictures
+from .captions.captioners import CaptionBlip, CaptionBlip2, CaptionFlorence2, CaptionGit, CaptionVisionLanguage, TagImages
 from .captions.edit_captions import EditCaptions, EditTags, ReplaceInCaptions, TriggerWord, UndoWriteCaptions, WriteCaptions
 from .captions.run_captioner import CaptionFromNames
 from .dataset.load_dataset import LoadImageDataset
 from .dataset.make_class_images import ClassImages
 from .dataset.make_datasets import CombineDatasets, DatasetFromImages, SplitDataset
 from .dataset.report_dataset import DatasetReport
-from .dataset.vary_dataset import AugmentPictures, VaryCaptions
+from .dataset.vary_dataset import AugmentImages, VaryCaptions
 from .embeddings.embedding_files import LoadEmbeddingLibrary, MergeEmbeddings, SaveEmbeddingLibrary
 from .evaluate.prompt_list import PromptList
 from .lora_stack.find_loras import InspectLora, KeywordLoras, PromptLoras
@@ -31,6 +31,6 @@ NODES = [
     LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
     TriggerWord, ReplaceInCaptions, EditTags, EditCaptions, WriteCaptions, UndoWriteCaptions,
     DatasetReport,
-    CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagPictures, CaptionFromNames,
-    VaryCaptions, AugmentPictures, DatasetFromImages, CombineDatasets, SplitDataset,
+    CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagImages, CaptionFromNames,
+    VaryCaptions, AugmentImages, DatasetFromImages, CombineDatasets, SplitDataset,
 ]

@@ -1,6 +1,6 @@
 """Train a LoRA in a real ComfyUI, from a fresh clone, with one command.
 
-    python scripts/demo.py            train, and say where the LoRA and the picture are
+    python scripts/demo.py            train, and say where the LoRA and the image are
     python scripts/demo.py --ui       then leave ComfyUI running, to look at the graph in a browser
 """
 from __future__ import annotations
@@ -142,7 +142,7 @@ class ProgressLines:
 
 
 def print_results(host, outputs: dict[str, dict]) -> None:
-    """Say where the LoRA and the saved pictures are."""
+    """Say where the LoRA and the saved images are."""
     loras = [name for output in outputs.values() for name in output.get("lora", [])]
     if not loras:
         raise Failure(f"The workflow ran, but no node reported a LoRA; the end of {host.log}:\n{host.log_tail()}")
@@ -151,7 +151,7 @@ def print_results(host, outputs: dict[str, dict]) -> None:
     for output in outputs.values():
         for image in output.get("images", []):
             if image["type"] == "output":
-                print(f"Picture: {host.output / image['subfolder'] / image['filename']}")
+                print(f"Image: {host.output / image['subfolder'] / image['filename']}")
 
 
 def leave_running(host) -> None:

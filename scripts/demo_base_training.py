@@ -1,6 +1,6 @@
 """How the demo base is trained: recipe, the loop that both of its models share, and what each of them minimises.
 
-Shapes: B pictures in a batch, S their side in pixels, s = S / 8 the side of their latents, T = 77 tokens.
+Shapes: B images in a batch, S their side in pixels, s = S / 8 the side of their latents, T = 77 tokens.
 """
 import math
 import time
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
-from emoji_pictures import CAPTION_TEMPLATES, DemoBaseError, EmojiPictures, captions, is_core
+from emoji_images import CAPTION_TEMPLATES, DemoBaseError, EmojiImages, captions, is_core
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -52,7 +52,7 @@ class Recipe:
     text_width: int = 128
     text_layers: int = 2
     captions: int = 24
-    noise_levels: int = 2  # noised copies of each captioned picture: the text encoder's work is shared between them
+    noise_levels: int = 2  # noised copies of each captioned image: the text encoder's work is shared between them
     unet_schedule: Schedule = Schedule(peak=1e-3, warmup_steps=100, held=0.45)
     core_weight: float = 6.0
 
@@ -117,21 +117,21 @@ class Progress:
 
     def __init__(self, label: str, seconds: float):
         self.label, self.seconds = label, seconds
-        self.next_report, self.pictures, self.losses = min(REPORT_SECONDS, seconds / 2), 0, []
+        self.next_report, self.images, self.losses = min(REPORT_SECONDS, seconds / 2), 0, []
 
-    def add(self, elapsed: float, pictures: int, losses: dict[str, float]) -> None:
-        self.pictures += pictures
+    def add(self, elapsed: float, images: int, losses: dict[str, float]) -> None:
+        self.images += images
         self.losses.append(losses)
         if elapsed >= self.next_report:
             means = ", ".join(f"{name} {np.mean([one[name] for one in self.losses]):.4f}" for name in losses)
             left = max(0.0, self.seconds - elapsed)
-            print(f"{self.label}: {elapsed / 60:.1f} min, {means}, {self.pictures / elapsed:.1f} pictures/s, "
+            print(f"{self.label}: {elapsed / 60:.1f} min, {means}, {self.images / elapsed:.1f} images/s, "
                   f"{left / 60:.1f} min left", flush=True)
             self.next_report, self.losses = elapsed + REPORT_SECONDS, []
 
 
 def train(worker: Worker, label: str, models: list[torch.nn.Module], losses: Callable[[], dict[str, Tensor]],
-          schedule: Schedule, minutes: float, weight_decay: float, pictures_per_step: int,
+          schedule: Schedule, minutes: float, weight_decay: float, images_per_step: int,
           ema: EMAModel | None = None) -> None:
     """The loop. `losses` draws a batch; the entry "loss" is minimised, the others are only reported."""
     named = [pair for model in models for pair in model.named_parameters()]
@@ -158,9 +158,9 @@ def train(worker: Worker, label: str, models: list[torch.nn.Module], losses: Cal
         if ema:
             ema.step(parameters)
         if worker.leads:
-            progress.add(elapsed, pictures_per_step, values)
+            progress.add(elapsed, images_per_step, values)
     if worker.leads:
-        print(f"{label}: {step} steps, {step * pictures_per_step} pictures", flush=True)
+        print(f"{label}: {step} steps, {step * images_per_step} images", flush=True)
 
 
 def outline(x: Tensor) -> Tensor:
@@ -168,61 +168,61 @@ def outline(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 3, 1, 1) + F.max_pool2d(-x, 3, 1, 1)
 
 
-def augment(pictures: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
     """Widen what the VAE can draw beyond its two styles, so that a third one survives it.
 
-    pictures [B, 3, S, S] in -1…1 on white, alpha [B, 1, S, S] in 0…1. Half of them are shrunk, moved and mirrored; a
+    images [B, 3, S, S] in -1…1 on white, alpha [B, 1, S, S] in 0…1. Half of them are shrunk, moved and mirrored; a
     quarter have their colours swapped; a third get black outlines, as line art has, some of these along inner edges too.
     """
-    count = len(pictures)
+    count = len(images)
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=generator, device=pictures.device)
+        return low + (high - low) * torch.rand(count, generator=generator, device=images.device)
 
     def chance(probability: float) -> Tensor:
         return uniform(0, 1) < probability
 
     moved = chance(0.5).float()
     zoom = 1 + moved * uniform(-0.05, 0.45)
-    transform = torch.zeros(count, 2, 3, device=pictures.device)
+    transform = torch.zeros(count, 2, 3, device=images.device)
     transform[:, 0, 0] = zoom * (1 - 2 * moved * chance(0.5))
     transform[:, 1, 1] = zoom
     transform[:, :, 2] = moved[:, None] * torch.stack([uniform(-0.15, 0.15), uniform(-0.15, 0.15)], dim=1)
-    grid = F.affine_grid(transform, list(pictures.shape), align_corners=False)
-    pictures = 1 - F.grid_sample(1 - pictures, grid, align_corners=False)  # white comes in from outside
+    grid = F.affine_grid(transform, list(images.shape), align_corners=False)
+    images = 1 - F.grid_sample(1 - images, grid, align_corners=False)  # white comes in from outside
     alpha = F.grid_sample(alpha, grid, align_corners=False)
 
-    shuffled = torch.rand(count, 3, generator=generator, device=pictures.device).argsort(dim=1)
-    order = torch.where(chance(0.25)[:, None], shuffled, torch.arange(3, device=pictures.device))
-    pictures = pictures.gather(1, order[:, :, None, None].expand_as(pictures))
+    shuffled = torch.rand(count, 3, generator=generator, device=images.device).argsort(dim=1)
+    order = torch.where(chance(0.25)[:, None], shuffled, torch.arange(3, device=images.device))
+    images = images.gather(1, order[:, :, None, None].expand_as(images))
 
-    inner = (outline(pictures.mean(1, keepdim=True)) > 0.5) * chance(0.4)[:, None, None, None]
+    inner = (outline(images.mean(1, keepdim=True)) > 0.5) * chance(0.4)[:, None, None, None]
     ink = torch.maximum(outline(alpha).clamp(0, 1), inner.float()) * chance(0.35)[:, None, None, None]
-    return pictures * (1 - ink) - ink
+    return images * (1 - ink) - ink
 
 
-def train_vae(worker: Worker, recipe: Recipe, minutes: float, pictures_file: Path, result: Path) -> None:
+def train_vae(worker: Worker, recipe: Recipe, minutes: float, images_file: Path, result: Path) -> None:
     """Minimise L1 + 2 · squared error + a little KL; write the VAE to `result`."""
     torch.manual_seed(0)  # the same first weights in every process
     vae = recipe.build_vae().to(worker.device, memory_format=torch.channels_last)
-    data, generator = EmojiPictures.load(pictures_file), worker.generator()
+    data, generator = EmojiImages.load(images_file), worker.generator()
     pixels = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).to(worker.device)
     alpha = torch.from_numpy(data.alpha)[:, None].to(worker.device)
     batch = recipe.vae_batch * worker.batch_factor
 
     def losses() -> dict[str, Tensor]:
         chosen = torch.randint(len(pixels), (batch,), generator=generator, device=worker.device)
-        pictures = augment(pixels[chosen] / 127.5 - 1, alpha[chosen] / 255, generator)
+        images = augment(pixels[chosen] / 127.5 - 1, alpha[chosen] / 255, generator)
         with worker.autocast():
-            posterior = vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
+            posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
             decoded = vae.decode(posterior.sample(generator)).sample
-        difference = decoded.float() - pictures
+        difference = decoded.float() - images
         absolute, squared = difference.abs().mean(), difference.square().mean()
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         return {"loss": absolute + 2 * squared + KL_WEIGHT * kl, "absolute": absolute, "squared": squared, "KL": kl}
 
     train(worker, "VAE", [vae], losses, recipe.vae_schedule, minutes, weight_decay=1e-4,
-          pictures_per_step=batch * worker.count)
+          images_per_step=batch * worker.count)
     if worker.leads:
         vae.to(memory_format=torch.contiguous_format).save_pretrained(result)
 
@@ -244,11 +244,11 @@ def standardise_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     vae.register_to_config(scaling_factor=SCALING_FACTOR)
 
 
-def caption_tokens(tokenizer: CLIPTokenizer, pictures: EmojiPictures) -> Tensor:
-    """[N, templates, T]: every caption that every picture can get."""
-    texts = [text for row in zip(pictures.styles, pictures.names, pictures.categories) for text in captions(*map(str, row))]
+def caption_tokens(tokenizer: CLIPTokenizer, images: EmojiImages) -> Tensor:
+    """[N, templates, T]: every caption that every image can get."""
+    texts = [text for row in zip(images.styles, images.names, images.categories) for text in captions(*map(str, row))]
     tokens = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-    return tokens.view(len(pictures), len(CAPTION_TEMPLATES), 77)
+    return tokens.view(len(images), len(CAPTION_TEMPLATES), 77)
 
 
 def spread_timesteps(count: int, generator: torch.Generator) -> Tensor:
@@ -270,11 +270,11 @@ def with_full_vocabulary(recipe: Recipe, compact: CLIPTextModel, used: Tensor) -
     return full
 
 
-def train_denoiser(worker: Worker, recipe: Recipe, minutes: float, pictures_file: Path, latents_file: Path,
+def train_denoiser(worker: Worker, recipe: Recipe, minutes: float, images_file: Path, latents_file: Path,
                    tokenizer_folder: Path, result: Path) -> None:
     """Train UNet and text encoder together to predict the noise; write their averaged weights to `result`."""
     torch.manual_seed(0)
-    data, generator = EmojiPictures.load(pictures_file), worker.generator()
+    data, generator = EmojiImages.load(images_file), worker.generator()
     with np.load(latents_file, allow_pickle=False) as arrays:
         latents = torch.from_numpy(arrays["latents"]).to(worker.device)  # [N, 4, s, s], already scaled
     tokens = caption_tokens(CLIPTokenizer.from_pretrained(tokenizer_folder), data)
@@ -288,13 +288,13 @@ def train_denoiser(worker: Worker, recipe: Recipe, minutes: float, pictures_file
     parameters = [*text_encoder.parameters(), *unet.parameters()]
     ema = EMAModel(parameters, decay=0.999, foreach=True) if worker.leads else None
     cumulative = DDPMScheduler(**NOISE).alphas_cumprod.to(worker.device)
-    picture_weights = torch.tensor([recipe.core_weight if is_core(str(name), str(category)) else 1.0
-                                    for name, category in zip(data.names, data.categories)], device=worker.device)
+    image_weights = torch.tensor([recipe.core_weight if is_core(str(name), str(category)) else 1.0
+                                  for name, category in zip(data.names, data.categories)], device=worker.device)
     template_weights = torch.tensor([weight for weight, _ in CAPTION_TEMPLATES], device=worker.device)
     batch = recipe.captions * worker.batch_factor
 
     def losses() -> dict[str, Tensor]:
-        chosen = torch.multinomial(picture_weights, batch, replacement=True, generator=generator)
+        chosen = torch.multinomial(image_weights, batch, replacement=True, generator=generator)
         templates = torch.multinomial(template_weights, batch, replacement=True, generator=generator)
         clean = latents[chosen].repeat(recipe.noise_levels, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=generator, device=worker.device)
@@ -307,7 +307,7 @@ def train_denoiser(worker: Worker, recipe: Recipe, minutes: float, pictures_file
         return {"loss": (predicted.float() - noise).square().mean()}
 
     train(worker, "UNet and text encoder", [text_encoder, unet], losses, recipe.unet_schedule, minutes, weight_decay=1e-2,
-          pictures_per_step=batch * recipe.noise_levels * worker.count, ema=ema)
+          images_per_step=batch * recipe.noise_levels * worker.count, ema=ema)
     if worker.leads:
         ema.copy_to(parameters)
         unet.save_pretrained(result / "unet")
@@ -324,9 +324,9 @@ def fast_in_bfloat16(device: torch.device) -> bool:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a training process
     for _ in range(30):  # in turns, and the fastest counts, so that other programs on the machine do not decide
-        for dtype, (picture, weight) in inputs.items():
+        for dtype, (image, weight) in inputs.items():
             started = time.perf_counter()
-            F.conv2d(picture, weight)
+            F.conv2d(image, weight)
             fastest[dtype] = min(fastest[dtype], time.perf_counter() - started)
     torch.set_num_threads(threads)
     return fastest[torch.bfloat16] < fastest[torch.float32]

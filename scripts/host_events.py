@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from html import unescape
 from typing import Literal
 
-PROGRESS_TEXT = 3  # the host's BinaryEventTypes.TEXT; the other binary messages are preview pictures
+PROGRESS_TEXT = 3  # the host's BinaryEventTypes.TEXT; the other binary messages are preview images
 
 Kind = Literal["executing", "cached", "progress", "text", "executed", "error", "interrupted", "success", "finished"]
 

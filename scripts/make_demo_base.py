@@ -3,12 +3,12 @@
     python scripts/make_demo_base.py [--output DIR] [--size 64] [--vae-minutes 20] [--unet-minutes 40]
                                      [--device auto] [--work DIR]
 
-Three stages, each kept in the work folder and reused when the command is given again: the pictures; the VAE, its latents
+Three stages, each kept in the work folder and reused when the command is given again: the images; the VAE, its latents
 standardised; the UNet together with the text encoder. Then the parts are written as a diffusers folder in half precision,
-loaded back, measured, and asked for a sheet of pictures. Needs npm and `pip install resvg-py`.
+loaded back, measured, and asked for a sheet of images. Needs npm and `pip install resvg-py`.
 
 On a CPU two processes of one thread each share the work: that beats one process with two threads. On a GPU one process
-takes larger batches. Budgets are wall-clock time because the learning rate has to finish its decay: that is when pictures
+takes larger batches. Budgets are wall-clock time because the learning rate has to finish its decay: that is when images
 become sharp.
 """
 import argparse
@@ -41,17 +41,17 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from emoji_pictures import (
+from emoji_images import (
     HELD_OUT_NAMES,
     NOTO,
     OPENMOJI,
     TRAINED_STYLES,
     DemoBaseError,
-    EmojiPictures,
+    EmojiImages,
     contact_sheet,
     fetch_packages,
     list_emoji,
-    load_pictures,
+    load_images,
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -63,7 +63,7 @@ SHIPPABLE_MEGABYTES = 60
 
 RECIPES = {
     64: Recipe(),
-    # For a GPU. The packages hold Noto and Twemoji at 64 × 64 only: twice the side gives smoother pictures, not finer ones.
+    # For a GPU. The packages hold Noto and Twemoji at 64 × 64 only: twice the side gives smoother images, not finer ones.
     128: Recipe(size=128, vae_widths=(64, 128, 256, 256), vae_groups=32, unet_widths=(128, 256, 384, 384), text_width=256,
                 text_layers=4, unet_schedule=Schedule(peak=6e-4, warmup_steps=200, held=0.45)),
 }
@@ -73,7 +73,7 @@ SHEET_NAMES = (
     "key", "guitar", "bicycle", "sailboat", "crown", "hot beverage")
 
 
-def pictures_to_tensor(pixels: np.ndarray) -> Tensor:
+def images_to_tensor(pixels: np.ndarray) -> Tensor:
     """uint8 [N, S, S, 3] to float [N, 3, S, S] in -1…1."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
 
@@ -81,15 +81,15 @@ def pictures_to_tensor(pixels: np.ndarray) -> Tensor:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: np.ndarray) -> Tensor:
     """[N, 4, s, s]: the most likely latents, not scaled."""
-    batches = pictures_to_tensor(pixels).split(32)
+    batches = images_to_tensor(pixels).split(32)
     return torch.cat([vae.encode(batch.to(vae.device)).latent_dist.mode().cpu() for batch in batches])
 
 
 @torch.no_grad()
 def peak_signal_to_noise(vae: AutoencoderKL, pixels: np.ndarray) -> float:
-    """Mean over the pictures, in dB."""
+    """Mean over the images, in dB."""
     decoded = torch.cat([vae.decode(batch).sample.clamp(-1, 1) for batch in encode(vae, pixels).split(32)])
-    squared = ((decoded - pictures_to_tensor(pixels)) / 2).square().mean((1, 2, 3))
+    squared = ((decoded - images_to_tensor(pixels)) / 2).square().mean((1, 2, 3))
     return float(-10 * squared.log10().mean())
 
 
@@ -119,20 +119,20 @@ def run_training(device: torch.device, work: Path, train: Callable[..., None], *
         meeting_point.unlink(missing_ok=True)
 
 
-def make_pictures(recipe: Recipe, packages_folder: Path, result: Path) -> None:
+def make_images(recipe: Recipe, packages_folder: Path, result: Path) -> None:
     packages = fetch_packages(packages_folder)
     emoji = list_emoji(packages)
     for file_name, styles in (("trained.npz", TRAINED_STYLES), ("openmoji.npz", (OPENMOJI,))):
-        pictures = load_pictures(packages, emoji, styles, recipe.size)
-        pictures.save(result / file_name)
-        print(f"{file_name}: {len(pictures)} pictures of {len(set(pictures.names))} names", flush=True)
+        images = load_images(packages, emoji, styles, recipe.size)
+        images.save(result / file_name)
+        print(f"{file_name}: {len(images)} images of {len(set(images.names))} names", flush=True)
 
 
 def make_vae(recipe: Recipe, device: torch.device, minutes: float, work: Path, result: Path) -> None:
-    """Train the VAE, standardise its latents, and keep those of all pictures for the next stage."""
-    run_training(device, work, train_vae, recipe, minutes, work / "pictures/trained.npz", result)
+    """Train the VAE, standardise its latents, and keep those of all images for the next stage."""
+    run_training(device, work, train_vae, recipe, minutes, work / "images/trained.npz", result)
     vae = AutoencoderKL.from_pretrained(result).to(device).eval()
-    pixels = EmojiPictures.load(work / "pictures/trained.npz").pixels
+    pixels = EmojiImages.load(work / "images/trained.npz").pixels
     latents = encode(vae, pixels)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     print(f"VAE: latent mean {rounded(mean)}, standard deviation {rounded(std)} before standardising", flush=True)
@@ -146,7 +146,7 @@ def make_vae(recipe: Recipe, device: torch.device, minutes: float, work: Path, r
 
 
 def make_denoiser(recipe: Recipe, device: torch.device, minutes: float, work: Path, result: Path) -> None:
-    run_training(device, work, train_denoiser, recipe, minutes, work / "pictures/trained.npz", work / "vae/latents.npz",
+    run_training(device, work, train_denoiser, recipe, minutes, work / "images/trained.npz", work / "vae/latents.npz",
                  SHIPPED / "tokenizer", result)
 
 
@@ -207,8 +207,8 @@ def load_again(output: Path) -> StableDiffusionPipeline:
 
 
 @torch.no_grad()
-def held_out_loss(pipeline: StableDiffusionPipeline, openmoji: EmojiPictures, rounds: int = 16) -> float:
-    """Mean squared error of the predicted noise on OpenMoji pictures, fixed noise and timesteps: what fine-tuning lowers."""
+def held_out_loss(pipeline: StableDiffusionPipeline, openmoji: EmojiImages, rounds: int = 16) -> float:
+    """Mean squared error of the predicted noise on OpenMoji images, fixed noise and timesteps: what fine-tuning lowers."""
     latents = encode(pipeline.vae, openmoji.pixels[openmoji.indices(OPENMOJI, HELD_OUT_NAMES)]) * SCALING_FACTOR
     tokens = pipeline.tokenizer([f"{NOTO.words} of a {name}" for name in HELD_OUT_NAMES], padding="max_length",
                                 max_length=77, return_tensors="pt").input_ids
@@ -232,8 +232,8 @@ def rounded(values: Tensor) -> list[float]:
 
 def measure(pipeline: StableDiffusionPipeline, work: Path) -> dict[str, object]:
     """What tells a good demo base from a bad one, as numbers."""
-    trained = EmojiPictures.load(work / "pictures/trained.npz")
-    openmoji = EmojiPictures.load(work / "pictures/openmoji.npz")
+    trained = EmojiImages.load(work / "images/trained.npz")
+    openmoji = EmojiImages.load(work / "images/openmoji.npz")
     by_style = {style.words: trained.pixels[trained.styles == style.words] for style in TRAINED_STYLES}
     by_style["openmoji, never seen"] = openmoji.pixels
     latents = encode(pipeline.vae, trained.pixels[::4]) * SCALING_FACTOR
@@ -281,7 +281,7 @@ def make_demo_base(options: argparse.Namespace) -> None:
     check_before_start(options)
     device = chosen_device(options.device)
     run_stages(work, {
-        "pictures": lambda folder: make_pictures(recipe, options.work / "packages", folder),
+        "images": lambda folder: make_images(recipe, options.work / "packages", folder),
         "vae": lambda folder: make_vae(recipe, device, options.vae_minutes, work, folder),
         "denoiser": lambda folder: make_denoiser(recipe, device, options.unet_minutes, work, folder)})
     export(recipe, work, options.output)
@@ -291,7 +291,7 @@ def make_demo_base(options: argparse.Namespace) -> None:
     print(json.dumps(measured, indent=2), flush=True)
     draw_sheet(pipeline, options.output / "grid.png")
     megabytes = sum(file.stat().st_size for file in options.output.rglob("*.safetensors")) / 1e6
-    print(f"The demo base is in {options.output}: {megabytes:.1f} MB of weights, pictures in grid.png.")
+    print(f"The demo base is in {options.output}: {megabytes:.1f} MB of weights, images in grid.png.")
     if megabytes > SHIPPABLE_MEGABYTES:
         print(f"That is more than {SHIPPABLE_MEGABYTES} MB: too large to ship in the repository.")
 
@@ -299,7 +299,7 @@ def make_demo_base(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="the diffusers folder to write; default: WORK/SIZE/result")
-    parser.add_argument("--size", type=int, choices=sorted(RECIPES), default=64, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=int, choices=sorted(RECIPES), default=64, help="side of the images in pixels")
     parser.add_argument("--vae-minutes", type=float, default=20)
     parser.add_argument("--unet-minutes", type=float, default=40)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")

@@ -2,7 +2,7 @@
 
     python scripts/make_example_loras.py [--steps N] [--work DIR]
 
-Their pictures are the Noto emoji of tests/data/noto_control, changed by a rule each: a dark contour, other colours, less
+Their images are the Noto emoji of tests/data/noto_control, changed by a rule each: a dark contour, other colours, less
 contrast. So each LoRA has one effect, and a stack of them shows all three.
 """
 import argparse
@@ -13,45 +13,45 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PICTURES = REPOSITORY / "tests" / "data" / "noto_control"
+IMAGES = REPOSITORY / "tests" / "data" / "noto_control"
 PLACE = REPOSITORY / "example_loras" / "finetune_demo"
 INK, DARK_BROWN, LIGHT_BROWN = (10, 10, 20), (62, 34, 12), (250, 226, 178)
 RANK, BATCH, LEARNING_RATE = 2, 4, 3e-3
 
 
-def background_of(picture: Image.Image) -> Image.Image:
+def background_of(image: Image.Image) -> Image.Image:
     """A mask of the white around the figure."""
-    filled = picture.copy()
-    corners = [(0, 0), (picture.width - 1, 0), (0, picture.height - 1), (picture.width - 1, picture.height - 1)]
+    filled = image.copy()
+    corners = [(0, 0), (image.width - 1, 0), (0, image.height - 1), (image.width - 1, image.height - 1)]
     for corner in corners:
         if filled.getpixel(corner) != (255, 0, 255):
             ImageDraw.floodfill(filled, corner, (255, 0, 255), thresh=40)
-    different = ImageChops.difference(filled, Image.new("RGB", picture.size, (255, 0, 255))).convert("L")
+    different = ImageChops.difference(filled, Image.new("RGB", image.size, (255, 0, 255))).convert("L")
     return different.point(lambda value: 255 if value == 0 else 0)
 
 
-def contour(picture: Image.Image) -> Image.Image:
-    figure = ImageOps.invert(background_of(picture))
+def contour(image: Image.Image) -> Image.Image:
+    figure = ImageOps.invert(background_of(image))
     edge = ImageChops.difference(figure, figure.filter(ImageFilter.MinFilter(11)))
-    return Image.composite(Image.new("RGB", picture.size, INK), picture, edge)
+    return Image.composite(Image.new("RGB", image.size, INK), image, edge)
 
 
-def sepia(picture: Image.Image) -> Image.Image:
-    toned = ImageOps.colorize(picture.convert("L"), DARK_BROWN, LIGHT_BROWN)
-    return Image.composite(picture, toned, background_of(picture))
+def sepia(image: Image.Image) -> Image.Image:
+    toned = ImageOps.colorize(image.convert("L"), DARK_BROWN, LIGHT_BROWN)
+    return Image.composite(image, toned, background_of(image))
 
 
-def pale(picture: Image.Image) -> Image.Image:
-    return Image.blend(picture, Image.new("RGB", picture.size, "white"), 0.55)
+def pale(image: Image.Image) -> Image.Image:
+    return Image.blend(image, Image.new("RGB", image.size, "white"), 0.55)
 
 
 RULES = {"contour": contour, "sepia": sepia, "pale": pale}
 
 
-def make_pictures(folder: Path, rule) -> Path:
+def make_images(folder: Path, rule) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for path in sorted(PICTURES.glob("*.png")):
+    for path in sorted(IMAGES.glob("*.png")):
         rule(Image.open(path).convert("RGB")).save(folder / path.name)
         shutil.copy(path.with_suffix(".txt"), folder)
     return folder
@@ -67,7 +67,7 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
 
     spec = specs.RunSpec(
         name=name, base=recognise(str(REPOSITORY / "demo_base"), "demo_base"),
-        dataset=scan_folder(str(make_pictures(work / name, rule)), name),
+        dataset=scan_folder(str(make_images(work / name, rule)), name),
         method=specs.LoraSpec(rank=RANK, alpha=RANK, targets="all with convolutions"),
         optimizer=specs.OptimizerSpec(learning_rate=LEARNING_RATE),
         schedule=specs.ScheduleSpec(name="cosine", warmup_steps=10),
@@ -84,7 +84,7 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--work", type=Path, default=REPOSITORY / "build/example_loras", help="keeps pictures and runs")
+    parser.add_argument("--work", type=Path, default=REPOSITORY / "build/example_loras", help="keeps images and runs")
     parser.add_argument("--only", choices=RULES, help="train one of them")
     options = parser.parse_args()
     PLACE.mkdir(parents=True, exist_ok=True)

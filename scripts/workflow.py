@@ -1,6 +1,6 @@
 """From the workflow JSON that people share to the prompt that ComfyUI's HTTP API takes.
 
-A shared workflow is a picture of the editor: nodes with a bare list of widget values, and links. The API wants every
+A shared workflow is an image of the editor: nodes with a bare list of widget values, and links. The API wants every
 input by its name. `/object_info` gives the names in the order of the widgets. What exists only in the editor goes away
 on the way: notes, reroutes, primitives, muted and bypassed nodes.
 """

@@ -52,11 +52,11 @@ def tiny_bases(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory):
-    """A dataset of four plain pictures."""
+    """A dataset of four plain images."""
     from finetune.trainers.data.manifest import scan_folder
     from support import tiny
 
-    return scan_folder(str(tiny.make_pictures(tmp_path_factory.mktemp("squares"))), "squares")
+    return scan_folder(str(tiny.make_images(tmp_path_factory.mktemp("squares"))), "squares")
 
 
 @pytest.fixture

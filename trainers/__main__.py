@@ -1,8 +1,8 @@
 """The command line of the engine.
 
     python -m trainers train SPEC.json     train the run that a spec describes, or go on with it
-    python -m trainers class-pictures SPEC.json   let a base draw class pictures, or the missing ones
-    python -m trainers caption SPEC.json   describe pictures with a caption model, or those that are missing
+    python -m trainers class-images SPEC.json   let a base draw class images, or the missing ones
+    python -m trainers caption SPEC.json   describe images with a caption model, or those that are missing
     python -m trainers extract SPEC.json   make a LoRA of what a tuned model changed in its base
     python -m trainers merge SPEC.json     several LoRAs as one, or one with another rank or strength
     python -m trainers convert SPEC.json   a LoRA under other names, or in another precision
@@ -41,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train the run of a spec").add_argument("spec", help="path of a spec.json")
-    commands.add_parser("class-pictures", help="draw the class pictures of a spec").add_argument(
+    commands.add_parser("class-images", help="draw the class images of a spec").add_argument(
         "spec", help="path of a spec.json")
-    commands.add_parser("caption", help="describe the pictures of a spec").add_argument("spec", help="path of a spec.json")
+    commands.add_parser("caption", help="describe the images of a spec").add_argument("spec", help="path of a spec.json")
     for task in FILE_TASKS:
         commands.add_parser(task, help=f"see {parser.prog} --help").add_argument("spec", help="path of a spec.json")
     commands.add_parser("work", help="worker process of a node").add_argument("folder", help="run folder")
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         return print_layer_names(options.family)
     if options.command == "work":
         return worker.main(options.folder, piped=True)
-    openers = {"train": open_training, "class-pictures": open_class_pictures, "caption": open_captioning}
+    openers = {"train": open_training, "class-images": open_class_images, "caption": open_captioning}
     return perform(openers.get(options.command) or (lambda content: open_file_task(options.command, content)), options.spec)
 
 
@@ -123,14 +123,14 @@ def open_training(content: bytes):
     return run
 
 
-def open_class_pictures(content: bytes):
-    from trainers.sampling.class_images import class_dataset, open_folder, pictures_of
-    from trainers.spec.class_images import ClassPicturesSpec
+def open_class_images(content: bytes):
+    from trainers.sampling.class_images import class_dataset, images_of, open_folder
+    from trainers.spec.class_images import ClassImagesSpec
 
-    spec = ClassPicturesSpec.model_validate_json(content)
+    spec = ClassImagesSpec.model_validate_json(content)
     folder = open_folder(spec)
     if class_dataset(spec):
-        print(f"all {spec.count} pictures are there: {pictures_of(folder)}")
+        print(f"all {spec.count} images are there: {images_of(folder)}")
         return None
     return folder
 
@@ -141,7 +141,7 @@ def open_captioning(content: bytes):
 
     spec = CaptioningSpec.model_validate_json(content)
     texts = texts_of(spec)
-    if len(texts) == len(spec.dataset.pictures):
+    if len(texts) == len(spec.dataset.images):
         for path, text in texts.items():
             print(f"{Path(path).name}: {text}")
         return None

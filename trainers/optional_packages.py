@@ -40,7 +40,7 @@ OPTIONAL = (
     OptionalPackage("prodigyopt", "prodigyopt", "The optimizer prodigy", "choose adamw", _optimizer("prodigy")),
     OptionalPackage("tensorboard", "tensorboard", "Writing TensorBoard logs", "switch tensorboard off",
                     lambda spec: isinstance(spec, RunSpec) and spec.validation.tensorboard),
-    OptionalPackage("onnxruntime", "onnxruntime", "Tag Pictures", "use another captioner",
+    OptionalPackage("onnxruntime", "onnxruntime", "Tag Images", "use another captioner",
                     lambda spec: isinstance(spec, CaptioningSpec) and spec.model.kind == "tagger"),
 )
 

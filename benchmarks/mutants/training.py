@@ -67,7 +67,7 @@ MUTATIONS = [
              "unit/test_first_losses.py::test_losses_equal_plain_diffusers"),
     Mutation("repeats are ignored", BATCHES,
              ".extend([index] * repeats[index])",
-             ".append(index)", "unit/test_data.py::test_every_picture_comes_as_often_as_its_repeats"),
+             ".append(index)", "unit/test_data.py::test_every_image_comes_as_often_as_its_repeats"),
     Mutation("captions are dropped in every step alike", BATCHES,
              "randomness.CAPTIONS, step, sample)",
              "randomness.CAPTIONS, 0, sample)", "unit/test_variation.py::test_rates_over_ten_thousand_draws"),
@@ -75,7 +75,7 @@ MUTATIONS = [
              '        if self._dropped(step, sample):\n            return ""\n',
              "", "unit/test_variation.py::test_rates_over_ten_thousand_draws"),
     Mutation("the first variant is always shown", BATCHES,
-             "torch.randint(len(picture.views), (), generator=draw)",
+             "torch.randint(len(image.views), (), generator=draw)",
              "0", "unit/test_augmentation.py::test_every_variant_is_drawn_equally_often"),
     Mutation("processes read the same images", BATCHES,
              "range(self.rank * part, (self.rank + 1) * part)",
@@ -172,8 +172,8 @@ MUTATIONS = [
              "self.watching.take_best() if early else", "self.watching.take_best() if False else",
              "unit/test_watching.py::test_early_stop_ends_where_a_hand_says_and_gives_the_best"),
     Mutation("held-out images are trained too", PREPARATION,
-             "trained, held_out = split(pictures, spec.validation.share)",
-             "trained, held_out = list(pictures), split(pictures, spec.validation.share)[1]",
+             "trained, held_out = split(images, spec.validation.share)",
+             "trained, held_out = list(images), split(images, spec.validation.share)[1]",
              "unit/test_watching.py::test_watching_changes_no_loss"),
     # ---- files ---------------------------------------------------------------------------------------------------------
 ]

@@ -113,7 +113,7 @@ class LoadDemoBase(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For KSampler, LoraLoader and every other core node."),
                 io.Clip.Output(display_name="clip", tooltip="For CLIPTextEncode."),
-                io.Vae.Output(display_name="vae", tooltip="For VAEDecode. Pictures are 64 × 64."),
+                io.Vae.Output(display_name="vae", tooltip="For VAEDecode. Images are 64 × 64."),
                 sockets.Base.Output(display_name="base", tooltip="For the Train nodes."),
             ],
             hidden=[io.Hidden.unique_id],

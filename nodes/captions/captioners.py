@@ -39,7 +39,7 @@ class CaptionBlip(io.ComfyNode):
             node_id="FineTuneCaptionBlip",
             display_name="Caption with BLIP",
             category=CATEGORY,
-            description="One short sentence for every picture, by BLIP. Small and quick: it runs on any computer. What is "
+            description="One short sentence for every image, by BLIP. Small and quick: it runs on any computer. What is "
                         "described once is kept and found again.",
             inputs=[
                 *first_inputs("blip"),
@@ -68,7 +68,7 @@ class CaptionBlip2(io.ComfyNode):
             node_id="FineTuneCaptionBlip2",
             display_name="Caption with BLIP-2",
             category=CATEGORY,
-            description="One sentence for every picture, or the answer to a question about it, by BLIP-2: a picture encoder "
+            description="One sentence for every image, or the answer to a question about it, by BLIP-2: an image encoder "
                         "before a language model. Needs a graphics card.",
             inputs=[
                 *first_inputs("blip2"),
@@ -97,7 +97,7 @@ class CaptionGit(io.ComfyNode):
             node_id="FineTuneCaptionGit",
             display_name="Caption with GIT",
             category=CATEGORY,
-            description="One short sentence for every picture, by GIT. Small and quick, an alternative to BLIP in the style "
+            description="One short sentence for every image, by GIT. Small and quick, an alternative to BLIP in the style "
                         "of the COCO captions.",
             inputs=[
                 *first_inputs("git"),
@@ -126,14 +126,14 @@ class CaptionFlorence2(io.ComfyNode):
             node_id="FineTuneCaptionFlorence2",
             display_name="Caption with Florence-2",
             category=CATEGORY,
-            description="Captions of three lengths, a list of the objects, or the text in every picture, by Florence-2: a "
+            description="Captions of three lengths, a list of the objects, or the text in every image, by Florence-2: a "
                         "small model that describes well.",
             inputs=[
                 *first_inputs("florence2"),
                 io.Combo.Input("instruction", options=["caption", "detailed caption", "more detailed caption", "objects",
-                                                       "text in the picture"], default="detailed caption",
+                                                       "text in the image"], default="detailed caption",
                                tooltip="What is written: one sentence, two or three, a paragraph, the names of the objects "
-                                       "with commas between, or what can be read in the picture."),
+                                       "with commas between, or what can be read in the image."),
                 mode_input(), *decoding_inputs(256, 3), batch_input(8),
             ],
             outputs=outputs(),
@@ -156,25 +156,25 @@ class CaptionVisionLanguage(io.ComfyNode):
             node_id="FineTuneCaptionVisionLanguage",
             display_name="Caption with Vision-Language Model",
             category=CATEGORY,
-            description="Captions as you ask for them, by a model that reads pictures and follows instructions: Qwen-VL, "
+            description="Captions as you ask for them, by a model that reads images and follows instructions: Qwen-VL, "
                         "SmolVLM, LLaVA, InternVL, Gemma 3 and others that transformers knows.",
             inputs=[
                 *first_inputs("vision_language"),
                 io.String.Input("instruction", multiline=True,
-                                default="Describe this picture in one sentence for the training of an image generator. Name "
+                                default="Describe this image in one sentence for the training of an image generator. Name "
                                         "the subject, what it does, its surroundings and the light. Do not begin with 'The "
                                         "image shows'.",
-                                tooltip="What the model is asked about every picture."),
+                                tooltip="What the model is asked about every image."),
                 mode_input(), *decoding_inputs(120, 1), batch_input(2),
                 io.Int.Input("maximum_side", default=1024, min=0, max=8192,
-                             tooltip="Larger pictures are shrunk to this side in pixels before the model sees them. Less is "
+                             tooltip="Larger images are shrunk to this side in pixels before the model sees them. Less is "
                                      "faster and needs less memory; 0: as they are."),
                 advanced(io.String.Input("system", multiline=True, default="", optional=True,
                                          tooltip="What the model is told before the instruction; empty for none. Not all "
                                                  "models take it.")),
                 advanced(io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, optional=True,
                                         tooltip="0 always takes the likeliest word. Above it words are drawn at random, one "
-                                                "picture at a time; 0.6 is usual.")),
+                                                "image at a time; 0.6 is usual.")),
                 advanced(io.Float.Input("top_p", default=0.9, min=0.01, max=1.0, step=0.01, optional=True,
                                         tooltip="With a temperature: draw from the likeliest words that together have this "
                                                 "probability.")),
@@ -195,14 +195,14 @@ class CaptionVisionLanguage(io.ComfyNode):
         return speak(cls, VisionLanguageSpec, **widgets)
 
 
-class TagPictures(io.ComfyNode):
+class TagImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="FineTuneTagPictures",
-            display_name="Tag Pictures (WD14)",
+            node_id="FineTuneTagImages",
+            display_name="Tag Images (WD14)",
             category=CATEGORY,
-            description="Danbooru tags for every picture, by SmilingWolf's taggers (WD14 and later) or DeepDanbooru, with "
+            description="Danbooru tags for every image, by SmilingWolf's taggers (WD14 and later) or DeepDanbooru, with "
                         "onnxruntime. For bases that were trained on tags; thresholds can be changed without waiting.",
             inputs=[
                 *first_inputs("tagger"),
@@ -229,7 +229,7 @@ class TagPictures(io.ComfyNode):
                                         tooltip="characters first: then the others; within both, and with probability, the "
                                                 "likeliest first.")),
                 advanced(io.Int.Input("most", default=0, min=0, max=1000, optional=True,
-                                      tooltip="The most tags for one picture, the likeliest; 0: all. About 25 fit into 75 "
+                                      tooltip="The most tags for one image, the likeliest; 0: all. About 25 fit into 75 "
                                               "tokens.")),
                 advanced(io.Boolean.Input("escape", default=False, optional=True,
                                           tooltip="Write parentheses as \\( \\), as prompts need them. Captions to train on "

@@ -1,4 +1,4 @@
-"""Captions corrected on their way, and written back beside their pictures."""
+"""Captions corrected on their way, and written back beside their images."""
 import hashlib
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ LOOK = "show what would change"
 
 
 def dataset_input() -> io.Input:
-    return sockets.Dataset.Input("dataset", tooltip="Pictures with captions: Load Image Dataset, or another caption node.")
+    return sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset, or another caption node.")
 
 
 def outputs() -> list:
@@ -35,7 +35,7 @@ def outputs() -> list:
         sockets.Dataset.Output(display_name="edited",
                                tooltip="The dataset with these captions, for the next caption node or a Train node. The "
                                        "files on the disk stay as they are."),
-        io.String.Output(display_name="captions", tooltip="All captions as text, one line for each picture."),
+        io.String.Output(display_name="captions", tooltip="All captions as text, one line for each image."),
     ]
 
 
@@ -158,13 +158,13 @@ class EditCaptions(io.ComfyNode):
             node_id="FineTuneEditCaptions",
             display_name="Edit Captions by Hand",
             category=CATEGORY,
-            description="Captions typed by hand for single pictures. Queue once, press 'Fill with the captions', correct "
+            description="Captions typed by hand for single images. Queue once, press 'Fill with the captions', correct "
                         "them, and queue again. They travel with the workflow.",
             inputs=[
                 dataset_input(),
                 io.String.Input("edits", multiline=True, default="",
-                                tooltip="One line for each picture that gets another caption: 'file name: new caption'. "
-                                        "Pictures without a line keep theirs."),
+                                tooltip="One line for each image that gets another caption: 'file name: new caption'. "
+                                        "Images without a line keep theirs."),
             ],
             outputs=outputs(),
             is_output_node=True,
@@ -189,7 +189,7 @@ class WriteCaptions(io.ComfyNode):
             node_id="FineTuneWriteCaptions",
             display_name="Write Captions",
             category=CATEGORY,
-            description="Writes the captions into .txt files beside the pictures, for other programs and other graphs. "
+            description="Writes the captions into .txt files beside the images, for other programs and other graphs. "
                         "Every file that changes is kept in a backup, and Undo Write Captions brings it back.",
             is_output_node=True,
             inputs=[
@@ -211,7 +211,7 @@ class WriteCaptions(io.ComfyNode):
     def execute(cls, dataset, action):
         if action not in (LOOK, WRITE, WRITE_MISSING):
             raise UserError(f"action is {action!r}. Choose one of: {LOOK}, {WRITE}, {WRITE_MISSING}.")
-        folders = list(dict.fromkeys(host.own_dataset_folder(Path(picture.path)) for picture in dataset.pictures))
+        folders = list(dict.fromkeys(host.own_dataset_folder(Path(image.path)) for image in dataset.images))
         edits = upstream(cls.hidden.prompt, cls.hidden.unique_id)
         plan = sidecars.plan_write(dataset, folders, action == WRITE_MISSING, edits)
         backups = [] if action == LOOK else sidecars.write_sidecars(plan, folders, edits)

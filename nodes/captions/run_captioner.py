@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ...trainers.captioning.model_folders import inspect_folder
 from ...trainers.captioning.texts import MODES, from_names, listing, wanted, with_captions
 from ...trainers.captioning.work import open_folder, texts_of
-from ...trainers.data.images.image_files import read_picture
+from ...trainers.data.images.image_files import read_image
 from ...trainers.errors import UserError
 from ...trainers.optional_packages import require_packages
 from ...trainers.process.parent import TrainingProcess
@@ -26,7 +26,7 @@ SHOWN = 20
 # ---- widgets -------------------------------------------------------------------------------------------------------
 
 def dataset_input():
-    return sockets.Dataset.Input("dataset", tooltip="The pictures: Load Image Dataset, or another captioning node.")
+    return sockets.Dataset.Input("dataset", tooltip="The images: Load Image Dataset, or another captioning node.")
 
 
 def captioner_input(kind: str, models: str):
@@ -39,13 +39,13 @@ def captioner_input(kind: str, models: str):
 def mode_input():
     return io.Combo.Input(
         "mode", options=list(MODES),
-        tooltip="Where the new text goes. replace: the old caption is dropped. only missing: pictures that have a caption "
+        tooltip="Where the new text goes. replace: the old caption is dropped. only missing: images that have a caption "
                 "keep it. in front, behind: both, with a comma between. The dataset's trigger word always stays.")
 
 
 def batch_input(default: int):
     return io.Int.Input("batch_size", default=default, min=1, max=256,
-                        tooltip="Pictures at once. More is faster on a GPU and needs more memory; when that is full, it is "
+                        tooltip="Images at once. More is faster on a GPU and needs more memory; when that is full, it is "
                                 "halved. The captions stay the same, but for rounding.")
 
 
@@ -65,9 +65,9 @@ def decoding_inputs(maximum_tokens: int, beams: int) -> list:
 
 def outputs() -> list:
     return [
-        sockets.Dataset.Output(display_name="dataset", tooltip="The same pictures with the new captions, for the Train "
+        sockets.Dataset.Output(display_name="dataset", tooltip="The same images with the new captions, for the Train "
                                                              "nodes. Files on the disk are not changed."),
-        io.String.Output(display_name="captions", tooltip="All captions, a picture a line: name: caption"),
+        io.String.Output(display_name="captions", tooltip="All captions, an image a line: name: caption"),
     ]
 
 
@@ -80,37 +80,37 @@ def model_state(kind: str, choice: str) -> str:
 
 def caption(node_id: str, build, dataset: DatasetSpec, captioner: str, mode: str, batch_size: int,
             **settings) -> io.NodeOutput:
-    """Describe the pictures that `mode` asks for with a model of the spec `build`, or take what was said of them before.
+    """Describe the images that `mode` asks for with a model of the spec `build`, or take what was said of them before.
 
     Raises UserError, or the host's interrupt; what is described by then is kept.
     """
     progress, model = host.NodeProgress(node_id), checked(build, **settings)
-    pictures = wanted(dataset, mode)
-    if not pictures:
-        return finished(progress, dataset, ["All pictures have a caption already; none was asked for."])
+    images = wanted(dataset, mode)
+    if not images:
+        return finished(progress, dataset, ["All images have a caption already; none was asked for."])
     spec = checked(
-        CaptioningSpec, model=model, batch_size=batch_size, dataset=dataset.model_copy(update={"pictures": tuple(pictures)}),
+        CaptioningSpec, model=model, batch_size=batch_size, dataset=dataset.model_copy(update={"images": tuple(images)}),
         folder=inspect_folder(model.kind, host.captioner_folder(captioner, model.kind), captioner),
         folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")),
         device=host.training_device())
     require_packages(spec)
     there, notes = texts_of(spec), []
-    missing = {picture.path for picture in pictures} - there.keys()
+    missing = {image.path for image in images} - there.keys()
     if missing:
         notes = describe(spec, progress)
         there = texts_of(spec)
-    if {picture.path for picture in pictures} - there.keys():
+    if {image.path for image in images} - there.keys():
         raise UserError("Some captions cannot be read after they were made. Look whether another program works on ComfyUI's "
                         "output folder, and queue again.")
-    lines = [f"{counted(len(pictures), 'picture')} described by {captioner}, {len(missing)} of them now."]
-    silent = [picture.name for picture in pictures if not there[picture.path]]
+    lines = [f"{counted(len(images), 'image')} described by {captioner}, {len(missing)} of them now."]
+    silent = [image.name for image in images if not there[image.path]]
     if silent:
-        notes.append(f"nothing was said of {counted(len(silent), 'picture')}, for example {silent[0]}")
+        notes.append(f"nothing was said of {counted(len(silent), 'image')}, for example {silent[0]}")
     return finished(progress, with_captions(dataset, there, mode), [*lines, *(f"Note: {note}." for note in notes)])
 
 
 def describe(spec: CaptioningSpec, progress: host.NodeProgress) -> list[str]:
-    """Run the worker until all pictures are described; returns its notes."""
+    """Run the worker until all images are described; returns its notes."""
     notes, shown = [], 0.0
 
     def show(event: dict):
@@ -123,9 +123,9 @@ def describe(spec: CaptioningSpec, progress: host.NodeProgress) -> list[str]:
         elif kind == "note":
             notes.append(event["text"])
         elif kind == "captioned":
-            due = event["done"] == event["total"] or time.monotonic() - shown > 0.5  # pictures are large
+            due = event["done"] == event["total"] or time.monotonic() - shown > 0.5  # images are large
             progress.show(f"{event['done']} of {event['total']}: {event['caption']}", event["done"], event["total"],
-                          picture_at(event["path"]) if due else None, event["progress"])
+                          image_at(event["path"]) if due else None, event["progress"])
             shown = time.monotonic() if due else shown
         elif kind == "cancelling":
             progress.show("cancelling; what is described is kept")
@@ -141,17 +141,17 @@ def describe(spec: CaptioningSpec, progress: host.NodeProgress) -> list[str]:
     return notes
 
 
-def picture_at(path: str):
+def image_at(path: str):
     try:
-        return read_picture(Path(path))
-    except UserError:  # it was there when it was described; its picture on the node is not worth an error
+        return read_image(Path(path))
+    except UserError:  # it was there when it was described; its image on the node is not worth an error
         return None
 
 
 def finished(progress: host.NodeProgress, dataset: DatasetSpec, lines: list[str]) -> io.NodeOutput:
     captions = listing(dataset)
     few = captions.splitlines()[:SHOWN]
-    more = [f"… and {len(dataset.pictures) - SHOWN} more"] if len(dataset.pictures) > SHOWN else []
+    more = [f"… and {len(dataset.images) - SHOWN} more"] if len(dataset.images) > SHOWN else []
     report = "\n".join([*lines, *few, *more])
     progress.show(report)
     return io.NodeOutput(dataset, captions, ui={"text": [report]})
@@ -169,7 +169,7 @@ class CaptionFromNames(io.ComfyNode):
             inputs=[
                 dataset_input(),
                 io.String.Input("template", default="a photo of {name}", multiline=True,
-                                tooltip="The caption of every picture. {name} and {folder} are its cleaned names, {index} "
+                                tooltip="The caption of every image. {name} and {folder} are its cleaned names, {index} "
                                         "its number, {trigger} the trigger word, {caption} the caption so far."),
                 mode_input(),
             ],
@@ -180,6 +180,6 @@ class CaptionFromNames(io.ComfyNode):
     @classmethod
     def execute(cls, dataset, template, mode):
         changed, notes = from_names(dataset, template, mode)
-        count = sum(one.caption != other.caption for one, other in zip(dataset.pictures, changed.pictures, strict=True))
-        lines = [f"{count} of {counted(len(dataset.pictures), 'caption')} changed.", *(f"Note: {note}." for note in notes)]
+        count = sum(one.caption != other.caption for one, other in zip(dataset.images, changed.images, strict=True))
+        lines = [f"{count} of {counted(len(dataset.images), 'caption')} changed.", *(f"Note: {note}." for note in notes)]
         return finished(host.NodeProgress(cls.hidden.unique_id), changed, lines)

@@ -1,4 +1,4 @@
-"""Pictures with captions, as a light manifest."""
+"""Images with captions, as a light manifest."""
 from typing import get_args
 
 from comfy_api.latest import io
@@ -21,32 +21,32 @@ class LoadImageDataset(io.ComfyNode):
             node_id="FineTuneLoadImageDataset",
             display_name="Load Image Dataset",
             category="FineTune/dataset",
-            description="A folder of pictures, each with a caption in a .txt (or .caption) file of the same name, or in a "
-                        "metadata.jsonl. Damaged pictures are skipped and named. Only names, sizes and captions "
+            description="A folder of images, each with a caption in a .txt (or .caption) file of the same name, or in a "
+                        "metadata.jsonl. Damaged images are skipped and named. Only names, sizes and captions "
                         "leave this node, no pixels.",
             inputs=[
                 io.Combo.Input("folder", options=host.dataset_choices(),
-                               tooltip="Folders with pictures in ComfyUI's input folder and in models/datasets, and the "
+                               tooltip="Folders with images in ComfyUI's input folder and in models/datasets, and the "
                                        "pack's examples. Put yours there and refresh the node list."),
                 io.String.Input("trigger", default="",
                                 tooltip="A word that will call up what is trained, put in front of every caption that "
                                         "lacks it. A rare word such as 'ohwx' does not disturb others; empty for none."),
                 io.String.Input("default_caption", default="",
-                                tooltip="Caption of pictures that have no caption file."),
+                                tooltip="Caption of images that have no caption file."),
                 io.Int.Input("repeats", default=1, min=1, max=1000,
-                             tooltip="How often each picture comes in one round through the dataset. Matters when "
+                             tooltip="How often each image comes in one round through the dataset. Matters when "
                                      "datasets are combined; otherwise leave 1."),
                 io.Combo.Input("subfolders", options=list(get_args(Subfolders)), default=IGNORE, optional=True,
-                               tooltip="Read the pictures in folders inside the folder too. 'read, repeats by name': a "
-                                       "folder called 10_ohwx cat comes 10 times a round and captions its pictures that "
+                               tooltip="Read the images in folders inside the folder too. 'read, repeats by name': a "
+                                       "folder called 10_ohwx cat comes 10 times a round and captions its images that "
                                        "have no caption with 'ohwx cat', as in kohya's trainers."),
                 io.String.Input("background", default=WHITE, optional=True,
                                 tooltip="The colour that shows through transparent parts, as #rrggbb or by name. #ffffff is "
-                                        "white. It is learnt, so choose one that your pictures should have."),
+                                        "white. It is learnt, so choose one that your images should have."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
-                io.String.Output(display_name="report", tooltip="How many pictures, which sizes, what was skipped."),
+                io.String.Output(display_name="report", tooltip="How many images, which sizes, what was skipped."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -61,7 +61,7 @@ class LoadImageDataset(io.ComfyNode):
         progress, background = host.NodeProgress(cls.hidden.unique_id), hexadecimal(background)
         dataset = scan_folder(
             str(host.dataset_folder(folder)), folder, trigger.strip(), repeats, default_caption.strip(),
-            lambda done, total: progress.show(f"checking pictures, {done} of {total}", done, total),
+            lambda done, total: progress.show(f"checking images, {done} of {total}", done, total),
             subfolders, background, host.host_folders(),
         )
         report = summarise(dataset)
@@ -70,5 +70,5 @@ class LoadImageDataset(io.ComfyNode):
 
 
 def summarise(dataset) -> str:
-    first = f"{counted(len(dataset.pictures), 'picture')} of {size_range(dataset.pictures)} in {dataset.name}"
+    first = f"{counted(len(dataset.images), 'image')} of {size_range(dataset.images)} in {dataset.name}"
     return "\n".join([first, *(note[0].upper() + note[1:] for note in dataset.notes)])

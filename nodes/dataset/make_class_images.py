@@ -5,9 +5,9 @@ from ...trainers.errors import UserError
 from ...trainers.process.parent import TrainingProcess
 from ...trainers.sampling.class_images import class_dataset, open_folder
 from ...trainers.spec import MAXIMUM_SEED, FolderSpec, checked
-from ...trainers.spec.class_images import ClassPicturesSpec
+from ...trainers.spec.class_images import ClassImagesSpec
 from .. import host, sockets
-from ..train.run_training import picture_at
+from ..train.run_training import image_at
 from .load_dataset import summarise
 
 
@@ -18,34 +18,34 @@ class ClassImages(io.ComfyNode):
             node_id="FineTuneClassImages",
             display_name="Class Images",
             category="FineTune/dataset",
-            description="Lets the base itself draw pictures of a subject's class, for prior preservation: connect them to "
+            description="Lets the base itself draw images of a subject's class, for prior preservation: connect them to "
                         "class_images of a Train node. They are kept; asking for more draws only the missing ones, and "
                         "cancel keeps what is drawn.",
             inputs=[
                 sockets.Base.Input("base", tooltip="The model that will be trained: Base Model or Load Demo Base."),
                 io.String.Input("prompt", default="a photo of a dog",
                                 tooltip="The class of your subject in plain words, without its rare word. It becomes the "
-                                        "caption of every picture."),
+                                        "caption of every image."),
                 io.Int.Input("count", default=200, min=1, max=100_000,
-                             tooltip="How many pictures. 200 to 300 are usual for DreamBooth."),
-                io.String.Input("negative", default="", tooltip="What the pictures shall not show; empty for none."),
+                             tooltip="How many images. 200 to 300 are usual for DreamBooth."),
+                io.String.Input("negative", default="", tooltip="What the images shall not show; empty for none."),
                 io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
-                             tooltip="Pixels of a picture's side: that of the training. SD 1.x 512, SD 2.x 768, SDXL 1024, "
+                             tooltip="Pixels of an image's side: that of the training. SD 1.x 512, SD 2.x 768, SDXL 1024, "
                                      "demo base 64."),
                 io.Int.Input("sampler_steps", default=25, min=1, max=200,
                              tooltip="Steps of the sampler DPM++ 2M. 20 to 30 are enough."),
                 io.Float.Input("guidance", default=7.0, min=1.0, max=30.0, step=0.5,
-                               tooltip="How closely pictures follow the prompt (CFG). 7 is usual."),
+                               tooltip="How closely images follow the prompt (CFG). 7 is usual."),
                 # Not "seed": frontends put a randomize control beside that, and every queue would draw anew.
-                io.Int.Input("picture_seed", default=0, min=0, max=MAXIMUM_SEED,
-                             tooltip="Another seed is another set of pictures, in a folder of its own."),
+                io.Int.Input("image_seed", default=0, min=0, max=MAXIMUM_SEED,
+                             tooltip="Another seed is another set of images, in a folder of its own."),
                 io.Int.Input("batch_size", default=4, min=1, max=256,
-                             tooltip="Pictures drawn at once. More is faster and needs more memory; the pictures stay the "
+                             tooltip="Images drawn at once. More is faster and needs more memory; the images stay the "
                                      "same."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For class_images of the Train nodes."),
-                io.String.Output(display_name="report", tooltip="How many pictures there are, and where."),
+                io.String.Output(display_name="report", tooltip="How many images there are, and where."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -53,18 +53,18 @@ class ClassImages(io.ComfyNode):
     @classmethod
     def execute(cls, base, **widgets):
         spec = checked(
-            ClassPicturesSpec, base=base, **widgets, device=host.training_device(),
+            ClassImagesSpec, base=base, **widgets, device=host.training_device(),
             folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")))
         progress = host.NodeProgress(cls.hidden.unique_id)
         folder = open_folder(spec)
         dataset = class_dataset(spec) or draw(spec, folder, progress)
-        report = f"{summarise(dataset)}\nThey lie in output/finetune/.cache/class_pictures/{folder.name}/pictures"
-        progress.show(report, 1, 1, picture_at(dataset.pictures[-1].path))
+        report = f"{summarise(dataset)}\nThey lie in output/finetune/.cache/class_images/{folder.name}/images"
+        progress.show(report, 1, 1, image_at(dataset.images[-1].path))
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 
 
-def draw(spec: ClassPicturesSpec, folder, progress: host.NodeProgress):
-    """Run the worker until all pictures are there. Raises UserError when it fails, the host's interrupt when cancelled."""
+def draw(spec: ClassImagesSpec, folder, progress: host.NodeProgress):
+    """Run the worker until all images are there. Raises UserError when it fails, the host's interrupt when cancelled."""
     def show(event: dict):
         kind = event["event"]
         if kind == "started":
@@ -73,11 +73,11 @@ def draw(spec: ClassPicturesSpec, folder, progress: host.NodeProgress):
             progress.show(event["text"], reached=event["progress"])
         elif kind == "drawing":
             progress.show(f"drawing class images, {event['done']} of {event['total']}", event["done"], event["total"],
-                          picture_at(event["path"]), event["progress"])
+                          image_at(event["path"]), event["progress"])
         elif kind == "cancelling":
-            progress.show("cancelling; the pictures that are drawn are kept")
+            progress.show("cancelling; the images that are drawn are kept")
         elif kind == "cancelled":
-            progress.show(event.get("message", "cancelled; the pictures that are drawn are kept. Queue again to go on."))
+            progress.show(event.get("message", "cancelled; the images that are drawn are kept. Queue again to go on."))
         elif kind == "failed":
             raise UserError(event["message"])
 

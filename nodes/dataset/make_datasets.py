@@ -1,4 +1,4 @@
-"""Datasets from pictures of the graph, and from other datasets."""
+"""Datasets from images of the graph, and from other datasets."""
 from comfy_api.latest import io
 
 from ...trainers.data.combining import Concept, combine, divide, share_lines
@@ -18,43 +18,43 @@ class DatasetFromImages(io.ComfyNode):
             node_id="FineTuneDatasetFromImages",
             display_name="Dataset from Images",
             category="FineTune/dataset",
-            description="Pictures of the graph as a dataset for training, with captions. They are kept once in the output "
+            description="Images of the graph as a dataset for training, with captions. They are kept once in the output "
                         "folder as files named by their content; only names and captions go on.",
             inputs=[
-                io.Image.Input("images", tooltip="A batch of pictures, or a list of them in different sizes. Four channels "
+                io.Image.Input("images", tooltip="A batch of images, or a list of them in different sizes. Four channels "
                                                  "mean transparency."),
                 io.String.Input("captions", default="", multiline=True,
-                                tooltip="One line for all pictures, or one line for each, in their order. A list of texts "
+                                tooltip="One line for all images, or one line for each, in their order. A list of texts "
                                         "from another node is one caption each."),
                 io.String.Input("trigger", default="",
                                 tooltip="A word that will call up what is trained, put in front of every caption that lacks "
                                         "it; empty for none."),
                 io.Int.Input("repeats", default=1, min=1, max=1000,
-                             tooltip="How often each picture comes in one round through the dataset. Matters when datasets "
+                             tooltip="How often each image comes in one round through the dataset. Matters when datasets "
                                      "are combined."),
-                io.String.Input("name", default="images", tooltip="Names the dataset and its pictures in reports."),
+                io.String.Input("name", default="images", tooltip="Names the dataset and its images in reports."),
                 io.Mask.Input("masks", optional=True,
-                              tooltip="White where a picture counts: one for all pictures, or one for each. Load Image "
+                              tooltip="White where an image counts: one for all images, or one for each. Load Image "
                                       "gives the opposite of its transparency; put Invert Mask between. Used with masked in "
                                       "Training Objective."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
-                io.String.Output(display_name="report", tooltip="How many pictures, and which sizes."),
+                io.String.Output(display_name="report", tooltip="How many images, and which sizes."),
             ],
             hidden=[io.Hidden.unique_id],
-            is_input_list=True,  # pictures of different sizes come as a list; every input is one then
+            is_input_list=True,  # images of different sizes come as a list; every input is one then
         )
 
     @classmethod
     def execute(cls, images, captions, trigger, repeats, name, masks=None):
-        pictures = [picture for batch in images for picture in batch]
-        if len(captions) > 1 and len(captions) != len(pictures):
-            raise UserError(f"captions brings {len(captions)} texts for {counted(len(pictures), 'picture')}. Connect as "
-                            "many as there are pictures, or one.")
-        lines = captions if len(captions) > 1 else captions_of(captions[0], len(pictures))
+        separate = [each for batch in images for each in batch]
+        if len(captions) > 1 and len(captions) != len(separate):
+            raise UserError(f"captions brings {len(captions)} texts for {counted(len(separate), 'image')}. Connect as "
+                            "many as there are images, or one.")
+        lines = captions if len(captions) > 1 else captions_of(captions[0], len(separate))
         dataset = store_dataset(
-            pictures, [" ".join(line.split()) for line in lines],
+            separate, [" ".join(line.split()) for line in lines],
             [each for batch in masks or [] if batch is not None for each in batch],
             host.output_folder() / ".cache", name[0].strip() or "images", trigger[0].strip(), repeats[0])
         report = summarise(dataset)
@@ -69,12 +69,12 @@ class CombineDatasets(io.ComfyNode):
         for number in range(1, SLOTS + 1):
             slots += [
                 sockets.Dataset.Input(f"dataset_{number}", optional=True,
-                                    tooltip="A concept: pictures of one thing, person or style. Combined datasets fit too."),
+                                    tooltip="A concept: images of one thing, person or style. Combined datasets fit too."),
                 io.Int.Input(f"repeats_{number}", default=1, min=1, max=1000, optional=True,
-                             tooltip=f"How often the pictures of dataset_{number} come in one round, times their own "
-                                     "repeats. Few pictures of a concept want more, so that the others do not drown it."),
+                             tooltip=f"How often the images of dataset_{number} come in one round, times their own "
+                                     "repeats. Few images of a concept want more, so that the others do not drown it."),
                 io.Float.Input(f"weight_{number}", default=1.0, min=0.0, max=100.0, step=0.05, optional=True,
-                               tooltip=f"How much the loss of the pictures of dataset_{number} counts, times their own "
+                               tooltip=f"How much the loss of the images of dataset_{number} counts, times their own "
                                        "weight. 1 is usual."),
             ]
         return io.Schema(
@@ -110,18 +110,18 @@ class SplitDataset(io.ComfyNode):
             node_id="FineTuneSplitDataset",
             display_name="Split Dataset",
             category="FineTune/dataset",
-            description="A dataset as two: pictures to train, and pictures held out to judge the result by. Each picture's "
+            description="A dataset as two: images to train, and images held out to judge the result by. Each image's "
                         "own content decides its side, so it stays there when others come or go.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="The dataset to divide."),
                 io.Float.Input("share", default=0.1, min=0.01, max=0.9, step=0.01,
-                               tooltip="About how much is held out. In a small dataset it is at least one picture; 0.1 to "
+                               tooltip="About how much is held out. In a small dataset it is at least one image; 0.1 to "
                                        "0.2 is usual."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="training", tooltip="For the Train nodes."),
                 sockets.Dataset.Output(display_name="held_out", tooltip="Never trained: for evaluation."),
-                io.String.Output(display_name="report", tooltip="How many pictures are on either side, and which."),
+                io.String.Output(display_name="report", tooltip="How many images are on either side, and which."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -129,7 +129,7 @@ class SplitDataset(io.ComfyNode):
     @classmethod
     def execute(cls, dataset, share):
         trained, held_out = divide(dataset, share)
-        names = ", ".join([*(picture.name for picture in held_out.pictures[:10]), *["…"][:len(held_out.pictures) > 10]])
-        report = f"{counted(len(trained.pictures), 'picture')} to train, {len(held_out.pictures)} held out: {names}"
+        names = ", ".join([*(image.name for image in held_out.images[:10]), *["…"][:len(held_out.images) > 10]])
+        report = f"{counted(len(trained.images), 'image')} to train, {len(held_out.images)} held out: {names}"
         host.NodeProgress(cls.hidden.unique_id).show(report)
         return io.NodeOutput(trained, held_out, report, ui={"text": [report]})

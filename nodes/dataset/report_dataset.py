@@ -17,18 +17,18 @@ class DatasetReport(io.ComfyNode):
             node_id="FineTuneDatasetReport",
             display_name="Dataset Report",
             category="FineTune/dataset",
-            description="Looks at all pictures and captions before they are trained: shapes, buckets, copies, blurred and "
-                        "tiny pictures, captions without the trigger or too long for the text encoder, and more.",
+            description="Looks at all images and captions before they are trained: shapes, buckets, copies, blurred and "
+                        "tiny images, captions without the trigger or too long for the text encoder, and more.",
             is_output_node=True,
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="Load Image Dataset, or the last node that changed its captions."),
                 io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
-                             tooltip="That of the training: it decides which buckets there are and which pictures are too "
+                             tooltip="That of the training: it decides which buckets there are and which images are too "
                                      "small. SD 1.x 512, SD 2.x 768, SDXL 1024, demo base 64."),
                 io.String.Input("trigger", default="",
                                 tooltip="The word that captions should hold; empty for the dataset's own."),
                 io.Int.Input("sheets", default=4, min=0, max=32,
-                             tooltip="Most pages of 64 pictures. With more pictures those with findings are shown first. A "
+                             tooltip="Most pages of 64 images. With more images those with findings are shown first. A "
                                      "page takes about 40 MB of memory."),
                 sockets.Base.Input("base", optional=True,
                                  tooltip="The base model, whose tokenizer measures the captions. Without it CLIP's, which "
@@ -36,7 +36,7 @@ class DatasetReport(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="pages", tooltip="Figures and findings, then contact sheets: for Save Image."),
-                io.String.Output(display_name="report", tooltip="The same in words, with the names of the pictures."),
+                io.String.Output(display_name="report", tooltip="The same in words, with the names of the images."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -1,4 +1,4 @@
-"""What changes from step to step: captions, and variants of pictures."""
+"""What changes from step to step: captions, and variants of images."""
 from comfy_api.latest import io
 
 from ...trainers import randomness
@@ -24,7 +24,7 @@ class VaryCaptions(io.ComfyNode):
             description="Lets captions change from step to step: tags in another order, some left out, inside another "
                         "sentence. What varies is not learnt by heart. The caption files stay as they are.",
             inputs=[
-                sockets.Dataset.Input("dataset", tooltip="Pictures with captions: Load Image Dataset."),
+                sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
                 io.Boolean.Input("shuffle", default=True,
                                  tooltip="Put the tags into another order in every step, so that none counts more because "
                                          "it comes first. For captions made of tags; sentences lose their sense."),
@@ -54,7 +54,7 @@ class VaryCaptions(io.ComfyNode):
             CaptionVariationSpec, shuffle=shuffle, keep_tags=keep_tags, tag_dropout=tag_dropout, separator=separator,
             templates=sentences(own_templates) if templates == OWN else TEMPLATES[templates])
         examples = "\n".join(example_captions(dataset, variation))
-        return io.NodeOutput(with_pictures(dataset, variation=variation), examples, ui={"text": [examples]})
+        return io.NodeOutput(with_images(dataset, variation=variation), examples, ui={"text": [examples]})
 
 
 def sentences(text: str) -> tuple[str, ...]:
@@ -67,32 +67,32 @@ def sentences(text: str) -> tuple[str, ...]:
 
 
 def example_captions(dataset: DatasetSpec, variation: CaptionVariationSpec) -> list[str]:
-    """Captions of the first pictures as a step may see them; the same ones each time."""
-    pictures = dataset.pictures
-    return [vary_caption(pictures[number % len(pictures)].caption, variation,
+    """Captions of the first images as a step may see them; the same ones each time."""
+    images = dataset.images
+    return [vary_caption(images[number % len(images)].caption, variation,
                          randomness.generator(0, randomness.VARIATION, number)) for number in range(EXAMPLES)]
 
 
-def with_pictures(dataset: DatasetSpec, **changes) -> DatasetSpec:
-    """The dataset with something changed in all pictures."""
+def with_images(dataset: DatasetSpec, **changes) -> DatasetSpec:
+    """The dataset with something changed in all images."""
     return dataset.model_copy(update={
-        "pictures": tuple(picture.model_copy(update=changes) for picture in dataset.pictures)})
+        "images": tuple(image.model_copy(update=changes) for image in dataset.images)})
 
 
-class AugmentPictures(io.ComfyNode):
+class AugmentImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="FineTuneAugmentPictures",
-            display_name="Augment Pictures",
+            node_id="FineTuneAugmentImages",
+            display_name="Augment Images",
             category="FineTune/dataset",
-            description="Makes variants of every picture, of which one is drawn each time it is trained: mirrored, cut "
-                        "closer, in other colours, with grain. Helps with few pictures. The files stay as they are; masks "
+            description="Makes variants of every image, of which one is drawn each time it is trained: mirrored, cut "
+                        "closer, in other colours, with grain. Helps with few images. The files stay as they are; masks "
                         "follow.",
             inputs=[
-                sockets.Dataset.Input("dataset", tooltip="Pictures with captions: Load Image Dataset."),
+                sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
                 io.Int.Input("variants", default=4, min=1, max=256,
-                             tooltip="Variants of each picture, made and encoded once, before the first step: 4 variants "
+                             tooltip="Variants of each image, made and encoded once, before the first step: 4 variants "
                                      "take 4 times as long to encode and 4 times the disk space in the cache. Steps take "
                                      "no longer. 2 is enough for flip alone."),
                 io.Boolean.Input("flip", default=True,
@@ -105,21 +105,21 @@ class AugmentPictures(io.ComfyNode):
                                tooltip="Change brightness, contrast and saturation by up to this share. 0.1 is mild. Not "
                                        "for a style that lives by its colours."),
                 io.Float.Input("noise", default=0.0, min=0.0, max=0.5, step=0.01,
-                               tooltip="Grain on the pictures: its standard deviation, where black to white is 1. Above "
+                               tooltip="Grain on the images: its standard deviation, where black to white is 1. Above "
                                        "0.02 it is learnt too."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
-                io.String.Output(display_name="report", tooltip="How many pictures will be encoded."),
+                io.String.Output(display_name="report", tooltip="How many images will be encoded."),
             ],
         )
 
     @classmethod
     def execute(cls, dataset, variants, flip, crop, colour, noise):
         augmentation = checked(AugmentationSpec, variants=variants, flip=flip, crop=crop, colour=colour, noise=noise)
-        count = len(dataset.pictures)
-        # Mirroring alone gives two different pictures, however many variants are asked for.
+        count = len(dataset.images)
+        # Mirroring alone gives two different images, however many variants are asked for.
         different = min(variants, 2) if not (crop or colour or noise) else variants
-        report = (f"{counted(count, 'picture')} in {counted(different, 'variant')}: {count * different} to encode before "
+        report = (f"{counted(count, 'image')} in {counted(different, 'variant')}: {count * different} to encode before "
                   "the first step")
-        return io.NodeOutput(with_pictures(dataset, augmentation=augmentation), report, ui={"text": [report]})
+        return io.NodeOutput(with_images(dataset, augmentation=augmentation), report, ui={"text": [report]})

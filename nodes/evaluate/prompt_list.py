@@ -14,12 +14,12 @@ class PromptList(io.ComfyNode):
             display_name="Prompt List",
             category="FineTune/evaluate",
             description="One prompt a line. Everything behind this node runs once per prompt, so one sampler draws them "
-                        "all: connect it to CLIP Text Encode, and the pictures to Image Grid. With a dataset connected, "
-                        "captions of its pictures are taken where no prompts are typed.",
+                        "all: connect it to CLIP Text Encode, and the images to Image Grid. With a dataset connected, "
+                        "captions of its images are taken where no prompts are typed.",
             inputs=[
                 io.String.Input("prompts", multiline=True, default="",
                                 tooltip="One prompt a line; empty lines are passed over. Empty, with a dataset connected: "
-                                        "captions of its pictures."),
+                                        "captions of its images."),
                 io.String.Input("template", default="{}",
                                 tooltip="Each prompt takes the place of {}, for example: noto emoji of a {}"),
                 sockets.Dataset.Input("dataset", optional=True,
@@ -41,15 +41,15 @@ class PromptList(io.ComfyNode):
         lines = [line.strip() for line in prompts.splitlines() if line.strip()] or captions_of(dataset, count)
         if not lines:
             raise UserError("prompts is empty. Type at least one prompt, one a line" + (
-                ": the pictures of the dataset have neither captions nor a trigger." if dataset else
+                ": the images of the dataset have neither captions nor a trigger." if dataset else
                 ", or connect a dataset."))
         made = [template.replace("{}", line) for line in lines]
         return io.NodeOutput(made, "\n".join(made))
 
 
 def captions_of(dataset, count: int) -> list[str]:
-    """Up to `count` different captions, evenly spread over a dataset's pictures, each in one line."""
-    captions = [" ".join(picture.caption.split()) for picture in dataset.pictures] if dataset else []
+    """Up to `count` different captions, evenly spread over a dataset's images, each in one line."""
+    captions = [" ".join(image.caption.split()) for image in dataset.images] if dataset else []
     different = [caption for caption in dict.fromkeys(captions) if caption]
     count = min(count, len(different))
     return [different[number * len(different) // count] for number in range(count)]

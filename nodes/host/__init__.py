@@ -29,7 +29,7 @@ from .folders import (  # noqa: E402
     host_folders,
     output_folder,
     own_dataset_folder,
-    saved_picture,
+    saved_image,
 )
 from .lora_files import find_row, lora_names, quick_card, read_lora, signature  # noqa: E402
 from .native import core_refusal, empty_latent, load_base, load_checkpoint, load_native  # noqa: E402
@@ -57,6 +57,6 @@ __all__ = [
     "host_refusal", "inspect_lora", "is_taken", "library_choices", "library_path", "load_base", "load_checkpoint",
     "load_native", "lora_choices", "lora_names", "losses_of_files", "NodeProgress", "output_folder", "own_dataset_folder",
     "place", "place_library", "place_meanwhile", "quick_card", "read_lora", "remove_meanwhile", "require_packages",
-    "saved_model", "saved_picture", "shard_choices", "shard_index", "signature", "training_device", "unloaded_lora_keys",
+    "saved_model", "saved_image", "shard_choices", "shard_index", "signature", "training_device", "unloaded_lora_keys",
     "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors", "watch",
 ]

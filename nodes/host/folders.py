@@ -5,13 +5,13 @@ from pathlib import Path
 import folder_paths
 
 from ...trainers.data.projects import class_folder
-from ...trainers.data.sources import PICTURE_SUFFIXES, inside, is_text
+from ...trainers.data.sources import IMAGE_SUFFIXES, inside, is_text
 from ...trainers.errors import UserError
 
 PACK = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = PACK / "example_datasets"
 DEEPEST, MOST_LOOKED_AT = 4, 20_000
-"""How many folders down, and at how many files, pictures are looked for before a folder is offered: lists must be quick."""
+"""How many folders down, and at how many files, images are looked for before a folder is offered: lists must be quick."""
 DEMO_BASE = PACK / "demo_base"
 
 folder_paths.add_model_folder_path("loras", str(PACK / "example_loras"))
@@ -25,8 +25,8 @@ def output_folder() -> Path:
     return Path(folder_paths.get_output_directory()) / "finetune"
 
 
-def saved_picture(path: Path) -> dict[str, str]:
-    """How the frontend is told of a picture in the output folder."""
+def saved_image(path: Path) -> dict[str, str]:
+    """How the frontend is told of an image in the output folder."""
     subfolder = path.parent.relative_to(folder_paths.get_output_directory()).as_posix()
     return {"filename": path.name, "subfolder": subfolder, "type": "output"}
 
@@ -48,32 +48,32 @@ def _dataset_roots() -> dict[str, list[Path]]:
 
 
 def host_folders() -> list[Path]:
-    """The folders that the host's settings and the pack name for pictures: links out of a dataset may lead into these."""
+    """The folders that the host's settings and the pack name for images: links out of a dataset may lead into these."""
     return [*(folder for folders in _dataset_roots().values() for folder in folders),
             Path(folder_paths.get_output_directory())]
 
 
 def dataset_choices() -> list[str]:
-    """Folders with pictures, as "input/name": in the host's input and datasets folders and in the pack's examples; behind a
+    """Folders with images, as "input/name": in the host's input and datasets folders and in the pack's examples; behind a
     project of kohya's trainers also its regularization images, as "input/name/reg"."""
     found = []
     for root, folders in _dataset_roots().items():
         for folder in folders:
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if is_text(path.name) and _has_pictures(path):
+                if is_text(path.name) and _has_images(path):
                     classes = class_folder(path)
                     found += [f"{root}/{path.name}", *[f"{root}/{path.name}/{classes}"][:classes is not None]]
     return found
 
 
-def _has_pictures(folder: Path) -> bool:
-    """Whether pictures lie in a folder or at most DEEPEST folders down in it, as far as that is quickly said."""
+def _has_images(folder: Path) -> bool:
+    """Whether images lie in a folder or at most DEEPEST folders down in it, as far as that is quickly said."""
     waiting, looked_at = [(folder, 0)], 0
     for place, depth in waiting:  # grows while it is walked
         try:
             with os.scandir(place) as entries:
                 for looked_at, entry in enumerate(entries, start=looked_at + 1):
-                    if os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES:
+                    if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                         return True
                     if depth < DEEPEST and not entry.name.startswith(".") and entry.is_dir():
                         waiting.append((Path(entry.path), depth + 1))
@@ -96,14 +96,14 @@ def dataset_folder(choice: str) -> Path:
             raise UserError(f"The dataset folder {choice!r} is a link out of ComfyUI's folders. Name the folder that it "
                             "leads to, or the one around it, under datasets in extra_model_paths.yaml, and start ComfyUI "
                             "again.")
-    raise UserError(f"The dataset folder {choice!r} is not there. Put a folder of pictures into ComfyUI's input folder "
+    raise UserError(f"The dataset folder {choice!r} is not there. Put a folder of images into ComfyUI's input folder "
                     "or models/datasets, refresh the node list, and choose it.")
 
 
-def own_dataset_folder(picture: Path) -> Path:
-    """The dataset folder of a person's own that a picture lies in: a folder in the input folder or in models/datasets.
-    Raises UserError for pictures elsewhere, and for those behind a link that leads out of the dataset folder."""
-    place = Path(os.path.normpath(picture))
+def own_dataset_folder(image: Path) -> Path:
+    """The dataset folder of a person's own that an image lies in: a folder in the input folder or in models/datasets.
+    Raises UserError for images elsewhere, and for those behind a link that leads out of the dataset folder."""
+    place = Path(os.path.normpath(image))
     for root in (root for kind in ("input", "datasets") for root in _dataset_roots()[kind]):
         for name in (Path(os.path.normpath(root)), root.resolve()):
             if place.is_relative_to(name) and len(parts := place.relative_to(name).parts) > 1:
@@ -111,10 +111,10 @@ def own_dataset_folder(picture: Path) -> Path:
                 if place.parent.resolve().is_relative_to(folder.resolve()):
                     return folder
     if place.is_relative_to(EXAMPLES):
-        raise UserError("These pictures came with the pack, and its examples stay as they are. Copy the folder "
+        raise UserError("These images came with the pack, and its examples stay as they are. Copy the folder "
                         f"{place.parent.name!r} into ComfyUI's input folder, refresh the node list, and choose it there.")
-    raise UserError(f"The picture {picture.name!r} is not in a folder of ComfyUI's input folder or of models/datasets, so "
-                    "no caption is written beside it. Put the pictures into a folder there, and choose that in Load Image "
+    raise UserError(f"The image {image.name!r} is not in a folder of ComfyUI's input folder or of models/datasets, so "
+                    "no caption is written beside it. Put the images into a folder there, and choose that in Load Image "
                     "Dataset.")
 
 

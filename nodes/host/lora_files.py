@@ -123,7 +123,7 @@ def _tensors_of_torch_file(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def lora_card(name: str, hashed: bool = True) -> dict:
-    """`cards.card` of a LoRA, and "preview": whether a picture lies beside it. `hashed`: compute its hash, which reads the
+    """`cards.card` of a LoRA, and "preview": whether an image lies beside it. `hashed`: compute its hash, which reads the
     whole file once. Raises UserError."""
     path = lora_path(name)
     if path is None:
@@ -150,11 +150,11 @@ def quick_card(name: str) -> dict | None:
 
 
 def preview_path(name: str) -> Path | None:
-    """The picture beside a LoRA: the same name with a picture's suffix."""
+    """The image beside a LoRA: the same name with an image's suffix."""
     path = lora_path(name)
     if path is None:
         return None
-    return next((picture for suffix in PREVIEWS if (picture := path.with_name(path.stem + suffix)).is_file()), None)
+    return next((image for suffix in PREVIEWS if (image := path.with_name(path.stem + suffix)).is_file()), None)
 
 
 # ---- hashes --------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""What the stack editor asks the server: the list of LoRAs, a card per LoRA, its picture. Reading only.
+"""What the stack editor asks the server: the list of LoRAs, a card per LoRA, its image. Reading only.
 
 GET /finetune/loras                    {"loras": ["folder/name.safetensors", …]}, "/" between folders
 GET /finetune/loras/card?name=…        `cards.card` with "hash" computed and "preview": true or false; 404 or 400 with
                                        {"error": sentence}. With &quick=1 the hash is what the file states, or "".
 GET /finetune/loras/find?name=…&hash=…&bytes=…   {"name", "note"} of the file that a row means, or {"error": sentence}
 GET /finetune/loras/weights?text=…&family=…      {"weights": {block: factor}} of a text of weights, or {"error": …}
-GET /finetune/loras/preview?name=…     the picture beside the file; 404 when there is none
+GET /finetune/loras/preview?name=…     the image beside the file; 404 when there is none
 GET /finetune/loras/base?checkpoint=…            {"family": "sd1", …} of a checkpoint, from its header, or {"error": …}
 GET /finetune/loras/blocks             {"blocks": {family: [block, …]}, "titles": {family: title}, "presets": [name, …],
                                        "values": {family: {preset: {block: factor}}}}
@@ -79,7 +79,7 @@ def add_routes(routes):
     async def preview(request):
         path = preview_path(request.query.get("name", ""))
         if path is None or path.stat().st_size > LARGEST_PREVIEW:
-            return _problem(404, "There is no picture beside this LoRA.")
+            return _problem(404, "There is no image beside this LoRA.")
         return web.FileResponse(path, headers={**_HEADERS, "Content-Type": _TYPES[path.suffix.lower()]})
 
     @routes.get("/finetune/loras/base")

@@ -15,10 +15,10 @@ from ...trainers.required_packages import missing_requirements
 from .page import repeat_text, show_text
 
 SAID_AGAIN, DRAWN_AGAIN = 2.0, 10.0
-"""Seconds after which a text is said again when nothing new is, and a picture is sent again with the next text: a page that
+"""Seconds after which a text is said again when nothing new is, and an image is sent again with the next text: a page that
 lost its connection, or is loaded anew, missed them."""
-PICTURE_GONE = 0.6
-"""Seconds in which a frontend takes a live picture away; 0.4 of them it waits by itself."""
+IMAGE_GONE = 0.6
+"""Seconds in which a frontend takes a live image away; 0.4 of them it waits by itself."""
 
 
 def require_packages():
@@ -50,42 +50,42 @@ BAR = 1000
 
 
 class NodeProgress:
-    """The progress bar, text and picture on a node, all without JavaScript."""
+    """The progress bar, text and image on a node, all without JavaScript."""
 
     def __init__(self, node_id: str):
         self.node_id, self.bar, self.value, self.sent = node_id, None, 0, 0.0
-        self.picture, self.drawn = None, 0.0
+        self.image, self.drawn = None, 0.0
 
-    def show(self, text: str, done: int = 0, total: int = 0, picture: Image.Image | None = None,
+    def show(self, text: str, done: int = 0, total: int = 0, image: Image.Image | None = None,
              reached: float | None = None):
-        """Show `text`, a bar and a picture, which stays until the next. The bar stands at `reached`, the share of all that
+        """Show `text`, a bar and an image, which stays until the next. The bar stands at `reached`, the share of all that
         the node has to do, or at done / total where the text counts all of it. It never goes back."""
         now = time.monotonic()
         if now - self.sent > 0.1 or done == total:  # ten messages a second are enough for anybody
             show_text(text, self.node_id)
             self.sent = now
-        if picture is None and now - self.drawn > DRAWN_AGAIN:
-            picture = self.picture
-        if picture is not None:
-            self.picture, self.drawn = picture, now
+        if image is None and now - self.drawn > DRAWN_AGAIN:
+            image = self.image
+        if image is not None:
+            self.image, self.drawn = image, now
         if reached is None and total:
             reached = done / total
         if reached is not None:
             self.bar = self.bar or comfy.utils.ProgressBar(BAR, node_id=self.node_id)
             self.value = max(self.value, round(BAR * reached))
-            preview = ("JPEG", picture, 768) if picture is not None else None
+            preview = ("JPEG", image, 768) if image is not None else None
             self.bar.update_absolute(self.value, BAR, preview)
 
-    def take_picture_away(self):
-        """Make room for the node's output images: frontends show the last live picture in their place, until they hear of a
+    def take_image_away(self):
+        """Make room for the node's output images: frontends show the last live image in their place, until they hear of a
         node that did not run and now runs. They take it away a moment later."""
         context, server = get_executing_context(), PromptServer.instance
-        if self.picture is None or context is None or server.client_id is None:
+        if self.image is None or context is None or server.client_id is None:
             return
-        self.picture = None
+        self.image = None
         server.send_sync("progress_state", {"prompt_id": context.prompt_id, "nodes": {}}, server.client_id)
         comfy.utils.ProgressBar(BAR, node_id=self.node_id).update_absolute(self.value, BAR)
-        time.sleep(PICTURE_GONE)
+        time.sleep(IMAGE_GONE)
 
 
 def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None]):

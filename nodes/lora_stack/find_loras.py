@@ -160,7 +160,7 @@ class InspectLora(io.ComfyNode):
             node_id="FineTuneInspectLora",
             display_name="LoRA Inspector",
             category=CATEGORY,
-            description="Shows what is in a LoRA file: the size of its change in every block as a picture, ranks, method, "
+            description="Shows what is in a LoRA file: the size of its change in every block as an image, ranks, method, "
                         "base model, trigger words, metadata; with a model connected also what would not load, and why.",
             is_output_node=True,
             inputs=[
@@ -194,10 +194,10 @@ class InspectLora(io.ComfyNode):
         if triggers := triggers_of(file.metadata):
             lines.append(f"Trigger words: {', '.join(plain(word, 100) for word in triggers[:10])}.")
         lines += loading
-        picture = draw_norms(facts["norms"], plain(lora_name, 100), lines)
+        image = draw_norms(facts["norms"], plain(lora_name, 100), lines)
         metadata = [f"{plain(key, 100)}: {plain(value, 400)}" for key, value in sorted(file.metadata.items())[:200]]
         report = "\n".join([*lines, *(["Metadata:", *metadata] if metadata else ["The file has no metadata."])])
-        pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+        pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
         return io.NodeOutput(pixels, report, ui={**ui.PreviewImage(pixels, cls=cls).as_dict(), "text": [report]})
 
 

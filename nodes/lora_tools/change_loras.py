@@ -228,7 +228,7 @@ class EditLoraMetadata(io.ComfyNode):
             display_name="Edit LoRA Metadata",
             category=CATEGORY,
             description="Writes title, author, description, trigger words and tags into a copy of a LoRA, and can forget "
-                        "what tells of the training pictures before a file is shared. Weights and hash stay the same.",
+                        "what tells of the training images before a file is shared. Weights and hash stay the same.",
             is_output_node=True,
             inputs=[
                 lora_input("lora", "The LoRA to edit. It stays as it is; a copy is written."),

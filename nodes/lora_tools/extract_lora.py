@@ -109,11 +109,11 @@ class ExtractLora(io.ComfyNode):
                 load_file(run.artifact), report["family"], base_path, tuned_path, *configs))
         lora_name, summary = made.names["lora"], summarise(made)
         made.progress.show(summary, 1, 1)
-        picture = Image.open(made.run.folder / FILE).convert("RGB")
-        image = torch.from_numpy(np.asarray(picture, np.float32) / 255)[None]
+        chart = Image.open(made.run.folder / FILE).convert("RGB")
+        image = torch.from_numpy(np.asarray(chart, np.float32) / 255)[None]
         return io.NodeOutput(
             load_file(made.file), lora_name, [(lora_name, 1.0, 1.0)], image, table(made.report), summary,
-            ui={"text": [summary], "lora": [lora_name], "images": [host.saved_picture(made.run.folder / FILE)]})
+            ui={"text": [summary], "lora": [lora_name], "images": [host.saved_image(made.run.folder / FILE)]})
 
     @classmethod
     def _side(cls, stack: ExitStack, side: str, choice: str, base, model, clip) -> tuple[Path, str]:

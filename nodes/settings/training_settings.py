@@ -90,7 +90,7 @@ class ObjectiveSettings(io.ComfyNode):
                                tooltip="Lets low noise levels count less, so that training converges faster (Hang et "
                                        "al. 2023). 5 is usual; 0 switches it off. Not used by flow models."),
                 io.Float.Input("noise_offset", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Lets very dark and very bright pictures be learnt; 0.05 to 0.1 is usual."),
+                               tooltip="Lets very dark and very bright images be learnt; 0.05 to 0.1 is usual."),
                 io.Float.Input("flow_shift", default=1.0, min=0.1, max=100.0, step=0.1,
                                tooltip="Flow models only: above 1 trains more at high noise."),
                 *noise_inputs(),
@@ -122,8 +122,8 @@ def noise_inputs() -> list:
                                 tooltip="A little noise that the model is not told of, which makes it forgive the small "
                                         "errors of drawing. 0.1 is usual; 0 switches it off.")),
         advanced(io.Float.Input("image_noise", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
-                                tooltip="Grain on the training pictures themselves, new in every step, against learning "
-                                        "few pictures by heart. Keep it below 0.05: the grain is learnt too. 0 switches it "
+                                tooltip="Grain on the training images themselves, new in every step, against learning "
+                                        "few images by heart. Keep it below 0.05: the grain is learnt too. 0 switches it "
                                         "off.")),
     ]
 
@@ -132,7 +132,7 @@ def loss_inputs() -> list:
     return [
         advanced(io.Combo.Input("loss", options=["l2", "l1", "huber"], default="l2", optional=True,
                                 tooltip="How an error counts. l2: by its square, the usual choice. l1: by its size. huber: "
-                                        "small errors squared, large ones by size, so that odd or damaged pictures of the "
+                                        "small errors squared, large ones by size, so that odd or damaged images of the "
                                         "dataset disturb less.")),
         advanced(io.Float.Input("huber_c", default=0.1, min=0.001, max=10.0, step=0.01, optional=True,
                                 tooltip="Errors above this count by their size. 0.1 is usual. Read with loss: huber.")),
@@ -148,11 +148,11 @@ def loss_inputs() -> list:
 def noise_level_inputs() -> list:
     return [
         advanced(io.Boolean.Input("zero_terminal_snr", default=False, optional=True,
-                                  tooltip="Trains up to pure noise, so that very dark and very bright pictures become "
+                                  tooltip="Trains up to pure noise, so that very dark and very bright images become "
                                           "possible. Only for models that predict v. Draw with ModelSamplingDiscrete: "
                                           "v_prediction, zsnr on.")),
         advanced(io.Float.Input("minimum_timestep", default=0.0, min=0.0, max=0.999, step=0.01, optional=True,
-                                tooltip="The lowest noise level that is trained; 0 is the clean picture. 0 is usual; 0.3 "
+                                tooltip="The lowest noise level that is trained; 0 is the clean image. 0 is usual; 0.3 "
                                         "leaves fine detail as the base has it.")),
         advanced(io.Float.Input("maximum_timestep", default=1.0, min=0.001, max=1.0, step=0.01, optional=True,
                                 tooltip="The highest noise level that is trained; 1 is pure noise. 1 is usual; 0.6 leaves "
@@ -172,9 +172,9 @@ def noise_level_inputs() -> list:
 def mask_inputs() -> list:
     return [
         advanced(io.Boolean.Input("masked", default=False, optional=True,
-                                  tooltip="Learn what the pictures' masks leave white, and little of the rest. Masks are "
-                                          "files beside the pictures (cat-masklabel.png, cat_mask.png, masks/cat.png) or "
-                                          "the pictures' transparency.")),
+                                  tooltip="Learn what the images' masks leave white, and little of the rest. Masks are "
+                                          "files beside the images (cat-masklabel.png, cat_mask.png, masks/cat.png) or "
+                                          "the images' transparency.")),
         advanced(io.Float.Input("unmasked_weight", default=0.1, min=0.0, max=1.0, step=0.01, optional=True,
                                 tooltip="How much the black parts of a mask count. 0.1 is usual; at 0 nothing is learnt "
                                         "there, and what is drawn there may drift.")),
@@ -201,13 +201,13 @@ class MemorySettings(io.ComfyNode):
                                        "in 8 bits, half of bf16. int8 is a little more exact. Not for full fine-tuning."),
                 io.Boolean.Input("compile", default=False,
                                  tooltip="Lets torch compile the denoiser: minutes at the start, faster steps after. Needs "
-                                         "a compiler; pays in long runs with one picture size."),
+                                         "a compiler; pays in long runs with one image size."),
                 advanced(io.Combo.Input("caption_cache", options=["auto", "always"], default="auto", optional=True,
                                         tooltip="auto: captions are encoded once, before the first step, except those that "
                                                 "change from step to step or whose text encoder is trained. always: insist "
                                                 "on that, which saves the encoders' memory; such a run is refused.")),
                 advanced(io.Int.Input("cache_days", default=30, min=1, max=3650, optional=True,
-                                      tooltip="Encoded pictures and captions that no run has used for so many days are "
+                                      tooltip="Encoded images and captions that no run has used for so many days are "
                                               "removed from the disk when a run starts. They can always be made again.")),
             ],
             outputs=[sockets.Memory.Output(display_name="memory")],

@@ -43,28 +43,28 @@ def data_inputs(file: str, name: str) -> list:
     """Base, dataset and name. `file` says in words where the result goes."""
     return [
         sockets.Base.Input("base", tooltip="The model to train on: Base Model or Load Demo Base."),
-        sockets.Dataset.Input("dataset", tooltip="Pictures with captions: Load Image Dataset."),
+        sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
         io.String.Input("name", default=name,
                         tooltip=f"Names the run and the {file}. A name that is taken by another run gets -2, -3, …"),
     ]
 
 
 def run_inputs(batch_size: int = 1) -> list:
-    """Pictures, previews, checkpoints and seed: the same widgets on every Train node."""
+    """Images, previews, checkpoints and seed: the same widgets on every Train node."""
     return [
         io.Int.Input("batch_size", default=batch_size, min=1, max=1024,
-                     tooltip="Pictures at once. Larger is steadier and needs more memory."),
+                     tooltip="Images at once. Larger is steadier and needs more memory."),
         io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
-                     tooltip="Pixels of a square picture's side; other shapes get about the same area. SD 1.x 512, SD 2.x "
+                     tooltip="Pixels of a square image's side; other shapes get about the same area. SD 1.x 512, SD 2.x "
                              "768, SDXL 1024, demo base 64."),
         io.String.Input("preview_prompts", default="", multiline=True,
-                        tooltip="One prompt a line. A picture of each is drawn during training and shown here."),
+                        tooltip="One prompt a line. An image of each is drawn during training and shown here."),
         io.Int.Input("preview_every", default=100, min=0, max=1_000_000, tooltip="Steps between previews; 0 for none."),
         io.Int.Input("checkpoint_every", default=250, min=0, max=1_000_000,
                      tooltip="Steps between checkpoints, from which a killed run goes on. 0: only on cancel."),
         # Not "seed": frontends put a randomize control beside that, and every queue would be a new run.
         io.Int.Input("training_seed", default=0, min=0, max=MAXIMUM_SEED,
-                     tooltip="Another seed is another run, with other noise and another order of pictures."),
+                     tooltip="Another seed is another run, with other noise and another order of images."),
     ]
 
 
@@ -96,7 +96,7 @@ def batch_inputs() -> list:
                                 tooltip="Share of captions left out; 0.05 to 0.1 lets what is learnt act without its "
                                         "trigger too.")),
         advanced(io.Boolean.Input("buckets", default=True, optional=True,
-                                  tooltip="Keep the pictures' shapes. Off: every picture is cropped square.")),
+                                  tooltip="Keep the images' shapes. Off: every image is cropped square.")),
         *late_batch_inputs(),
     ]
 
@@ -113,15 +113,15 @@ def late_batch_inputs() -> list:
 
 
 def prior_inputs() -> list:
-    """Class pictures turn fine-tuning into DreamBooth, with prior preservation."""
+    """Class images turn fine-tuning into DreamBooth, with prior preservation."""
     return [
         sockets.Dataset.Input("class_images", optional=True,
-                            tooltip="Pictures of the subject's class (dogs, for one dog), trained along so that the class "
+                            tooltip="Images of the subject's class (dogs, for one dog), trained along so that the class "
                                     "is not forgotten: Load Image Dataset, or Class Images, which lets the base draw them."),
         advanced(io.Float.Input("prior_weight", default=1.0, min=0.0, max=100.0, step=0.05, optional=True,
-                                tooltip="How much the class pictures count, compared with the subject's. 1 is usual.")),
+                                tooltip="How much the class images count, compared with the subject's. 1 is usual.")),
         advanced(io.Float.Input("prior_ratio", default=1.0, min=0.05, max=16.0, step=0.05, optional=True,
-                                tooltip="Class pictures trained for every picture of the subject. 1 is usual; less is "
+                                tooltip="Class images trained for every image of the subject. 1 is usual; less is "
                                         "faster.")),
     ]
 
@@ -180,16 +180,16 @@ class Finished:
             f"{first}; {effect}.",
             f"Loss {report['loss_first_tenth']:.4f} in the first tenth of the steps, "
             f"{report['loss_last_tenth']:.4f} in the last.",
-            f"{counted(report['steps'], 'step')} × {counted(training.batch_size * training.accumulation, 'picture')} of "
+            f"{counted(report['steps'], 'step')} × {counted(training.batch_size * training.accumulation, 'image')} of "
             f"{training.resolution} px on {self.spec.base.name}, learning rate {self.spec.optimizer.learning_rate:g}.",
             *validation_lines(report),
             *lines,
         ]
         return "\n".join([*lines, *(f"Note: {note}." for note in report["notes"])])
 
-    def pictures(self) -> list[dict]:
+    def images(self) -> list[dict]:
         """The strip of previews and the chart of the losses, for the node's own display."""
-        return [host.saved_picture(path) for path in (self.run.strip_path, self.run.chart_path) if path.exists()]
+        return [host.saved_image(path) for path in (self.run.strip_path, self.run.chart_path) if path.exists()]
 
     def show(self, summary: str):
         self.progress.show(summary, 1, 1)
@@ -201,8 +201,8 @@ def validation_lines(report: dict) -> list[str]:
     first, best, step, last = (report["validation"][name] for name in ("first", "best", "best_step", "last"))
     lines = [f"Validation loss {first:.4f} before the training, best {best:.4f} at step {step}, last {last:.4f}."]
     if best >= first:
-        lines.append("It never fell below that of the base: nothing was learnt that holds for other pictures. Use more "
-                     "pictures, a lower learning rate or a lower rank.")
+        lines.append("It never fell below that of the base: nothing was learnt that holds for other images. Use more "
+                     "images, a lower learning rate or a lower rank.")
     return lines
 
 
@@ -250,12 +250,12 @@ def train(run: Run, spec: RunSpec, progress: host.NodeProgress, lines: Sequence[
     host.free_memory()
     with TrainingProcess(run) as process:
         host.follow(process.events(), process.cancel, Display(run, spec, progress, notes=list(lines)).show)
-    progress.take_picture_away()
+    progress.take_image_away()
 
 
 @dataclass
 class Display:
-    """Events as text, bar and picture on the node."""
+    """Events as text, bar and image on the node."""
 
     run: Run
     spec: RunSpec
@@ -286,10 +286,10 @@ class Display:
                 line += "\nlearning rate " + ", ".join(f"{name}: {rate:.3g}" for name, rate in rates.items())
             self.progress.show("\n".join([line, *self.notes]), event["step"], total, reached=reached)
         elif kind == "preview":
-            picture = preview_at(event["path"], self.spec.previews)
-            self.progress.show(f"preview at step {event['step']}", picture=picture, reached=reached)
+            image = preview_at(event["path"], self.spec.previews)
+            self.progress.show(f"preview at step {event['step']}", image=image, reached=reached)
         elif kind == "overview":
-            self.progress.show("the whole run at a glance", picture=picture_at(event["path"]), reached=reached)
+            self.progress.show("the whole run at a glance", image=image_at(event["path"]), reached=reached)
         elif kind == "finished":
             self.progress.show("finished", reached=reached)
         elif kind == "cancelling":
@@ -313,7 +313,7 @@ class Display:
                 "go on.")
 
 
-def picture_at(path: str | Path) -> Image.Image | None:
+def image_at(path: str | Path) -> Image.Image | None:
     """None where it was removed: it is for looking at only."""
     try:
         return Image.open(path).convert("RGB")
@@ -322,9 +322,9 @@ def picture_at(path: str | Path) -> Image.Image | None:
 
 
 def preview_at(path: str, previews: PreviewSpec) -> Image.Image | None:
-    """The pictures of a step, arranged for the node; None where they were removed."""
+    """The images of a step, arranged for the node; None where they were removed."""
     try:
-        return sheet_on_node(Path(path), previews.prompts, previews.pictures)
+        return sheet_on_node(Path(path), previews.prompts, previews.images)
     except OSError:
         return None
 

@@ -1,4 +1,4 @@
-"""The Train DreamBooth node: full fine-tuning, with prior preservation where class pictures are connected."""
+"""The Train DreamBooth node: full fine-tuning, with prior preservation where class images are connected."""
 from pathlib import Path
 
 from comfy_api.latest import io
@@ -30,7 +30,7 @@ class TrainDreamBooth(io.ComfyNode):
                              tooltip="Optimizer steps. 800 is usual for a subject with class images, 400 without."),
                 io.Float.Input("learning_rate", default=5e-6, min=1e-9, max=10.0, step=1e-7,
                                tooltip="5e-6 is usual; 2e-6 when the text encoder learns too. Much lower than for a LoRA. "
-                                       "Too high: the model forgets, pictures break, or the loss becomes NaN."),
+                                       "Too high: the model forgets, images break, or the loss becomes NaN."),
                 io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=10.0, step=1e-7,
                                tooltip="Above 0 the text encoder learns too, usually at the same 2e-6. Catches faces and "
                                        "new words better, and needs more memory."),
@@ -88,7 +88,7 @@ class TrainDreamBooth(io.ComfyNode):
                                                "Train nodes read. Set shard_size to 0 on Train DreamBooth.")
         return io.NodeOutput(
             model, clip, vae, trained, ckpt_name, {"loss": finished.run.losses()}, summary,
-            ui={"text": [summary], "images": finished.pictures(),
+            ui={"text": [summary], "images": finished.images(),
                 **({"checkpoint": [ckpt_name]} if "checkpoint" in finished.names else {})},
         )
 
@@ -100,12 +100,12 @@ def tensor_files(run, report: dict) -> list[Path]:
 def summarise(finished: run_training.Finished) -> str:
     report, method, spec = finished.report, finished.spec.method, finished.spec
     saved = finished.names.get("checkpoint") or f"{len(report['files']) - 1} shards in {finished.run.name}"
-    prior = spec.prior and f"{counted(len(spec.prior.dataset.pictures), 'class picture')}, weight {spec.prior.weight:g}"
+    prior = spec.prior and f"{counted(len(spec.prior.dataset.images), 'class image')}, weight {spec.prior.weight:g}"
     frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"
     text = f"text encoder at {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else "denoiser only"
     return finished.summarise(
         load_line(saved, tensor_files(finished.run, report), report["keys"]),
         f"Weights moved by {report['relative_change']:.2%} of their length; {text}, {frozen}; "
-        f"{prior or 'no class pictures'}.",
+        f"{prior or 'no class images'}.",
         f"{report['bytes'] / 1e9:.2f} GB in {method.file_precision}.",
     )

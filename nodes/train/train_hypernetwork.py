@@ -41,13 +41,13 @@ class TrainHypernetwork(io.ComfyNode):
                 io.Boolean.Input("activate_output", default=False,
                                  tooltip="The activation after the last layer too, which limits how the output can push."),
                 io.Combo.Input("widths", default="all", options=["all", "cross-attention", "self-attention"],
-                               tooltip="Where it acts. cross-attention: on the prompt only. self-attention: on the picture "
+                               tooltip="Where it acts. cross-attention: on the prompt only. self-attention: on the image "
                                        "only. Files know widths alone, so where both have the same width it acts on both."),
                 *run_training.run_inputs(),
                 *run_training.setting_inputs(),
                 advanced(io.Float.Input("dropout", default=0.0, min=0.0, max=0.95, step=0.05, optional=True,
                                         tooltip="Switches hidden numbers off at random while training; 0.1 to 0.3 counters "
-                                                "overfitting. The file has none, so pictures are not noisy.")),
+                                                "overfitting. The file has none, so images are not noisy.")),
                 advanced(io.Combo.Input("initialisation", default="normal", optional=True,
                                         options=["normal", "xavier uniform", "xavier normal", "kaiming uniform",
                                                  "kaiming normal"],
@@ -89,7 +89,7 @@ class TrainHypernetwork(io.ComfyNode):
         )
         finished.show(summary)
         return io.NodeOutput(file, {"loss": finished.run.losses()}, summary,
-                             ui={"text": [summary], "hypernetwork": [file], "images": finished.pictures()})
+                             ui={"text": [summary], "hypernetwork": [file], "images": finished.images()})
 
 
 def parse_structure(text: str) -> tuple[float, ...]:

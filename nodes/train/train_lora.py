@@ -56,7 +56,7 @@ class TrainLora(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 sockets.Base.Input("base", tooltip="The model to train on: Base Model or Load Demo Base."),
-                sockets.Dataset.Input("dataset", tooltip="Pictures with captions: Load Image Dataset."),
+                sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
                 io.String.Input("name", default="my_lora",
                                 tooltip="Names the run and the file in output/loras. A name that is taken by another "
                                         "run gets -2, -3, …"),
@@ -66,9 +66,9 @@ class TrainLora(io.ComfyNode):
                                        "from published recipes for the base, and those widgets are not read; the node says "
                                        "which numbers are used."),
                 io.Int.Input("steps", default=1500, min=1, max=1_000_000,
-                             tooltip="Optimizer steps. 50 to 100 per picture is a start for a subject or style."),
+                             tooltip="Optimizer steps. 50 to 100 per image is a start for a subject or style."),
                 io.Float.Input("learning_rate", default=1e-4, min=1e-8, max=10.0, step=1e-6,
-                               tooltip="1e-4 is usual for LoRA, 1 with the optimizer prodigy. Too high: pictures break or "
+                               tooltip="1e-4 is usual for LoRA, 1 with the optimizer prodigy. Too high: images break or "
                                        "the loss becomes NaN."),
                 io.Int.Input("rank", default=16, min=1, max=1024,
                              tooltip="Size of the LoRA. 4 to 16 for a style or subject, 32 and more for many concepts."),
@@ -78,9 +78,9 @@ class TrainLora(io.ComfyNode):
                                options=["attention", "attention and feed-forward", "all with convolutions", "pattern"],
                                tooltip="Which layers get an adapter. More layers learn more and make larger files."),
                 io.Int.Input("batch_size", default=1, min=1, max=1024,
-                             tooltip="Pictures at once. Larger is steadier and needs more memory."),
+                             tooltip="Images at once. Larger is steadier and needs more memory."),
                 io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
-                             tooltip="Pixels of a square picture's side; other shapes get about the same area. SD 1.x "
+                             tooltip="Pixels of a square image's side; other shapes get about the same area. SD 1.x "
                                      "512, SD 2.x 768, SDXL 1024, demo base 64."),
                 io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=10.0, step=1e-6,
                                tooltip="Above 0 the text encoder learns too, at about a half to a tenth of the learning "
@@ -91,26 +91,26 @@ class TrainLora(io.ComfyNode):
                 io.Boolean.Input("gradient_checkpointing", default=False,
                                  tooltip="Needs much less memory and about a quarter more time."),
                 io.String.Input("preview_prompts", default="", multiline=True,
-                                tooltip="One prompt a line. A picture of each is drawn during training and shown here."),
+                                tooltip="One prompt a line. An image of each is drawn during training and shown here."),
                 io.Int.Input("preview_every", default=100, min=0, max=1_000_000,
                              tooltip="Steps between previews; 0 for none."),
                 io.Int.Input("checkpoint_every", default=250, min=0, max=1_000_000,
                              tooltip="Steps between checkpoints, from which a killed run goes on. 0: only on cancel."),
                 # Not "seed": frontends put a randomize control beside that, and every queue would be a new run.
                 io.Int.Input("training_seed", default=0, min=0, max=MAXIMUM_SEED,
-                             tooltip="Another seed is another run, with other noise and another order of pictures."),
+                             tooltip="Another seed is another run, with other noise and another order of images."),
                 sockets.Optimizer.Input("optimizer", optional=True, tooltip="Default: AdamW, weight decay 0.01."),
                 sockets.Schedule.Input("schedule", optional=True, tooltip="Default: constant, no warm-up."),
                 sockets.Objective.Input("objective", optional=True, tooltip="Default: no loss weighting, no noise offset."),
                 advanced(io.Int.Input("accumulation", default=1, min=1, max=1024, optional=True,
                                       tooltip="Batches per step: the effect of a larger batch without its memory.")),
                 advanced(io.Float.Input("dropout", default=0.0, min=0.0, max=0.95, step=0.05, optional=True,
-                                        tooltip="Dropout inside the LoRA; 0.1 counters overfitting on few pictures.")),
+                                        tooltip="Dropout inside the LoRA; 0.1 counters overfitting on few images.")),
                 advanced(io.Float.Input("caption_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
                                         tooltip="Share of captions left out; 0.05 to 0.1 makes the LoRA act without "
                                                 "its trigger too.")),
                 advanced(io.Boolean.Input("buckets", default=True, optional=True,
-                                          tooltip="Keep the pictures' shapes. Off: every picture is cropped square.")),
+                                          tooltip="Keep the images' shapes. Off: every image is cropped square.")),
                 advanced(io.String.Input("target_pattern", default="", optional=True,
                                          tooltip="Regular expression over layer names, for targets: pattern. Example: "
                                                  "attn2\\.to_[kv]$")),
@@ -152,7 +152,7 @@ class TrainLora(io.ComfyNode):
         finished.show(summary)
         return io.NodeOutput(
             load_file(finished.path("lora")), {"loss": finished.run.losses()}, lora_name, [(lora_name, 1.0, 1.0)], summary,
-            ui={"text": [summary], "lora": [lora_name], "images": finished.pictures(),
+            ui={"text": [summary], "lora": [lora_name], "images": finished.images(),
                 **({"finetune_used": [shown(chosen)]} if chosen else {})},
         )
 
@@ -166,7 +166,7 @@ def recommendation(base, dataset, widgets: dict) -> dict:
     """What the preset chooses instead of the widgets; nothing with custom."""
     if widgets.pop("preset") != RECOMMENDED:
         return {}
-    recipe = recommended(base, len(dataset.pictures))
+    recipe = recommended(base, len(dataset.images))
     objective = widgets.get("objective") or checked(ObjectiveSpec, min_snr_gamma=recipe.min_snr_gamma)
     return {**{field: getattr(recipe, field) for field in RECOMMENDED_FIELDS}, "objective": objective}
 
@@ -179,10 +179,10 @@ def shown(chosen: dict) -> dict:
 def recommendation_line(spec: RunSpec) -> str:
     """What is used, while it runs and afterwards, because the widgets show other numbers."""
     method, run, previews = spec.method, spec.training, spec.previews
-    pictures = "picture" if run.batch_size == 1 else "pictures"
+    images = "image" if run.batch_size == 1 else "images"
     every = f"previews every {previews.every} steps" if previews.every else "no previews"
     text = f", text encoder {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else ""
-    return (f"Recommended for this base and used instead of the widgets: {run.steps} steps of {run.batch_size} {pictures}, "
+    return (f"Recommended for this base and used instead of the widgets: {run.steps} steps of {run.batch_size} {images}, "
             f"{run.resolution} px, learning rate {spec.optimizer.learning_rate:g}{text}, rank {method.rank}, "
             f"alpha {method.alpha:g}, {method.targets}, min-SNR {spec.objective.min_snr_gamma:g}, {every}.")
 

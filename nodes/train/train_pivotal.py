@@ -43,7 +43,7 @@ class TrainPivotal(io.ComfyNode):
                 *setting_inputs(),
                 *late_word_inputs(0.5),
                 advanced(io.Float.Input("dropout", default=0.0, min=0.0, max=0.95, step=0.05, optional=True,
-                                        tooltip="Dropout inside the LoRA; 0.1 counters overfitting on few pictures.")),
+                                        tooltip="Dropout inside the LoRA; 0.1 counters overfitting on few images.")),
                 advanced(io.String.Input("target_pattern", default="", optional=True,
                                          tooltip="Regular expression over layer names, for targets: pattern. Example: "
                                                  "attn2\\.to_[kv]$")),
@@ -89,7 +89,7 @@ class TrainPivotal(io.ComfyNode):
         return io.NodeOutput(
             load_file(finished.path("lora")), lora_name, load_embedding(finished.path("embedding")), prompt,
             {"loss": finished.run.losses()}, summary,
-            ui={"text": [summary], "lora": [lora_name], "images": finished.pictures()},
+            ui={"text": [summary], "lora": [lora_name], "images": finished.images()},
         )
 
 

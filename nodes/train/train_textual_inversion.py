@@ -89,7 +89,7 @@ class TrainTextualInversion(io.ComfyNode):
         return io.NodeOutput(
             load_embedding(finished.path("embedding")), prompt.removeprefix("embedding:"), prompt,
             {"loss": finished.run.losses()}, summary,
-            ui={"text": [summary], "images": finished.pictures()},
+            ui={"text": [summary], "images": finished.images()},
         )
 
 

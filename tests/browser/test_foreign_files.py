@@ -78,13 +78,13 @@ def test_a_card_warns_where_the_base_does_not_fit(page):
     page.control(1, "card").click()
     card = page.page.locator(".ftls-card")
     card.locator("img").wait_for()
-    assert card.locator("img").evaluate("(picture) => picture.decode().then(() => picture.naturalWidth)") == 96
+    assert card.locator("img").evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 96
     assert "Ink Wash" in card.inner_text() and "rank 4" in card.inner_text() and card.locator(".ftls-warning").count() == 0
     card.locator(".ftls-word").get_by_text("brush line").click()
     assert page.page.evaluate("() => navigator.clipboard.readText()") == "brush line"
 
 
-def test_pictures_of_the_editor_in_both_themes(page, tmp_path_factory):
+def test_images_of_the_editor_in_both_themes(page, tmp_path_factory):
     """Screenshots to look at. The test sees to it that light is light, dark is dark, and text stands out from its ground."""
     rows = [{"lora": INK, "model": 0.8},
             {"lora": "people/Anna.safetensors", "model": 0.6, "text": -0.25, "blocks": "OUTD, IN04=0.5"},

@@ -50,10 +50,10 @@ def test_hostile_texts_are_shown_as_text(page, tmp_path_factory):
     shown = graph.wait_for_text("trigger", "captions changed")
     for caption in CAPTIONS:
         assert as_shown(caption) in as_shown(shown), caption
-    assert DATASET in graph.wait_for_text("data", "pictures")
+    assert DATASET in graph.wait_for_text("data", "images")
     assert f"{SCRIPT}.png" in graph.wait_for_text("names", "captions changed")
     assert as_shown(CAPTIONS[4]) in as_shown(graph.text("names"))
-    graph.wait_for_text("report", "pictures")
+    graph.wait_for_text("report", "images")
     assert "modelspec.title: <script>window.hacked=1</script>" in graph.wait_for_text("lora", "Metadata")
     page.page.screenshot(path=tmp_path_factory.mktemp("hostile") / f"{page.renderer}.png")
     assert SCRIPT in graph.wait_for_text("write", "Caption files")
@@ -121,7 +121,7 @@ def test_cancel_is_said_and_what_is_saved(page, phase):
 
 
 def test_a_run_is_seen_again_after_a_reload_and_only_in_its_page(page, host, browser):
-    """And its picture; a second page with the same graph sees nothing of it."""
+    """And its image; a second page with the same graph sees nothing of it."""
     graph = train(page, name=f"reloaded {page.renderer}", steps=100_000, preview_every=90_000, preview_prompts="a lion")
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     try:
@@ -142,14 +142,14 @@ def test_a_run_is_seen_again_after_a_reload_and_only_in_its_page(page, host, bro
         context.close()
 
 
-def test_a_finished_run_shows_its_pictures_once_and_its_text_after_a_reload_and_out_of_the_cache(page, host, browser):
+def test_a_finished_run_shows_its_images_once_and_its_text_after_a_reload_and_out_of_the_cache(page, host, browser):
     graph = train(page, name=f"finished {page.renderer}", steps=4, preview_every=2, preview_prompts="a lion\na cup\na tree")
     host.follow(graph.queue())
     said = graph.wait_for_text("train", "loads in ComfyUI")
     page.page.wait_for_timeout(1000)
-    pictures = graph.pictures("train")
-    assert any("progress.png" in each for each in pictures) and not any(each.startswith("blob:") for each in pictures)
-    assert "pictures of" in graph.wait_for_text("data", "pictures")
+    images = graph.images("train")
+    assert any("progress.png" in each for each in images) and not any(each.startswith("blob:") for each in images)
+    assert "images of" in graph.wait_for_text("data", "images")
     graph.load_anew()
     assert graph.wait_for_text("train", "loads in ComfyUI") == said
     host.follow(graph.queue())

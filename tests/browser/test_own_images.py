@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 TEMPLATE = "1 Train a LoRA on my own images"
-FOLDER = "input/my pictures"
+FOLDER = "input/my images"
 PLACE = """([type, name]) => {
   const node = app.graph._nodes.find((each) => each.type === type);
   const widget = node.widgets.find((each) => each.name === name);
@@ -21,7 +21,7 @@ READABLE = 0.571
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_pictures(host):
+def own_images(host):
     folder = host.input / FOLDER.removeprefix("input/")
     folder.mkdir(exist_ok=True)  # once for each renderer
     for number, colour in enumerate(("red", "green", "blue")):
@@ -64,7 +64,7 @@ class Person:
         return self.editor.host.follow(answer.value.json()["prompt_id"])
 
 
-def test_from_a_folder_of_pictures_to_a_lora(open_page):
+def test_from_a_folder_of_images_to_a_lora(open_page):
     open_page.open()  # anew, because the page lists the folders that there were
     person = Person(open_page)
     person.open_template(TEMPLATE)
@@ -75,7 +75,7 @@ def test_from_a_folder_of_pictures_to_a_lora(open_page):
     nodes = {node["type"]: str(node["id"]) for node in open_page.workflow()["nodes"]}
     train = outputs[nodes["FineTuneTrainLora"]]
     assert train["lora"] == ["my_lora.safetensors"] and (open_page.host.output / "loras" / "my_lora.safetensors").is_file()
-    assert ("Recommended for this base and used instead of the widgets: 150 steps of 3 pictures, 64 px, learning rate "
+    assert ("Recommended for this base and used instead of the widgets: 150 steps of 3 images, 64 px, learning rate "
             "0.0002, rank 8, alpha 8, all with convolutions, min-SNR 0, previews every 50 steps.") in train["text"][0]
     assert len(outputs[nodes["SaveImage"]]["images"]) == 1
     report = json.loads((open_page.host.output / "finetune" / "my_lora" / "spec.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The stack editor as people use it: by mouse and by keyboard, undone and redone, saved and loaded, and the same picture."""
+"""The stack editor as people use it: by mouse and by keyboard, undone and redone, saved and loaded, and the same image."""
 import json
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from finetune.trainers.stacking import parse_rows
 from finetune.trainers.stacking.cards import data_bytes, hashes_of
 from support.editor_page import STACK
-from support.graphs import pictures_of, sampling
+from support.graphs import images_of, sampling
 
 IS_TEXT = f"(text) => {STACK}.widgets[0].value === text"
 INK, PAPER, ANNA = "styles/ink wash.safetensors", "styles/paper cut.safetensors", "people/Anna.safetensors"
@@ -31,7 +31,7 @@ def expected(host) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def python_picture(host) -> np.ndarray:
+def python_image(host) -> np.ndarray:
     """What the Python side draws with the same stack given directly as an API prompt."""
     prompt = {
         "demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}},
@@ -40,12 +40,12 @@ def python_picture(host) -> np.ndarray:
             "model": ["demo", 0], "clip": ["demo", 1], "lora_stack": ["stack", 0]}}}
     prompt = sampling(prompt, ["apply", 0], ["apply", 1], "direct", seeds=1)
     prompt["direct/sample"]["inputs"]["steps"] = 3
-    return pictures_of(host, host.run(prompt), "direct/save")
+    return images_of(host, host.run(prompt), "direct/save")
 
 
-def check_the_stack(page, host, python_picture, anew: bool):
+def check_the_stack(page, host, python_image, anew: bool):
     """What was built is what it should be: in the page, in the saved workflow (`anew`: in a page that knows nothing else),
-    in the API prompt, and as a picture."""
+    in the API prompt, and as an image."""
     assert page.names == ["Anna", "ink wash", "paper cut"]
     assert meanings(page.text) == meanings(json.dumps(expected(host)))
     text, workflow = page.text, page.workflow()
@@ -60,7 +60,7 @@ def check_the_stack(page, host, python_picture, anew: bool):
     assert sent == {"rows": text}
     outputs = page.queue()
     (saved,) = [node for node, output in outputs.items() if "images" in output]
-    assert np.array_equal(pictures_of(host, outputs, saved), python_picture)
+    assert np.array_equal(images_of(host, outputs, saved), python_image)
 
 
 def undo_and_redo(page, texts: list[str], count: int | None = None):
@@ -84,7 +84,7 @@ class Texts(list):
         self.append(page.text)
 
 
-def test_a_stack_of_three_by_mouse(page, host, python_picture):
+def test_a_stack_of_three_by_mouse(page, host, python_image):
     where, texts = page.view(), Texts([page.text])
 
     for name in ("ink wash", "paper cut", "Anna"):
@@ -143,10 +143,10 @@ def test_a_stack_of_three_by_mouse(page, host, python_picture):
     undo_and_redo(page, texts)
     page.press("Control+z")
     page.page.wait_for_function(IS_TEXT, arg=texts[-2])
-    check_the_stack(page, host, python_picture, anew=True)
+    check_the_stack(page, host, python_image, anew=True)
 
 
-def test_the_same_stack_by_keyboard_alone(page, host, python_picture):
+def test_the_same_stack_by_keyboard_alone(page, host, python_image):
     texts = Texts([page.text])
     page.page.locator(".ftls-add").focus()
     for filtered, name in (("st in", "ink wash"), ("paper", "paper cut"), ("ANNA", "Anna")):
@@ -208,7 +208,7 @@ def test_the_same_stack_by_keyboard_alone(page, host, python_picture):
 
     undo_and_redo(page, texts, 4)
     assert page.focused == [1, "convolution"], "undo builds the nodes anew, but the focus stays where it was"
-    check_the_stack(page, host, python_picture, anew=False)
+    check_the_stack(page, host, python_image, anew=False)
 
 
 def test_escape_and_what_cannot_be_read_change_nothing(page, host):

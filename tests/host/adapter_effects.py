@@ -50,10 +50,10 @@ KINDS = {
 PROMPT = "noto emoji of a lion"
 
 
-def trained(base, method, pictures, folder: Path, steps: int) -> Training:
+def trained(base, method, images, folder: Path, steps: int) -> Training:
     """A finished training with its modules still in memory, in evaluation mode."""
     spec = specs.RunSpec(
-        name="run", base=base, dataset=pictures, method=method, optimizer=specs.OptimizerSpec(learning_rate=1e-2),
+        name="run", base=base, dataset=images, method=method, optimizer=specs.OptimizerSpec(learning_rate=1e-2),
         training=specs.TrainingSpec(steps=steps, batch_size=2, resolution=64), checkpoints=specs.CheckpointSpec(every=0),
         folders=specs.FolderSpec(runs=str(folder), caches=str(folder.parent / "caches")), device="cpu")
     training = Training(spec, open_run(spec), lambda event, **fields: None, lambda: False, make_accelerator(spec))
@@ -138,7 +138,7 @@ def compare_denoising(training: Training, folder: Path, name: str) -> dict:
 
 def main():
     folder, results = Path(sys.argv[2]), {}
-    squares = scan_folder(str(tiny.make_pictures(folder / "squares")), "squares")
+    squares = scan_folder(str(tiny.make_images(folder / "squares")), "squares")
     emoji = scan_folder(str(ROOT / "example_datasets" / "openmoji"), "emoji")
     bases = {family: recognise(str(tiny.make_folder(family, folder / family)), family) for family in ("sd1", "sdxl")}
     demo = recognise(str(host.DEMO_BASE), "demo")

@@ -36,7 +36,7 @@ from finetune.trainers.errors import UserError  # noqa: E402
 from finetune.trainers.families.recognition import recognise  # noqa: E402
 from host_events import plain  # noqa: E402
 from PIL import Image  # noqa: E402
-from support.generated_pictures import photograph  # noqa: E402
+from support.generated_images import photograph  # noqa: E402
 
 PromptServer.instance = SimpleNamespace(
     send_progress_text=lambda html, node, client: TEXTS.append(plain(html)), client_id="somebody",
@@ -70,7 +70,7 @@ def load(folder: str = "input/mine", **inputs):
 
 
 def captions_of(dataset) -> list[str]:
-    return [picture.caption for picture in dataset.pictures]
+    return [image.caption for image in dataset.images]
 
 
 def files() -> dict[str, str]:
@@ -171,13 +171,13 @@ def reporting():
     base = recognise(str(ROOT / "demo_base"), "demo_base")
     found = queue("FineTuneDatasetReport", dataset=load(), resolution=256, trigger="ohwx")
     with_base = queue("FineTuneDatasetReport", dataset=load(), resolution=256, trigger="ohwx", sheets=0, base=base)
-    pictures = [FOLDER / "temp" / each["subfolder"] / each["filename"] for each in found.ui["images"]]
+    images = [FOLDER / "temp" / each["subfolder"] / each["filename"] for each in found.ui["images"]]
     RESULTS["report"] = {
         "shape": list(found.args[0].shape), "range": [float(found.args[0].min()), float(found.args[0].max())],
         "dtype": str(found.args[0].dtype), "text": found.args[1],
         "same text with a base": with_base.args[1] == found.args[1],
         "pages with no sheets": len(with_base.args[0]), "ui": found.ui["text"] == [found.args[1]],
-        "saved": [Image.open(path).size for path in pictures],
+        "saved": [Image.open(path).size for path in images],
     }
 
 
@@ -196,9 +196,9 @@ def folders():
     RESULTS["folders"] = {
         "choices": [each for each in dataset_choices() if each.startswith("input/")],
         "undo": [each for each in NODES["FineTuneUndoWriteCaptions"].define_schema().inputs[0].options if "proj" in each],
-        "project": [picture.name for picture in load("input/proj").pictures],
-        "classes": [picture.name for picture in load("input/proj/reg", subfolders="read").pictures],
-        "linked": [picture.name for picture in whole.args[0].pictures], "captions": captions_of(whole.args[0]),
+        "project": [image.name for image in load("input/proj").images],
+        "classes": [image.name for image in load("input/proj/reg", subfolders="read").images],
+        "linked": [image.name for image in whole.args[0].images], "captions": captions_of(whole.args[0]),
         "report": whole.args[1], "broken lines": queue("FineTuneLoadImageDataset", folder="input/two\nlines").args[1],
         "refused": [said("FineTuneLoadImageDataset", folder=folder) for folder in (
             "input/deep/private", "input/deep/../../private", "input", "input//", "output/x", "input/mine/0.png")],

@@ -51,7 +51,7 @@ def test_a_denoising_call_of_the_host_is_the_engines(effects, kind):
 
 
 def test_the_cores_loader_takes_every_kind(host, effects, files):
-    """Strength 1 changes the picture, strength 0 brings the base's back, and the server has nothing to complain about.
+    """Strength 1 changes the image, strength 0 brings the base's back, and the server has nothing to complain about.
 
     One kind is trained by the node, with every control by layer; the others' files are those of the script.
     """
@@ -70,12 +70,12 @@ def test_the_cores_loader_takes_every_kind(host, effects, files):
     for kind, name in names.items():
         for switch, strength in (("on", 1.0), ("off", 0.0)):
             prompt = with_lora(prompt, f"{kind} {switch}", name, strength)
-            prompt = sampling(prompt, [f"{kind} {switch}", 0], [f"{kind} {switch}", 1], f"picture {kind} {switch}", 1)
+            prompt = sampling(prompt, [f"{kind} {switch}", 0], [f"{kind} {switch}", 1], f"image {kind} {switch}", 1)
     outputs = host.run(prompt)
-    plain = picture_of(host, outputs, "plain")
+    plain = image_of(host, outputs, "plain")
     for kind in names:
-        assert np.array_equal(plain, picture_of(host, outputs, f"picture {kind} off")), kind
-        assert np.abs(plain - picture_of(host, outputs, f"picture {kind} on")).mean() > 0.005, kind
+        assert np.array_equal(plain, image_of(host, outputs, f"image {kind} off")), kind
+        assert np.abs(plain - image_of(host, outputs, f"image {kind} on")).mean() > 0.005, kind
     summary = outputs["train"]["text"][0]
     assert "loads in ComfyUI with all" in summary and "its effect is not zero" in summary
     assert ("DoRA, rank 4, alpha 4, convolutions rank 2, mid rank 0, up rank 2, down.0 learning rate × 0.5, "
@@ -84,7 +84,7 @@ def test_the_cores_loader_takes_every_kind(host, effects, files):
     assert not re.findall(r"lora key not loaded.*|ERROR lo(?:ra|ha|kr).*", log)
 
 
-def picture_of(host, outputs: dict, name: str) -> np.ndarray:
+def image_of(host, outputs: dict, name: str) -> np.ndarray:
     """float32 [height, width, 3] in 0…1."""
     file = host.output / outputs[f"{name}/save"]["images"][0]["filename"]
     return np.asarray(Image.open(file).convert("RGB"), np.float32) / 255

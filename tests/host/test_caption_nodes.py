@@ -76,5 +76,5 @@ def test_the_report_is_a_batch_of_pages_and_a_text(results):
     assert (pages, width, channels) == (2, 1536, 3) and report["dtype"] == "torch.float32" and report["range"] == [0.0, 1.0]
     assert report["saved"] == [[width, height]] * 2 and report["ui"] and report["pages with no sheets"] == 1
     assert report["same text with a base"]
-    for words in ("- tiny: 3 pictures have", "- empty caption: 1 picture has", "- missing trigger: 2 pictures have"):
+    for words in ("- tiny: 3 images have", "- empty caption: 1 image has", "- missing trigger: 2 images have"):
         assert words in report["text"]

@@ -1,4 +1,4 @@
-"""The example workflow from a folder of uncaptioned pictures to a training run, its bypassed captioners switched on."""
+"""The example workflow from a folder of uncaptioned images to a training run, its bypassed captioners switched on."""
 import json
 import shutil
 from pathlib import Path
@@ -24,7 +24,7 @@ def models(host):
         shutil.rmtree(folder)
 
 
-def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host, models):
+def test_the_example_goes_from_uncaptioned_images_to_a_training(host, models):
     folder = host.input / "emoji"
     folder.mkdir()
     for name in NAMES:
@@ -39,8 +39,8 @@ def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host, models):
     by_type["FineTuneTrainLora"]["inputs"].update(name="captioned", steps=12, preview_prompts="")
     outputs = host.run(prompt)
 
-    captions = {picture["name"]: picture["caption"] for picture in json.loads(
-        (host.output / "finetune" / "captioned" / "spec.json").read_text("utf-8"))["dataset"]["pictures"]}
+    captions = {image["name"]: image["caption"] for image in json.loads(
+        (host.output / "finetune" / "captioned" / "spec.json").read_text("utf-8"))["dataset"]["images"]}
     assert captions.pop("fox.png") == "noto emoji of a red fox"
     tagged, described = 0, set()
     for name, caption in captions.items():
@@ -50,13 +50,13 @@ def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host, models):
         parts = caption.removeprefix(start).split(", ")[1:]
         tagged += any(tag[0].replace("_", " ") in parts for tag in tiny.TAGS)
         described.add(tuple(parts))
-    assert tagged and len(described) == len(captions), "the captioners see the pictures"
+    assert tagged and len(described) == len(captions), "the captioners see the images"
     assert not list(folder.glob("*.txt")), "nothing in the person's folder changes"
 
     kinds = {key: node["class_type"] for key, node in prompt.items()}
     assert outputs[next(key for key in kinds if kinds[key] == "FineTuneTrainLora")]["lora"] == ["captioned.safetensors"]
     report = outputs[next(key for key in kinds if kinds[key] == "FineTuneDatasetReport")]["text"][0]
-    assert "6 pictures" in report and "noto" in report
+    assert "6 images" in report and "noto" in report
     saved = [outputs[key]["images"] for key in kinds if kinds[key] == "SaveImage"]
     assert [len(images) for images in saved] == [1, 2]
     page = np.asarray(Image.open(host.output / saved[1][0]["subfolder"] / saved[1][0]["filename"]).convert("RGB"))
@@ -66,4 +66,4 @@ def test_the_example_goes_from_uncaptioned_pictures_to_a_training(host, models):
 def test_without_models_the_bypassed_captioners_are_passed_by(host):
     graph = json.loads((ROOT / "example_workflows" / "3 Caption my images.json").read_text(encoding="utf-8"))
     kinds = {node["class_type"] for node in workflows.to_prompt(graph, host.object_info()).values()}
-    assert "FineTuneCaptionFromNames" in kinds and not kinds & {"FineTuneCaptionBlip", "FineTuneTagPictures"}
+    assert "FineTuneCaptionFromNames" in kinds and not kinds & {"FineTuneCaptionBlip", "FineTuneTagImages"}

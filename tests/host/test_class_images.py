@@ -8,7 +8,7 @@ from support.graphs import reached, training
 def class_images(**widgets) -> dict:
     return {"class_type": "FineTuneClassImages", "inputs": {
         "base": ["demo", 3], "prompt": "noto emoji of a dog face", "count": 4, "negative": "", "resolution": 64,
-        "sampler_steps": 8, "guidance": 4.0, "picture_seed": 0, "batch_size": 2, **widgets}}
+        "sampler_steps": 8, "guidance": 4.0, "image_seed": 0, "batch_size": 2, **widgets}}
 
 
 def prompt(**widgets) -> dict:
@@ -18,15 +18,15 @@ def prompt(**widgets) -> dict:
 
 
 def content(host) -> dict[str, bytes]:
-    """All class pictures and captions that are there, by their paths."""
-    return {str(path): path.read_bytes() for path in host.output.glob("finetune/.cache/class_pictures/*/pictures/*")}
+    """All class images and captions that are there, by their paths."""
+    return {str(path): path.read_bytes() for path in host.output.glob("finetune/.cache/class_images/*/images/*")}
 
 
 def test_four_then_six_draws_two_and_they_are_trained_with(host):
     shown = []
     first = host.run(prompt(), lambda event: shown.append((event.kind, event.node, event.value or event.text)))
     four = content(host)
-    assert first["class"]["text"][0].startswith("4 pictures of 64×64 pixels in class pictures: noto emoji of a dog face")
+    assert first["class"]["text"][0].startswith("4 images of 64×64 pixels in class images: noto emoji of a dog face")
     assert len(four) == 8 and ("progress", "class", 1000) in shown
     assert ("text", "class", "drawing class images, 4 of 4") in shown
     graph = training(name="with class images", class_images=["class", 0], prior_weight=0.5)
@@ -34,11 +34,11 @@ def test_four_then_six_draws_two_and_they_are_trained_with(host):
     six = content(host)
     assert len(six) == 12 and four.items() <= six.items()
     assert outputs["train"]["lora"] == ["with class images.safetensors"]
-    events = next(host.output.glob("finetune/.cache/class_pictures/*/events.jsonl")).read_text("utf-8")
+    events = next(host.output.glob("finetune/.cache/class_images/*/events.jsonl")).read_text("utf-8")
     assert events.count('"started"') == 2 and events.count('"event": "drawing"') == 3
     again = host.run({**graph, "class": class_images(count=6, batch_size=3)})
     assert again["train"] == outputs["train"]  # and nothing drawn, nothing trained
-    drawn = next(host.output.glob("finetune/.cache/class_pictures/*/events.jsonl"))
+    drawn = next(host.output.glob("finetune/.cache/class_images/*/events.jsonl"))
     assert drawn.read_text("utf-8") == events
     trained = host.output / "finetune" / "with class images" / "events.jsonl"
     assert trained.read_text("utf-8").count('"started"') == 1
@@ -55,11 +55,11 @@ def test_an_interrupt_keeps_what_is_drawn(host):
 
     before = len(content(host))
     with pytest.raises(PromptInterrupted):
-        host.run(prompt(picture_seed=1, count=300), stop)
+        host.run(prompt(image_seed=1, count=300), stop)
     kept = (len(content(host)) - before) // 2
     assert sent[0] <= kept < 300
-    outputs = host.run(prompt(picture_seed=1, count=kept))
-    assert outputs["class"]["text"][0].startswith(f"{kept} pictures") and (len(content(host)) - before) // 2 == kept
+    outputs = host.run(prompt(image_seed=1, count=kept))
+    assert outputs["class"]["text"][0].startswith(f"{kept} images") and (len(content(host)) - before) // 2 == kept
 
 
 @pytest.mark.parametrize("widgets, words", [

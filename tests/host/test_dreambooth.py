@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from support.graphs import dreambooth, reached, sampling
 
 
-def pictures_of(host, outputs: dict, node: str) -> np.ndarray:
-    """The pictures that a SaveImage node wrote, float32 [count, height, width, 3] in 0…1."""
+def images_of(host, outputs: dict, node: str) -> np.ndarray:
+    """The images that a SaveImage node wrote, float32 [count, height, width, 3] in 0…1."""
     files = [host.output / image["subfolder"] / image["filename"] for image in outputs[node]["images"]]
     return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
 
@@ -25,13 +25,13 @@ def test_the_checkpoint_draws_otherwise_and_is_a_base_again(host):
     prompt["booth_after/decode"]["inputs"]["vae"] = ["train", 2]
     texts = []
     outputs = host.run(prompt, lambda event: texts.append(event.text) if event.kind == "text" else None)
-    before, after = (pictures_of(host, outputs, f"booth_{name}/save") for name in ("before", "after"))
+    before, after = (images_of(host, outputs, f"booth_{name}/save") for name in ("before", "after"))
     assert np.abs(before - after).mean() > 0.01 and after.std() > 0.05
     assert outputs["train"]["checkpoint"] == ["booth.safetensors"]
     summary = outputs["train"]["text"][0]
     assert "booth.safetensors: all 662 tensors are as they should be. Load Base to Train loads it" in summary
     assert "because it has no model of this size; its effect is not zero" in summary
-    assert "down.3, mid frozen" in summary and "20 class pictures, weight 1" in summary
+    assert "down.3, mid frozen" in summary and "20 class images, weight 1" in summary
     file, run = host.output / "checkpoints" / "booth.safetensors", host.output / "finetune" / "booth"
     assert file.samefile(run / "booth.safetensors")
     with safe_open(file, framework="pt") as opened:
@@ -51,7 +51,7 @@ def test_the_native_objects_are_those_of_the_file(host):
     prompt = sampling(prompt, ["train", 0], ["train", 1], "untouched_after", seeds=2)
     prompt["untouched_after/decode"]["inputs"]["vae"] = ["train", 2]
     outputs = host.run(prompt)
-    assert np.array_equal(*(pictures_of(host, outputs, f"untouched_{name}/save") for name in ("before", "after")))
+    assert np.array_equal(*(images_of(host, outputs, f"untouched_{name}/save") for name in ("before", "after")))
     assert "BUT ITS EFFECT IS ZERO" in outputs["train"]["text"][0]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from host_server import NodeFailed, PromptInterrupted
 from safetensors.torch import load_file
-from support.graphs import dreambooth, pictures_of, reached, sampling, with_lora
+from support.graphs import dreambooth, images_of, reached, sampling, with_lora
 
 WIDGETS = {"tuned": "(connected)", "base": "(connected)", "name": "out of booth", "rule": "fixed", "rank": 64,
            "threshold": 0.9, "text_encoders": True, "convolutions": True, "file_precision": "fp16"}
@@ -40,7 +40,7 @@ def test_base_and_lora_draw_what_dreambooth_draws(host):
     prompt = sampling(prompt, ["demo", 0], ["demo", 1], "x_base")
     prompt = sampling(prompt, ["train", 0], ["train", 1], "x_tuned")
     outputs = host.run(prompt)
-    base, tuned, high, less = (pictures_of(host, outputs, f"x_{name}/save") for name in ("base", "tuned", "high", "less"))
+    base, tuned, high, less = (images_of(host, outputs, f"x_{name}/save") for name in ("base", "tuned", "high", "less"))
     assert distance(base, tuned) > 0.02, "DreamBooth learnt too little for a comparison"
     assert distance(high, tuned) < 0.25 * distance(base, tuned)
     assert distance(high, tuned) < distance(less, tuned)
@@ -49,7 +49,7 @@ def test_base_and_lora_draw_what_dreambooth_draws(host):
     assert f"loads in ComfyUI with all {report['keys']} keys" in summary and report["unmatched_keys"] == []
     assert 0.9 < report["kept"]["bf16"] <= report["kept"]["fp16"] < 1
     assert any(row["block"] == "BASE" for row in report["rows"])
-    assert pictures_of(host, outputs, "save_report").shape[2] == 960
+    assert images_of(host, outputs, "save_report").shape[2] == 960
     log = host.log.read_text(encoding="utf-8", errors="replace")
     assert "lora key not loaded" not in log and str(host.base_directory) not in json.dumps(
         {row: 0 for row in load_file(host.output / "loras" / "out of booth.safetensors")})
@@ -101,11 +101,11 @@ def test_tools_make_files_that_act(host):
     prompt = sampling(prompt, ["with_lora", 0], ["with_lora", 1], "t_lora")
     prompt = sampling(prompt, ["demo", 0], ["demo", 1], "t_base")
     outputs = host.run(prompt)
-    lora, base = (pictures_of(host, outputs, f"t_{name}/save") for name in ("lora", "base"))
+    lora, base = (images_of(host, outputs, f"t_{name}/save") for name in ("lora", "base"))
     whole = distance(lora, base)
     for name, most in (("twice", 0.03), ("resized", 0.5), ("fp8", 0.4), ("int8", 0.3), ("native", 1e-3), ("diffusers", 1e-3),
                        ("edited", 1e-3)):
-        assert distance(pictures_of(host, outputs, f"t_{name}/save"), lora) <= most * whole, name
+        assert distance(images_of(host, outputs, f"t_{name}/save"), lora) <= most * whole, name
     assert "lora key not loaded" not in host.log.read_text(encoding="utf-8", errors="replace")
     assert "does not know" in outputs["peft"]["text"][0]
     assert "exactly what it was" in outputs["native"]["text"][0] and "off by" in outputs["fp8"]["text"][0]

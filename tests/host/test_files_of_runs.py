@@ -8,7 +8,7 @@ import pytest
 from host_server import NodeFailed, PromptInterrupted
 from support.graphs import reached, training
 
-SLOW = {"preview_every": 2, "negative": "", "guidance": 4.0, "sampler_steps": 200, "pictures_per_prompt": 16,
+SLOW = {"preview_every": 2, "negative": "", "guidance": 4.0, "sampler_steps": 200, "images_per_prompt": 16,
         "preview_noise": 3, "from_ema": True, "checkpoint_every": 0, "checkpoint_minutes": 0.0, "keep": 1,
         "validation_share": 0.0, "validation_every": 50, "patience": 0, "tensorboard": False}
 

@@ -1,4 +1,4 @@
-"""Hypernetworks mean to the host what they meant in training: network by network, in a denoising call, in pictures."""
+"""Hypernetworks mean to the host what they meant in training: network by network, in a denoising call, in images."""
 import json
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from finetune.trainers import families, methods
 from finetune.trainers.families.recognition import recognise
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.spec import HypernetworkSpec
-from support.graphs import pictures_of, sampling, training_node
+from support.graphs import images_of, sampling, training_node
 
 ACTIVATIONS = HypernetworkSpec.model_fields["activation"].annotation.__args__
 STRUCTURES = ((1, 2, 1), (1, 1), (1, 0.5, 1.25, 1))
@@ -182,7 +182,7 @@ def test_the_core_applies_the_file_and_strength_zero_restores_the_base(host):
     prompt = sampling(prompt, ["demo", 0], ["demo", 1], "plain")
     prompt = sampling(sampling(prompt, ["on", 0], ["demo", 1], "on"), ["off", 0], ["demo", 1], "off")
     outputs = host.run(prompt)
-    plain, on, off = (pictures_of(host, outputs, f"{name}/save") for name in ("plain", "on", "off"))
+    plain, on, off = (images_of(host, outputs, f"{name}/save") for name in ("plain", "on", "off"))
     assert np.array_equal(plain, off)
     assert np.abs(plain - on).mean() > 0.01
     assert outputs["train"]["hypernetwork"] == ["hyper.pt"] and outputs["loss"]["images"]
@@ -194,4 +194,4 @@ def test_the_core_applies_the_file_and_strength_zero_restores_the_base(host):
     assert report["change_norm"] > 0 and report["unmatched_keys"] == []
     # by its name in the list too, as another graph would load it
     again = sampling(with_hypernetwork({"demo": prompt["demo"]}, "on", "hyper.pt", 1.0), ["on", 0], ["demo", 1], "named")
-    assert np.array_equal(pictures_of(host, host.run(again), "named/save"), on)
+    assert np.array_equal(images_of(host, host.run(again), "named/save"), on)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from host_server import NodeFailed
 from support.core_nodes import NODES, prompt_for
-from support.graphs import dreambooth, pictures_of, sampling
+from support.graphs import dreambooth, images_of, sampling
 
 DEMO = "demo base (comes with the pack)"
 
@@ -14,10 +14,10 @@ def load_base(checkpoint: str) -> dict:
 
 @pytest.fixture(scope="module")
 def tuned(host):
-    """A checkpoint of the demo base's size and its picture, with the summary that DreamBooth gives."""
+    """A checkpoint of the demo base's size and its image, with the summary that DreamBooth gives."""
     prompt = sampling(dreambooth(name="small tuned"), ["train", 0], ["train", 1], "tuned", seeds=1)
     outputs = host.run(prompt)
-    return pictures_of(host, outputs, "tuned/save"), outputs["train"]["text"][0]
+    return images_of(host, outputs, "tuned/save"), outputs["train"]["text"][0]
 
 
 def test_core_nodes_take_the_demo_base(host):
@@ -49,7 +49,7 @@ def test_load_checkpoint_is_said_to_refuse_it_and_does(host, tuned):
 def test_load_base_draws_what_the_training_node_drew(host, tuned):
     prompt = sampling({"demo": load_base("small tuned.safetensors")}, ["demo", 0], ["demo", 1], "by name", seeds=1)
     prompt["by name/sample"]["inputs"]["latent_image"] = ["demo", 4]
-    assert np.array_equal(pictures_of(host, host.run(prompt), "by name/save"), tuned[0])
+    assert np.array_equal(images_of(host, host.run(prompt), "by name/save"), tuned[0])
 
 
 def test_a_small_checkpoint_is_trained_on_by_its_name(host, tuned):
@@ -59,7 +59,7 @@ def test_a_small_checkpoint_is_trained_on_by_its_name(host, tuned):
     prompt["train"]["inputs"]["base"] = ["demo", 0]
     outputs = host.run(prompt)
     assert "ComfyUI's own Load Checkpoint cannot load this: it has no model of this size" in outputs["demo"]["text"][0]
-    assert "1 step × 2 pictures of 64 px on small tuned.safetensors" in outputs["train"]["text"][0]
+    assert "1 step × 2 images of 64 px on small tuned.safetensors" in outputs["train"]["text"][0]
 
 
 def test_load_base_says_what_it_loaded(host):

@@ -43,7 +43,7 @@ def known(host, **query) -> dict:
 def test_errors_and_texts_reach_the_client_that_queued_and_nobody_else(host, bystander):
     prompt = training(name="<script>window.x=1</script>")
     said = dict(run(host, prompt))
-    assert "pictures of" in said["data"] and said["failure"].startswith("name: '<script>")
+    assert "images of" in said["data"] and said["failure"].startswith("name: '<script>")
     assert "'<script>window.x=1</script>' cannot name a run" in said["train"]
     assert bystander.heard == []
 

@@ -8,7 +8,7 @@ from host_server import NodeFailed
 from PIL import Image
 from support.graphs import training
 
-PICTURES = Path(__file__).resolve().parents[2] / "example_datasets" / "openmoji"
+IMAGES = Path(__file__).resolve().parents[2] / "example_datasets" / "openmoji"
 
 
 def with_objective(name: str, **controls) -> dict:
@@ -21,7 +21,7 @@ def with_objective(name: str, **controls) -> dict:
 
 @pytest.mark.parametrize("controls, words", [
     ({"zero_terminal_snr": True, "min_snr_gamma": 0.0}, "Zero_terminal_snr needs a model that predicts v"),
-    ({"masked": True}, "Masked is on, but no picture of the dataset 'examples/openmoji' has a mask"),
+    ({"masked": True}, "Masked is on, but no image of the dataset 'examples/openmoji' has a mask"),
     ({"debiased": True}, "two weightings of the same thing"),
     ({"minimum_timestep": 0.8, "maximum_timestep": 0.2}, "Minimum_timestep 0.8 must be below maximum_timestep 0.2"),
 ])
@@ -33,21 +33,21 @@ def test_what_cannot_work_is_refused(host, controls, words):
 
 
 def test_masks_and_controls_reach_the_run(host):
-    """Masks for all example pictures but one, and every control that fits the demo base. A changed mask is another run,
+    """Masks for all example images but one, and every control that fits the demo base. A changed mask is another run,
     though the folder's own files are as they were."""
     folder = host.input / "masked"
-    shutil.copytree(PICTURES, folder)
+    shutil.copytree(IMAGES, folder)
     (folder / "masks").mkdir()
-    for picture in sorted(folder.glob("*.png"))[1:]:
-        Image.open(picture).convert("L").point(lambda grey: 255 * (grey < 250)).save(folder / "masks" / picture.name)
+    for image in sorted(folder.glob("*.png"))[1:]:
+        Image.open(image).convert("L").point(lambda grey: 255 * (grey < 250)).save(folder / "masks" / image.name)
     controls = dict(min_snr_gamma=0.0, noise_offset=0.05, multires_iterations=6, input_perturbation=0.1, image_noise=0.02,
                     loss="huber", debiased=True, minimum_timestep=0.1, distribution="cosine", masked=True,
                     unmasked_weight=0.25)
     prompt = with_objective("masked", **controls)
     prompt["data"]["inputs"]["folder"] = "input/masked"
     outputs = host.run(prompt)
-    assert "19 of 20 pictures have a mask file" in outputs["data"]["text"][0]
-    assert "1 of 20 pictures has no mask, so that all of it counts" in outputs["train"]["text"][0]
+    assert "19 of 20 images have a mask file" in outputs["data"]["text"][0]
+    assert "1 of 20 images has no mask, so that all of it counts" in outputs["train"]["text"][0]
     spec = json.loads((host.output / "finetune" / "masked" / "spec.json").read_text(encoding="utf-8"))
     assert spec["objective"].items() >= controls.items()
     mask = sorted((folder / "masks").iterdir())[0]

@@ -57,17 +57,17 @@ def test_an_empty_folder(host):
     """It is not offered, and a workflow that names it is told why. Newer hosts refuse it themselves."""
     (host.input / "empty").mkdir()
     said = sentence(host, with_folder("input/empty"))
-    assert "holds no pictures" in said or "not in list" in said
+    assert "holds no images" in said or "not in list" in said
 
 
-def test_a_corrupt_picture_among_good_ones_is_skipped_and_reported(host):
+def test_a_corrupt_image_among_good_ones_is_skipped_and_reported(host):
     shutil.copytree(host.environment.root / "example_datasets" / "openmoji", host.input / "mixed")
     (host.input / "mixed" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
     Image.new("L", (5, 5)).save(host.input / "mixed" / "tiny grey.png")
     outputs = host.run(with_folder("input/mixed"))
     report, summary = outputs["data"]["text"][0], outputs["train"]["text"][0]
-    assert report.startswith("21 pictures of 5×5 to 128×128 pixels in input/mixed")
-    assert "Skipped broken.png" in report and "1 of 21 pictures has no caption file" in report
+    assert report.startswith("21 images of 5×5 to 128×128 pixels in input/mixed")
+    assert "Skipped broken.png" in report and "1 of 21 images has no caption file" in report
     assert "skipped broken.png" in summary and "tiny grey.png the most (12.8 times)" in summary
 
 

@@ -26,8 +26,8 @@ def test_nodes_of_the_pack_are_registered(host):
 def test_prompt_runs_and_reports(host):
     events = []
     outputs = host.run(SAVE_AN_EMPTY_IMAGE, events.append)
-    picture = outputs["2"]["images"][0]
-    assert (host.output / picture["filename"]).is_file()
+    image = outputs["2"]["images"][0]
+    assert (host.output / image["filename"]).is_file()
     assert [event.node for event in events if event.kind == "executing"] == ["1", "2"]
     assert events[-1].kind == "success"
 
@@ -39,7 +39,7 @@ def test_rejected_prompt_says_why(host):
 
 
 def test_failing_node_is_an_exception(host):
-    (host.input / "broken.png").write_bytes(b"this is no picture")
+    (host.input / "broken.png").write_bytes(b"this is no image")
     prompt = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "broken.png"}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "broken"}},

@@ -1,4 +1,4 @@
-"""Stacks on a real server: the same picture as the core's loaders, missing files, prompts, keywords, the editor's routes."""
+"""Stacks on a real server: the same image as the core's loaders, missing files, prompts, keywords, the editor's routes."""
 import json
 import shutil
 import urllib.error
@@ -41,7 +41,7 @@ def with_stack(prompt: dict, name: str, text: str, clip: bool = True, behind: li
                 "rows": text, **({"lora_stack": behind} if behind else {})}}}
 
 
-def picture(host, outputs, name: str) -> np.ndarray:
+def image(host, outputs, name: str) -> np.ndarray:
     files = [host.output / image["subfolder"] / image["filename"] for image in outputs[f"{name}/save"]["images"]]
     return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) for file in files])
 
@@ -56,14 +56,14 @@ def drawn(host, prompt: dict, *names: str) -> tuple[list[np.ndarray], dict]:
         prompt = sampling(prompt, [name, 0], [name, 1], name, seeds=1)
         prompt[f"{name}/sample"]["inputs"]["steps"] = 3
     outputs = host.run(prompt)
-    return [picture(host, outputs, name) for name in names], outputs
+    return [image(host, outputs, name) for name in names], outputs
 
 
 THREE = ({"lora": "one.safetensors", "model": 0.8, "text": 0.4}, {"lora": "sub/Two.safetensors", "model": -0.5, "text": 0.0},
          {"lora": "three.safetensors", "on": False})
 
 
-def test_a_stack_draws_the_picture_of_the_chain(host, loras):
+def test_a_stack_draws_the_image_of_the_chain(host, loras):
     prompt = with_lora(DEMO, "first", "one.safetensors", 0.8)
     prompt["first"]["inputs"]["strength_clip"] = 0.4
     prompt = with_lora(prompt, "chain", "sub/Two.safetensors", -0.5)

@@ -11,7 +11,7 @@ from finetune.benchmarks import emoji_style
 from host_server import PromptInterrupted
 from PIL import Image
 from safetensors import safe_open
-from support.graphs import pictures_of, reached, sampling, training, with_lora
+from support.graphs import images_of, reached, sampling, training, with_lora
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -45,7 +45,7 @@ def test_the_example_workflow_learns_and_a_control_does_not(host, log):
     control = host.run(prompt)
     changes = {}
     for name, outputs in (("learnt", learnt), ("control", control)):
-        sheet = pictures_of(host, outputs, save)[0]
+        sheet = images_of(host, outputs, save)[0]
         above, below = (split(half) for half in (sheet[:192], sheet[-192:]))
         before, after = (emoji_style.style_statistics(each).mean(axis=0) for each in (above, below))
         changes[name] = {key: after[emoji_style.STATISTICS.index(key)] / before[emoji_style.STATISTICS.index(key)]
@@ -73,7 +73,7 @@ def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host, l
     prompt = sampling(prompt, ["demo", 0], ["demo", 1], "plain")
     prompt = sampling(sampling(prompt, ["on", 0], ["on", 1], "on"), ["off", 0], ["off", 1], "off")
     outputs = host.run(prompt)
-    plain, on, off = (pictures_of(host, outputs, f"{name}/save") for name in ("plain", "on", "off"))
+    plain, on, off = (images_of(host, outputs, f"{name}/save") for name in ("plain", "on", "off"))
     assert np.array_equal(plain, off)
     assert np.abs(plain - on).mean() > 0.01
     assert outputs["train"]["lora"] == ["applied.safetensors"]
@@ -83,7 +83,7 @@ def test_core_loaders_apply_the_file_and_strength_zero_restores_the_base(host, l
 
 
 def test_the_cores_nodes_take_the_lora_and_the_losses_from_their_sockets(host, log):
-    """Load LoRA Model has no CLIP, so only here the LoRA is without a text encoder: the same picture as by its name."""
+    """Load LoRA Model has no CLIP, so only here the LoRA is without a text encoder: the same image as by its name."""
     prompt = with_lora(training(name="sockets", learning_rate=1e-2), "named", ["train", 2], 1.0)
     prompt["socket"] = {"class_type": "LoraModelLoader", "inputs": {
         "model": ["demo", 0], "lora": ["train", 0], "strength_model": 1.0}}
@@ -92,7 +92,7 @@ def test_the_cores_nodes_take_the_lora_and_the_losses_from_their_sockets(host, l
     prompt["loss"] = {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
     prompt = sampling(sampling(prompt, ["named", 0], ["demo", 1], "named"), ["socket", 0], ["demo", 1], "socket")
     outputs = host.run(prompt)
-    assert np.array_equal(*(pictures_of(host, outputs, f"{name}/save") for name in ("named", "socket")))
+    assert np.array_equal(*(images_of(host, outputs, f"{name}/save") for name in ("named", "socket")))
     assert outputs["loss"]["images"]
     assert "lora key not loaded" not in log()
 

@@ -6,7 +6,7 @@ from host_server import NodeFailed
 from PIL import Image
 from support.graphs import training
 
-WATCHING = {"preview_every": 6, "negative": "blurry", "guidance": 4.0, "sampler_steps": 4, "pictures_per_prompt": 2,
+WATCHING = {"preview_every": 6, "negative": "blurry", "guidance": 4.0, "sampler_steps": 4, "images_per_prompt": 2,
             "preview_noise": 3, "from_ema": True, "checkpoint_every": 5, "checkpoint_minutes": 0.0, "keep": 1,
             "validation_share": 0.2, "validation_every": 4, "patience": 0, "tensorboard": False}
 
@@ -36,7 +36,7 @@ def test_a_run_that_is_watched(host):
     assert all(path.exists() for path in shown)
 
 
-def test_early_stop_without_pictures_to_test_on_is_refused(host):
+def test_early_stop_without_images_to_test_on_is_refused(host):
     prompt = training(name="refused", watching=["watch", 0])
     prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints",
                        "inputs": {**WATCHING, "validation_share": 0.0, "patience": 2}}

@@ -5,13 +5,13 @@ import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.captioning import load
 from finetune.trainers.captioning.model_folders import inspect_folder
-from finetune.trainers.captioning.work import caption_pictures
+from finetune.trainers.captioning.work import caption_images
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.spec.captioning import CaptioningSpec
 from support.tiny_captioners import KINDS
 
 
-def ask(folder: Path, pictures: Path, caches: Path, captions: str = "", **parts) -> CaptioningSpec:
+def ask(folder: Path, images: Path, caches: Path, captions: str = "", **parts) -> CaptioningSpec:
     """A spec for the model at `folder`, named after its maker; keyword arguments are its settings, but for those of the
     spec itself and of decoding."""
     kind = KINDS.get(folder.name, folder.name)
@@ -24,16 +24,16 @@ def ask(folder: Path, pictures: Path, caches: Path, captions: str = "", **parts)
         settings.setdefault("instruction", "a photo of the dog")
     fields = dict(
         model=settings, folder=inspect_folder(kind, folder, folder.name), device="cpu",
-        dataset=scan_folder(str(pictures), "pictures", default_caption=captions),
+        dataset=scan_folder(str(images), "images", default_caption=captions),
         folders=specs.FolderSpec(runs=str(caches / "runs"), caches=str(caches)))
     return specs.checked(CaptioningSpec, **{**fields, **own})
 
 
-def describe(spec: CaptioningSpec, pictures, dtype=torch.float32) -> list:
+def describe(spec: CaptioningSpec, images, dtype=torch.float32) -> list:
     """What the model says, without work and cache."""
     captioner = load(spec, torch.device("cpu"), dtype)
     try:
-        return captioner.describe(pictures)
+        return captioner.describe(images)
     finally:
         captioner.close()
 
@@ -41,5 +41,5 @@ def describe(spec: CaptioningSpec, pictures, dtype=torch.float32) -> list:
 def work(spec: CaptioningSpec, **arguments) -> list[dict]:
     """The events of the work in this process."""
     events = []
-    caption_pictures(spec, lambda event, **fields: events.append({"event": event, **fields}), **arguments)
+    caption_images(spec, lambda event, **fields: events.append({"event": event, **fields}), **arguments)
     return events

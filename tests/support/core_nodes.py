@@ -54,7 +54,7 @@ def value_of(kind, options: dict):
 
 
 def used(node: str, kind: str) -> dict:
-    """A picture made with a node's first output where that is a part of one; else its value as text."""
+    """An image made with a node's first output where that is a part of one; else its value as text."""
     links, own = {**LINKS, kind: [node, 0]}, {}
     if kind == "CLIP":
         own[f"{node}/words"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": [node, 0], "text": "a lion"}}

@@ -71,7 +71,7 @@ class EditorPage:
         self.settle()
 
     def new_graph(self, text: str = ""):
-        """A stack of the demo base and all that draws a picture with it, at a scale of 1, with an empty history."""
+        """A stack of the demo base and all that draws an image with it, at a scale of 1, with an empty history."""
         self.problems()
         self.page.keyboard.press("Escape")
         self.page.evaluate(GRAPH, text)

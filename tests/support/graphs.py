@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 DEMO_BASE = Path(__file__).resolve().parents[1] / "demo_base"
 
 
-def pictures_of(host, outputs: dict, node: str) -> np.ndarray:
-    """The pictures that a SaveImage node wrote, float32 [count, height, width, 3] in 0…1."""
+def images_of(host, outputs: dict, node: str) -> np.ndarray:
+    """The images that a SaveImage node wrote, float32 [count, height, width, 3] in 0…1."""
     files = [host.output / image["subfolder"] / image["filename"] for image in outputs[node]["images"]]
     return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
 
@@ -42,7 +42,7 @@ def training_node(node: str, **widgets) -> dict:
 
 
 def dreambooth(**widgets) -> dict:
-    """Demo base + example dataset, and the same as class pictures → Train DreamBooth ("train")."""
+    """Demo base + example dataset, and the same as class images → Train DreamBooth ("train")."""
     prompt = training()
     prompt["train"] = {"class_type": "FineTuneTrainDreamBooth", "inputs": {
         "base": ["demo", 3], "dataset": ["data", 0], "class_images": ["data", 0], "name": "test", "steps": 3,
@@ -52,7 +52,7 @@ def dreambooth(**widgets) -> dict:
 
 
 def sampling(prompt: dict, model: list, clip: list, prefix: str, seeds: int = 8) -> dict:
-    """Add: one picture batch of a lion, drawn by the core's nodes, saved under `prefix`."""
+    """Add: one image batch of a lion, drawn by the core's nodes, saved under `prefix`."""
     prompt = copy.deepcopy(prompt)
     parts = {
         "positive": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": "noto emoji of a lion"}},

@@ -95,8 +95,8 @@ class NodePage:
             self.page.wait_for_timeout(50)
         raise AssertionError(f"{node} never showed {words}, but in the end: {shown!r}")
 
-    def pictures(self, node: str) -> list[str]:
-        """Addresses of the pictures that a node shows, in either renderer."""
+    def images(self, node: str) -> list[str]:
+        """Addresses of the images that a node shows, in either renderer."""
         return self.page.evaluate("""(id) => {
             const vue = document.querySelector(`[data-node-id="${id}"]`);
             const node = app.graph.getNodeById(id);

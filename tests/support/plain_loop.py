@@ -12,7 +12,7 @@ def draw(seed, *counters):
 
 
 def picked(seed, step, count, size):
-    """Indices of the pictures of a step: shuffled once an epoch, then the batches once more."""
+    """Indices of the images of a step: shuffled once an epoch, then the batches once more."""
     epoch, place = divmod(step, count // size)
     order = draw(seed, 1, epoch)
     shuffled = torch.randperm(count, generator=order).tolist()
@@ -34,7 +34,7 @@ def noise_of(seed, step, size, shape):
 def latents_of(base, dataset):
     vae = AutoencoderKL.from_pretrained(base.path, subfolder="vae")
     pixels = [
-        torch.from_numpy(np.array(Image.open(picture.path))).permute(2, 0, 1).float() / 127.5 - 1
-        for picture in dataset.pictures
+        torch.from_numpy(np.array(Image.open(image.path))).permute(2, 0, 1).float() / 127.5 - 1
+        for image in dataset.images
     ]
     return vae.encode(torch.stack(pixels)).latent_dist.mode() * vae.config.scaling_factor

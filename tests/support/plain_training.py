@@ -35,11 +35,11 @@ def encode(base, captions):
     return torch.cat([one, two.hidden_states[-2]], dim=-1).detach(), two.text_embeds.detach()
 
 
-def encode_pictures(base, dataset):
+def encode_images(base, dataset):
     vae = AutoencoderKL.from_pretrained(base.path, subfolder="vae")
     pixels = [
-        torch.from_numpy(np.array(Image.open(picture.path))).permute(2, 0, 1).float() / 127.5 - 1
-        for picture in dataset.pictures
+        torch.from_numpy(np.array(Image.open(image.path))).permute(2, 0, 1).float() / 127.5 - 1
+        for image in dataset.images
     ]
     with torch.no_grad():
         return vae.encode(torch.stack(pixels)).latent_dist.mode() * vae.config.scaling_factor
@@ -56,8 +56,8 @@ def adapted_unet(base):
     return unet, torch.optim.AdamW(trainable, lr=RATE, weight_decay=1e-2, eps=1e-8)
 
 
-def chosen_pictures(step, count):
-    """Indices of the pictures of a step, out of `count` of one size."""
+def chosen_images(step, count):
+    """Indices of the images of a step, out of `count` of one size."""
     epoch, place = divmod(step, count // BATCH)
     order = draw(1, epoch)
     shuffled = torch.randperm(count, generator=order).tolist()

@@ -118,7 +118,7 @@ def make_single_file(family: str, folder: Path, path: Path, dtype=torch.float32)
     return path
 
 
-def make_pictures(folder: Path, count: int = 4, size=(64, 64)) -> Path:
+def make_images(folder: Path, count: int = 4, size=(64, 64)) -> Path:
     """Plain coloured squares with captions."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
@@ -135,13 +135,13 @@ def half_mask(size=(64, 64), white="left") -> Image.Image:
     return mask
 
 
-def make_masked_pictures(folder: Path, count: int = 4) -> Path:
-    """Captioned pictures whose halves differ in colour, with masks that leave the left half white."""
+def make_masked_images(folder: Path, count: int = 4) -> Path:
+    """Captioned images whose halves differ in colour, with masks that leave the left half white."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        picture = Image.new("RGB", (64, 64), (255, 40 * number, 0))
-        picture.paste((0, 60 * number, 255), (32, 0, 64, 64))
-        picture.save(folder / f"{number}.png")
+        image = Image.new("RGB", (64, 64), (255, 40 * number, 0))
+        image.paste((0, 60 * number, 255), (32, 0, 64, 64))
+        image.save(folder / f"{number}.png")
         half_mask().save(folder / f"{number}-masklabel.png")
-        (folder / f"{number}.txt").write_text(f"picture {number}", encoding="utf-8")
+        (folder / f"{number}.txt").write_text(f"image {number}", encoding="utf-8")
     return folder

@@ -1,7 +1,7 @@
 """Tiny real captioners of every kind, with random weights: real classes, configs, processors and tokenizers of
 transformers, and taggers as ONNX files.
 
-Weights are drawn wide, so that what a model says depends on the picture that it sees.
+Weights are drawn wide, so that what a model says depends on the image that it sees.
 """
 import csv
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WORDS = (
-    "a an the red blue green yellow small large old young photo picture painting drawing of with and in on dog cat horse "
+    "a an the red blue green yellow small large old young photo image painting drawing of with and in on dog cat horse "
     "bird house tree river hill boat car street sky sun moon star man woman child hat coat shoe cup table chair book lamp"
 ).split()
 TAGS = [("general", "rating"), ("sensitive", "rating"), ("explicit", "rating"), *(
@@ -32,13 +32,13 @@ def make_captioners(folder: Path) -> dict[str, Path]:
     return {name: make(folder / name) for name, make in MAKERS.items()}
 
 
-def make_pictures(folder: Path, count: int = 5) -> list[Path]:
-    """Pictures of a few wide patches in random colours and of several shapes."""
+def make_images(folder: Path, count: int = 5) -> list[Path]:
+    """Images of a few wide patches in random colours and of several shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     draw, paths = np.random.default_rng(7), []
     for number in range(count):
         patches = draw.integers(0, 256, (2 + number % 2, 3, 3), dtype=np.uint8)
-        paths.append(folder / f"picture_{number}.png")
+        paths.append(folder / f"image_{number}.png")
         Image.fromarray(patches).resize((48 + 16 * (number % 3), 64), Image.Resampling.NEAREST).save(paths[-1])
     return paths
 
@@ -127,10 +127,10 @@ def make_florence2(folder: Path) -> Path:
                          decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=128,
                          bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2),
         image_token_id=words.convert_tokens_to_ids("<image>"), bos_token_id=0, pad_token_id=1, eos_token_id=2)
-    pictures = hf.CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
-    pictures.image_seq_length = 5  # 64 pixels / 32 squared, and their mean
+    images = hf.CLIPImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False)
+    images.image_seq_length = 5  # 64 pixels / 32 squared, and their mean
     return save(folder, widen(hf.Florence2ForConditionalGeneration(config), 3, width=1.5), hf.Florence2Processor(
-        pictures, words, post_processor_config={"pure_text": {}, "description_with_bboxes": {}}))
+        images, words, post_processor_config={"pure_text": {}, "description_with_bboxes": {}}))
 
 
 TEMPLATE = (
@@ -151,8 +151,8 @@ def make_qwen2_vl(folder: Path) -> Path:
                          rope_parameters=dict(rope_type="default", mrope_section=[2, 3, 3], rope_theta=10000.0)),
         vision_config=dict(depth=2, embed_dim=32, num_heads=2, hidden_size=32, mlp_ratio=1, patch_size=8),
         image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end)
-    pictures = hf.Qwen2VLImageProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64})
-    processor = hf.Qwen2VLProcessor(pictures, words, hf.Qwen2VLVideoProcessor(patch_size=8), chat_template=TEMPLATE.replace(
+    images = hf.Qwen2VLImageProcessor(patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64})
+    processor = hf.Qwen2VLProcessor(images, words, hf.Qwen2VLVideoProcessor(patch_size=8), chat_template=TEMPLATE.replace(
         "IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"))
     return save(folder, widen(hf.Qwen2VLForConditionalGeneration(config), 3), processor)
 
@@ -165,8 +165,8 @@ def make_llava(folder: Path) -> Path:
         text_config=hf.LlamaConfig(**SMALL, vocab_size=len(words), max_position_embeddings=128, bos_token_id=2,
                                    eos_token_id=3, pad_token_id=0),
         image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=16)
-    pictures = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    processor = hf.LlavaProcessor(pictures, words, patch_size=8, vision_feature_select_strategy="default",
+    images = hf.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = hf.LlavaProcessor(images, words, patch_size=8, vision_feature_select_strategy="default",
                                   num_additional_image_tokens=1, chat_template=TEMPLATE.replace("IMAGE", "<image>"))
     return save(folder, widen(hf.LlavaForConditionalGeneration(config), 1, width=2.0), processor)
 
@@ -202,7 +202,7 @@ def network(tags: int, batch: int | str, scale: float, probabilities: bool) -> o
     }
     last = helper.make_node("Sigmoid" if probabilities else "Identity", ["numbers"], ["tags"])
     nodes = [
-        helper.make_node("Mul", ["pictures", "scale"], ["scaled"]),
+        helper.make_node("Mul", ["images", "scale"], ["scaled"]),
         helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["planes", "kernels"], ["features"], strides=[8, 8]),
         helper.make_node("Tanh", ["features"], ["bent"]),
@@ -212,7 +212,7 @@ def network(tags: int, batch: int | str, scale: float, probabilities: bool) -> o
         last,
     ]
     graph = helper.make_graph(
-        nodes, "tagger", [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, [batch, 32, 32, 3])],
+        nodes, "tagger", [helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 32, 32, 3])],
         [helper.make_tensor_value_info("tags", TensorProto.FLOAT, [batch, tags])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -1,6 +1,6 @@
 """A folder of difficult files: what each one is, and what has to become of it.
 
-`make_zoo` writes them and returns what a scan of the folder with its sub-folders must find: {name: Kept} for pictures that
+`make_zoo` writes them and returns what a scan of the folder with its sub-folders must find: {name: Kept} for images that
 are used, and {name: words of the note} for what is named. What is in neither must leave no trace.
 """
 import json
@@ -19,7 +19,7 @@ RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 25
 
 @dataclass(frozen=True)
 class Kept:
-    """A picture that is used: the colour of its upper left pixel on white, how far it may be off, and its caption."""
+    """An image that is used: the colour of its upper left pixel on white, how far it may be off, and its caption."""
 
     size: tuple[int, int] = (12, 8)
     colour: tuple[int, int, int] = RED
@@ -27,9 +27,9 @@ class Kept:
     caption: str = ""
 
 
-def encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -85,13 +85,13 @@ def _damaged(name_it):
         whole = encoded(noise, kind)
         name_it(f"truncated.{suffix}", whole[:len(whole) // 2], "cannot be read")
     name_it("empty.jpg", b"", "the file is empty")
-    name_it("text.png", b"this is a text and no picture\n" * 20, "of no picture format")
-    name_it("vector.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "of no picture format")
+    name_it("text.png", b"this is a text and no image\n" * 20, "of no image format")
+    name_it("vector.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "of no image format")
     name_it("bomb.png", png_header(50_000, 50_000), "more than 178 million pixels")
     name_it("no_pixels.png", png_header(64, 64), "cannot be read")
     name_it("phone.heic", b"\0\0\0\x18ftypheic" + b"\0" * 40, "HEIC files cannot be read")
     name_it("vector.svg", b"<svg/>", "SVG files cannot be read")
-    name_it("zeros.bmp", b"\0" * 1000, "of no picture format")
+    name_it("zeros.bmp", b"\0" * 1000, "of no image format")
 
 
 def _formats(keep, name_it):
@@ -201,7 +201,7 @@ def _folders(root: Path, keep, named):
     lines = [*broken, *map(json.dumps, entries)]
     (root / "described" / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     named["described/metadata.jsonl: 7 lines"] = "line 1 for example"
-    named["described/metadata.jsonl has captions of 3 pictures"] = "etc/passwd"
+    named["described/metadata.jsonl has captions of 3 images"] = "etc/passwd"
     keep("directory.png/inside.png", encoded(plain(), "PNG"))
     (root / "loop").mkdir()
     (root / "loop" / "back").symlink_to("..")

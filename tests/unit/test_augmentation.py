@@ -1,4 +1,4 @@
-"""Variants of pictures: what they show, where masks and size conditioning go, and which one a step gets."""
+"""Variants of images: what they show, where masks and size conditioning go, and which one a step gets."""
 from collections import Counter
 
 import numpy as np
@@ -11,20 +11,20 @@ from finetune.trainers.data.images.image_files import crop_pixels
 from finetune.trainers.data.images.masks import latent_mask
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.run_folder import open_run
-from finetune.trainers.training.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
+from finetune.trainers.training.batches import Batches, BatchOrder, CachedImage, CachedView, Source
 from finetune.trainers.training.run import train_run
 from PIL import Image
 from support.running import training_of
-from support.tiny import make_masked_pictures
+from support.tiny import make_masked_images
 
 
-def picture(digest="a" * 64, size=(100, 64), **augmentation):
-    return specs.Picture(path="a.png", name="a.png", caption="", size=size, digest=digest,
-                         augmentation=specs.AugmentationSpec(**augmentation))
+def image(digest="a" * 64, size=(100, 64), **augmentation):
+    return specs.DatasetImage(path="a.png", name="a.png", caption="", size=size, digest=digest,
+                              augmentation=specs.AugmentationSpec(**augmentation))
 
 
 def views(number=0, size=(100, 64), bucket=(64, 64), **augmentation):
-    return views_of(picture(f"{number:064x}", size, **augmentation), fit(size, [bucket]))
+    return views_of(image(f"{number:064x}", size, **augmentation), fit(size, [bucket]))
 
 
 def ramp(size, axis=1) -> Image.Image:
@@ -36,17 +36,17 @@ def ramp(size, axis=1) -> Image.Image:
 
 # ---- which variants there are --------------------------------------------------------------------------------------
 
-def test_without_augmentation_there_is_the_plain_picture():
+def test_without_augmentation_there_is_the_plain_image():
     crop = fit((100, 64), [(64, 64)])
-    assert views_of(picture(), crop) == [View(crop)]
-    image = ramp((100, 64))
-    pixels = view_pixels(image, View(crop))
+    assert views_of(image(), crop) == [View(crop)]
+    opened = ramp((100, 64))
+    pixels = view_pixels(opened, View(crop))
     assert pixels.dtype == torch.uint8
-    assert torch.equal(pixels.float() / 127.5 - 1, crop_pixels(image, crop))
+    assert torch.equal(pixels.float() / 127.5 - 1, crop_pixels(opened, crop))
 
 
 @pytest.mark.parametrize("variants", [2, 4, 5])
-def test_flip_alone_is_the_picture_and_its_mirror_image(variants):
+def test_flip_alone_is_the_image_and_its_mirror_image(variants):
     [plain, other] = views(variants=variants, flip=True)
     assert not plain.crop.mirrored and other.crop.mirrored
     image = ramp((100, 64))
@@ -57,7 +57,7 @@ def test_half_of_the_variants_are_mirrored():
     assert [view.crop.mirrored for view in views(variants=6, flip=True, noise=0.1)] == [False, True] * 3
 
 
-def test_variants_depend_on_the_picture_and_nothing_else():
+def test_variants_depend_on_the_image_and_nothing_else():
     settings = dict(variants=8, crop=0.3, colour=0.3, noise=0.1)
     assert views(1, **settings) == views(1, **settings)
     assert not set(views(1, **settings)) & set(views(2, **settings))
@@ -97,7 +97,7 @@ def test_every_crop_lies_inside_and_fills_the_bucket(size):
 
 # ---- what they show ------------------------------------------------------------------------------------------------
 
-def test_a_crop_shows_its_part_of_the_picture():
+def test_a_crop_shows_its_part_of_the_image():
     """Grey levels tell which columns are seen: half of the width, at the right."""
     crop = closer(fit((128, 128), [(64, 64)]), 0.5, 0.999999, 0.0, False)
     levels = view_pixels(ramp((128, 128)), View(crop))[0, 32].float() / 255
@@ -131,7 +131,7 @@ def test_noise_has_its_strength_and_its_seed():
 
 
 def test_masks_follow_flips_and_crops():
-    """A picture that is its own mask: for every variant, the mask at latent size is the mean of the variant's pixels."""
+    """An image that is its own mask: for every variant, the mask at latent size is the mean of the variant's pixels."""
     mask = Image.new("L", (200, 130), 0)
     mask.paste(255, (20, 30, 90, 70))
     image, variants = mask.convert("RGB"), views(3, (200, 130), (96, 64), variants=8, flip=True, crop=0.4)
@@ -158,7 +158,7 @@ def test_size_conditioning_follows_the_crop():
 def test_every_variant_is_drawn_equally_often():
     crop = fit((64, 64), [(64, 64)])
     variants = [CachedView(crop, lambda number=number: torch.full((4, 8, 8), float(number))) for number in range(5)]
-    source = Source([CachedPicture("a", variants)], BatchOrder([(64, 64)], [1], 4, 3))
+    source = Source([CachedImage("a", variants)], BatchOrder([(64, 64)], [1], 4, 3))
     batches = Batches(source, 1, 3, 0.0, None, torch.device("cpu"))
     drawn = [int(each[0, 0, 0]) for step in range(2500) for each in batches.load(batches.plan(step)[0]).latents]
     counts = Counter(drawn)
@@ -167,9 +167,9 @@ def test_every_variant_is_drawn_equally_often():
 
 def test_a_run_trains_on_variants_with_their_masks(tiny_bases, make_spec, tmp_path):
     """Each variant is encoded once, from its own pixels; batches hold the mask and the sizes of the variant they hold."""
-    dataset = scan_folder(str(make_masked_pictures(tmp_path / "data")), "data")
-    dataset = dataset.model_copy(update={"pictures": tuple(each.model_copy(update={
-        "augmentation": specs.AugmentationSpec(variants=4, flip=True, crop=0.3)}) for each in dataset.pictures)})
+    dataset = scan_folder(str(make_masked_images(tmp_path / "data")), "data")
+    dataset = dataset.model_copy(update={"images": tuple(each.model_copy(update={
+        "augmentation": specs.AugmentationSpec(variants=4, flip=True, crop=0.3)}) for each in dataset.images)})
     spec = make_spec(tiny_bases["sdxl"], dataset=dataset, objective=specs.ObjectiveSpec(masked=True),
                      training=specs.TrainingSpec(steps=6, batch_size=2, resolution=64),
                      validation=specs.ValidationSpec(share=0.25, every=10))
@@ -178,15 +178,15 @@ def test_a_run_trains_on_variants_with_their_masks(tiny_bases, make_spec, tmp_pa
     training.emit = lambda event, **fields: encoded.append(fields["what"]) if event == "encoding" else None
     training.execute()
     held_out = len(training.data.held_out)
-    assert held_out and Counter(encoded)["pictures"] == (4 - held_out) * 4 + held_out == Counter(encoded)["masks"]
-    latents = [view.latents() for each in training.data.subject.pictures for view in each.views]
+    assert held_out and Counter(encoded)["images"] == (4 - held_out) * 4 + held_out == Counter(encoded)["masks"]
+    latents = [view.latents() for each in training.data.subject.images for view in each.views]
     assert len({tensor.numpy().tobytes() for tensor in latents}) == len(latents)
     batches = Batches(training.data.subject, 1, 0, 0.0, None, torch.device("cpu"))
     seen = 0
     for step in range(20):
         batch = batches.load(batches.plan(step)[0])
         for sample, mask, sizes in zip(batch.latents, batch.masks, batch.sizes):
-            [view] = [view for each in training.data.subject.pictures for view in each.views
+            [view] = [view for each in training.data.subject.images for view in each.views
                       if torch.equal(view.latents(), sample)]
             assert torch.equal(mask, view.mask()) and sizes.tolist() == list(view.crop.sizes)
             white = mask[0].mean(dim=0)
@@ -196,8 +196,8 @@ def test_a_run_trains_on_variants_with_their_masks(tiny_bases, make_spec, tmp_pa
 
 
 def test_a_second_run_with_another_seed_encodes_nothing(tiny_bases, make_spec, squares):
-    dataset = squares.model_copy(update={"pictures": tuple(each.model_copy(update={
-        "augmentation": specs.AugmentationSpec(variants=3, noise=0.1)}) for each in squares.pictures)})
+    dataset = squares.model_copy(update={"images": tuple(each.model_copy(update={
+        "augmentation": specs.AugmentationSpec(variants=3, noise=0.1)}) for each in squares.images)})
     encoded, losses = [], {}
     for seed in (0, 1):
         spec = make_spec(tiny_bases["sd1"], name=f"run{seed}", dataset=dataset, training=specs.TrainingSpec(
@@ -208,4 +208,4 @@ def test_a_second_run_with_another_seed_encodes_nothing(tiny_bases, make_spec, s
             losses.setdefault(seed, []).extend([fields["loss"]] if event == "step" else [])
 
         train_run(spec, open_run(spec), emit)
-    assert Counter(encoded) == {(0, "pictures"): 12, (0, "captions"): 4} and losses[0] != losses[1]
+    assert Counter(encoded) == {(0, "images"): 12, (0, "captions"): 4} and losses[0] != losses[1]

@@ -15,7 +15,7 @@ from finetune.trainers.caches.encoding import LatentCache, ahead
 from finetune.trainers.caches.tensor_cache import DAY, TensorCache, clean_caches
 from finetune.trainers.data.images.augmentation import View
 from finetune.trainers.data.images.buckets import bucket_sizes, fit
-from finetune.trainers.data.images.image_files import crop_pixels, read_picture
+from finetune.trainers.data.images.image_files import crop_pixels, read_image
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.run_folder import open_run
@@ -31,7 +31,7 @@ def silent(event, **fields):
 
 
 def make_noise(folder, count: int):
-    """Pictures of several shapes that differ everywhere."""
+    """Images of several shapes that differ everywhere."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         width, height = [(90, 64), (64, 64), (64, 100), (200, 130)][number % 4]
@@ -45,31 +45,31 @@ def latent_cache(spec):
 
 
 def plain_views(dataset):
-    return [(picture, View(fit(picture.size, bucket_sizes(64)))) for picture in dataset.pictures]
+    return [(image, View(fit(image.size, bucket_sizes(64)))) for image in dataset.images]
 
 
 # ---- filling -------------------------------------------------------------------------------------------------------
 
 def test_encoding_together_equals_one_by_one(tiny_bases, make_spec, tmp_path, monkeypatch):
-    """Batches of pictures that were read ahead, as on a GPU, against each picture encoded alone. Sums are rounded in another
+    """Batches of images that were read ahead, as on a GPU, against each image encoded alone. Sums are rounded in another
     order."""
     batches, sizes = encoding.batches_of, []
 
     def together(jobs, most):
-        for batch in batches(jobs, encoding.PICTURES_AT_ONCE):
+        for batch in batches(jobs, encoding.IMAGES_AT_ONCE):
             sizes.append(len(batch))
             yield batch
 
     monkeypatch.setattr(encoding, "batches_of", together)
-    views = plain_views(make_noise(tmp_path / "pictures", 23))
+    views = plain_views(make_noise(tmp_path / "images", 23))
     cache, events = latent_cache(make_spec(tiny_bases["sd1"])), []
     vae = cache.fill(views, CPU, lambda event, **fields: events.append((event, fields.get("done"))))
     assert events == [("phase", None), *(("encoding", done) for done in range(1, 24))]
     assert max(sizes) == 4 and sum(sizes) == 23
-    for picture, view in views:
-        pixels = crop_pixels(read_picture(Path(picture.path)), view.crop)
-        alone = cache.family.encode_pictures(vae, pixels[None], cache.form)[0]
-        torch.testing.assert_close(cache.reader(picture, view)(), alone, atol=1e-5, rtol=1e-5)
+    for image, view in views:
+        pixels = crop_pixels(read_image(Path(image.path)), view.crop)
+        alone = cache.family.encode_images(vae, pixels[None], cache.form)[0]
+        torch.testing.assert_close(cache.reader(image, view)(), alone, atol=1e-5, rtol=1e-5)
 
 
 def test_batches_hold_one_size_and_a_limited_area():
@@ -102,8 +102,8 @@ def test_no_more_is_begun_than_asked_for():
 
 
 def test_a_cancel_keeps_what_is_encoded(tiny_bases, make_spec, tmp_path):
-    """Heard between pictures; the next run encodes only the rest."""
-    views = plain_views(make_noise(tmp_path / "pictures", 40))
+    """Heard between images; the next run encodes only the rest."""
+    views = plain_views(make_noise(tmp_path / "images", 40))
     cache, done = latent_cache(make_spec(tiny_bases["sd1"])), []
 
     def stop(event, **fields):
@@ -122,26 +122,26 @@ def test_a_cancel_keeps_what_is_encoded(tiny_bases, make_spec, tmp_path):
     assert cache.fill(views, CPU, lambda event, **fields: pytest.fail(event)) is None
 
 
-def test_a_picture_that_disappeared_is_named(tiny_bases, make_spec, tmp_path):
-    dataset = make_noise(tmp_path / "pictures", 3)
-    (tmp_path / "pictures" / "001.png").unlink()
+def test_an_image_that_disappeared_is_named(tiny_bases, make_spec, tmp_path):
+    dataset = make_noise(tmp_path / "images", 3)
+    (tmp_path / "images" / "001.png").unlink()
     with pytest.raises(UserError, match="001.png.*It could be read when the run was queued"):
         latent_cache(make_spec(tiny_bases["sd1"])).fill(plain_views(dataset), CPU, silent)
 
 
 def test_keys_follow_everything_that_changes_pixels(tiny_bases, make_spec, squares):
-    cache, [picture, *_] = latent_cache(make_spec(tiny_bases["sd1"])), squares.pictures
+    cache, [image, *_] = latent_cache(make_spec(tiny_bases["sd1"])), squares.images
     crop = fit((100, 64), [(64, 64)])
     others = [fit((101, 64), [(64, 64)]), crop.__class__(*[*vars(crop).values()][:5], mirrored=True)]
     views = [View(crop), *(View(each) for each in others), View(crop, (1.1, 1.0, 1.0)), View(crop, (1.0, 1.1, 1.0)),
              View(crop, noise=0.1, noise_seed=1), View(crop, noise=0.1, noise_seed=2), View(crop, noise=0.2, noise_seed=1)]
-    keys = {cache.key(picture, view) for view in views}
-    keys |= {cache.key(picture.model_copy(update={field: value}), View(crop))
+    keys = {cache.key(image, view) for view in views}
+    keys |= {cache.key(image.model_copy(update={field: value}), View(crop))
              for field, value in (("digest", "another"), ("background", "#000000"))}
-    keys.add(latent_cache(make_spec(tiny_bases["sd2"])).key(picture, View(crop)))
+    keys.add(latent_cache(make_spec(tiny_bases["sd2"])).key(image, View(crop)))
     assert len(keys) == len(views) + 3
-    same = picture.model_copy(update={"caption": "another", "path": "elsewhere", "repeats": 5, "weight": 2.0})
-    assert cache.key(same, View(crop)) == cache.key(picture, View(crop))
+    same = image.model_copy(update={"caption": "another", "path": "elsewhere", "repeats": 5, "weight": 2.0})
+    assert cache.key(same, View(crop)) == cache.key(image, View(crop))
 
 
 # ---- killed, and two at once ---------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ test_caches.latent_cache(spec).fill(test_caches.plain_views(spec.dataset), torch
 
 def test_a_killed_process_and_two_at_once_leave_a_whole_cache(tiny_bases, make_spec, tmp_path):
     """Two processes fill one cache; one of them is killed in the middle of it."""
-    dataset = make_noise(tmp_path / "pictures", 120)
+    dataset = make_noise(tmp_path / "images", 120)
     spec = make_spec(tiny_bases["sd1"], dataset=dataset)
     path = tmp_path / "spec.json"
     path.write_text(spec.model_dump_json(), encoding="utf-8")
@@ -231,7 +231,7 @@ def test_only_what_is_old_and_ours_is_removed(tmp_path):
     aged(cache.path(used), 400)
     aged(cache.path(old), 31)
     strangers = [cache.folder / "ab" / "notes.safetensors", cache.folder / "ab" / f"{old}.txt",
-                 tmp_path / "class_pictures" / "a" / f"{old}.safetensors"]
+                 tmp_path / "class_images" / "a" / f"{old}.safetensors"]
     writing, left = cache.path(old).with_name(".part-1.safetensors"), cache.path(old).with_name(".part-2.safetensors")
     for file in (*strangers, writing, left):
         file.parent.mkdir(exist_ok=True, parents=True)

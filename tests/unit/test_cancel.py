@@ -15,13 +15,13 @@ from finetune.trainers.process import parent as running
 from finetune.trainers.process.parent import TrainingProcess
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.sampling import class_images
-from finetune.trainers.spec.class_images import ClassPicturesSpec
+from finetune.trainers.spec.class_images import ClassImagesSpec
 from finetune.trainers.spec.file_tasks import SPECS
 from support import tiny, tiny_captioners
 from support.captioning import ask
 from support.running import losses_of
 
-MINUTES = dict(prompts=("a", "b"), sampler_steps=200, pictures=16)
+MINUTES = dict(prompts=("a", "b"), sampler_steps=200, images=16)
 """Previews that take so long."""
 
 
@@ -66,10 +66,10 @@ def patience(monkeypatch):
 
 TRAINING = {
     "loading": (dict(), is_kind("started"), {"model"}),
-    "waiting for another process": (dict(), is_kind("encoding", what="pictures"), {"model"}),
-    "encoding": (dict(pictures=400), is_kind("encoding", what="pictures", done=2), {"model"}),
+    "waiting for another process": (dict(), is_kind("encoding", what="images"), {"model"}),
+    "encoding": (dict(images=400), is_kind("encoding", what="images", done=2), {"model"}),
     "preview of the base": (dict(previews=specs.PreviewSpec(every=9, **MINUTES)), is_kind("model"), {"preview", "step"}),
-    "validation": (dict(pictures=60, training=specs.TrainingSpec(steps=6, resolution=256),
+    "validation": (dict(images=60, training=specs.TrainingSpec(steps=6, resolution=256),
                         validation=specs.ValidationSpec(share=0.5)), is_kind("model"), {"validation", "step"}),
     "a step": (dict(training=specs.TrainingSpec(steps=6, batch_size=4, accumulation=1000, resolution=64)),
                is_kind("model"), {"step"}),
@@ -79,10 +79,10 @@ TRAINING = {
 @pytest.mark.parametrize("phase", TRAINING)
 def test_a_run_that_has_learnt_nothing_is_cancelled(phase, make_spec, tiny_bases, tmp_path):
     parts, when, not_reached = TRAINING[phase]
-    pictures = parts.get("pictures", 4)
-    dataset = scan_folder(str(tiny.make_pictures(tmp_path / "pictures", pictures)), "many")
+    images = parts.get("images", 4)
+    dataset = scan_folder(str(tiny.make_images(tmp_path / "images", images)), "many")
     run = open_run(make_spec(tiny_bases["sd1"], dataset=dataset,
-                             **{name: part for name, part in parts.items() if name != "pictures"}))
+                             **{name: part for name, part in parts.items() if name != "images"}))
     caches = tmp_path / "caches" / CAPTIONS
     caches.mkdir(parents=True)
     lock = FileLock(caches / ".lock")
@@ -93,7 +93,7 @@ def test_a_run_that_has_learnt_nothing_is_cancelled(phase, make_spec, tiny_bases
     finally:
         lock.release()
     assert not (not_reached | {"checkpoint"}) & set(kinds(events)) and events[-1]["step"] == 0
-    encoded = [event["done"] for event in events if event["event"] == "encoding" and event["what"] == "pictures"]
+    encoded = [event["done"] for event in events if event["event"] == "encoding" and event["what"] == "images"]
     assert phase != "encoding" or encoded[-1] < 200
 
 
@@ -124,20 +124,20 @@ def test_what_is_learnt_is_saved_in_the_midst_of_a_preview_which_is_made_good(ma
 
 # ---- other tasks -----------------------------------------------------------------------------------------------------
 
-def test_class_pictures_are_cancelled_between_steps_of_the_sampler(tiny_bases, tmp_path):
+def test_class_images_are_cancelled_between_steps_of_the_sampler(tiny_bases, tmp_path):
     spec = specs.checked(
-        ClassPicturesSpec, base=tiny_bases["sd1"], prompt="a dog", count=64, resolution=128, sampler_steps=200,
+        ClassImagesSpec, base=tiny_bases["sd1"], prompt="a dog", count=64, resolution=128, sampler_steps=200,
         batch_size=64, folders=specs.FolderSpec(runs=str(tmp_path), caches=str(tmp_path / "caches")), device="cpu")
     folder = class_images.open_folder(spec)
-    events = cancelled(folder, is_kind("phase", text="drawing the first pictures"))
-    assert "drawing" not in kinds(events) and not list(class_images.pictures_of(folder).iterdir())
+    events = cancelled(folder, is_kind("phase", text="drawing the first images"))
+    assert "drawing" not in kinds(events) and not list(class_images.images_of(folder).iterdir())
 
 
 def test_captioning_is_cancelled_between_two_words(tmp_path):
-    tiny_captioners.make_pictures(tmp_path / "pictures", 1)
+    tiny_captioners.make_images(tmp_path / "images", 1)
     model = tiny_captioners.make_blip(tmp_path / "blip", positions=4096)
-    spec = ask(model, tmp_path / "pictures", tmp_path / "caches", maximum_tokens=4000, beams=16)
-    events = cancelled(captioning.open_folder(spec), is_kind("phase", text="describing the first pictures"))
+    spec = ask(model, tmp_path / "images", tmp_path / "caches", maximum_tokens=4000, beams=16)
+    events = cancelled(captioning.open_folder(spec), is_kind("phase", text="describing the first images"))
     assert "captioned" not in kinds(events) and captioning.texts_of(spec) == {}
 
 

@@ -19,13 +19,13 @@ from finetune.trainers.errors import UserError
 
 def dataset(*captions, trigger="", names=None):
     names = names or [f"{number}.png" for number in range(len(captions))]
-    return specs.DatasetSpec(name="d", trigger=trigger, notes=("kept",), pictures=tuple(
-        specs.Picture(path=f"/d/{name}", name=name, caption=caption, size=(8, 8), digest=str(number), repeats=3)
+    return specs.DatasetSpec(name="d", trigger=trigger, notes=("kept",), images=tuple(
+        specs.DatasetImage(path=f"/d/{name}", name=name, caption=caption, size=(8, 8), digest=str(number), repeats=3)
         for number, (name, caption) in enumerate(zip(names, captions, strict=True))))
 
 
 def captions_of(result) -> list[str]:
-    return [picture.caption for picture in result.pictures]
+    return [image.caption for image in result.images]
 
 
 @pytest.mark.parametrize("place, class_word, caption, expected", [
@@ -120,7 +120,7 @@ def test_a_pattern_that_would_run_for_ever_is_stopped():
 def test_the_time_is_for_all_captions_together(monkeypatch):
     short = "ab " * 15
     monkeypatch.setattr(text_replacement, "SECONDS", 60)
-    assert len(replace_in_captions(dataset(*[short] * 20), SLOW).pictures) == 20
+    assert len(replace_in_captions(dataset(*[short] * 20), SLOW).images) == 20
     monkeypatch.setattr(text_replacement, "SECONDS", 0.2)
     with pytest.raises(UserError, match="takes longer than 0.2 seconds"):
         replace_in_captions(dataset(*[short] * 20), SLOW)
@@ -168,11 +168,11 @@ def test_by_hand():
     data = dataset("one", "two", "three", names=["a.png", "a.png: b.png", "猫 1.png"])
     result = edit_by_hand(data, "  a.png:   new\tone\n\n猫 1.png:\nother.png: lost\na.png: b.png: second: part")
     assert captions_of(result) == ["new one", "second: part", ""]
-    assert result.notes == ("kept", "the line 'other.png: lost' names no picture of the dataset and changes nothing")
+    assert result.notes == ("kept", "the line 'other.png: lost' names no image of the dataset and changes nothing")
     assert captions_of(edit_by_hand(data, "")) == captions_of(data)
 
 
-def test_by_hand_with_a_name_that_several_pictures_have():
+def test_by_hand_with_a_name_that_several_images_have():
     data = dataset("one", "two", "three", names=["a.png", "a.png", "b.png"])
     assert captions_of(edit_by_hand(data, "a.png: x")) == ["x", "x", "three"]
     assert captions_of(edit_by_hand(data, "a.png: x\na.png: y")) == ["x", "y", "three"]
@@ -188,9 +188,9 @@ def test_filled_in_captions_change_nothing():
 def test_nothing_but_captions_changes():
     data = dataset("a dog", "a cat")
     result = replace_in_captions(data, Replacement("dog", "fox"))
-    back = result.model_copy(update={"pictures": tuple(
-        new.model_copy(update={"caption": old.caption}) for old, new in zip(data.pictures, result.pictures))})
-    assert back == data and result.pictures[1] == data.pictures[1]
+    back = result.model_copy(update={"images": tuple(
+        new.model_copy(update={"caption": old.caption}) for old, new in zip(data.images, result.images))})
+    assert back == data and result.images[1] == data.images[1]
 
 
 def test_changes_are_shown():

@@ -11,8 +11,8 @@ def tokenizer():
 
 
 def dataset(captions, digests=None):
-    return specs.DatasetSpec(name="d", pictures=tuple(
-        specs.Picture(path="p", name=f"{number}.png", caption=caption, size=(8, 8), digest=str(digest))
+    return specs.DatasetSpec(name="d", images=tuple(
+        specs.DatasetImage(path="p", name=f"{number}.png", caption=caption, size=(8, 8), digest=str(digest))
         for number, (caption, digest) in enumerate(zip(captions, digests or range(len(captions)), strict=True))))
 
 
@@ -51,7 +51,7 @@ RULES = [
 
 @pytest.mark.parametrize("kind, captions, trigger, places", RULES)
 def test_rules(kind, captions, trigger, places, tokenizer):
-    found = [finding.pictures for finding in lint(dataset(captions), trigger, tokenizer) if finding.kind == kind]
+    found = [finding.images for finding in lint(dataset(captions), trigger, tokenizer) if finding.kind == kind]
     assert found == ([] if places is None else [places])
 
 

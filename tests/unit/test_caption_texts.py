@@ -3,13 +3,13 @@ import pytest
 from finetune.trainers.captioning.articles import article
 from finetune.trainers.captioning.texts import MODES, fill, from_names, listing, merged, own_words, words_of
 from finetune.trainers.errors import UserError
-from finetune.trainers.spec import DatasetSpec, Picture
+from finetune.trainers.spec import DatasetImage, DatasetSpec
 
 
 def dataset(*captions: str, trigger: str = "", names=()) -> DatasetSpec:
     names = names or [f"{number}.png" for number in range(len(captions))]
-    return DatasetSpec(name="data", trigger=trigger, notes=("a note",), pictures=tuple(
-        Picture(path=f"/data/10_red hats/{name}", name=name, caption=caption, size=(64, 64), digest=f"{number:064}")
+    return DatasetSpec(name="data", trigger=trigger, notes=("a note",), images=tuple(
+        DatasetImage(path=f"/data/10_red hats/{name}", name=name, caption=caption, size=(64, 64), digest=f"{number:064}")
         for number, (name, caption) in enumerate(zip(names, captions, strict=True))))
 
 
@@ -26,9 +26,9 @@ def dataset(*captions: str, trigger: str = "", names=()) -> DatasetSpec:
 def test_where_a_new_text_goes(mode, old, trigger, caption):
     before = dataset(old, trigger=trigger)
     after, _ = from_names(before, " a  dog\n", mode)
-    assert [picture.caption for picture in after.pictures] == [caption]
-    assert after.model_copy(update={"pictures": before.pictures}) == before  # nothing else changes
-    assert [picture.caption for picture in before.pictures] == [old]
+    assert [image.caption for image in after.images] == [caption]
+    assert after.model_copy(update={"images": before.images}) == before  # nothing else changes
+    assert [image.caption for image in before.images] == [old]
 
 
 def test_no_text_leaves_the_other_caption_alone():
@@ -70,8 +70,8 @@ def test_articles_follow_the_sound(words, expected):
     ("a {name}", "old\ufffdowl.png", "an old owl"),
 ])
 def test_templates_write_the_article_that_fits(template, name, caption):
-    [picture] = dataset("", names=[name]).pictures
-    assert fill(template, picture, 1, "ohwx") == caption
+    [image] = dataset("", names=[name]).images
+    assert fill(template, image, 1, "ohwx") == caption
 
 
 @pytest.mark.parametrize("name, words", [
@@ -93,13 +93,13 @@ def test_names_are_cleaned(name, words):
     ("plain words", "plain words"), ("{name}, {name}", "small cat, small cat"),
 ])
 def test_templates(template, text):
-    picture = dataset("ohwx, it sits", names=["small_cat_2.png"]).pictures[0]
-    assert fill(template, picture, 7, "ohwx") == text
+    image = dataset("ohwx, it sits", names=["small_cat_2.png"]).images[0]
+    assert fill(template, image, 7, "ohwx") == text
 
 
 def test_empty_fields_leave_no_commas_behind():
-    picture = dataset("", names=["IMG_1.png"]).pictures[0]
-    assert fill("{name}, {caption}, a hat, {trigger}", picture, 1, "") == "a hat"
+    image = dataset("", names=["IMG_1.png"]).images[0]
+    assert fill("{name}, {caption}, a hat, {trigger}", image, 1, "") == "a hat"
 
 
 @pytest.mark.parametrize("template", ["{title}", "{}", "{name.__class__}", "{0}", "{name!r}"])
@@ -115,10 +115,10 @@ def test_an_empty_template_is_a_sentence():
 
 def test_names_without_words_are_noted():
     changed, notes = from_names(dataset("", "", "x", names=["IMG_1.png", "cat.png", "5.png"]), "a {name}", "only missing")
-    assert [picture.caption for picture in changed.pictures] == ["a", "a cat", "x"]
+    assert [image.caption for image in changed.images] == ["a", "a cat", "x"]
     assert notes == ["1 of 2 file names hold no words, for example IMG_1.png; {name} is empty there"]
     assert from_names(dataset("", names=["IMG_1.png"]), "a {folder}", "replace")[1] == []
 
 
-def test_the_listing_has_a_line_a_picture():
+def test_the_listing_has_a_line_an_image():
     assert listing(dataset("a cat", "")) == "0.png: a cat\n1.png: "

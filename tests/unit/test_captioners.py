@@ -1,4 +1,4 @@
-"""Every captioner says what transformers or onnxruntime says when they are called directly, one picture at a time."""
+"""Every captioner says what transformers or onnxruntime says when they are called directly, one image at a time."""
 import json
 import shutil
 from functools import lru_cache
@@ -28,13 +28,13 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
-    tiny.make_pictures(root)
+    root = tmp_path_factory.mktemp("images")
+    tiny.make_images(root)
     return root
 
 
 @pytest.fixture(scope="module")
-def pictures(folder):
+def images(folder):
     return [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
 
 
@@ -43,34 +43,34 @@ def loaded(processor_class, model_class, folder):
     return processor_class.from_pretrained(folder), model_class.from_pretrained(folder).eval()
 
 
-def directly(model, name, picture, prompt="", task="<DETAILED_CAPTION>", **options) -> str:
-    """One picture, by the classes of transformers alone, as the documentation of each model does it."""
+def directly(model, name, image, prompt="", task="<DETAILED_CAPTION>", **options) -> str:
+    """One image, by the classes of transformers alone, as the documentation of each model does it."""
     folder, options = model, {"max_new_tokens": 12, "do_sample": False, "num_beams": 1, **options}
     if name == "blip":
         processor, network = loaded(hf.BlipProcessor, hf.BlipForConditionalGeneration, folder)
-        inputs = processor(picture, prompt, return_tensors="pt") if prompt else processor(picture, return_tensors="pt")
+        inputs = processor(image, prompt, return_tensors="pt") if prompt else processor(image, return_tensors="pt")
         return processor.decode(network.generate(**inputs, **options)[0], skip_special_tokens=True).strip()
     if name.startswith("blip2"):
         processor, network = loaded(hf.Blip2Processor, hf.Blip2ForConditionalGeneration, folder)
-        inputs = processor(picture, prompt or None, return_tensors="pt")
+        inputs = processor(image, prompt or None, return_tensors="pt")
         text = processor.decode(network.generate(**inputs, **options)[0], skip_special_tokens=True).strip()
         return text.removeprefix(prompt).strip()
     if name == "git":
         processor, network = loaded(hf.GitProcessor, hf.GitForCausalLM, folder)
-        inputs = {"pixel_values": processor(images=picture, return_tensors="pt").pixel_values}
+        inputs = {"pixel_values": processor(images=image, return_tensors="pt").pixel_values}
         if prompt:
             inputs["input_ids"] = processor.tokenizer("[CLS] " + prompt, add_special_tokens=False,
                                                       return_tensors="pt").input_ids
         return processor.decode(network.generate(**inputs, **options)[0], skip_special_tokens=True).strip()
     if name == "florence2":
         processor, network = loaded(hf.Florence2Processor, hf.Florence2ForConditionalGeneration, folder)
-        inputs = processor(text=task, images=picture, return_tensors="pt")
+        inputs = processor(text=task, images=image, return_tensors="pt")
         text = processor.batch_decode(network.generate(**inputs, **options), skip_special_tokens=False)[0]
-        found = processor.post_process_generation(text, task=task, image_size=picture.size)[task]
+        found = processor.post_process_generation(text, task=task, image_size=image.size)[task]
         return found if isinstance(found, str) else found["labels"]
     processor, network = loaded(hf.AutoProcessor, hf.AutoModelForImageTextToText, folder)
     image = "<image>" if name == "llava" else "<|vision_start|><|image_pad|><|vision_end|>"
-    inputs = processor(text=f"user {image} {prompt} a ", images=picture, return_tensors="pt")
+    inputs = processor(text=f"user {image} {prompt} a ", images=image, return_tensors="pt")
     tokens = network.generate(**inputs, **options)[0, inputs.input_ids.shape[1]:]
     return processor.decode(tokens, skip_special_tokens=True).strip()
 
@@ -81,29 +81,29 @@ def prompted(name: str) -> dict:
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", SPEAKERS)
-def test_they_say_what_transformers_says(name, beams, models, folder, pictures, tmp_path):
+def test_they_say_what_transformers_says(name, beams, models, folder, images, tmp_path):
     spec = ask(models[name], folder, tmp_path, beams=beams)
-    expected = [directly(models[name], name, picture, num_beams=beams, **prompted(name)) for picture in pictures]
-    assert describe(spec, pictures) == expected
-    assert describe(spec, pictures[3:4]) == expected[3:4]
-    assert len(set(expected)) >= 3 and sum(map(bool, expected)) >= 4  # the pictures matter
+    expected = [directly(models[name], name, image, num_beams=beams, **prompted(name)) for image in images]
+    assert describe(spec, images) == expected
+    assert describe(spec, images[3:4]) == expected[3:4]
+    assert len(set(expected)) >= 3 and sum(map(bool, expected)) >= 4  # the images matter
 
 
 @pytest.mark.parametrize("name", ["blip", "blip2", "blip2_t5", "git"])
-def test_with_a_prompt_they_go_on_from_it(name, models, folder, pictures, tmp_path):
+def test_with_a_prompt_they_go_on_from_it(name, models, folder, images, tmp_path):
     prompt = "a photo of"
-    said = describe(ask(models[name], folder, tmp_path, prompt=f" {prompt} "), pictures)
-    assert said == [directly(models[name], name, picture, prompt) for picture in pictures]
-    assert said != describe(ask(models[name], folder, tmp_path), pictures)
+    said = describe(ask(models[name], folder, tmp_path, prompt=f" {prompt} "), images)
+    assert said == [directly(models[name], name, image, prompt) for image in images]
+    assert said != describe(ask(models[name], folder, tmp_path), images)
     assert all(text.startswith(prompt) == (name in ("blip", "git")) for text in said)
 
 
 @pytest.mark.parametrize("name", SPEAKERS)
-def test_decoding_settings_reach_the_model(name, models, folder, pictures, tmp_path):
+def test_decoding_settings_reach_the_model(name, models, folder, images, tmp_path):
     spec = ask(models[name], folder, tmp_path, maximum_tokens=5, repetition_penalty=1.8)
-    expected = [directly(models[name], name, picture, max_new_tokens=5, repetition_penalty=1.8, **prompted(name))
-                for picture in pictures]
-    assert describe(spec, pictures) == expected != describe(ask(models[name], folder, tmp_path), pictures)
+    expected = [directly(models[name], name, image, max_new_tokens=5, repetition_penalty=1.8, **prompted(name))
+                for image in images]
+    assert describe(spec, images) == expected != describe(ask(models[name], folder, tmp_path), images)
 
 
 @pytest.mark.parametrize("name, prompt", [
@@ -119,63 +119,63 @@ def test_no_more_is_asked_for_than_a_model_has_positions(name, prompt, models, f
 
 
 @pytest.mark.parametrize("name", SPEAKERS)
-def test_they_run_in_the_precision_of_graphics_cards(name, models, folder, pictures, tmp_path):
+def test_they_run_in_the_precision_of_graphics_cards(name, models, folder, images, tmp_path):
     spec = ask(models[name], folder, tmp_path)
     captioner = load(spec, torch.device("cpu"), torch.bfloat16)
     assert captioner.model.dtype == torch.bfloat16
-    assert len([text for text in captioner.describe(pictures) if text]) >= 4
+    assert len([text for text in captioner.describe(images) if text]) >= 4
     captioner.close()
     assert captioner.model is None
 
 
 @pytest.mark.parametrize("instruction, task", [
     ("caption", "<CAPTION>"), ("more detailed caption", "<MORE_DETAILED_CAPTION>"), ("objects", "<OD>"),
-    ("text in the picture", "<OCR>"),
+    ("text in the image", "<OCR>"),
 ])
-def test_florence_does_its_tasks(instruction, task, models, folder, pictures, tmp_path):
-    said = describe(ask(models["florence2"], folder, tmp_path, instruction=instruction), pictures)
-    expected = [directly(models["florence2"], "florence2", picture, task=task) for picture in pictures]
+def test_florence_does_its_tasks(instruction, task, models, folder, images, tmp_path):
+    said = describe(ask(models["florence2"], folder, tmp_path, instruction=instruction), images)
+    expected = [directly(models["florence2"], "florence2", image, task=task) for image in images]
     assert said == [", ".join(dict.fromkeys(each)) if task == "<OD>" else each for each in expected] and any(said)
 
 
-def test_florence_names_every_object_once(models, folder, pictures, tmp_path):
+def test_florence_names_every_object_once(models, folder, images, tmp_path):
     florence = load(ask(models["florence2"], folder, tmp_path, instruction="objects"), torch.device("cpu"), torch.float32)
     box = "<loc_1><loc_2><loc_30><loc_31>"
     raw = f"</s><s>dog{box}{box}red hat{box}dog{box}</s><pad><pad>"
-    assert written(answer(florence, raw, "<OD>", pictures[0])) == "dog, red hat"
-    assert written(answer(florence, "</s><s>a dog</s><pad>", "<CAPTION>", pictures[0])) == "a dog"
+    assert written(answer(florence, raw, "<OD>", images[0])) == "dog, red hat"
+    assert written(answer(florence, "</s><s>a dog</s><pad>", "<CAPTION>", images[0])) == "a dog"
 
 
-def test_prompts_of_different_lengths_are_padded_in_front(models, folder, pictures, tmp_path):
-    """Qwen2-VL's pictures have different numbers of tokens. Padded behind, an answer would follow the padding."""
+def test_prompts_of_different_lengths_are_padded_in_front(models, folder, images, tmp_path):
+    """Qwen2-VL's images have different numbers of tokens. Padded behind, an answer would follow the padding."""
     captioner = load(ask(models["qwen2_vl"], folder, tmp_path), torch.device("cpu"), torch.float32)
-    expected = captioner.describe(pictures)
+    expected = captioner.describe(images)
     captioner.processor.tokenizer.padding_side = "right"
-    assert captioner.describe(pictures) != expected
+    assert captioner.describe(images) != expected
 
 
-def test_a_conversation_may_begin_with_a_system_text_and_large_pictures_are_shrunk(models, folder, pictures, tmp_path):
-    plain = describe(ask(models["llava"], folder, tmp_path), pictures)
-    assert describe(ask(models["llava"], folder, tmp_path, system="the red house"), pictures) != plain
+def test_a_conversation_may_begin_with_a_system_text_and_large_images_are_shrunk(models, folder, images, tmp_path):
+    plain = describe(ask(models["llava"], folder, tmp_path), images)
+    assert describe(ask(models["llava"], folder, tmp_path, system="the red house"), images) != plain
     sizes = {(48, 64): (24, 32), (64, 64): (32, 32), (80, 64): (32, 26)}
-    half = [picture.resize(sizes[picture.size], Image.Resampling.LANCZOS) for picture in pictures]
+    half = [image.resize(sizes[image.size], Image.Resampling.LANCZOS) for image in images]
     small = ask(models["qwen2_vl"], folder, tmp_path, maximum_side=32)
-    expected = [directly(models["qwen2_vl"], "qwen2_vl", picture, **prompted("qwen2_vl")) for picture in half]
-    assert describe(small, pictures) == expected != describe(ask(models["qwen2_vl"], folder, tmp_path), pictures)
-    assert shrunk(pictures[0], 0) is pictures[0] and shrunk(Image.new("RGB", (3000, 2)), 100).size == (100, 1)
+    expected = [directly(models["qwen2_vl"], "qwen2_vl", image, **prompted("qwen2_vl")) for image in half]
+    assert describe(small, images) == expected != describe(ask(models["qwen2_vl"], folder, tmp_path), images)
+    assert shrunk(images[0], 0) is images[0] and shrunk(Image.new("RGB", (3000, 2)), 100).size == (100, 1)
 
 
-def test_what_a_model_thought_is_no_caption(models, folder, pictures, tmp_path, monkeypatch):
+def test_what_a_model_thought_is_no_caption(models, folder, images, tmp_path, monkeypatch):
     captioner = load(ask(models["llava"], folder, tmp_path), torch.device("cpu"), torch.float32)
     monkeypatch.setattr(captioner, "decode", lambda tokens: ["<think>a cat?</think>\n\nA dog.", " a dog"])
-    assert captioner.describe(pictures[:2]) == ["A dog.", "a dog"]
+    assert captioner.describe(images[:2]) == ["A dog.", "a dog"]
 
 
-def test_a_template_without_a_place_for_pictures_is_refused(models, folder, pictures, tmp_path):
+def test_a_template_without_a_place_for_images_is_refused(models, folder, images, tmp_path):
     model = shutil.copytree(models["llava"], tmp_path / "llava")
     (model / "chat_template.jinja").write_text("{% for each in messages %}{{ each['content'] }}{% endfor %}")
-    with pytest.raises(UserError, match="leaves no place for a picture"):
-        describe(ask(model, folder, tmp_path), pictures)
+    with pytest.raises(UserError, match="leaves no place for an image"):
+        describe(ask(model, folder, tmp_path), images)
 
 
 def test_only_a_repeated_prompt_is_cut():
@@ -186,33 +186,33 @@ def test_only_a_repeated_prompt_is_cut():
 
 # ---- taggers -------------------------------------------------------------------------------------------------------
 
-def probabilities(model, picture, deepdanbooru=False) -> np.ndarray:
+def probabilities(model, image, deepdanbooru=False) -> np.ndarray:
     """By onnxruntime, with the preparation written down once more."""
     side = 32
     if deepdanbooru:
-        scale = side / max(picture.size)
-        small = np.asarray(picture.resize([round(length * scale) for length in picture.size], Image.Resampling.BOX))
+        scale = side / max(image.size)
+        small = np.asarray(image.resize([round(length * scale) for length in image.size], Image.Resampling.BOX))
         rows, columns = (np.clip(np.arange(side) - (side - length) // 2, 0, length - 1) for length in small.shape[:2])
         pixels = (small[rows][:, columns] / 255).astype(np.float32)
     else:
-        longest = max(picture.size)
+        longest = max(image.size)
         canvas = np.full((longest, longest, 3), 255, np.uint8)
-        left, top = (longest - picture.width) // 2, (longest - picture.height) // 2
-        canvas[top:top + picture.height, left:left + picture.width] = np.asarray(picture)
+        left, top = (longest - image.width) // 2, (longest - image.height) // 2
+        canvas[top:top + image.height, left:left + image.width] = np.asarray(image)
         resized = np.asarray(Image.fromarray(canvas).resize((side, side), Image.Resampling.BICUBIC))
         pixels = np.stack([resized[..., 2], resized[..., 1], resized[..., 0]], axis=-1).astype(np.float32)
     session = onnxruntime.InferenceSession(model / "model.onnx", providers=["CPUExecutionProvider"])
-    return session.run(None, {"pictures": pixels[None]})[0][0]
+    return session.run(None, {"images": pixels[None]})[0][0]
 
 
 @pytest.mark.parametrize("name", ["tagger", "tagger_one", "deepdanbooru"])
-def test_taggers_say_what_onnxruntime_says(name, models, folder, pictures, tmp_path):
-    pictures = [*pictures, pictures[1].rotate(90, expand=True)]
+def test_taggers_say_what_onnxruntime_says(name, models, folder, images, tmp_path):
+    images = [*images, images[1].rotate(90, expand=True)]
     spec = ask(models[name], folder, tmp_path, general_threshold=0.5, character_threshold=0.8)
-    found = describe(spec, pictures)
+    found = describe(spec, images)
     texts = [text_of(spec.model, finding) for finding in found]
-    for picture, finding, text in zip(pictures, found, texts, strict=True):
-        expected = probabilities(models[name], picture, name == "deepdanbooru")
+    for image, finding, text in zip(images, found, texts, strict=True):
+        expected = probabilities(models[name], image, name == "deepdanbooru")
         there = {tag: probability for tag, _, probability in finding}
         for (tag, category), probability in zip(tiny.TAGS, expected, strict=True):
             tag = f"rating:{tag}" if category == "rating" and name == "deepdanbooru" else tag
@@ -220,14 +220,14 @@ def test_taggers_say_what_onnxruntime_says(name, models, folder, pictures, tmp_p
         wanted = [(category != "character", -probability, tag) for (tag, category), probability in zip(tiny.TAGS, expected)
                   if category != "rating" and probability >= (0.8 if category == "character" else 0.5)]
         assert text == ", ".join(tag if tag in ("^_^", "|_|") else tag.replace("_", " ") for _, _, tag in sorted(wanted))
-    assert len(set(texts)) == len(pictures)
-    assert [text_of(spec.model, finding) for picture in pictures for finding in describe(spec, [picture])] == texts
+    assert len(set(texts)) == len(images)
+    assert [text_of(spec.model, finding) for image in images for finding in describe(spec, [image])] == texts
 
 
-def test_a_fixed_number_of_pictures_is_filled_up(folder, pictures, models, tmp_path):
+def test_a_fixed_number_of_images_is_filled_up(folder, images, models, tmp_path):
     three = tiny.make_tagger(tmp_path / "tagger", batch=3)
-    said = describe(ask(three, folder, tmp_path), pictures)
-    assert len(said) == 5 and said == describe(ask(models["tagger"], folder, tmp_path), pictures)
+    said = describe(ask(three, folder, tmp_path), images)
+    assert len(said) == 5 and said == describe(ask(models["tagger"], folder, tmp_path), images)
 
 
 FOUND = [["general", "rating", 0.2], ["explicit", "rating", 0.7], ["saber_(fate)", "character", 0.9],
@@ -253,20 +253,20 @@ def test_tags_are_chosen_and_written_as_asked(settings, text, models, folder, tm
     assert text_of(ask(models["tagger"], folder, tmp_path, **settings).model, FOUND) == text
 
 
-def test_a_tagger_that_does_not_fit_together_is_refused(folder, pictures, tmp_path):
+def test_a_tagger_that_does_not_fit_together_is_refused(folder, images, tmp_path):
     logits = tiny.make_tagger(tmp_path / "a" / "tagger", probabilities=False)
     with pytest.raises(UserError, match="no probabilities"):
-        describe(ask(logits, folder, tmp_path), pictures)
+        describe(ask(logits, folder, tmp_path), images)
     other = tiny.make_tagger(tmp_path / "b" / "tagger", tags=tiny.TAGS[:-2])
     shutil.copy(logits / "model.onnx", other)
     with pytest.raises(UserError, match="knows 22 tags, and its list names 20"):
-        describe(ask(other, folder, tmp_path), pictures)
+        describe(ask(other, folder, tmp_path), images)
     (other / "selected_tags.csv").write_text("no,such\ncolumns,here\n")
     with pytest.raises(UserError, match="list of tags of 'tagger' cannot be read"):
-        describe(ask(other, folder, tmp_path), pictures)
+        describe(ask(other, folder, tmp_path), images)
     (logits / "model.onnx").write_bytes(b"no model")
     with pytest.raises(UserError, match="could not be loaded as a tagger"):
-        describe(ask(logits, folder, tmp_path), pictures)
+        describe(ask(logits, folder, tmp_path), images)
 
 
 # ---- folders -------------------------------------------------------------------------------------------------------
@@ -344,11 +344,11 @@ def test_a_changed_file_changes_the_fingerprint(copy):
     (lambda folder: rewrite(folder / "config.json", text_config={"vocab_size": 7}), "could not be loaded|lack"),
     (lambda folder: drop_half(folder / "model.safetensors"), "lack \\d+ tensors of a BLIP model, for example"),
 ])
-def test_files_that_make_no_model_are_sentences(damage, words, copy, folder, pictures, tmp_path):
+def test_files_that_make_no_model_are_sentences(damage, words, copy, folder, images, tmp_path):
     model = copy("blip")
     damage(model)
     with pytest.raises(UserError, match=words):
-        describe(ask(model, folder, tmp_path), pictures)
+        describe(ask(model, folder, tmp_path), images)
 
 
 def drop_half(path):
@@ -368,31 +368,31 @@ class Code:
         return (open, (str(self.mark), "w"))
 
 
-def test_old_weight_files_are_read_as_tensors_only(copy, models, folder, pictures, tmp_path):
+def test_old_weight_files_are_read_as_tensors_only(copy, models, folder, images, tmp_path):
     from safetensors.torch import load_file
 
     model = copy("blip")
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     torch.save(weights, model / "pytorch_model.bin")
-    assert describe(ask(model, folder, tmp_path), pictures) == describe(ask(models["blip"], folder, tmp_path), pictures)
+    assert describe(ask(model, folder, tmp_path), images) == describe(ask(models["blip"], folder, tmp_path), images)
     torch.save({**weights, "more": Code(tmp_path / "ran")}, model / "pytorch_model.bin")
     with pytest.raises(UserError, match="could not be loaded as a BLIP model"):
-        describe(ask(model, folder, tmp_path), pictures)
+        describe(ask(model, folder, tmp_path), images)
     assert not (tmp_path / "ran").exists()
 
 
-def test_no_code_of_a_folder_runs(copy, folder, pictures, tmp_path):
+def test_no_code_of_a_folder_runs(copy, folder, images, tmp_path):
     model = copy("llava")
     (model / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     rewrite(model / "config.json", model_type="mine", auto_map={
         "AutoConfig": "mine.Config", "AutoModelForImageTextToText": "mine.Model"})
     rewrite(model / "processor_config.json", auto_map={"AutoProcessor": "mine.Processor"})
     with pytest.raises(UserError, match="type 'mine', which transformers .* does not know"):
-        describe(ask(model, folder, tmp_path), pictures)
+        describe(ask(model, folder, tmp_path), images)
     rewrite(model / "config.json", model_type="llava")
     try:
-        describe(ask(model, folder, tmp_path), pictures)
+        describe(ask(model, folder, tmp_path), images)
     except UserError:
         pass
     assert not (tmp_path / "ran").exists()

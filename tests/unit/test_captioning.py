@@ -25,8 +25,8 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    tiny.make_pictures(tmp_path / "pictures")
-    return tmp_path / "pictures"
+    tiny.make_images(tmp_path / "images")
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -43,15 +43,15 @@ def captioned(events) -> list[int]:
 
 def by_name(spec) -> dict[str, str]:
     texts = texts_of(spec)
-    return {picture.name: texts[picture.path] for picture in spec.dataset.pictures if picture.path in texts}
+    return {image.name: texts[image.path] for image in spec.dataset.images if image.path in texts}
 
 
-def test_every_picture_is_described_once(asked, folder, monkeypatch):
-    spec, pictures = asked(), [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
+def test_every_image_is_described_once(asked, folder, monkeypatch):
+    spec, images = asked(), [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
     assert texts_of(spec) == {}
     events = work(spec)
     assert captioned(events) == [1, 2, 3, 4, 5]
-    expected = describe(spec, pictures)
+    expected = describe(spec, images)
     assert list(by_name(spec).values()) == expected and len(set(expected)) >= 4
     assert [(event["caption"], event["path"]) for event in events if event["event"] == "captioned"] == [
         (text, str(path)) for text, path in zip(expected, sorted(folder.iterdir()))]
@@ -69,13 +69,13 @@ def test_other_settings_ask_anew(change, asked):
     assert texts_of(asked(**change)) == {} and open_folder(asked(**change)).folder != open_folder(asked()).folder
 
 
-def test_another_model_or_picture_asks_anew(asked, folder, models, tmp_path):
+def test_another_model_or_image_asks_anew(asked, folder, models, tmp_path):
     work(asked())
-    Image.open(folder / "picture_1.png").rotate(90).save(folder / "picture_1.png")
-    assert by_name(asked()).keys() == {f"picture_{number}.png" for number in (0, 2, 3, 4)}
+    Image.open(folder / "image_1.png").rotate(90).save(folder / "image_1.png")
+    assert by_name(asked()).keys() == {f"image_{number}.png" for number in (0, 2, 3, 4)}
     assert captioned(work(asked())) == [1]
-    (folder / "picture_0.png").rename(folder / "renamed.png")
-    assert by_name(asked()).keys() == {"renamed.png", *(f"picture_{number}.png" for number in range(1, 5))}
+    (folder / "image_0.png").rename(folder / "renamed.png")
+    assert by_name(asked()).keys() == {"renamed.png", *(f"image_{number}.png" for number in range(1, 5))}
     other = tiny.make_blip(tmp_path / "blip", seed=5)
     assert texts_of(ask(other, folder, tmp_path / "caches")) == {}
 
@@ -93,7 +93,7 @@ def test_new_thresholds_need_no_new_look(asked):
 def test_damaged_cache_files_are_made_anew(name, content, asked):
     spec = asked(name)
     work(spec)
-    before, path = texts_of(spec), Findings(spec).path(spec.dataset.pictures[2])
+    before, path = texts_of(spec), Findings(spec).path(spec.dataset.images[2])
     path.write_bytes(content)
     assert len(texts_of(spec)) == 4 and captioned(work(spec)) == [1] and texts_of(spec) == before
 
@@ -101,8 +101,8 @@ def test_damaged_cache_files_are_made_anew(name, content, asked):
 def test_cancelled_between_batches_it_keeps_what_is_described(asked):
     events, stop = [], iter([False, True])
     with pytest.raises(Cancelled):
-        working.caption_pictures(asked(), lambda event, **fields: events.append({"event": event, **fields}),
-                                 stop_requested=lambda: next(stop))
+        working.caption_images(asked(), lambda event, **fields: events.append({"event": event, **fields}),
+                               stop_requested=lambda: next(stop))
     assert captioned(events) == [1, 2] and len(texts_of(asked())) == 2
     assert captioned(work(asked())) == [1, 2, 3] and len(texts_of(asked())) == 5
 
@@ -115,11 +115,11 @@ class Small:
     def __init__(self, room: int, problem: Exception):
         self.room, self.problem, self.batches, self.closed = room, problem, [], False
 
-    def describe(self, pictures):
-        self.batches.append(len(pictures))
-        if len(pictures) > self.room:
+    def describe(self, images):
+        self.batches.append(len(images))
+        if len(images) > self.room:
             raise self.problem
-        return [f"{picture.width} wide" for picture in pictures]
+        return [f"{image.width} wide" for image in images]
 
     def close(self):
         self.closed = True
@@ -134,11 +134,11 @@ def test_a_full_memory_halves_the_batch(problem, asked, monkeypatch):
     events = work(asked(batch_size=4))
     assert small.batches == [4, 2, 1, 1, 1, 1, 1] and captioned(events) == [1, 2, 3, 4, 5] and small.closed
     notes = [event["text"] for event in events if event["event"] == "note"]
-    assert notes[0] == "it is slow" and "too small for 4 pictures at once; going on with 2" in notes[1] and len(notes) == 3
-    assert by_name(asked())["picture_1.png"] == "64 wide"
+    assert notes[0] == "it is slow" and "too small for 4 images at once; going on with 2" in notes[1] and len(notes) == 3
+    assert by_name(asked())["image_1.png"] == "64 wide"
 
 
-def test_a_memory_too_small_for_one_picture_is_a_failure(asked, monkeypatch):
+def test_a_memory_too_small_for_one_image_is_a_failure(asked, monkeypatch):
     small = Small(0, torch.OutOfMemoryError("CUDA out of memory."))
     monkeypatch.setattr(working, "load", lambda spec, device, dtype: small)
     with pytest.raises(torch.OutOfMemoryError):
@@ -155,21 +155,21 @@ def test_other_failures_are_not_tried_again(asked, monkeypatch):
     assert small.batches == [2] and small.closed
 
 
-def test_a_picture_that_disappeared_is_named(asked, folder):
+def test_an_image_that_disappeared_is_named(asked, folder):
     spec = asked()
-    (folder / "picture_3.png").unlink()
-    with pytest.raises(UserError, match=r"picture_3\.png: the picture cannot be read .* without it"):
+    (folder / "image_3.png").unlink()
+    with pytest.raises(UserError, match=r"image_3\.png: the image cannot be read .* without it"):
         work(spec)
     assert len(texts_of(spec)) == 2  # the batch before it
 
 
-def test_drawn_words_depend_on_seed_and_picture_alone(asked):
+def test_drawn_words_depend_on_seed_and_image_alone(asked):
     first = asked(temperature=1.5, caption_seed=1)
     state = torch.get_rng_state()
     work(first)
     assert torch.equal(state, torch.get_rng_state())
     once = by_name(first)
-    one = first.dataset.pictures[3]
+    one = first.dataset.images[3]
     Findings(first).path(one).unlink()
     torch.manual_seed(99)
     work(first)
@@ -202,7 +202,7 @@ def test_a_worker_is_killed_and_goes_on(asked):
     there = len(texts_of(spec))
     assert there >= 1
     if there < 5:  # the worker may have been quicker than the kill
-        assert follow(open_folder(spec))[-1]["pictures"] == 5 - there
+        assert follow(open_folder(spec))[-1]["images"] == 5 - there
     assert len(texts_of(spec)) == 5
 
 
@@ -214,7 +214,7 @@ def test_the_command_line_describes_and_then_finds(asked, tmp_path):
     assert first.returncode == 0 and '"finished"' in first.stdout, first.stderr
     events = [json.loads(line) for line in first.stdout.splitlines()]
     second = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    assert second == [f"picture_{number}.png: {event['caption']}" for number, event in enumerate(
+    assert second == [f"image_{number}.png: {event['caption']}" for number, event in enumerate(
         event for event in events if event["event"] == "captioned")]
 
 
@@ -224,7 +224,7 @@ def test_without_onnxruntime_taggers_say_so_before_anything_else(asked, monkeypa
     with pytest.raises(UserError) as problem:
         work(asked("tagger"))
     assert str(problem.value) == (
-        "Tag Pictures needs the Python package onnxruntime, which is not installed. Install it with the Python that runs "
+        "Tag Images needs the Python package onnxruntime, which is not installed. Install it with the Python that runs "
         "ComfyUI and start ComfyUI again, or use another captioner.")
     assert captioned(work(asked("blip"))) == [1, 2, 3, 4, 5]  # nobody else misses it
 

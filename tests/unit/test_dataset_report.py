@@ -21,7 +21,7 @@ from finetune.trainers.drawing.dataset_report_pages import (
 )
 from finetune.trainers.families.component_loading import clip_tokenizer
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from support.generated_pictures import photograph
+from support.generated_images import photograph
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def tokenizer():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six pictures: fine, fine, blurred, small, without its trigger, and a copy of the first."""
+    """Six images: fine, fine, blurred, small, without its trigger, and a copy of the first."""
     folder = tmp_path / "mine"
     folder.mkdir()
-    pictures = [photograph(0, (700, 600)), photograph(1, (600, 600)), photograph(2).filter(ImageFilter.GaussianBlur(6)),
-                photograph(3, (96, 96)), photograph(4, (512, 640)), photograph(0, (350, 300))]
-    for number, picture in enumerate(pictures):
-        picture.save(folder / f"{number}.png")
+    images = [photograph(0, (700, 600)), photograph(1, (600, 600)), photograph(2).filter(ImageFilter.GaussianBlur(6)),
+              photograph(3, (96, 96)), photograph(4, (512, 640)), photograph(0, (350, 300))]
+    for number, image in enumerate(images):
+        image.save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"{'a' if number == 4 else 'ohwx'} dog, number {number}")
     return folder
 
@@ -46,20 +46,20 @@ def test_findings_and_figures(folder, tokenizer):
     dataset = scan_folder(str(folder), "input/mine", repeats=2)
     told = []
     report = examine(dataset, 256, tokenizer, "ohwx", on_progress=lambda *now: told.append(now))
-    assert {finding.kind: finding.pictures for finding in report.findings} == {
+    assert {finding.kind: finding.images for finding in report.findings} == {
         "near-duplicates": (0, 5), "blurred": (2,), "tiny": (3,), "missing trigger": (4,),
         "fused with the trigger": ()}
     assert report.marks == {0: ["near-duplicate"], 5: ["near-duplicate"], 2: ["blurred"], 3: ["tiny"], 4: ["no trigger"]}
-    assert told[:6] == [("looking at pictures", done, 6) for done in range(1, 7)]
+    assert told[:6] == [("looking at images", done, 6) for done in range(1, 7)]
     assert aspects(report) == [("3:4", 1), ("1:1", 3), ("4:3", 2)]
-    crops = [fit(picture.size, bucket_sizes(256)) for picture in dataset.pictures]
+    crops = [fit(image.size, bucket_sizes(256)) for image in dataset.images]
     assert sum(number for _, number, _ in buckets(report)) == 6
     for bucket, number, lost in buckets(report):
         inside = [1 - crop.kept for crop in crops if crop.bucket == bucket]
         assert len(inside) == number and lost == pytest.approx(sum(inside) / number)
     text = as_text(report)
-    for words in ("input/mine: 6 pictures of 96×96 to 700×600 pixels, 6 with captions, 12 in a round with repeats.",
-                  "- blurred: 1 picture has no sharp edges", "2.png (No. 3)", "0.png (No. 1), 5.png (No. 6)",
+    for words in ("input/mine: 6 images of 96×96 to 700×600 pixels, 6 with captions, 12 in a round with repeats.",
+                  "- blurred: 1 image has no sharp edges", "2.png (No. 3)", "0.png (No. 1), 5.png (No. 6)",
                   "dog 6, number 6, ohwx 5",
                   "LoRA: 10 to 20 are usual; with 6", "show each 42 to 133 times"):
         assert words in text, words
@@ -78,10 +78,10 @@ def test_the_datasets_own_trigger_is_looked_for(folder, tokenizer):
     dataset = scan_folder(str(folder), "mine").model_copy(update={"trigger": "number"})
     assert not [finding for finding in examine(dataset, 256, tokenizer).findings if finding.kind == "missing trigger"]
     [finding] = [each for each in examine(dataset, 256, tokenizer, "zwx").findings if each.kind == "missing trigger"]
-    assert len(finding.pictures) == 6
+    assert len(finding.images) == 6
 
 
-def test_pictures_that_went_away_are_named(folder, tokenizer):
+def test_images_that_went_away_are_named(folder, tokenizer):
     dataset = scan_folder(str(folder), "mine")
     (folder / "1.png").unlink()
     report = examine(dataset, 256, tokenizer)
@@ -100,7 +100,7 @@ def cell(page: Image.Image, column: int, columns: int) -> Image.Image:
     return page.crop((column * width, 60, (column + 1) * width, page.height))
 
 
-def test_pages_have_pictures_marks_and_captions(folder, tokenizer):
+def test_pages_have_images_marks_and_captions(folder, tokenizer):
     long = "ohwx dog, " + "very " * 90 + "END"
     (folder / "1.txt").write_text(long)
     dataset = scan_folder(str(folder), "mine")
@@ -108,33 +108,33 @@ def test_pages_have_pictures_marks_and_captions(folder, tokenizer):
     assert first.size == sheet.size and first.width == WIDTH
     shown = np.asarray(sheet.crop((40, 100, 350, 380)).convert("RGB").resize((16, 16)), np.float32)
     wanted = np.asarray(photograph(0, (700, 600)).resize((310, 266)).crop((0, 0, 310, 266)).resize((16, 16)), np.float32)
-    assert np.corrcoef(shown.ravel(), wanted.ravel())[0, 1] > 0.5, "the first picture is in the first cell"
+    assert np.corrcoef(shown.ravel(), wanted.ravel())[0, 1] > 0.5, "the first image is in the first cell"
     assert has(first, ORANGE) and has(cell(sheet, 0, 4), ORANGE) and has(cell(sheet, 1, 4), RED), "the cut is red"
     fine = np.asarray(cell(draw_pages(examine(scan_folder(str(folder), "mine"), 256, tokenizer, "ohwx"), 4)[1], 1, 4))
     assert (fine == GREY).all(axis=2).any() and not (fine[:420] == RED).all(axis=2).any()
 
 
-def picture_report(count: int, marked=()) -> report_module.Report:
-    pictures = tuple(specs.Picture(path=f"/nowhere/{number}.png", name=f"{number}.png", caption="a", size=(8, 8), digest="x")
-                     for number in range(count))
+def image_report(count: int, marked=()) -> report_module.Report:
+    images = tuple(specs.DatasetImage(path=f"/nowhere/{number}.png", name=f"{number}.png", caption="a", size=(8, 8), digest="x")
+                   for number in range(count))
     finding = report_module.Finding("blurred", "blurred", "Blurred.", tuple(marked))
-    return report_module.Report(specs.DatasetSpec(name="d", pictures=pictures), "", 64, (None,) * count,
+    return report_module.Report(specs.DatasetSpec(name="d", images=images), "", 64, (None,) * count,
                                 (fit((8, 8), [(64, 64)]),) * count, (finding,), (("a", count),))
 
 
 @pytest.mark.parametrize("count, most, sheets", [(1, 4, 1), (64, 4, 1), (65, 4, 2), (200, 2, 2), (5, 0, 0)])
 def test_pages_are_split(count, most, sheets):
-    pages = draw_pages(picture_report(count), most)
+    pages = draw_pages(image_report(count), most)
     assert len(pages) == 1 + sheets and len({page.size for page in pages}) == 1
 
 
-def test_pictures_with_findings_come_first():
-    everything = chosen(picture_report(500, marked=[7, 8, 499]), PER_PAGE)
+def test_images_with_findings_come_first():
+    everything = chosen(image_report(500, marked=[7, 8, 499]), PER_PAGE)
     assert len(everything) == PER_PAGE == len(set(everything)) and {7, 8, 499} <= set(everything)
     assert everything == sorted(everything) and max(np.diff(everything)) < 20, "the others are spread"
-    assert len(chosen(picture_report(500, marked=range(0, 500, 2)), PER_PAGE)) == PER_PAGE
-    assert chosen(picture_report(5, marked=[1]), PER_PAGE) == [0, 1, 2, 3, 4]
-    assert chosen(picture_report(5), 0) == []
+    assert len(chosen(image_report(500, marked=range(0, 500, 2)), PER_PAGE)) == PER_PAGE
+    assert chosen(image_report(5, marked=[1]), PER_PAGE) == [0, 1, 2, 3, 4]
+    assert chosen(image_report(5), 0) == []
 
 
 def test_lines_break_between_words_and_within_long_ones():
@@ -158,15 +158,15 @@ def test_letters_of_other_scripts_get_a_font_that_has_them_or_a_box(monkeypatch)
     assert fonts.font_and_text("a 犬", 14) == ("other", "a 犬") and fonts.font_and_text("a", 14) == ("usual", "a")
 
 
-def test_advice_follows_the_number_of_pictures():
+def test_advice_follows_the_number_of_images():
     assert [practice.method for practice in PRACTICES] == [line.split(":")[0] for line in advice(4, 4)][:3]
     few, usual, many = (advice(number, number)[0] for number in (5, 15, 60))
     assert "with 5 expect" in few and "15 is a usual number" in usual and "60 are more to learn from" in many
-    assert "500 to 1,600 steps of one picture show each 100 to 320 times" in few and "kohya" in few
+    assert "500 to 1,600 steps of one image show each 100 to 320 times" in few and "kohya" in few
     assert "800 with class images" in advice(4, 4)[1]
 
 
-def test_little_is_kept_of_each_picture(folder, tokenizer):
+def test_little_is_kept_of_each_image(folder, tokenizer):
     for each in examine(scan_folder(str(folder), "mine"), 256, tokenizer).measured:
         for value in vars(each).values():
             assert isinstance(value, (str, int, float, bytes, type(None)))

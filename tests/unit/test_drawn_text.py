@@ -12,7 +12,7 @@ from finetune.trainers.drawing.fonts import drawable, fitted, font_and_text
 from finetune.trainers.families.component_loading import clip_tokenizer
 from finetune.trainers.stacking.inspection import draw_norms
 from PIL import Image, ImageDraw
-from support.generated_pictures import photograph
+from support.generated_images import photograph
 
 ODD = ["two\nlines", "a\r\n\tb", "turned\u202egnp.exe", "a\u2028b\u2029c", "\0\a\x1b[31mred", "x" * 20_000, "", "\n",
        "\ud800"]
@@ -50,15 +50,15 @@ def test_a_report_of_names_that_break_lines(tmp_path):
     report = examine(dataset.model_copy(update={"name": "my\ncats"}), 64, clip_tokenizer())
     pages = draw_pages(report, 1)
     assert len(pages) == 2 and np.asarray(pages[1]).std() > 0
-    assert "1 picture of 128×96 pixels" in as_text(report) and "\u202e" not in as_text(report)
+    assert "1 image of 128×96 pixels" in as_text(report) and "\u202e" not in as_text(report)
 
 
 @pytest.mark.parametrize("sizes, words", [
     ([(512, 512)] * 3, "512×512 pixels"), ([(512, 1024), (1280, 480)], "512×1024 to 1280×480 pixels"),
     ([(480, 512), (512, 480)], "480×512 to 512×480 pixels"), ([(9, 9), (100, 1), (1, 200)], "9×9 to 1×200 pixels"),
 ])
-def test_sizes_are_those_of_pictures(sizes, words):
-    assert size_range([specs.Picture(path="p", name="p", caption="", size=size, digest="") for size in sizes]) == words
+def test_sizes_are_those_of_images(sizes, words):
+    assert size_range([specs.DatasetImage(path="p", name="p", caption="", size=size, digest="") for size in sizes]) == words
 
 
 def test_comparing_tells_how_far_it_is(tmp_path):
@@ -66,5 +66,5 @@ def test_comparing_tells_how_far_it_is(tmp_path):
         photograph(number, (64, 64)).save(tmp_path / f"{number}.png")
     told = []
     examine(scan_folder(str(tmp_path), "x"), 64, clip_tokenizer(), on_progress=lambda *now: told.append(now))
-    compared = [(done, total) for what, done, total in told if what == "comparing pictures"]
+    compared = [(done, total) for what, done, total in told if what == "comparing images"]
     assert compared == [(1, 3), (3, 3)] and told[-1] == ("checking captions", 3, 3)

@@ -32,8 +32,8 @@ def test_new_files_have_the_rights_of_any_new_file(tmp_path, umask):
         os.replace(temporary, tmp_path / "b.safetensors")
     write_tensors(tmp_path / "c.safetensors", {"c": torch.zeros(1)})
     copy = place_copy(tmp_path / "b.safetensors", tmp_path / "loras", "mine")
-    [picture] = store_dataset([torch.zeros(8, 8, 3)], ["a"], [], tmp_path, "set").pictures
-    files = [*(tmp_path / name for name in ("a.json", "b.safetensors", "c.safetensors", picture.path)), copy]
+    [image] = store_dataset([torch.zeros(8, 8, 3)], ["a"], [], tmp_path, "set").images
+    files = [*(tmp_path / name for name in ("a.json", "b.safetensors", "c.safetensors", image.path)), copy]
     for path in files:
         assert oct(mode(path)) == oct(usual), path
     plan = sidecars.Plan((sidecars.Change(tmp_path / "c.txt", "c.png", None, "new"),), (), None, 0)

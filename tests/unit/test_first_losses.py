@@ -14,10 +14,10 @@ from support.plain_training import (
     SEED,
     STEPS,
     adapted_unet,
-    chosen_pictures,
+    chosen_images,
     draw,
     encode,
-    encode_pictures,
+    encode_images,
     optimize,
 )
 
@@ -25,12 +25,12 @@ from support.plain_training import (
 def plain_losses(base, dataset, gamma, offset):
     """diffusers' text-to-image LoRA example, reduced to its mathematics."""
     scheduler = DDPMScheduler.from_pretrained(base.path, subfolder="scheduler")
-    latents = encode_pictures(base, dataset)
-    hidden, pooled = encode(base, [picture.caption for picture in dataset.pictures])
+    latents = encode_images(base, dataset)
+    hidden, pooled = encode(base, [image.caption for image in dataset.images])
     unet, optimizer = adapted_unet(base)
     losses = []
     for step in range(STEPS):
-        chosen = chosen_pictures(step, len(latents))
+        chosen = chosen_images(step, len(latents))
         noise, timesteps = [], []
         for sample in range(BATCH):
             generator = draw(0, step, sample)

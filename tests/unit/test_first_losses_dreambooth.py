@@ -1,4 +1,4 @@
-"""The first losses of DreamBooth with class pictures equal those of a loop written with plain diffusers."""
+"""The first losses of DreamBooth with class images equal those of a loop written with plain diffusers."""
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ def draw(*counters):
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory):
-    """Three class pictures of noise."""
+    """Three class images of noise."""
     folder = tmp_path_factory.mktemp("classes")
     draws = np.random.default_rng(4)
     for number in range(3):
@@ -56,8 +56,8 @@ class PlainLoop:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=1e-2, eps=1e-8)
 
     def latents(self, dataset):
-        pixels = [torch.from_numpy(np.array(Image.open(picture.path))).permute(2, 0, 1).float() / 127.5 - 1
-                  for picture in dataset.pictures]
+        pixels = [torch.from_numpy(np.array(Image.open(image.path))).permute(2, 0, 1).float() / 127.5 - 1
+                  for image in dataset.images]
         with torch.no_grad():
             return self.vae.encode(torch.stack(pixels)).latent_dist.mode() * self.vae.config.scaling_factor
 
@@ -91,8 +91,8 @@ class PlainLoop:
         for step in range(STEPS):
             total = 0.0
             for chosen, latents, stream, first, weight in sources:
-                places = batch_of(len(chosen.pictures), stream, step)
-                captions = [chosen.pictures[place].caption for place in places]
+                places = batch_of(len(chosen.images), stream, step)
+                captions = [chosen.images[place].caption for place in places]
                 total = total + weight * self.loss(latents[places], captions, step, range(first, first + BATCH))
             total.backward()
             parameters = [each for group in self.optimizer.param_groups for each in group["params"] if each.grad is not None]
@@ -104,7 +104,7 @@ class PlainLoop:
 
 
 def batch_of(count, stream, number):
-    """Batch `number` of `count` pictures of one shape: an epoch is a shuffle, cut into batches in a shuffled order; the
+    """Batch `number` of `count` images of one shape: an epoch is a shuffle, cut into batches in a shuffled order; the
     last is filled up from its beginning."""
     per_epoch = -(-count // BATCH)
     epoch, place = divmod(number, per_epoch)

@@ -18,7 +18,7 @@ def test_error_message():
     assert parse("execution_error", error) == Event("error", "3", text="no images", node_type="Train")
 
 
-def test_progress_text_and_preview_pictures():
+def test_progress_text_and_preview_images():
     text = struct.pack(">II", 3, 2) + b"12" + "Verlust ä".encode()
     assert parse_binary(text) == Event("text", "12", text="Verlust ä")
     assert parse_binary(struct.pack(">II", 1, 2) + b"JPEG") is None

@@ -199,10 +199,10 @@ def test_requirements_agree():
     assert not [line for line in listed if line.lower().startswith("torch") or "<" in line or "==" in line]
 
 
-def test_example_workflows_have_pictures():
+def test_example_workflows_have_images():
     for path in rooms("example_workflows/*.json"):
         assert json.loads(path.read_text(encoding="utf-8"))["nodes"]
-        assert path.with_suffix(".jpg").stat().st_size > 5000, f"{path.name} needs a picture of the same name"
+        assert path.with_suffix(".jpg").stat().st_size > 5000, f"{path.name} needs an image of the same name"
 
 
 def test_style():

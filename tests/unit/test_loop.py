@@ -12,7 +12,7 @@ from finetune.trainers.optimization.parameter_group import ParameterGroup
 from finetune.trainers.optimization.schedules import make_schedule
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training import loop
-from finetune.trainers.training.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
+from finetune.trainers.training.batches import Batches, BatchOrder, CachedImage, CachedView, Source
 from finetune.trainers.training.run import train_run
 
 STEPS, BATCH, ACCUMULATION, SEED, RATE, WARMUP = 6, 3, 2, 5, 0.1, 2
@@ -36,9 +36,9 @@ class Small(torch.nn.Module):
 def source(count: int, batch: int, stream: int, weights=None) -> Source:
     crop = fit((64, 64), [(64, 64)])
     latents = torch.randn((count, 4, 8, 8), generator=torch.Generator().manual_seed(count))
-    pictures = [CachedPicture("", [CachedView(crop, lambda number=number: latents[number])],
-                              weight=weights[number] if weights else 1.0) for number in range(count)]
-    return Source(pictures, BatchOrder([(64, 64)] * count, [1] * count, batch, SEED, stream))
+    images = [CachedImage("", [CachedView(crop, lambda number=number: latents[number])],
+                          weight=weights[number] if weights else 1.0) for number in range(count)]
+    return Source(images, BatchOrder([(64, 64)] * count, [1] * count, batch, SEED, stream))
 
 
 def objective():
@@ -54,18 +54,18 @@ def sources():
 
 
 def plain_loop(model):
-    """What the loop does, with nothing of it but the order of pictures and the noise: yields (loss, norm, rates)."""
+    """What the loop does, with nothing of it but the order of images and the noise: yields (loss, norm, rates)."""
     subject, prior = sources()
     groups = [{"params": list(model.first.parameters())}, {"params": list(model.second.parameters())}]
     optimizer, priors = torch.optim.SGD(groups, lr=RATE, momentum=0.9, nesterov=True, weight_decay=0.01), 0
 
     def share(source, number, first, step):
         chosen = source.order[number]
-        latents = torch.stack([source.pictures[index].views[0].latents() for index in chosen])
+        latents = torch.stack([source.images[index].views[0].latents() for index in chosen])
         generators = [randomness.generator(SEED, randomness.NOISE, step, first + place) for place in range(len(chosen))]
         noised = objective().noise(latents, generators)
         own = (model(noised.latents, noised.timesteps, None) - noised.target).square().mean(dim=(1, 2, 3))
-        return (own * torch.tensor([source.pictures[index].weight for index in chosen])).mean()
+        return (own * torch.tensor([source.images[index].weight for index in chosen])).mean()
 
     for step in range(STEPS):
         factor = step / WARMUP if step < WARMUP else (STEPS - step) / (STEPS - WARMUP)

@@ -118,7 +118,7 @@ def test_an_error_outside_the_mask_counts_exactly_its_weight(loss, unmasked_weig
 
 
 def test_a_mask_of_ones_changes_nothing_and_half_a_mask_halves():
-    """The error is averaged over the whole picture, masked or not."""
+    """The error is averaged over the whole image, masked or not."""
     generator = torch.Generator().manual_seed(0)
     prediction, target = (torch.randn((2, 4, 8, 8), generator=generator) for _ in range(2))
     weight = torch.tensor([0.3, 2.0])

@@ -14,7 +14,7 @@ from finetune.trainers.objectives.objective import make_objective
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import Training, train_run
 from PIL import Image
-from support.tiny import half_mask, make_masked_pictures
+from support.tiny import half_mask, make_masked_images
 
 STEPS = 40
 MASKED = specs.ObjectiveSpec(masked=True, unmasked_weight=0.0)
@@ -24,7 +24,7 @@ def silent(event, **fields):
     pass
 
 
-def picture(path, size=(64, 64), colour="red", mode="RGB"):
+def image(path, size=(64, 64), colour="red", mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(path)
     return path
@@ -32,39 +32,39 @@ def picture(path, size=(64, 64), colour="red", mode="RGB"):
 
 # ---- which file is whose mask --------------------------------------------------------------------------------------
 
-def test_masks_are_found_and_are_no_pictures(tmp_path):
+def test_masks_are_found_and_are_no_images(tmp_path):
     for name in ("one", "two", "three", "four", "five", "gas_mask"):
-        picture(tmp_path / f"{name}.png")
-    picture(tmp_path / "one-masklabel.png", mode="L", colour=255)
-    picture(tmp_path / "two_mask.jpg", mode="L", colour=255, size=(32, 32))  # another size and kind of the same shape
-    picture(tmp_path / "masks" / "three.png", mode="L", colour=255)
-    picture(tmp_path / "masks" / "one.png", mode="L", colour=0)  # one-masklabel.png goes before it
+        image(tmp_path / f"{name}.png")
+    image(tmp_path / "one-masklabel.png", mode="L", colour=255)
+    image(tmp_path / "two_mask.jpg", mode="L", colour=255, size=(32, 32))  # another size and kind of the same shape
+    image(tmp_path / "masks" / "three.png", mode="L", colour=255)
+    image(tmp_path / "masks" / "one.png", mode="L", colour=0)  # one-masklabel.png goes before it
     Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "four.png")
     Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(tmp_path / "five.png")  # an alpha channel that hides nothing
     dataset = scan_folder(str(tmp_path), "folder")
-    masks = {each.name: each.mask.removeprefix(str(tmp_path)) for each in dataset.pictures}
+    masks = {each.name: each.mask.removeprefix(str(tmp_path)) for each in dataset.images}
     assert masks == {"five.png": "", "four.png": "/four.png", "gas_mask.png": "", "one.png": "/one-masklabel.png",
                      "three.png": "/masks/three.png", "two.png": "/two_mask.jpg"}
-    by_name = {each.name: each for each in dataset.pictures}
+    by_name = {each.name: each for each in dataset.images}
     assert by_name["four.png"].mask_digest == by_name["four.png"].digest
     assert by_name["one.png"].mask_digest not in ("", by_name["one.png"].digest)
     assert by_name["five.png"].mask_digest == ""
-    assert "3 of 6 pictures have a mask file" in "\n".join(dataset.notes)
+    assert "3 of 6 images have a mask file" in "\n".join(dataset.notes)
 
 
 def test_masks_that_cannot_be_used_are_named(tmp_path):
     for name in ("broken", "wide", "nearly"):
-        picture(tmp_path / f"{name}.png", (100, 80))
-    (tmp_path / "broken_mask.png").write_bytes(b"no picture")
-    picture(tmp_path / "wide_mask.png", (100, 60), mode="L")
-    picture(tmp_path / "nearly_mask.png", (101, 80), mode="L")
-    picture(tmp_path / "lost-masklabel.png", mode="L")
+        image(tmp_path / f"{name}.png", (100, 80))
+    (tmp_path / "broken_mask.png").write_bytes(b"no image")
+    image(tmp_path / "wide_mask.png", (100, 60), mode="L")
+    image(tmp_path / "nearly_mask.png", (101, 80), mode="L")
+    image(tmp_path / "lost-masklabel.png", mode="L")
     dataset = scan_folder(str(tmp_path), "folder")
-    assert [bool(each.mask) for each in dataset.pictures] == [False, True, False]
+    assert [bool(each.mask) for each in dataset.images] == [False, True, False]
     notes = "\n".join(dataset.notes)
-    assert "skipped the mask broken_mask.png: the picture cannot be read" in notes
+    assert "skipped the mask broken_mask.png: the image cannot be read" in notes
     assert "skipped the mask wide_mask.png: it has 100×60 pixels and wide.png has 100×80" in notes
-    assert "1 mask belongs to no picture, for example lost-masklabel.png" in notes
+    assert "1 mask belongs to no image, for example lost-masklabel.png" in notes
 
 
 def test_shapes_may_differ_by_two_percent():
@@ -74,11 +74,11 @@ def test_shapes_may_differ_by_two_percent():
 
 # ---- from file to latent size --------------------------------------------------------------------------------------
 
-def test_mask_goes_the_way_of_its_picture(tmp_path):
-    """A wide picture is cut evenly on both sides: a mask of its left half covers the left half of what is left."""
+def test_mask_goes_the_way_of_its_image(tmp_path):
+    """A wide image is cut evenly on both sides: a mask of its left half covers the left half of what is left."""
     crop = fit((200, 100), [(64, 64)])
     assert crop == Crop((200, 100), (128, 64), 32, 0, (64, 64))
-    mask = latent_mask(half_mask((400, 200)), crop, 8)  # twice as large as its picture
+    mask = latent_mask(half_mask((400, 200)), crop, 8)  # twice as large as its image
     assert mask.shape == (1, 8, 8) and mask.dtype == torch.float32
     expected = torch.zeros((1, 8, 8))
     expected[:, :, :4] = 1
@@ -103,15 +103,15 @@ def test_transparent_parts_of_a_mask_file_are_black(tmp_path):
 
 
 def test_cache_follows_the_masks_content_and_its_kind(tmp_path):
-    folder, crop = make_masked_pictures(tmp_path / "data", 2), fit((64, 64), bucket_sizes(64))
+    folder, crop = make_masked_images(tmp_path / "data", 2), fit((64, 64), bucket_sizes(64))
     Image.new("RGBA", (64, 64), (255, 0, 0, 100)).save(folder / "see_through.png")
     cache, events = MaskCache(str(tmp_path / "caches"), 8), []
 
     def fill():
         events.clear()
         dataset = scan_folder(str(folder), "data")
-        cache.fill([(each, crop) for each in dataset.pictures], lambda event, **fields: events.append(fields["what"]))
-        return {each.name: cache.reader(each, crop)() for each in dataset.pictures}
+        cache.fill([(each, crop) for each in dataset.images], lambda event, **fields: events.append(fields["what"]))
+        return {each.name: cache.reader(each, crop)() for each in dataset.images}
 
     masks = fill()
     assert events == ["masks"] * 3
@@ -123,9 +123,9 @@ def test_cache_follows_the_masks_content_and_its_kind(tmp_path):
 
 
 def test_each_crop_has_its_own_mask_and_images_without_one_count_everywhere(tmp_path):
-    folder = make_masked_pictures(tmp_path / "data", 1)
+    folder = make_masked_images(tmp_path / "data", 1)
     Image.new("RGB", (128, 64), "red").save(folder / "plain.png")
-    masked, plain = scan_folder(str(folder), "data").pictures
+    masked, plain = scan_folder(str(folder), "data").images
     crop = fit((64, 64), [(64, 64)])
     crops = [crop, Crop(*[*vars(crop).values()][:5], mirrored=True), Crop((64, 64), (128, 128), 64, 0, (64, 64))]
     cache = MaskCache(str(tmp_path / "caches"), 8)
@@ -136,8 +136,8 @@ def test_each_crop_has_its_own_mask_and_images_without_one_count_everywhere(tmp_
 
 
 def test_a_mask_that_disappears_is_named(tmp_path):
-    folder = make_masked_pictures(tmp_path / "data", 1)
-    [only] = scan_folder(str(folder), "data").pictures
+    folder = make_masked_images(tmp_path / "data", 1)
+    [only] = scan_folder(str(folder), "data").images
     (folder / "0-masklabel.png").unlink()
     with pytest.raises(UserError, match="It is the mask of '0.png' and could be read when the run was queued"):
         MaskCache(str(tmp_path / "caches"), 8).fill([(only, fit((64, 64), [(64, 64)]))], silent)
@@ -147,16 +147,16 @@ def test_a_mask_that_disappears_is_named(tmp_path):
 
 def test_masked_without_masks_is_refused(tiny_bases, make_spec, squares):
     parts = {**dict(make_spec(tiny_bases["sd1"])), "objective": MASKED}
-    with pytest.raises(UserError, match="Masked is on, but no picture of the dataset 'squares' has a mask"):
+    with pytest.raises(UserError, match="Masked is on, but no image of the dataset 'squares' has a mask"):
         specs.checked(specs.RunSpec, **parts)
 
 
 def test_masks_are_part_of_the_identity_only_where_they_count(tiny_bases, make_spec, tmp_path):
-    dataset = scan_folder(str(make_masked_pictures(tmp_path / "data")), "data")
-    other = dataset.model_copy(update={"pictures": tuple(
-        each.model_copy(update={"mask": "elsewhere", "mask_digest": "another"}) for each in dataset.pictures)})
-    moved = dataset.model_copy(update={"pictures": tuple(
-        each.model_copy(update={"mask": "elsewhere"}) for each in dataset.pictures)})
+    dataset = scan_folder(str(make_masked_images(tmp_path / "data")), "data")
+    other = dataset.model_copy(update={"images": tuple(
+        each.model_copy(update={"mask": "elsewhere", "mask_digest": "another"}) for each in dataset.images)})
+    moved = dataset.model_copy(update={"images": tuple(
+        each.model_copy(update={"mask": "elsewhere"}) for each in dataset.images)})
 
     def identity(data, **parts):
         return make_spec(tiny_bases["sd1"], dataset=data, **parts).identity
@@ -175,9 +175,9 @@ def trained(spec) -> Training:
 
 def errors_of_halves(training: Training) -> tuple[float, float]:
     """Mean squared error of the left and the right half, at noise and timesteps that are always the same."""
-    pictures = training.data.subject.pictures
-    latents = torch.stack([each.views[0].latents() for each in pictures]).repeat(8, 1, 1, 1)
-    captions = [each.caption for each in pictures] * 8
+    images = training.data.subject.images
+    latents = torch.stack([each.views[0].latents() for each in images]).repeat(8, 1, 1, 1)
+    captions = [each.caption for each in images] * 8
     objective = make_objective("epsilon", training.family.alphas_cumprod(training.spec.base), specs.ObjectiveSpec())
     noised = objective.noise(latents, [randomness.generator(99, number) for number in range(len(latents))])
     sizes = torch.zeros((len(latents), 6))
@@ -190,7 +190,7 @@ def errors_of_halves(training: Training) -> tuple[float, float]:
 
 def test_training_ignores_what_the_mask_leaves_black(tiny_bases, make_spec, tmp_path):
     """Without masks both halves are learnt; with them the white half as well as before, and the black one far less."""
-    dataset = scan_folder(str(make_masked_pictures(tmp_path / "data")), "data")
+    dataset = scan_folder(str(make_masked_images(tmp_path / "data")), "data")
 
     def errors(name, **parts):
         return errors_of_halves(trained(make_spec(
@@ -206,7 +206,7 @@ def test_training_ignores_what_the_mask_leaves_black(tiny_bases, make_spec, tmp_
 
 def test_validation_looks_where_the_training_does(tiny_bases, make_spec, tmp_path):
     """The weight is linear: 0.25 everywhere and 0.75 more in the mask."""
-    dataset = scan_folder(str(make_masked_pictures(tmp_path / "pictures")), "pictures")
+    dataset = scan_folder(str(make_masked_images(tmp_path / "images")), "images")
 
     def before_training(**objective) -> float:
         losses, spec = [], make_spec(

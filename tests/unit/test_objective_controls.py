@@ -20,14 +20,14 @@ from support.plain_training import (
     SEED,
     STEPS,
     adapted_unet,
-    chosen_pictures,
+    chosen_images,
     draw,
     encode,
-    encode_pictures,
+    encode_images,
     optimize,
 )
 from support.running import losses_of
-from support.tiny import make_masked_pictures
+from support.tiny import make_masked_images
 
 ALL = dict(noise_offset=0.05, multires_iterations=6, multires_discount=0.4, input_perturbation=0.1, image_noise=0.02,
            loss="huber", huber_schedule="exponential", minimum_timestep=0.05, maximum_timestep=0.95, masked=True,
@@ -43,12 +43,12 @@ def plain_losses(base, dataset, perturbation, c, least, most, zero_terminal_snr)
     """diffusers' LoRA example with its `input_perturbation`, and kohya's debiased estimation and Huber loss (schedule snr)
     from the formulas; timesteps from a range."""
     scheduler = DDPMScheduler.from_pretrained(base.path, subfolder="scheduler", rescale_betas_zero_snr=zero_terminal_snr)
-    latents = encode_pictures(base, dataset)
-    hidden, _ = encode(base, [picture.caption for picture in dataset.pictures])
+    latents = encode_images(base, dataset)
+    hidden, _ = encode(base, [image.caption for image in dataset.images])
     unet, optimizer = adapted_unet(base)
     losses = []
     for step in range(STEPS):
-        chosen = chosen_pictures(step, len(latents))
+        chosen = chosen_images(step, len(latents))
         timesteps, noise, unknown = [], [], []
         for sample in range(BATCH):
             generator = draw(0, step, sample)
@@ -88,9 +88,9 @@ def test_losses_equal_plain_diffusers(family, least, most, zero_terminal_snr, ti
 
 @pytest.mark.parametrize("family, others", [("sd1", {"debiased": True}), ("sd2", {"zero_terminal_snr": True})])
 def test_resume_equals_never_stopping_with_all_controls(family, others, tiny_bases, make_spec, tmp_path):
-    parts = dict(dataset=scan_folder(str(make_masked_pictures(tmp_path / "data")), "data"),
+    parts = dict(dataset=scan_folder(str(make_masked_images(tmp_path / "data")), "data"),
                  objective=specs.ObjectiveSpec(**ALL, **others),
-                 previews=specs.PreviewSpec(prompts=("picture 1",), every=3, sampler_steps=2))
+                 previews=specs.PreviewSpec(prompts=("image 1",), every=3, sampler_steps=2))
     spec = make_spec(tiny_bases[family], **parts)
     whole, run = run_losses(spec), open_run(spec)
     assert len(whole) == 6 and all(0 < loss < 100 for loss in whole)
@@ -105,9 +105,9 @@ def test_resume_equals_never_stopping_with_all_controls(family, others, tiny_bas
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_class_pictures_are_never_masked(tiny_bases, make_spec, tmp_path):
-    """Their loss is that of a run without masks; the subject's is not. Pictures without a mask count everywhere."""
-    folder = make_masked_pictures(tmp_path / "data")
+def test_class_images_are_never_masked(tiny_bases, make_spec, tmp_path):
+    """Their loss is that of a run without masks; the subject's is not. Images without a mask count everywhere."""
+    folder = make_masked_images(tmp_path / "data")
     (folder / "3-masklabel.png").unlink()
     dataset, seen, notes = scan_folder(str(folder), "data"), [], []
     spec = make_spec(tiny_bases["sd1"], dataset=dataset, prior=specs.PriorSpec(dataset=dataset),
@@ -116,10 +116,10 @@ def test_class_pictures_are_never_masked(tiny_bases, make_spec, tmp_path):
                         make_accelerator(spec))
     training.execute()
     for source in (training.data.subject, training.data.prior):
-        views = [view for picture in source.pictures for view in picture.views]
+        views = [view for image in source.images for view in image.views]
         seen.append([view.mask and view.mask().mean().item() for view in views])
     assert seen == [[0.5, 0.5, 0.5, 1.0], [None] * 4]
-    assert "1 of 4 pictures has no mask, so that all of it counts, 3.png for example" in notes
+    assert "1 of 4 images has no mask, so that all of it counts, 3.png for example" in notes
 
 
 def test_notes_reach_the_report(tiny_bases, make_spec):
@@ -149,7 +149,7 @@ def test_the_file_tells_the_controls_in_kohyas_names(tiny_bases, make_spec, tmp_
     absent = {"ss_huber_c", "ss_huber_schedule", "ss_multires_noise_iterations", "ss_multires_noise_discount",
               "ss_ip_noise_gamma", "modelspec.timestep_range"}
     assert not absent & plain.keys()
-    told = metadata("told", dataset=scan_folder(str(make_masked_pictures(tmp_path / "data")), "data"),
+    told = metadata("told", dataset=scan_folder(str(make_masked_images(tmp_path / "data")), "data"),
                     objective=specs.ObjectiveSpec(**ALL, zero_terminal_snr=True))
     assert {name: told[name] for name in (*absent, "ss_loss_type", "ss_zero_terminal_snr", "ss_masked_loss")} == {
         "ss_huber_c": "0.1", "ss_huber_schedule": "exponential", "ss_multires_noise_iterations": "6",

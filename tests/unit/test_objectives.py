@@ -107,7 +107,7 @@ def test_controls_draw_in_a_fixed_order(prediction):
     assert torch.equal(offset.target, perturbed.target)  # the target does not know the perturbation
     assert not torch.equal(offset.latents, perturbed.latents)
     if prediction == "epsilon":
-        assert torch.equal(perturbed.target, both.target)  # nor, with epsilon, what the picture was
+        assert torch.equal(perturbed.target, both.target)  # nor, with epsilon, what the image was
 
 
 def test_input_perturbation_and_image_noise_by_the_formula():
@@ -116,8 +116,8 @@ def test_input_perturbation_and_image_noise_by_the_formula():
     noised = objective.noise(LATENTS, generators())
     for number, generator in enumerate(generators()):
         a = alphas[torch.randint(0, 1000, (1,), generator=generator)]
-        noise, unknown, on_picture = (torch.randn(LATENTS.shape[1:], generator=generator) for _ in range(3))
-        clean = LATENTS[number] + image * on_picture
+        noise, unknown, on_image = (torch.randn(LATENTS.shape[1:], generator=generator) for _ in range(3))
+        clean = LATENTS[number] + image * on_image
         mixed = noise + perturbation * unknown
         torch.testing.assert_close(noised.latents[number], a.sqrt() * clean + (1 - a).sqrt() * mixed)
         torch.testing.assert_close(noised.target[number], a.sqrt() * noise - (1 - a).sqrt() * clean)
@@ -133,7 +133,7 @@ def test_flow_with_perturbation_by_the_formula():
 
 
 def test_pure_noise_is_weighted_without_a_division_by_zero():
-    """With zero terminal SNR the last step holds nothing of the picture, and its target is the picture itself."""
+    """With zero terminal SNR the last step holds nothing of the image, and its target is the image itself."""
     latents = LATENTS[:1].repeat(50, 1, 1, 1)
     for controls in ({}, {"min_snr_gamma": 5.0}, {"debiased": True}):
         objective = make_objective("v_prediction", scaled_linear_alphas(), ObjectiveSpec(

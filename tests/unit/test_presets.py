@@ -25,9 +25,9 @@ def test_released_models_are_trained_at_the_size_they_draw(family, objective, si
     assert 0 < recipe.preview_every < recipe.steps / 3
 
 
-@pytest.mark.parametrize("pictures, batch", [(20, 16), (16, 16), (3, 3), (1, 1)])
-def test_the_demo_base_is_not_trained_as_a_large_model(pictures, batch):
-    recipe = recommended(recognise(str(DEMO), "demo_base"), pictures)
+@pytest.mark.parametrize("images, batch", [(20, 16), (16, 16), (3, 3), (1, 1)])
+def test_the_demo_base_is_not_trained_as_a_large_model(images, batch):
+    recipe = recommended(recognise(str(DEMO), "demo_base"), images)
     assert (recipe.resolution, recipe.batch_size, recipe.steps, recipe.rank) == (64, batch, 150, 8)
     assert recipe.targets == "all with convolutions" and recipe.preview_every == 50
 

@@ -30,10 +30,10 @@ def train(spec, path, launch):
 
 
 def parts_with_everything(tmp_path) -> dict:
-    """Accumulation, class pictures, a text encoder that trains, a running mean, checkpoints on the way."""
+    """Accumulation, class images, a text encoder that trains, a running mean, checkpoints on the way."""
     return dict(
-        dataset=scan_folder(str(tiny.make_pictures(tmp_path / "eight", 8)), "eight"),
-        prior=specs.PriorSpec(dataset=scan_folder(str(tiny.make_pictures(tmp_path / "class", 5, (64, 96))), "class"),
+        dataset=scan_folder(str(tiny.make_images(tmp_path / "eight", 8)), "eight"),
+        prior=specs.PriorSpec(dataset=scan_folder(str(tiny.make_images(tmp_path / "class", 5, (64, 96))), "class"),
                               weight=0.7, ratio=0.5),
         method=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3, file_precision="fp32"),
         training=specs.TrainingSpec(steps=4, batch_size=4, accumulation=2, resolution=64, ema_decay=0.5),
@@ -61,10 +61,10 @@ def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_pat
     parts["method"] = method or parts["method"]
     parts["training"] = parts["training"].model_copy(update={"caption_dropout": dropout})
     if parts["method"].kind == "hypernetwork":  # every process encodes the captions that it meets
-        parts["dataset"] = parts["dataset"].model_copy(update={"pictures": tuple(picture.model_copy(update={
+        parts["dataset"] = parts["dataset"].model_copy(update={"images": tuple(image.model_copy(update={
             "variation": specs.CaptionVariationSpec(shuffle=True, templates=("a {caption}", "the {caption}")),
             "augmentation": specs.AugmentationSpec(variants=2, flip=True), "weight": 0.5 + number / 4,
-        }) for number, picture in enumerate(parts["dataset"].pictures))})
+        }) for number, image in enumerate(parts["dataset"].images))})
     # With a small epsilon Adam makes a step of full size out of the rounding of a gradient that is nearly 0.
     parts["optimizer"] = specs.OptimizerSpec(learning_rate=1e-2, epsilon=1e-3)
     one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", [])

@@ -1,4 +1,4 @@
-"""Previews laid out: the strip of a long run, and the pictures of a step on a node."""
+"""Previews laid out: the strip of a long run, and the images of a step on a node."""
 import numpy as np
 import pytest
 from finetune.trainers.drawing import contact_sheets
@@ -18,18 +18,18 @@ def test_long_runs_have_eight_columns_and_long_prompts_are_cut(tmp_path):
     assert reds == [2 * step for step in (0, 16, 28, 44, 56, 72, 84, 100)]
 
 
-@pytest.mark.parametrize("prompts, pictures, columns, rows", [
+@pytest.mark.parametrize("prompts, images, columns, rows", [
     (1, 1, 1, 1), (4, 1, 2, 2), (1, 2, 2, 1), (2, 3, 3, 2), (6, 1, 3, 2), (5, 16, 3, 2), (40, 1, 4, 3)])
-def test_previews_on_a_node_are_as_large_as_can_be(tmp_path, prompts, pictures, columns, rows):
-    def shade(prompt, picture):
-        return (5 * prompt + 20, 12 * picture + 20, 99)
+def test_previews_on_a_node_are_as_large_as_can_be(tmp_path, prompts, images, columns, rows):
+    def shade(prompt, image):
+        return (5 * prompt + 20, 12 * image + 20, 99)
 
     names = [f"prompt {number} " * 20 for number in range(prompts)]
-    contact_sheets.contact_sheet([[Image.new("RGB", (64, 64), shade(prompt, picture)) for picture in range(pictures)]
+    contact_sheets.contact_sheet([[Image.new("RGB", (64, 64), shade(prompt, image)) for image in range(images)]
                           for prompt in range(prompts)], names, "step 5").save(tmp_path / "sheet.png")
-    shown = contact_sheets.sheet_on_node(tmp_path / "sheet.png", names, pictures)
+    shown = contact_sheets.sheet_on_node(tmp_path / "sheet.png", names, images)
     assert shown.size == (columns * 196 - 4, rows * (192 + 20))
-    tiles = [(prompt, picture) for prompt in range(prompts) for picture in range(pictures)]
+    tiles = [(prompt, image) for prompt in range(prompts) for image in range(images)]
     tiles = tiles if len(tiles) <= 12 else [(prompt, 0) for prompt in range(min(prompts, 12))]
     for number, tile in enumerate(tiles):
         left, top = number % columns * 196, number // columns * 212

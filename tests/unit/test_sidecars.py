@@ -1,4 +1,4 @@
-"""Captions written beside pictures and taken back: what is on the disk, byte by byte."""
+"""Captions written beside images and taken back: what is on the disk, byte by byte."""
 import json
 
 import pytest
@@ -14,8 +14,8 @@ from support import tiny
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures: a caption with odd bytes and line ends, one in a .caption file, and one without."""
-    folder = tiny.make_pictures(tmp_path / "mine", 3)
+    """Three images: a caption with odd bytes and line ends, one in a .caption file, and one without."""
+    folder = tiny.make_images(tmp_path / "mine", 3)
     (folder / "square_0.txt").write_bytes(b"\xef\xbb\xbfa dog \xff\r\n with lines\r\n\r\n")
     (folder / "square_1.txt").rename(folder / "square_1.caption")
     (folder / "square_2.txt").unlink()
@@ -41,7 +41,7 @@ def test_written_captions_are_read_back_and_undone_byte_by_byte(folder):
     wanted = place_trigger(read(folder), "ohwx", "front")
     plan, [backup] = write(folder, wanted)
     assert [change.file.name for change in plan.changes] == ["square_0.txt", "square_1.caption", "square_2.txt"]
-    assert [picture.caption for picture in read(folder).pictures] == [picture.caption for picture in wanted.pictures]
+    assert [image.caption for image in read(folder).images] == [image.caption for image in wanted.images]
     assert (folder / "square_2.txt").read_bytes() == b"ohwx\n" and not (folder / "square_1.txt").exists()
     assert (backup / "square_0.txt").read_bytes() == before["square_0.txt"]
     undo = undo_last_write(folder)
@@ -101,11 +101,11 @@ def test_the_same_edits_are_not_made_twice(folder):
         return replace_in_captions(dataset, Replacement("square", "square square"))
 
     write(folder, edit(read(folder)), edits="graph")
-    once, first = files(folder), [picture.caption for picture in read(folder).pictures]
+    once, first = files(folder), [image.caption for image in read(folder).images]
     plan, backups = write(folder, edit(read(folder)), edits="graph")
     assert backups == [] and files(folder) == once and "1 caption was written by the same nodes" in plan.notes[0]
-    assert [picture.caption for picture in plan.dataset.pictures] == first, "what goes on is what the files say"
-    # A new picture is written; those from before stay, in this and in the next queue.
+    assert [image.caption for image in plan.dataset.images] == first, "what goes on is what the files say"
+    # A new image is written; those from before stay, in this and in the next queue.
     Image.new("RGB", (64, 64)).save(folder / "square_3.png")
     (folder / "square_3.txt").write_text("a square")
     for changed in (1, 0):
@@ -124,18 +124,18 @@ def test_after_an_undo_the_same_edits_are_made_again(folder):
     assert len(write(folder, wanted, edits="graph")[0].changes) == 1
 
 
-def test_pictures_that_share_a_caption_file(folder):
+def test_images_that_share_a_caption_file(folder):
     Image.new("RGB", (64, 64)).save(folder / "square_1.jpg")
     dataset = read(folder)
     same = place_trigger(dataset, "ohwx", "front")
     assert [change.file.name for change in plan_write(same, [folder]).changes].count("square_1.caption") == 1
-    other = same.model_copy(update={"pictures": tuple(
-        picture.model_copy(update={"caption": "other"}) if picture.name == "square_1.jpg" else picture
-        for picture in same.pictures)})
+    other = same.model_copy(update={"images": tuple(
+        image.model_copy(update={"caption": "other"}) if image.name == "square_1.jpg" else image
+        for image in same.images)})
     plan = plan_write(other, [folder])
     assert [change.file.name for change in plan.changes] == ["square_0.txt", "square_2.txt"]
     assert plan.notes == ("square_1.jpg and square_1.png share the file square_1.caption and have different captions: not "
-                          "written; rename one of the pictures",)
+                          "written; rename one of the images",)
 
 
 def test_a_write_that_was_cut_off_is_taken_back_like_any_other(folder, monkeypatch):
@@ -179,11 +179,11 @@ def test_a_damaged_backup_stops_the_undo_before_it_begins(folder):
 
 
 def test_subfolders_and_several_folders_have_backups_of_their_own(folder, tmp_path):
-    tiny.make_pictures(folder / "sub", 1)
-    other = tiny.make_pictures(tmp_path / "other", 1)
+    tiny.make_images(folder / "sub", 1)
+    other = tiny.make_images(tmp_path / "other", 1)
     before = files(folder), files(other)
-    pictures = tuple(picture for where in (folder, folder / "sub", other) for picture in read(where).pictures)
-    dataset = place_trigger(read(folder).model_copy(update={"pictures": pictures}), "ohwx", "front")
+    images = tuple(image for where in (folder, folder / "sub", other) for image in read(where).images)
+    dataset = place_trigger(read(folder).model_copy(update={"images": images}), "ohwx", "front")
     plan = plan_write(dataset, [folder, other])
     assert len(plan.changes) == 5
     assert [backup.parent.parent for backup in write_sidecars(plan, [folder, other])] == [folder, other]

@@ -18,15 +18,15 @@ from PIL import Image
 from support import tiny
 
 
-def picture(path, colour="red"):
+def image(path, colour="red"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (16, 16), colour).save(path)
     return path
 
 
 def dataset(name, count=2, trigger="", start=0, **fields):
-    return specs.DatasetSpec(name=name, trigger=trigger, pictures=tuple(
-        specs.Picture(path="p", name=f"{number}.png", caption=trigger, size=(8, 8), digest=f"{start + number}", **fields)
+    return specs.DatasetSpec(name=name, trigger=trigger, images=tuple(
+        specs.DatasetImage(path="p", name=f"{number}.png", caption=trigger, size=(8, 8), digest=f"{start + number}", **fields)
         for number in range(count)))
 
 
@@ -111,8 +111,8 @@ def test_metadata_that_are_no_file(tmp_path):
 
 def test_precedence_of_captions(tmp_path):
     for name in ("text", "caption", "line", "near", "name", "empty"):
-        picture(tmp_path / "3_a_dog" / f"{name}.png", name == "near" and "blue" or "red")
-    picture(tmp_path / "plain.png")
+        image(tmp_path / "3_a_dog" / f"{name}.png", name == "near" and "blue" or "red")
+    image(tmp_path / "plain.png")
     folder = tmp_path / "3_a_dog"
     (folder / "text.txt").write_text("by text")
     (folder / "text.caption").write_text("never")
@@ -124,72 +124,72 @@ def test_precedence_of_captions(tmp_path):
         for stem, text in far.items()))
     (folder / "metadata.jsonl").write_text('{"file_name": "near.png", "text": "by the near line"}')
     found = scan_folder(str(tmp_path), "data", "", 2, "default", subfolders="read, repeats by name")
-    assert {each.name: (each.caption, each.repeats) for each in found.pictures} == {
+    assert {each.name: (each.caption, each.repeats) for each in found.images} == {
         "3_a_dog/text.png": ("by text", 6), "3_a_dog/caption.png": ("by caption", 6), "3_a_dog/line.png": ("by line", 6),
         "3_a_dog/near.png": ("by the near line", 6), "3_a_dog/name.png": ("a_dog", 6), "3_a_dog/empty.png": ("a_dog", 6),
         "plain.png": ("in the root", 2)}
     assert "1 caption file is empty, which counts as missing: 3_a_dog/empty.txt" in found.notes
-    assert "2 of 7 pictures have no caption; the name of the folder is taken" in found.notes
-    assert "1 picture lies in no folder with a name like 10_cat, which means 2 times" in found.notes
-    names = {each.name: each for each in scan_folder(str(tmp_path), "data", subfolders="read").pictures}
+    assert "2 of 7 images have no caption; the name of the folder is taken" in found.notes
+    assert "1 image lies in no folder with a name like 10_cat, which means 2 times" in found.notes
+    names = {each.name: each for each in scan_folder(str(tmp_path), "data", subfolders="read").images}
     assert names["3_a_dog/name.png"].repeats == 1 and names["3_a_dog/name.png"].caption == ""
     root = scan_folder(str(tmp_path), "data")
-    assert [each.name for each in root.pictures] == ["plain.png"]
-    assert any("captions of 4 pictures that are not in this dataset" in note for note in root.notes)
+    assert [each.name for each in root.images] == ["plain.png"]
+    assert any("captions of 4 images that are not in this dataset" in note for note in root.notes)
 
 
 def test_behind_an_empty_caption_file_the_next_one_counts(tmp_path):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text(" \n")
     (tmp_path / "a.caption").write_text("a dog")
-    assert scan_folder(str(tmp_path), "data", default_caption="never").pictures[0].caption == "a dog"
+    assert scan_folder(str(tmp_path), "data", default_caption="never").images[0].caption == "a dog"
 
 
 def test_too_many_repeats_are_cut_with_a_word(tmp_path):
-    picture(tmp_path / "9999_cat" / "a.png")
+    image(tmp_path / "9999_cat" / "a.png")
     found = scan_folder(str(tmp_path), "data", repeats=2, subfolders="read, repeats by name")
-    assert found.pictures[0].repeats == 10_000 and "come 10000 times, which is the most" in "\n".join(found.notes)
+    assert found.images[0].repeats == 10_000 and "come 10000 times, which is the most" in "\n".join(found.notes)
 
 
-def test_masks_belong_to_pictures_of_their_own_folder(tmp_path):
+def test_masks_belong_to_images_of_their_own_folder(tmp_path):
     for folder in ("", "one/", "two/"):
-        picture(tmp_path / f"{folder}a.png")
-    picture(tmp_path / "one" / "masks" / "a.png", "white")
-    picture(tmp_path / "two" / "a_mask.png", "white")
-    found = {each.name: each.mask for each in scan_folder(str(tmp_path), "data", subfolders="read").pictures}
+        image(tmp_path / f"{folder}a.png")
+    image(tmp_path / "one" / "masks" / "a.png", "white")
+    image(tmp_path / "two" / "a_mask.png", "white")
+    found = {each.name: each.mask for each in scan_folder(str(tmp_path), "data", subfolders="read").images}
     assert found == {"a.png": "", "one/a.png": str(tmp_path / "one" / "masks" / "a.png"),
                      "two/a.png": str(tmp_path / "two" / "a_mask.png")}
 
 
 def test_many_skipped_files_are_counted(tmp_path):
-    picture(tmp_path / "good.png")
+    image(tmp_path / "good.png")
     for number in range(30):
         (tmp_path / f"bad_{number:02}.png").write_bytes(b"bad")
     notes = scan_folder(str(tmp_path), "data").notes
     assert sum(note.startswith("skipped") for note in notes) == 20 and "10 more files are skipped for such reasons" in notes
 
 
-def test_pictures_in_folders_alone_are_hinted_at(tmp_path):
-    picture(tmp_path / "sub" / "a.png")
+def test_images_in_folders_alone_are_hinted_at(tmp_path):
+    image(tmp_path / "sub" / "a.png")
     with pytest.raises(UserError, match="if they lie in folders inside it, set subfolders to read"):
         scan_folder(str(tmp_path), "data")
 
 
-def test_the_background_is_that_of_transparent_pictures_only(tmp_path):
-    picture(tmp_path / "opaque.png")
+def test_the_background_is_that_of_transparent_images_only(tmp_path):
+    image(tmp_path / "opaque.png")
     Image.new("RGBA", (16, 16), (255, 0, 0, 9)).save(tmp_path / "clear.png")
     found = scan_folder(str(tmp_path), "data", background="#102030")
-    assert {each.name: each.background for each in found.pictures} == {"opaque.png": "#ffffff", "clear.png": "#102030"}
+    assert {each.name: each.background for each in found.images} == {"opaque.png": "#ffffff", "clear.png": "#102030"}
 
 
 def test_the_state_of_a_folder_follows_every_file_that_counts(tmp_path):
-    picture(tmp_path / "sub" / "masks" / "a.png")
-    picture(tmp_path / "sub" / "a.png")
+    image(tmp_path / "sub" / "masks" / "a.png")
+    image(tmp_path / "sub" / "a.png")
     (tmp_path / "sub" / "metadata.jsonl").touch()
     (tmp_path / "nowhere.png").symlink_to("missing.png")
     states = [folder_state(tmp_path, True)]
     assert len(states[0]) == 3 and folder_state(tmp_path, False) == [] and folder_state(tmp_path, True) == states[0]
-    for change in (lambda: (tmp_path / "sub" / "a.txt").write_text("a"), lambda: picture(tmp_path / "sub" / "b.png"),
+    for change in (lambda: (tmp_path / "sub" / "a.txt").write_text("a"), lambda: image(tmp_path / "sub" / "b.png"),
                    lambda: os.utime(tmp_path / "sub" / "masks" / "a.png", (1, 1)),
                    lambda: (tmp_path / "sub" / "metadata.jsonl").write_text("{}")):
         change()
@@ -203,16 +203,16 @@ def test_captions_are_one_for_all_or_one_each():
     assert captions_of("a cat\n", 3) == ["a cat"] * 3
     assert captions_of("a\n\nc", 3) == ["a", "", "c"] and captions_of("a\n\nb", 2) == ["a", "b"]
     assert captions_of("", 2) == ["", ""] and captions_of("a", 1) == ["a"]
-    with pytest.raises(UserError, match="captions has 2 lines for 3 pictures"):
+    with pytest.raises(UserError, match="captions has 2 lines for 3 images"):
         captions_of("a\nb", 3)
 
 
 def test_images_are_stored_once_and_keep_their_pixels(tmp_path):
     values = torch.arange(2 * 8 * 6 * 3).reshape(2, 8, 6, 3) / 287
     found = store_dataset(list(values), ["a", ""], [torch.ones(8, 6)], tmp_path, "set", "ohwx", 3)
-    assert [(each.name, each.caption, each.size, each.repeats) for each in found.pictures] == [
+    assert [(each.name, each.caption, each.size, each.repeats) for each in found.images] == [
         ("set 1.png", "ohwx, a", (6, 8), 3), ("set 2.png", "ohwx", (6, 8), 3)]
-    for each, expected in zip(found.pictures, values):
+    for each, expected in zip(found.images, values):
         stored_values = np.asarray(Image.open(each.path), dtype=int)
         np.testing.assert_array_equal(stored_values, np.floor(expected.numpy().astype(np.float64) * 255 + 0.5))
         assert np.asarray(Image.open(each.mask)).min() == 255
@@ -228,13 +228,13 @@ def test_images_are_stored_once_and_keep_their_pixels(tmp_path):
 def test_transparent_images_are_their_own_masks(tmp_path):
     image = torch.ones(8, 8, 4)
     image[:, :4, 3] = 0
-    [only] = store_dataset([image], ["a"], [], tmp_path, "set").pictures
+    [only] = store_dataset([image], ["a"], [], tmp_path, "set").images
     assert only.mask == only.path and only.mask_digest == only.digest
 
 
 @pytest.mark.parametrize("images, masks, words", [
-    (torch.ones(3, 8, 8, 3), torch.ones(2, 8, 8), "2 masks for 3 pictures"),
-    (torch.ones(1, 8, 8, 3), torch.ones(1, 8, 4), "has 4×8 pixels and the picture 8×8"),
+    (torch.ones(3, 8, 8, 3), torch.ones(2, 8, 8), "2 masks for 3 images"),
+    (torch.ones(1, 8, 8, 3), torch.ones(1, 8, 4), "has 4×8 pixels and the image 8×8"),
     (torch.ones(1, 8, 8, 2), (), "has 2 channels"),
 ])
 def test_images_that_do_not_fit_are_refused(tmp_path, images, masks, words):
@@ -253,24 +253,24 @@ def test_combination_multiplies_repeats_and_weights_and_tells_shares():
     cat, dog = dataset("cat", 2, "ohwx", repeats=2, weight=2.0), dataset("dog", 4, "ohwx", 10)
     parts = [Concept(cat, 3, 0.5), Concept(dog, 1, 0.5)]
     whole = combine(parts)
-    assert [(each.name, each.repeats, each.weight) for each in whole.pictures] == [
+    assert [(each.name, each.repeats, each.weight) for each in whole.images] == [
         ("cat/0.png", 6, 1.0), ("cat/1.png", 6, 1.0), ("dog/0.png", 1, 0.5), ("dog/1.png", 1, 0.5), ("2.png", 1, 0.5),
         ("3.png", 1, 0.5)]
     assert whole.trigger == "ohwx" and whole.name == "cat + dog" and whole.notes == ()
-    # 12 of 16 pictures; 12 · 1.0 of 12 · 1.0 + 4 · 0.5 = 14 of the loss
-    assert share_lines(parts) == ["cat: 12 of 16 pictures of an epoch (75%), 86% of the loss",
-                                  "dog: 4 of 16 pictures of an epoch (25%), 14% of the loss"]
+    # 12 of 16 images; 12 · 1.0 of 12 · 1.0 + 4 · 0.5 = 14 of the loss
+    assert share_lines(parts) == ["cat: 12 of 16 images of an epoch (75%), 86% of the loss",
+                                  "dog: 4 of 16 images of an epoch (25%), 14% of the loss"]
     again = combine([Concept(whole), Concept(dataset("bird", 1, "ohwx", 99))])
-    assert len(again.pictures) == 7 and again.pictures[0].name == "cat/0.png"
+    assert len(again.images) == 7 and again.images[0].name == "cat/0.png"
 
 
 def test_copies_and_different_triggers_are_told():
     whole = combine([
         Concept(dataset("cat", 2, "ohwx")), Concept(dataset("dog", 3, "sks")), Concept(dataset("style", 1, "", 50))])
-    assert whole.trigger == "" and {each.caption for each in whole.pictures} == {"ohwx", "sks", ""}
+    assert whole.trigger == "" and {each.caption for each in whole.images} == {"ohwx", "sks", ""}
     notes = "\n".join(whole.notes)
     assert "different triggers ('ohwx', 'sks', none)" in notes
-    assert "2 of 6 pictures are copies of others and count twice, dog/0.png of cat/0.png for example" in notes
+    assert "2 of 6 images are copies of others and count twice, dog/0.png of cat/0.png for example" in notes
 
 
 def test_combinations_that_cannot_be_are_refused():
@@ -285,22 +285,22 @@ def test_combinations_that_cannot_be_are_refused():
 
 def test_division_is_stable_and_disjoint():
     trained, held_out = divide(dataset("cat", 200), 0.2)
-    sides = {each.digest for each in trained.pictures}, {each.digest for each in held_out.pictures}
+    sides = {each.digest for each in trained.images}, {each.digest for each in held_out.images}
     assert not sides[0] & sides[1] and len(sides[0] | sides[1]) == 200 and 20 <= len(sides[1]) <= 60
     more_trained, more_held_out = divide(dataset("cat", 300), 0.2)
-    assert sides[0] <= {each.digest for each in more_trained.pictures}
-    assert sides[1] <= {each.digest for each in more_held_out.pictures}
+    assert sides[0] <= {each.digest for each in more_trained.images}
+    assert sides[1] <= {each.digest for each in more_held_out.images}
     assert (trained.name, held_out.name) == ("cat (training)", "cat (held out)")
-    with pytest.raises(UserError, match="a single picture, or only copies of one"):
+    with pytest.raises(UserError, match="a single image, or only copies of one"):
         divide(dataset("cat", 1), 0.2)
 
 
 def test_a_folder_trains_as_the_sum_of_its_folders(tmp_path):
     """Two folders combined are the folder that holds both, but for names and notes."""
-    tiny.make_pictures(tmp_path / "2_a", 2)
-    tiny.make_pictures(tmp_path / "3_b", 3, (32, 64))
+    tiny.make_images(tmp_path / "2_a", 2)
+    tiny.make_images(tmp_path / "3_b", 3, (32, 64))
     whole = scan_folder(str(tmp_path), "whole", subfolders="read, repeats by name")
     parts = [Concept(scan_folder(str(tmp_path / name), name), repeats) for name, repeats in (("2_a", 2), ("3_b", 3))]
     sum_of = combine(parts)
-    assert [each.model_copy(update={"name": ""}) for each in whole.pictures] == [
-        each.model_copy(update={"name": ""}) for each in sum_of.pictures]
+    assert [each.model_copy(update={"name": ""}) for each in whole.images] == [
+        each.model_copy(update={"name": ""}) for each in sum_of.images]

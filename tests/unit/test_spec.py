@@ -60,14 +60,14 @@ def test_identity_follows_settings_and_data_but_not_places(tiny_bases, make_spec
     moved = spec.model_copy(update={
         "device": "auto", "folders": specs.FolderSpec(runs="elsewhere", caches="elsewhere"),
         "base": spec.base.model_copy(update={"path": "elsewhere"}),
-        "dataset": squares.model_copy(update={"pictures": tuple(
-            picture.model_copy(update={"path": "elsewhere"}) for picture in squares.pictures)}),
+        "dataset": squares.model_copy(update={"images": tuple(
+            image.model_copy(update={"path": "elsewhere"}) for image in squares.images)}),
     })
     assert moved.identity == spec.identity
     others = [
         make_spec(tiny_bases["sd2"]), make_spec(tiny_bases["sd1"], name="other"),
         make_spec(tiny_bases["sd1"], optimizer=specs.OptimizerSpec(learning_rate=2e-3)),
-        spec.model_copy(update={"dataset": squares.model_copy(update={"pictures": squares.pictures[:2]})}),
+        spec.model_copy(update={"dataset": squares.model_copy(update={"images": squares.images[:2]})}),
     ]
     assert len({spec.identity, *(other.identity for other in others)}) == 5
 

@@ -310,8 +310,8 @@ def test_norms_are_those_of_the_products(tmp_path):
     norms = norms_by_block(tensors, "sd1")
     each = pytest.approx(float((up @ down).norm()), rel=1e-5)
     assert norms == {"MID": {"attention": each, "convolution": each}}
-    picture = draw_norms(norms, "<b>\u202e" * 200, ["a line"] * 3)
-    assert picture.width == 960 and len(picture.getcolors(10**6)) > 10
+    image = draw_norms(norms, "<b>\u202e" * 200, ["a line"] * 3)
+    assert image.width == 960 and len(image.getcolors(10**6)) > 10
     draw_norms({}, "nothing", [])
 
 

@@ -46,7 +46,7 @@ def plain_losses(base, dataset, word):
     unet = UNet2DConditionModel.from_pretrained(base.path, subfolder="unet").requires_grad_(False)
     scheduler = DDPMScheduler.from_pretrained(base.path, subfolder="scheduler")
     latents = latents_of(base, dataset)
-    captions = [picture.caption.replace(word, "".join(tokens)) for picture in dataset.pictures]
+    captions = [image.caption.replace(word, "".join(tokens)) for image in dataset.images]
     optimizer = torch.optim.AdamW([table for _, _, table, _ in encoders], lr=RATE, weight_decay=1e-2, eps=1e-8)
     losses = []
     for step in range(STEPS):
@@ -235,7 +235,7 @@ def test_previews_show_the_word(tiny_bases, make_spec):
     train_run(spec, run, lambda event, **fields: None)
     first, last = (np.asarray(Image.open(run.folder / "previews" / f"step_{step:06d}.png").convert("RGB"))
                    for step in (0, 6))
-    changed, height = (first != last).any(axis=(1, 2)), len(first)  # one row of pictures for each prompt, below the title
+    changed, height = (first != last).any(axis=(1, 2)), len(first)  # one row of images for each prompt, below the title
     assert changed[height // 3:height // 2].any() and not changed[3 * height // 5:].any()
 
 
@@ -249,9 +249,9 @@ def notes_of(base, make_spec, dataset=None, previews=None, **fields) -> list[str
 
 
 def captioned(dataset, *captions, trigger=""):
-    pictures = [picture.model_copy(update={"caption": caption})
-                for picture, caption in zip(itertools.cycle(dataset.pictures), captions)]
-    return dataset.model_copy(update={"pictures": tuple(pictures), "trigger": trigger})
+    images = [image.model_copy(update={"caption": caption})
+              for image, caption in zip(itertools.cycle(dataset.images), captions)]
+    return dataset.model_copy(update={"images": tuple(images), "trigger": trigger})
 
 
 def test_the_word_comes_from_the_dataset_when_the_spec_has_none(tiny_bases, make_spec, squares):
@@ -269,7 +269,7 @@ def test_notes_about_captions_and_words(tiny_bases, make_spec, squares):
     [note] = notes_of(base, make_spec, token="square")
     assert "'square' is a common word" in note
     assert notes_of(base, make_spec, captioned(squares, "sks", "an ohwx"), token="ohwx") == [
-        "1 of 2 captions does not contain 'ohwx', for example that of square_0.png; such pictures teach it nothing"]
+        "1 of 2 captions does not contain 'ohwx', for example that of square_0.png; such images teach it nothing"]
     [note] = notes_of(base, make_spec, captioned(squares, "zorp"), token="zorp", vectors=2, initial_text="a very red dog")
     assert "initial text has 4 tokens, of which the first 2" in note
     previews = specs.PreviewSpec(prompts=("a cat",), every=1)

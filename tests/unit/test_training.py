@@ -101,7 +101,7 @@ def test_a_second_run_in_the_process_equals_the_first(tiny_bases, make_spec):
 
 
 def test_accumulation_equals_a_larger_batch(tiny_bases, make_spec):
-    """Two batches of two pictures train as one batch of four, where the order of pictures is the same."""
+    """Two batches of two images train as one batch of four, where the order of images is the same."""
     def order(seed, batch, count):
         batches = BatchOrder([(64, 64)] * 4, [1] * 4, batch, seed)
         return [index for number in range(count) for index in batches[number]]
@@ -139,7 +139,7 @@ def test_second_run_encodes_nothing(tiny_bases, make_spec):
     for name in ("one", "two"):
         spec = make_spec(tiny_bases["sd1"], name=name)
         train_run(spec, open_run(spec), emit)
-    assert sorted(encoded) == ["captions"] * 4 + ["pictures"] * 4
+    assert sorted(encoded) == ["captions"] * 4 + ["images"] * 4
 
 
 def test_previews_are_drawn_and_change_nothing(tiny_bases, make_spec):

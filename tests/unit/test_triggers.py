@@ -1,4 +1,4 @@
-"""Notes on trigger words and class pictures, with CLIP's real vocabulary."""
+"""Notes on trigger words and class images, with CLIP's real vocabulary."""
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,9 @@ def tokenizer():
 
 
 def dataset(captions, trigger=""):
-    pictures = tuple(specs.Picture(path="p", name="p", caption=caption, size=(8, 8), digest=str(number))
-                     for number, caption in enumerate(captions))
-    return specs.DatasetSpec(name="d", pictures=pictures, trigger=trigger)
+    images = tuple(specs.DatasetImage(path="p", name="p", caption=caption, size=(8, 8), digest=str(number))
+                   for number, caption in enumerate(captions))
+    return specs.DatasetSpec(name="d", images=images, trigger=trigger)
 
 
 @pytest.mark.parametrize("trigger, words", [
@@ -53,7 +53,7 @@ def test_captions_without_the_trigger(tokenizer):
     assert trigger_notes(dataset(["a dog", ""]), None, tokenizer) == []
 
 
-def test_class_pictures(tokenizer):
+def test_class_images(tokenizer):
     subject = dataset(["ohwx dog on the grass"], "ohwx")
     assert trigger_notes(subject, dataset(["a Dog."]), tokenizer) == []
     assert "shares a word" in trigger_notes(subject, dataset(["the house", "ohw"]), tokenizer)[0]

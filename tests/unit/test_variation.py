@@ -10,7 +10,7 @@ from finetune.trainers.data.captions.variation import vary_caption
 from finetune.trainers.data.images.buckets import fit
 from finetune.trainers.errors import UserError
 from finetune.trainers.run_folder import open_run
-from finetune.trainers.training.batches import Batches, BatchOrder, CachedPicture, CachedView, Source
+from finetune.trainers.training.batches import Batches, BatchOrder, CachedImage, CachedView, Source
 from finetune.trainers.training.run import train_run
 from safetensors.torch import load_file
 from support.method_rows import METHODS
@@ -24,8 +24,8 @@ CAPTION = ", ".join(TAGS)
 def captions_of(variation, caption=CAPTION, dropout=0.0, draws=DRAWS, seed=1) -> list[str]:
     """Captions of a run of `draws` samples in batches of four, as the loop gets them."""
     crop = fit((64, 64), [(64, 64)])
-    picture = CachedPicture(caption, [CachedView(crop, lambda: torch.zeros((4, 8, 8)))], variation)
-    batches = Batches(Source([picture], BatchOrder([(64, 64)], [1], 4, seed)), 1, seed, dropout, None, torch.device("cpu"))
+    image = CachedImage(caption, [CachedView(crop, lambda: torch.zeros((4, 8, 8)))], variation)
+    batches = Batches(Source([image], BatchOrder([(64, 64)], [1], 4, seed)), 1, seed, dropout, None, torch.device("cpu"))
     return [each for step in range(draws // 4) for each in batches.load(batches.plan(step)[0]).captions]
 
 
@@ -122,10 +122,10 @@ def test_what_cannot_work_is_refused(part, fields, words):
 # ---- with the caches -----------------------------------------------------------------------------------------------
 
 def varied(dataset, caption=None, **changes):
-    """The dataset with something changed in all pictures; their captions become tags."""
-    return dataset.model_copy(update={"pictures": tuple(
-        picture.model_copy(update={"caption": caption or f"square, red, {number}, round", **changes})
-        for number, picture in enumerate(dataset.pictures))})
+    """The dataset with something changed in all images; their captions become tags."""
+    return dataset.model_copy(update={"images": tuple(
+        image.model_copy(update={"caption": caption or f"square, red, {number}, round", **changes})
+        for number, image in enumerate(dataset.images))})
 
 
 SHUFFLED = specs.CaptionVariationSpec(shuffle=True, keep_tags=1, tag_dropout=0.2)
@@ -163,7 +163,7 @@ def test_encoded_as_they_come_equals_encoded_beforehand(tiny_bases, make_spec, s
     def emit(event, **fields):
         losses.extend([fields["loss"]] if event == "step" else [])
         notes.extend([fields["text"]] if event == "note" else [])
-        assert event != "encoding" or fields["what"] == "pictures"
+        assert event != "encoding" or fields["what"] == "images"
 
     train_run(spec, open_run(spec), emit)
     assert losses == known
@@ -185,7 +185,7 @@ def test_resume_equals_never_stopping_with_everything_varying(family, method, ti
     assert one and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_validation_and_previews_see_plain_captions_and_pictures(tiny_bases, make_spec, squares):
+def test_validation_and_previews_see_plain_captions_and_images(tiny_bases, make_spec, squares):
     """The losses before the training do not depend on what varies."""
     def before(name, **changes):
         losses, spec = [], make_spec(
@@ -212,8 +212,8 @@ def test_a_word_that_tag_dropout_leaves_out_is_named(tiny_bases, make_spec, squa
 def test_weights_multiply_the_loss_of_their_samples(tiny_bases, make_spec, squares):
     """The first loss is the mean over the samples' own losses, each by its weight; computed here from the batch."""
     weights = [2.0, 0.5, 0.0, 1.0]
-    dataset = squares.model_copy(update={"pictures": tuple(
-        picture.model_copy(update={"weight": weight}) for picture, weight in zip(squares.pictures, weights))})
+    dataset = squares.model_copy(update={"images": tuple(
+        image.model_copy(update={"weight": weight}) for image, weight in zip(squares.images, weights))})
     training = training_of(make_spec(tiny_bases["sd1"], dataset=dataset, training=specs.TrainingSpec(
         steps=1, batch_size=4, resolution=64), method=specs.LoraSpec(rank=2, alpha=2)))
     losses = []
@@ -221,7 +221,7 @@ def test_weights_multiply_the_loss_of_their_samples(tiny_bases, make_spec, squar
     training.execute()
     batches = Batches(training.data.subject, 1, 0, 0.0, training.data.conditioning, torch.device("cpu"))
     batch = batches.load(batches.plan(0)[0])
-    by_caption = {picture.caption: picture.weight for picture in dataset.pictures}
+    by_caption = {image.caption: image.weight for image in dataset.images}
     assert batch.weights.tolist() == [by_caption[caption] for caption in batch.captions]
     noised = training.objective.noise(batch.latents, batch.generators)
     # A LoRA starts as nothing, and the weights that one step has moved are switched off again.
@@ -234,9 +234,9 @@ def test_weights_multiply_the_loss_of_their_samples(tiny_bases, make_spec, squar
     assert losses[0] != pytest.approx(sum(own) / 4, rel=1e-2)
 
 
-def test_pictures_that_all_count_one_have_no_weights(squares):
-    assert all(picture.weight == 1 for picture in squares.pictures)
+def test_images_that_all_count_one_have_no_weights(squares):
+    assert all(image.weight == 1 for image in squares.images)
     crop = fit((64, 64), [(64, 64)])
-    picture = CachedPicture("a", [CachedView(crop, lambda: torch.zeros((4, 8, 8)))])
-    batches = Batches(Source([picture], BatchOrder([(64, 64)], [1], 2, 0)), 1, 0, 0.0, None, torch.device("cpu"))
+    image = CachedImage("a", [CachedView(crop, lambda: torch.zeros((4, 8, 8)))])
+    batches = Batches(Source([image], BatchOrder([(64, 64)], [1], 2, 0)), 1, 0, 0.0, None, torch.device("cpu"))
     assert batches.load(batches.plan(0)[0]).weights is None

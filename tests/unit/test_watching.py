@@ -26,15 +26,15 @@ from support import tiny
 
 SEED, SHARE = 11, 0.5
 EVERYTHING = dict(
-    previews=specs.PreviewSpec(prompts=("a square", "a circle"), negative="blue", every=2, sampler_steps=2, pictures=2),
+    previews=specs.PreviewSpec(prompts=("a square", "a circle"), negative="blue", every=2, sampler_steps=2, images=2),
     checkpoints=specs.CheckpointSpec(minutes=1e-6, keep=2),
 )
 
 
 @pytest.fixture(scope="module")
 def twelve(tmp_path_factory):
-    """Twelve pictures."""
-    return scan_folder(str(tiny.make_pictures(tmp_path_factory.mktemp("twelve"), 12)), "twelve")
+    """Twelve images."""
+    return scan_folder(str(tiny.make_images(tmp_path_factory.mktemp("twelve"), 12)), "twelve")
 
 
 def train(spec, stop_after=None):
@@ -61,8 +61,8 @@ def of_kind(events, kind):
 # ---- before it starts -----------------------------------------------------------------------------------------------
 
 def test_what_cannot_be_validated_is_refused_before_it_starts(make_spec, tiny_bases, twelve):
-    one = twelve.model_copy(update={"pictures": twelve.pictures[:1]})
-    with pytest.raises(ValueError, match="has a single picture"):
+    one = twelve.model_copy(update={"images": twelve.images[:1]})
+    with pytest.raises(ValueError, match="has a single image"):
         make_spec(tiny_bases["sd1"], dataset=one, validation=specs.ValidationSpec(share=0.2))
     with pytest.raises(ValueError, match="the validation share is 0"):
         make_spec(tiny_bases["sd1"], validation=specs.ValidationSpec(patience=2))
@@ -78,9 +78,9 @@ def test_tensorboard_without_its_package_is_a_sentence(make_spec, tiny_bases, mo
 # ---- it changes nothing --------------------------------------------------------------------------------------------
 
 def test_watching_changes_no_loss(make_spec, tiny_bases, twelve):
-    """Of the pictures that are trained: the plain run has only those."""
+    """Of the images that are trained: the plain run has only those."""
     method = specs.LoraSpec(rank=2, alpha=2, dropout=0.3, text_encoder_learning_rate=1e-3)
-    trained = twelve.model_copy(update={"pictures": tuple(split(twelve.pictures, SHARE)[0])})
+    trained = twelve.model_copy(update={"images": tuple(split(twelve.images, SHARE)[0])})
     plain, _ = train(make_spec(tiny_bases["sd1"], name="plain", dataset=trained, method=method))
     watched, events = train(make_spec(
         tiny_bases["sd1"], dataset=twelve, method=method, **EVERYTHING,
@@ -96,13 +96,13 @@ def test_watching_changes_no_loss(make_spec, tiny_bases, twelve):
 
 # ---- the numbers ---------------------------------------------------------------------------------------------------
 
-def plain_validation(base, pictures, seed) -> float:
+def plain_validation(base, images, seed) -> float:
     """Independent of the engine: diffusers' models and add_noise, our rule of noise and timesteps written again."""
     kind = StableDiffusionXLPipeline if base.family == "sdxl" else StableDiffusionPipeline
     pipeline = kind.from_pretrained(base.path)
     vae, unet, scheduler = pipeline.vae, pipeline.unet, DDPMScheduler.from_config(pipeline.scheduler.config)
     losses = []
-    for each in pictures:
+    for each in images:
         pixels = torch.from_numpy(np.array(Image.open(each.path))).permute(2, 0, 1).float() / 127.5 - 1
         latents = vae.encode(pixels[None]).latent_dist.mode() * vae.config.scaling_factor
         number = int(hashlib.sha256(f"validation {each.digest}".encode()).hexdigest()[:16], 16)
@@ -131,7 +131,7 @@ def test_validation_equals_plain_diffusers(family, make_spec, tiny_bases, twelve
         method=specs.LoraSpec(rank=2, alpha=2, dropout=0.5),
         objective=specs.ObjectiveSpec(min_snr_gamma=5, noise_offset=0.1),
         training=specs.TrainingSpec(steps=1, batch_size=2, resolution=64, caption_dropout=0.9, seed=SEED)))
-    held_out = split(twelve.pictures, SHARE)[1]
+    held_out = split(twelve.images, SHARE)[1]
     assert 1 < len(held_out) < 12
     first, last = of_kind(events, "validation")
     with torch.no_grad():
@@ -154,16 +154,16 @@ def test_what_is_measured_and_drawn_are_the_mean_weights_that_are_saved(make_spe
     assert np.array_equal(plain[2][1], raw[2][1]) and not np.array_equal(plain[2][1], mean[2][1])
 
 
-def test_held_out_pictures_are_not_trained(make_spec, tiny_bases, twelve):
+def test_held_out_images_are_not_trained(make_spec, tiny_bases, twelve):
     """Their content does not matter to the training, nor to the file's account of what was trained."""
-    held_out = split(twelve.pictures, SHARE)[1]
-    recaptioned = twelve.model_copy(update={"pictures": tuple(
-        each.model_copy(update={"caption": "something else"}) if each in held_out else each for each in twelve.pictures)})
+    held_out = split(twelve.images, SHARE)[1]
+    recaptioned = twelve.model_copy(update={"images": tuple(
+        each.model_copy(update={"caption": "something else"}) if each in held_out else each for each in twelve.images)})
     one, events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(share=SHARE)))
     other, changed = train(make_spec(tiny_bases["sd1"], dataset=recaptioned, validation=specs.ValidationSpec(share=SHARE)))
     assert one.folder != other.folder and one.losses() == other.losses()
     assert of_kind(events, "validation")[0]["loss"] != of_kind(changed, "validation")[0]["loss"]
-    assert any(clause(len(held_out), "picture", "are held out", 12) in note for note in one.report["notes"])
+    assert any(clause(len(held_out), "image", "are held out", 12) in note for note in one.report["notes"])
 
 
 # ---- early stop ----------------------------------------------------------------------------------------------------
@@ -291,10 +291,10 @@ def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
     assert run.checkpoints() == [1, 4, 5, 8, 9, 10]
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
+# ---- images ------------------------------------------------------------------------------------------------------
 
 def cells(sheet: Image.Image, rows: int, columns: int) -> dict:
-    """The pictures of a sheet of 64-pixel previews, found by their known places: 192 wide, 4 apart, lines of 20."""
+    """The images of a sheet of 64-pixel previews, found by their known places: 192 wide, 4 apart, lines of 20."""
     assert sheet.size == (columns * 196 - 4, 20 + rows * 212)
     return {(row, column): np.asarray(sheet.crop((
         column * 196, 40 + row * 212, column * 196 + 192, 232 + row * 212)).convert("RGB"), np.float32)
@@ -309,21 +309,21 @@ def test_sheets_and_strip(make_spec, tiny_bases):
     for column, step in enumerate(drawn):
         for row in range(2):
             assert np.array_equal(strip[row, column], drawn[step][row, 0])
-    assert not np.array_equal(drawn[0][0, 0], drawn[0][0, 1]), "each picture has its own noise"
+    assert not np.array_equal(drawn[0][0, 0], drawn[0][0, 1]), "each image has its own noise"
     assert {event["path"] for event in of_kind(events, "overview")} == {str(run.strip_path), str(run.chart_path)}
 
 
 def test_the_same_prompt_starts_from_the_same_noise_every_time(make_spec, tiny_bases, monkeypatch):
-    """Also in a run with more pictures, and guidance and negative prompt act."""
+    """Also in a run with more images, and guidance and negative prompt act."""
     def first_sheet(name, **settings):
         spec = make_spec(tiny_bases["sd1"], name=name, training=specs.TrainingSpec(steps=1, batch_size=2, resolution=64),
                          optimizer=specs.OptimizerSpec(learning_rate=1e-9),
                          previews=specs.PreviewSpec(prompts=("a square", "a square"), every=1, sampler_steps=2, **settings))
         run, _ = train(spec)
-        return [cells(Image.open(path), 2, settings.get("pictures", 1)) for _, path in run.sheets()]
+        return [cells(Image.open(path), 2, settings.get("images", 1)) for _, path in run.sheets()]
 
     before, after = first_sheet("one")
-    many, _ = first_sheet("many", pictures=6)
+    many, _ = first_sheet("many", images=6)
     for row in range(2):
         assert np.abs(before[row, 0] - after[row, 0]).max() <= 1  # nothing was learnt, so the noise was the same
         assert np.abs(before[row, 0] - many[row, 0]).max() <= 1

@@ -43,15 +43,15 @@ NOT_HELD = [
 @pytest.mark.parametrize("trigger, caption", HELD)
 def test_a_word_is_held(trigger, caption):
     assert holds(caption, trigger) and with_trigger(caption, trigger) == caption
-    picture = specs.Picture(path="p", name="p", caption=caption, size=(8, 8), digest="0")
-    dataset = specs.DatasetSpec(name="d", pictures=(picture,), trigger=trigger)
+    image = specs.DatasetImage(path="p", name="p", caption=caption, size=(8, 8), digest="0")
+    dataset = specs.DatasetSpec(name="d", images=(image,), trigger=trigger)
     for place in PLACES:
-        assert place_trigger(dataset, trigger, place, "grass").pictures == dataset.pictures
+        assert place_trigger(dataset, trigger, place, "grass").images == dataset.images
     assert any("hold the trigger" in note for note in class_notes(dataset, dataset))
-    assert not [each for each in trigger_findings([caption], trigger, TOKENIZER) if each.pictures]
+    assert not [each for each in trigger_findings([caption], trigger, TOKENIZER) if each.images]
     assert not whole_word(trigger).search(whole_word(trigger).sub("•", caption))
     if trigger == trigger.strip():
-        replaced = replace_in_captions(dataset, Replacement(trigger, "•")).pictures[0].caption
+        replaced = replace_in_captions(dataset, Replacement(trigger, "•")).images[0].caption
         assert replaced == whole_word(trigger).sub("•", caption)
 
 
@@ -71,19 +71,19 @@ def test_a_trigger_is_added_once_however_often(caption, trigger, class_word, pla
     once = with_trigger(caption, trigger)
     assert with_trigger(once, trigger) == once and (not trigger.strip() or holds(once, trigger))
     assert with_trigger(NFD(caption), NFC(trigger)) == NFD(caption) or not holds(NFC(caption), NFC(trigger))
-    picture = specs.Picture(path="p", name="p", caption=caption, size=(8, 8), digest="0")
-    dataset = specs.DatasetSpec(name="d", pictures=(picture,))
+    image = specs.DatasetImage(path="p", name="p", caption=caption, size=(8, 8), digest="0")
+    dataset = specs.DatasetSpec(name="d", images=(image,))
     if trigger.strip() and class_word.strip():
         once = place_trigger(dataset, trigger, place, class_word)
-        assert holds(once.pictures[0].caption, trigger)
-        assert place_trigger(once, trigger, place, class_word).pictures == once.pictures
+        assert holds(once.images[0].caption, trigger)
+        assert place_trigger(once, trigger, place, class_word).images == once.images
 
 
 def test_a_trigger_in_the_place_of_a_word_is_a_word_of_its_own():
-    picture = specs.Picture(path="p", name="p", caption="A狗B on grass", size=(8, 8), digest="0")
-    dataset = specs.DatasetSpec(name="d", pictures=(picture,))
+    image = specs.DatasetImage(path="p", name="p", caption="A狗B on grass", size=(8, 8), digest="0")
+    dataset = specs.DatasetSpec(name="d", images=(image,))
     for place, caption in (("instead of class word", "A ohwx B on grass"), ("before class word", "A ohwx 狗 B on grass")):
-        assert place_trigger(dataset, "ohwx", place, "狗").pictures[0].caption == caption
+        assert place_trigger(dataset, "ohwx", place, "狗").images[0].caption == caption
 
 
 def test_a_search_goes_on_behind_a_part_of_a_longer_word():
@@ -101,9 +101,9 @@ def test_blanks_around_what_is_replaced_are_looked_for_too():
 
 
 def test_a_trigger_in_front_is_known_with_its_marks():
-    picture = specs.Picture(path="p", name="p", caption="Sks Dog, z, a", size=(8, 8), digest="0")
-    dataset = specs.DatasetSpec(name="d", pictures=(picture,), trigger="sks dog")
-    assert edit_tags(dataset, TagEdit(order="alphabetical")).pictures[0].caption == "Sks Dog, a, z"
+    image = specs.DatasetImage(path="p", name="p", caption="Sks Dog, z, a", size=(8, 8), digest="0")
+    dataset = specs.DatasetSpec(name="d", images=(image,), trigger="sks dog")
+    assert edit_tags(dataset, TagEdit(order="alphabetical")).images[0].caption == "Sks Dog, a, z"
     for trigger, caption, rest in (("ohwx", "ohwx: a cat", "a cat"), ("<cat-toy>", "<cat-toy>。", ""),
                                    ("c++", "C++, red", "red"), ("ohwx", "ohwx-like cat", "ohwx-like cat"),
                                    ("猫", "猫、草", "草")):
@@ -118,8 +118,8 @@ def test_words_of_scripts_with_and_without_spaces():
 
 def test_class_captions_in_scripts_without_spaces_share_signs():
     def dataset(caption):
-        return specs.DatasetSpec(name="d", trigger="ohwx", pictures=(
-            specs.Picture(path="p", name="p", caption=caption, size=(8, 8), digest="0"),))
+        return specs.DatasetSpec(name="d", trigger="ohwx", images=(
+            specs.DatasetImage(path="p", name="p", caption=caption, size=(8, 8), digest="0"),))
 
     assert class_notes(dataset("草地上的ohwx狗"), dataset("一只狗的照片")) == []
     assert "shares a word" in class_notes(dataset("草地上的ohwx狗"), dataset("猫"))[0]

@@ -29,7 +29,7 @@ OBJECT_INFO = {
         "input": {"required": {"vae": ["VAE", {}], "model": ["MODEL", {}]}},
         "output": ["MODEL"],
     },
-    "Picture": {
+    "Image": {
         "input": {"required": {"image": [["cat.png"], {"image_upload": True}]}},
         "output": ["IMAGE"],
     },
@@ -102,7 +102,7 @@ def test_values_saved_by_name():
 
 
 def test_upload_button_value_is_ignored():
-    assert convert(graph(node(1, "Picture", ["cat.png", "image"])))["1"]["inputs"] == {"image": "cat.png"}
+    assert convert(graph(node(1, "Image", ["cat.png", "image"])))["1"]["inputs"] == {"image": "cat.png"}
 
 
 def test_links_written_as_objects():
@@ -172,7 +172,7 @@ def test_subgraphs_and_api_prompts_are_refused_with_a_sentence():
 
 def test_check_accepts_what_fits():
     assert workflow.check(SIMPLE, OBJECT_INFO) == []
-    assert workflow.check(graph(node(1, "Picture", ["cat.png", "image"])), OBJECT_INFO) == []
+    assert workflow.check(graph(node(1, "Image", ["cat.png", "image"])), OBJECT_INFO) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finetune.trainers.data.images.image_files import read_picture
+from finetune.trainers.data.images.image_files import read_image
 from finetune.trainers.data.manifest import scan_folder
 from support.zoo import make_zoo
 
@@ -24,12 +24,12 @@ def test_there_are_more_than_forty(zoo):
 
 def test_what_is_used_has_its_size_its_colour_and_its_caption(zoo):
     root, kept, _, dataset = zoo
-    found = {str(Path(picture.path).relative_to(root)): picture for picture in dataset.pictures}
+    found = {str(Path(image.path).relative_to(root)): image for image in dataset.images}
     assert found.keys() == kept.keys()
     for name, expected in kept.items():
-        picture = found[name]
-        assert picture.size == expected.size and picture.caption == expected.caption, name
-        pixels = read_picture(Path(picture.path), picture.background)
+        image = found[name]
+        assert image.size == expected.size and image.caption == expected.caption, name
+        pixels = read_image(Path(image.path), image.background)
         assert pixels.mode == "RGB" and pixels.size == expected.size, name
         difference = np.abs(np.array(pixels.getpixel((0, 0))) - expected.colour).max()
         assert difference <= expected.tolerance, (name, pixels.getpixel((0, 0)))
@@ -43,23 +43,23 @@ def test_what_is_not_used_is_named_with_its_reason(zoo, monkeypatch):
         assert any(name in note and words in note for note in notes), (name, words, notes)
     text = "\n".join(notes)
     assert not any("\n" in note for note in notes)
-    assert f"4 of {len(kept)} pictures have several frames or pages, of which only the first is used: moving.apng" in text
-    assert f"2 of {len(kept)} pictures have a colour profile that cannot be used" in text
-    assert "1 caption file belongs to several pictures: both.txt" in text
+    assert f"4 of {len(kept)} images have several frames or pages, of which only the first is used: moving.apng" in text
+    assert f"2 of {len(kept)} images have a colour profile that cannot be used" in text
+    assert "1 caption file belongs to several images: both.txt" in text
     for silent in ("DS_Store", "._one", "Thumbs", "notes.md", "passwd.txt"):
         assert silent not in text
 
 
 def test_repeats_follow_the_names_of_folders(zoo):
     _, _, _, dataset = zoo
-    repeats = {picture.name: picture.repeats for picture in dataset.pictures}
+    repeats = {image.name: image.repeats for image in dataset.images}
     assert repeats["10_ohwx cat/one.png"] == repeats["10_/one.png"] == 10 and repeats["one.png"] == 1
-    masks = {picture.name: Path(picture.mask).parts[-2:] for picture in dataset.pictures if picture.mask}
+    masks = {image.name: Path(image.mask).parts[-2:] for image in dataset.images if image.mask}
     assert masks["10_ohwx cat/masks_too.png"] == ("masks", "masks_too.png")
 
 
 def test_without_subfolders_only_the_folder_itself_is_read(zoo):
     root, kept, *_ = zoo
     dataset = scan_folder(str(root), "zoo")
-    assert len(dataset.pictures) == sum("/" not in name for name in kept)
+    assert len(dataset.images) == sum("/" not in name for name in kept)
     assert "skipped directory.png: it is a folder" in dataset.notes

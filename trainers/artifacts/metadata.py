@@ -12,7 +12,7 @@ from typing import Mapping, Sequence
 from safetensors.torch import save
 from torch import Tensor
 
-from ..spec import Picture, RunSpec
+from ..spec import DatasetImage, RunSpec
 
 KEPT = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "ss_resolution", "ss_clip_skip", "modelspec.architecture",
         "modelspec.implementation", "modelspec.prediction_type", "modelspec.resolution", "modelspec.sai_model_spec")
@@ -20,9 +20,9 @@ KEPT = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "ss_resolution", "
 PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": "flow"}
 
 
-def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], pictures: Sequence[Picture], steps: int,
+def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images: Sequence[DatasetImage], steps: int,
                       epochs: float, buckets: Mapping[tuple[int, int], int], finished: float) -> dict[str, str]:
-    """What can be told about a run after `steps` steps. `pictures` are those that were trained; `buckets` counts them per
+    """What can be told about a run after `steps` steps. `images` are those that were trained; `buckets` counts them per
     (width, height); `finished` is a Unix time in seconds."""
     method, training, optimizer, objective = spec.method, spec.training, spec.optimizer, spec.objective
     base_version = family_metadata["ss_base_model_version"]
@@ -69,15 +69,15 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], picture
             str(number): {"resolution": list(size), "count": count}
             for number, (size, count) in enumerate(sorted(buckets.items()))
         }}),
-        "ss_num_train_images": sum(picture.repeats for picture in pictures),
-        "ss_num_reg_images": len(spec.prior.dataset.pictures) if spec.prior else 0,
+        "ss_num_train_images": sum(image.repeats for image in images),
+        "ss_num_reg_images": len(spec.prior.dataset.images) if spec.prior else 0,
         "ss_prior_loss_weight": spec.prior.weight if spec.prior else None,
         "ss_clip_skip": training.clip_skip or None,
         "ss_num_epochs": max(1, round(epochs)),
-        "ss_tag_frequency": json.dumps({spec.dataset.name: tag_frequency(pictures)}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({spec.dataset.name: tag_frequency(images)}, ensure_ascii=False),
         "ss_datasets": json.dumps([{"subsets": [{
-            "class_tokens": spec.dataset.trigger or None, "img_count": len(pictures),
-            "num_repeats": pictures[0].repeats, "image_dir": spec.dataset.name,
+            "class_tokens": spec.dataset.trigger or None, "img_count": len(images),
+            "num_repeats": images[0].repeats, "image_dir": spec.dataset.name,
         }]}], ensure_ascii=False),
         "ss_training_finished_at": f"{finished:.6f}",
         "modelspec.sai_model_spec": "1.0.1",
@@ -205,11 +205,11 @@ def embedding_metadata(metadata: Mapping[str, str], family_metadata: Mapping[str
             "ss_num_vectors_per_token": str(vectors)}
 
 
-def tag_frequency(pictures: Sequence[Picture]) -> dict[str, int]:
+def tag_frequency(images: Sequence[DatasetImage]) -> dict[str, int]:
     """How often each comma-separated tag occurs in the captions, most frequent first."""
     counts: Counter[str] = Counter()
-    for picture in pictures:
-        counts.update(tag.strip() for tag in picture.caption.split(",") if tag.strip())
+    for image in images:
+        counts.update(tag.strip() for tag in image.caption.split(",") if tag.strip())
     return dict(counts.most_common())
 
 

@@ -1,4 +1,4 @@
-"""What is encoded once and kept on disk: pictures as latents, captions as conditioning."""
+"""What is encoded once and kept on disk: images as latents, captions as conditioning."""
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -10,33 +10,33 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images.augmentation import View, view_pixels
-from ..data.images.image_files import pixel_key, read_picture
+from ..data.images.image_files import pixel_key, read_image
 from ..errors import UserError
 from ..families.protocol import Conditioning, Family, LatentFormat, TextEncoders
 from ..files import ensure_space
-from ..spec import Picture, RunSpec
+from ..spec import DatasetImage, RunSpec
 from .freed_memory import give_back_freed_memory
 from .tensor_cache import CAPTIONS, LATENTS, TensorCache
 
 THREADS = min(4, cpu_count() or 1)
-"""Pictures that are read at once. Each is in memory whole for a moment, whatever its size."""
+"""Images that are read at once. Each is in memory whole for a moment, whatever its size."""
 AHEAD = 2 * THREADS
 """Jobs that are begun before their turn."""
 VIEWS_PER_JOB = 8
-"""Variants that one reading of a picture serves; their pixels wait in memory for their turn."""
-PIXELS_AT_ONCE, PICTURES_AT_ONCE = 512 * 512, 4
-"""Limits of what is encoded together: pictures of 512 × 512 keep a device busy one by one, and smaller ones never take more
+"""Variants that one reading of an image serves; their pixels wait in memory for their turn."""
+PIXELS_AT_ONCE, IMAGES_AT_ONCE = 512 * 512, 4
+"""Limits of what is encoded together: images of 512 × 512 keep a device busy one by one, and smaller ones never take more
 memory than that. On the CPU they are always encoded one by one: it gains nothing there from batches, and keeps prepared
 code for every shape that it has met."""
 
 ONE_THREAD_BELOW = 256 * 256
-"""Pixels. Smaller pictures are encoded by one thread of the CPU: more gain nothing, and take processors from the readers,
-20 instead of 26 ms for a picture of 64 × 64 on two processors."""
+"""Pixels. Smaller images are encoded by one thread of the CPU: more gain nothing, and take processors from the readers,
+20 instead of 26 ms for an image of 64 × 64 on two processors."""
 
 TIDY_EVERY = 10
-"""Pictures after which freed memory is given back; it takes some milliseconds."""
+"""Images after which freed memory is given back; it takes some milliseconds."""
 
-Job = tuple[Picture, list[View]]
+Job = tuple[DatasetImage, list[View]]
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, limit: int) -> Iterator:
@@ -59,39 +59,39 @@ class LatentCache:
         self.spec, self.family, self.form = spec, family, form
         self.cache = TensorCache(Path(spec.folders.caches) / LATENTS)
 
-    def key(self, picture: Picture, view: View) -> str:
-        return TensorCache.key(self.spec.base.fingerprint, pixel_key(picture), view.crop.key, view.appearance)
+    def key(self, image: DatasetImage, view: View) -> str:
+        return TensorCache.key(self.spec.base.fingerprint, pixel_key(image), view.crop.key, view.appearance)
 
-    def reader(self, picture: Picture, view: View):
-        key = self.key(picture, view)
+    def reader(self, image: DatasetImage, view: View):
+        key = self.key(image, view)
 
         def read() -> Tensor:
             try:
                 return self.cache.get(key)["latents"]
             except KeyError:
-                raise UserError(f"The cached latents of {picture.name!r} have disappeared from the cache folder during "
+                raise UserError(f"The cached latents of {image.name!r} have disappeared from the cache folder during "
                                 "the run. Queue again; they will be encoded anew.") from None
         return read
 
-    def fill(self, views: Iterable[tuple[Picture, View]], device: torch.device, emit) -> nn.Module | None:
+    def fill(self, views: Iterable[tuple[DatasetImage, View]], device: torch.device, emit) -> nn.Module | None:
         """Encode what is missing. Returns the VAE if it was needed. `emit` may raise to stop; what is encoded stays."""
-        wanted = {self.key(picture, view): (picture, view) for picture, view in views}
+        wanted = {self.key(image, view): (image, view) for image, view in views}
         there = self.cache.use(wanted)
         missing = [wanted[key] for key in wanted if key not in there]
         if not missing:
             return None
-        # float32 latents have 1 / 16 of the numbers of an RGB picture (4 · 1 / 64 against 1): 0.25 bytes a pixel.
+        # float32 latents have 1 / 16 of the numbers of an RGB image (4 · 1 / 64 against 1): 0.25 bytes a pixel.
         ensure_space(self.cache.folder, int(0.3 * sum(area(view) for _, view in missing)))
-        emit("phase", text="loading the VAE", stage="pictures")
+        emit("phase", text="loading the VAE", stage="images")
         vae, done = self.family.load_vae(self.spec.base).to(device), 0
         with ThreadPoolExecutor(THREADS) as pool, closing(ahead(pool, read_views, jobs_of(missing), AHEAD)) as jobs:
-            for batch in batches_of(jobs, 1 if device.type == "cpu" else PICTURES_AT_ONCE):
+            for batch in batches_of(jobs, 1 if device.type == "cpu" else IMAGES_AT_ONCE):
                 latents = self._encode(vae, [pixels for _, _, pixels in batch], device)
-                for (picture, view, _), each in zip(batch, latents, strict=True):
-                    self.cache.put(self.key(picture, view), {"latents": each})
+                for (image, view, _), each in zip(batch, latents, strict=True):
+                    self.cache.put(self.key(image, view), {"latents": each})
                 for _ in batch:
                     done += 1
-                    emit("encoding", what="pictures", done=done, total=len(missing))
+                    emit("encoding", what="images", done=done, total=len(missing))
                     if done % TIDY_EVERY == 0 or done == len(missing):
                         give_back_freed_memory()
         return vae
@@ -101,7 +101,7 @@ class LatentCache:
         scaled = torch.stack(list(pixels)).to(device).float() / 127.5 - 1
         small = device.type == "cpu" and scaled[0, 0].numel() < ONE_THREAD_BELOW
         with threads(1 if small else torch.get_num_threads()):
-            return self.family.encode_pictures(vae, scaled, self.form).cpu()
+            return self.family.encode_images(vae, scaled, self.form).cpu()
 
 
 @contextmanager
@@ -119,37 +119,37 @@ def area(view: View) -> int:
     return view.crop.bucket[0] * view.crop.bucket[1]
 
 
-def jobs_of(missing: Iterable[tuple[Picture, View]]) -> list[Job]:
+def jobs_of(missing: Iterable[tuple[DatasetImage, View]]) -> list[Job]:
     """One job for each reading of a file; those of one bucket follow each other."""
-    by_picture: dict[Picture, list[View]] = {}
-    for picture, view in missing:
-        by_picture.setdefault(picture, []).append(view)
-    jobs = [(picture, views[start:start + VIEWS_PER_JOB])
-            for picture, views in by_picture.items() for start in range(0, len(views), VIEWS_PER_JOB)]
+    by_image: dict[DatasetImage, list[View]] = {}
+    for image, view in missing:
+        by_image.setdefault(image, []).append(view)
+    jobs = [(image, views[start:start + VIEWS_PER_JOB])
+            for image, views in by_image.items() for start in range(0, len(views), VIEWS_PER_JOB)]
     return sorted(jobs, key=lambda job: job[1][0].crop.bucket)
 
 
-def read_views(job: Job) -> list[tuple[Picture, View, Tensor]]:
-    picture, views = job
+def read_views(job: Job) -> list[tuple[DatasetImage, View, Tensor]]:
+    image, views = job
     wanted = tuple(max(sides) for sides in zip(*(view.crop.resized for view in views)))
     try:
-        image = read_picture(Path(picture.path), picture.background, wanted)
+        opened = read_image(Path(image.path), image.background, wanted)
     except UserError as problem:
         raise UserError(f"{problem}. It could be read when the run was queued; restore it, or queue again to train without "
                         "it.") from None
-    return [(picture, view, view_pixels(image, view)) for view in views]
+    return [(image, view, view_pixels(opened, view)) for view in views]
 
 
-def batches_of(jobs: Iterable[list[tuple[Picture, View, Tensor]]],
-               most: int) -> Iterator[list[tuple[Picture, View, Tensor]]]:
+def batches_of(jobs: Iterable[list[tuple[DatasetImage, View, Tensor]]],
+               most: int) -> Iterator[list[tuple[DatasetImage, View, Tensor]]]:
     """What can be encoded together: views of one size, up to `most` of them and the limit of their area."""
     batch = []
-    for picture, view, pixels in (each for job in jobs for each in job):
+    for image, view, pixels in (each for job in jobs for each in job):
         room = min(most, max(1, PIXELS_AT_ONCE // area(view)))
         if batch and (len(batch) >= room or view.crop.bucket != batch[0][1].crop.bucket):
             yield batch
             batch = []
-        batch.append((picture, view, pixels))
+        batch.append((image, view, pixels))
     if batch:
         yield batch
 

@@ -3,7 +3,7 @@ import ctypes
 
 
 def give_back_freed_memory():
-    """glibc keeps freed blocks for each thread that allocated them: pictures read by several threads would leave holes that
+    """glibc keeps freed blocks for each thread that allocated them: images read by several threads would leave holes that
     add up. Does nothing with another C library."""
     try:
         ctypes.CDLL(None).malloc_trim(0)

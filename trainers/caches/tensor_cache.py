@@ -98,7 +98,7 @@ class TensorCache:
 
 
 def clean_caches(caches: Path, days: float) -> tuple[int, int]:
-    """Clean all tensor caches in the folder of caches; class pictures and whatever else lies there stay. Returns how many
+    """Clean all tensor caches in the folder of caches; class images and whatever else lies there stay. Returns how many
     files were removed, and their bytes."""
     cleaned = [TensorCache(caches / kind).clean(days) for kind in KINDS if (caches / kind).is_dir()]
     return sum(files for files, _ in cleaned), sum(size for _, size in cleaned)

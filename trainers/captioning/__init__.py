@@ -1,4 +1,4 @@
-"""Captioners: models from a local folder that describe pictures. A file of the name of each kind, imported when needed."""
+"""Captioners: models from a local folder that describe images. A file of the name of each kind, imported when needed."""
 from importlib import import_module
 from typing import Protocol, Sequence
 
@@ -8,15 +8,15 @@ from PIL import Image
 from ..spec.captioning import CaptionerSpec, CaptioningSpec
 
 Finding = str | list
-"""What a model says of a picture, as it is kept: a text, or for taggers a list of [tag, category, probability]."""
+"""What a model says of an image, as it is kept: a text, or for taggers a list of [tag, category, probability]."""
 
 
 class Captioner(Protocol):
     notes: list[str]
     """What people should know about how it runs."""
 
-    def describe(self, pictures: Sequence[Image.Image]) -> list[Finding]:
-        """One finding for each RGB picture. What is said of one does not depend on the others, but for rounding."""
+    def describe(self, images: Sequence[Image.Image]) -> list[Finding]:
+        """One finding for each RGB image. What is said of one does not depend on the others, but for rounding."""
 
     def close(self):
         """Give its memory back."""

@@ -11,8 +11,8 @@ def load(spec, device, dtype) -> Speaker:
     return load_speaker(BlipForConditionalGeneration, ask, spec, device, dtype)
 
 
-def ask(blip: Speaker, pictures: Sequence[Image.Image]) -> list[str]:
+def ask(blip: Speaker, images: Sequence[Image.Image]) -> list[str]:
     prompt = blip.settings.prompt.strip()
-    text = {"text": [prompt] * len(pictures)} if prompt else {}
-    inputs = blip.processor(images=list(pictures), return_tensors="pt", **text)
+    text = {"text": [prompt] * len(images)} if prompt else {}
+    inputs = blip.processor(images=list(images), return_tensors="pt", **text)
     return blip.decode(blip.generate(blip.ready(inputs)))

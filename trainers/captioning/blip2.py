@@ -1,4 +1,4 @@
-"""BLIP-2: an image encoder that puts a picture as some 32 tokens before a language model."""
+"""BLIP-2: an image encoder that puts an image as some 32 tokens before a language model."""
 from typing import Sequence
 
 from PIL import Image
@@ -17,9 +17,9 @@ def load(spec, device, dtype) -> Speaker:
     return speaker
 
 
-def ask(blip2: Speaker, pictures: Sequence[Image.Image]) -> list[str]:
+def ask(blip2: Speaker, images: Sequence[Image.Image]) -> list[str]:
     prompt = blip2.settings.prompt.strip()
-    text = {"text": [prompt] * len(pictures)} if prompt else {}
-    inputs = blip2.ready(blip2.processor(images=list(pictures), return_tensors="pt", **text))
+    text = {"text": [prompt] * len(images)} if prompt else {}
+    inputs = blip2.ready(blip2.processor(images=list(images), return_tensors="pt", **text))
     tokens = blip2.generate(inputs)
     return blip2.decode(without_prompt(tokens, inputs["input_ids"]) if prompt else tokens)

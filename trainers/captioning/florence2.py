@@ -8,7 +8,7 @@ from ..errors import UserError
 from .speaking import Speaker, load_speaker
 
 TASKS = {"caption": "<CAPTION>", "detailed caption": "<DETAILED_CAPTION>", "more detailed caption":
-         "<MORE_DETAILED_CAPTION>", "objects": "<OD>", "text in the picture": "<OCR>"}
+         "<MORE_DETAILED_CAPTION>", "objects": "<OD>", "text in the image": "<OCR>"}
 
 
 def load(spec, device, dtype) -> Speaker:
@@ -22,17 +22,17 @@ def load(spec, device, dtype) -> Speaker:
     return speaker
 
 
-def ask(florence2: Speaker, pictures: Sequence[Image.Image]) -> list[str]:
+def ask(florence2: Speaker, images: Sequence[Image.Image]) -> list[str]:
     task = TASKS[florence2.settings.instruction]
-    inputs = florence2.processor(images=list(pictures), text=[task] * len(pictures), return_tensors="pt")
+    inputs = florence2.processor(images=list(images), text=[task] * len(images), return_tensors="pt")
     raw = florence2.processor.batch_decode(florence2.generate(florence2.ready(inputs)), skip_special_tokens=False)
-    return [written(answer(florence2, text, task, picture)) for text, picture in zip(raw, pictures, strict=True)]
+    return [written(answer(florence2, text, task, image)) for text, image in zip(raw, images, strict=True)]
 
 
-def answer(florence2: Speaker, text: str, task: str, picture: Image.Image):
+def answer(florence2: Speaker, text: str, task: str, image: Image.Image):
     """The processor's reading of one answer: a text, or boxes with labels."""
     pad = florence2.processor.tokenizer.pad_token  # ends the shorter answers of a batch
-    return florence2.processor.post_process_generation(text=text.replace(pad, ""), task=task, image_size=picture.size)[task]
+    return florence2.processor.post_process_generation(text=text.replace(pad, ""), task=task, image_size=image.size)[task]
 
 
 def written(answer: str | dict) -> str:

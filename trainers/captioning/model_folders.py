@@ -108,11 +108,11 @@ def _require_parts(kind: str, folder: Path, name: str):
             f"{name!r} is Florence-2 in Microsoft's first layout, which only runs with program code from the model's page. "
             f"This node runs none. Use the same model as transformers knows it: {KINDS[kind].models}.")
     if not any((folder / file).is_file() for file in PROCESSOR_FILES):
-        raise UserError(f"{name!r} does not say how pictures are prepared: preprocessor_config.json is missing. {again}.")
+        raise UserError(f"{name!r} does not say how images are prepared: preprocessor_config.json is missing. {again}.")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise UserError(f"{name!r} has no tokenizer: tokenizer.json (or vocab.txt) is missing. {again}.")
     if kind == "vision_language" and not _has_template(folder):
-        raise UserError(f"{name!r} has no chat template, which says how a picture and an instruction are put to the model: "
+        raise UserError(f"{name!r} has no chat template, which says how an image and an instruction are put to the model: "
                         f"chat_template.jinja (or .json) is missing. {again}, or choose a model that ends in Instruct.")
     _require_weights(folder, name, again)
 

@@ -15,7 +15,7 @@ from .model_folders import KINDS
 
 @dataclass
 class Speaker:
-    """A model with its processor, and how its kind is asked: `ask(speaker, pictures)` returns a text for each."""
+    """A model with its processor, and how its kind is asked: `ask(speaker, images)` returns a text for each."""
 
     model: nn.Module | None
     processor: object
@@ -24,15 +24,15 @@ class Speaker:
     ask: Callable[["Speaker", Sequence[Image.Image]], list[str]]
     notes: list[str] = field(default_factory=list)
 
-    def describe(self, pictures: Sequence[Image.Image]) -> list[str]:
+    def describe(self, images: Sequence[Image.Image]) -> list[str]:
         with torch.inference_mode():
-            return [text.strip() for text in self.ask(self, pictures)]
+            return [text.strip() for text in self.ask(self, images)]
 
     def close(self):
         self.model = None
 
     def ready(self, inputs) -> dict[str, Tensor]:
-        """What a processor gives, on the model's device, numbers of pictures in its precision."""
+        """What a processor gives, on the model's device, numbers of images in its precision."""
         return {name: tensor.to(self.model.device, self.dtype if tensor.is_floating_point() else None)
                 for name, tensor in inputs.items()}
 

@@ -1,6 +1,6 @@
 """Taggers by onnxruntime: SmilingWolf's (WD14 and later) and DeepDanbooru.
 
-Both take square pictures as float32 [batch, side, side, 3] and return a probability for every tag.
+Both take square images as float32 [batch, side, side, 3] and return a probability for every tag.
 """
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,15 +26,15 @@ class Tagger:
     prepare: Callable[[Image.Image, int], np.ndarray]
     notes: list[str] = field(default_factory=list)
 
-    def describe(self, pictures: Sequence[Image.Image]) -> list[list]:
+    def describe(self, images: Sequence[Image.Image]) -> list[list]:
         fixed, side = self.session.get_inputs()[0].shape[:2]
-        pixels = np.stack([self.prepare(picture, side) for picture in pictures])
+        pixels = np.stack([self.prepare(image, side) for image in images])
         step = fixed if isinstance(fixed, int) else len(pixels)
         found = np.concatenate([self._run(pixels[start:start + step], step) for start in range(0, len(pixels), step)])
         return [self._finding(probabilities) for probabilities in found]
 
     def _run(self, pixels: np.ndarray, count: int) -> np.ndarray:
-        """Probabilities [pictures, tags] of at most `count` pictures. A model exported for a certain number of them gets
+        """Probabilities [images, tags] of at most `count` images. A model exported for a certain number of them gets
         the last one more often, and those answers are dropped."""
         filled = np.concatenate([pixels, np.repeat(pixels[-1:], count - len(pixels), axis=0)])
         return self.session.run(None, {self.session.get_inputs()[0].name: filled})[0][:len(pixels)]
@@ -75,29 +75,29 @@ def _require_shapes(session, tags: int, name: str):
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape, count = inputs[0].shape, outputs[0].shape[-1]
     if len(inputs) != 1 or len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int) or shape[1] != shape[2]:
-        raise UserError(f"{name!r} takes pictures as {shape}, and this node gives [batch, side, side, 3], as SmilingWolf's "
+        raise UserError(f"{name!r} takes images as {shape}, and this node gives [batch, side, side, 3], as SmilingWolf's "
                         "taggers and DeepDanbooru do. Choose one of those.")
     if isinstance(count, int) and count != tags:
         raise UserError(f"{name!r} does not fit together: the model knows {count} tags, and its list names {tags}. Download "
                         "both files from the same page.")
 
 
-def prepare_smilingwolf(picture: Image.Image, side: int) -> np.ndarray:
+def prepare_smilingwolf(image: Image.Image, side: int) -> np.ndarray:
     """Padded to a square with white, bicubic, BGR in 0…255: float32 [side, side, 3]. As in the author's demo
     (huggingface.co/spaces/SmilingWolf/wd-tagger)."""
-    longest = max(picture.size)
+    longest = max(image.size)
     square = Image.new("RGB", (longest, longest), (255, 255, 255))
-    square.paste(picture, ((longest - picture.width) // 2, (longest - picture.height) // 2))
+    square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
     if longest != side:
         square = square.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(square, np.float32)[:, :, ::-1]
 
 
-def prepare_deepdanbooru(picture: Image.Image, side: int) -> np.ndarray:
-    """Fitted into a square whose rest repeats the picture's edges, RGB in 0…1: float32 [side, side, 3]. As
-    github.com/KichangKim/DeepDanbooru prepares pictures, resized by area."""
-    factor = side / max(picture.size)
-    size = tuple(max(1, min(side, round(length * factor))) for length in picture.size)
-    pixels = np.asarray(picture.resize(size, Image.Resampling.BOX), np.float32) / 255
+def prepare_deepdanbooru(image: Image.Image, side: int) -> np.ndarray:
+    """Fitted into a square whose rest repeats the image's edges, RGB in 0…1: float32 [side, side, 3]. As
+    github.com/KichangKim/DeepDanbooru prepares images, resized by area."""
+    factor = side / max(image.size)
+    size = tuple(max(1, min(side, round(length * factor))) for length in image.size)
+    pixels = np.asarray(image.resize(size, Image.Resampling.BOX), np.float32) / 255
     rest = [(side - length, (side - length) // 2) for length in pixels.shape[:2]]
     return np.pad(pixels, [*((first, whole - first) for whole, first in rest), (0, 0)], mode="edge")

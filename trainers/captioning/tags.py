@@ -53,7 +53,7 @@ def _plain_tags(folder: Path) -> list[Tag]:
 
 
 def tags_of(settings: TaggerSpec, finding: list) -> list[str]:
-    """The tags of a picture as its caption shall hold them; `finding` is a list of [tag, category, probability]."""
+    """The tags of an image as its caption shall hold them; `finding` is a list of [tag, category, probability]."""
     thresholds = {"general": settings.general_threshold if settings.general else 2,
                   "character": settings.character_threshold if settings.characters else 2}
     excluded = {plain(tag) for tag in settings.exclude}

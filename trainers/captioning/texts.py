@@ -5,7 +5,7 @@ from typing import Literal, Mapping, get_args
 
 from ..data.captions.trigger_word import with_trigger
 from ..errors import UserError
-from ..spec import DatasetSpec, Picture
+from ..spec import DatasetImage, DatasetSpec
 from ..words import printable, whole_word
 from .articles import with_article
 
@@ -13,17 +13,17 @@ Mode = Literal["replace", "only missing", "in front", "behind"]
 REPLACE, MISSING, FRONT, BEHIND = MODES = get_args(Mode)
 FIELDS = ("name", "folder", "index", "trigger", "caption")
 CAMERA_NAMES = re.compile(r"^(img|image|dscn?|dscf|pxl|mvimg|vid|scan|screenshot|photo|p)(?=[\s\d]*$)", re.IGNORECASE)
-"""What cameras and programs call pictures by themselves."""
+"""What cameras and programs call images by themselves."""
 NUMBER_BEHIND = re.compile(r"[\s#~.-]*(\(\s*\d*\s*\)|\d+|-\s*(copy|kopie))$", re.IGNORECASE)
 NUMBER_IN_FRONT = re.compile(r"^(\(\s*\d+\s*\)|#?\d+)([\s.~-]+|$)")
 MARKS = " ,;:.-，、；：。"
 
 
-def wanted(dataset: DatasetSpec, mode: Mode) -> list[Picture]:
-    """The pictures whose caption will change."""
+def wanted(dataset: DatasetSpec, mode: Mode) -> list[DatasetImage]:
+    """The images whose caption will change."""
     if mode not in MODES:
         raise UserError(f"mode is {mode!r}. Choose one of: {', '.join(MODES)}.")
-    return [picture for picture in dataset.pictures if mode != MISSING or not own_words(picture.caption, dataset.trigger)]
+    return [image for image in dataset.images if mode != MISSING or not own_words(image.caption, dataset.trigger)]
 
 
 def own_words(caption: str, trigger: str) -> str:
@@ -34,7 +34,7 @@ def own_words(caption: str, trigger: str) -> str:
 
 
 def merged(old: str, new: str, mode: Mode, trigger: str) -> str:
-    """The caption that a picture gets, on one line. The trigger word stays where it is, or comes to the front."""
+    """The caption that an image gets, on one line. The trigger word stays where it is, or comes to the front."""
     new = " ".join(new.split())
     parts = {FRONT: [new, own_words(old, trigger)], BEHIND: [old, new]}.get(mode, [new])
     parts = [part for part in parts if part]
@@ -42,19 +42,19 @@ def merged(old: str, new: str, mode: Mode, trigger: str) -> str:
 
 
 def with_captions(dataset: DatasetSpec, texts: Mapping[str, str], mode: Mode) -> DatasetSpec:
-    """The dataset with texts, by the paths of pictures, put into the captions. Nothing on the disk changes."""
+    """The dataset with texts, by the paths of images, put into the captions. Nothing on the disk changes."""
     chosen = set(wanted(dataset, mode))
-    pictures = tuple(
-        picture.model_copy(update={"caption": merged(picture.caption, texts[picture.path], mode, dataset.trigger)})
-        if picture in chosen and picture.path in texts else picture
-        for picture in dataset.pictures
+    images = tuple(
+        image.model_copy(update={"caption": merged(image.caption, texts[image.path], mode, dataset.trigger)})
+        if image in chosen and image.path in texts else image
+        for image in dataset.images
     )
-    return dataset.model_copy(update={"pictures": pictures})
+    return dataset.model_copy(update={"images": images})
 
 
 def listing(dataset: DatasetSpec) -> str:
-    """All captions, a picture a line."""
-    return "\n".join(f"{picture.name}: {picture.caption}" for picture in dataset.pictures)
+    """All captions, an image a line."""
+    return "\n".join(f"{image.name}: {image.caption}" for image in dataset.images)
 
 
 def words_of(name: str) -> str:
@@ -70,12 +70,12 @@ def words_of(name: str) -> str:
     return text
 
 
-def fill(template: str, picture: Picture, number: int, trigger: str) -> str:
+def fill(template: str, image: DatasetImage, number: int, trigger: str) -> str:
     """A template with its fields filled in: {name}, {folder}, {index}, {trigger}, {caption}. An article in front of what is
     filled in follows its sound, but for a trigger, which is no word of a language. Raises UserError for other fields."""
-    path = Path(picture.path)
-    values = {"name": words_of(Path(picture.name).stem), "folder": words_of(printable(path.parent.name)),
-              "index": str(number), "trigger": trigger, "caption": own_words(picture.caption, trigger)}
+    path = Path(image.path)
+    values = {"name": words_of(Path(image.name).stem), "folder": words_of(printable(path.parent.name)),
+              "index": str(number), "trigger": trigger, "caption": own_words(image.caption, trigger)}
 
     def value(match: re.Match) -> str:
         if match[1] not in values:
@@ -98,9 +98,9 @@ def from_names(dataset: DatasetSpec, template: str, mode: Mode) -> tuple[Dataset
     if not template.strip():
         raise UserError("The template is empty. Type what captions shall be, for example: a photo of {name}")
     chosen = wanted(dataset, mode)
-    texts = {picture.path: fill(template, picture, number, dataset.trigger)
-             for number, picture in enumerate(dataset.pictures, start=1)}
-    silent = [picture.name for picture in chosen if not words_of(Path(picture.name).stem)] if "{name}" in template else []
+    texts = {image.path: fill(template, image, number, dataset.trigger)
+             for number, image in enumerate(dataset.images, start=1)}
+    silent = [image.name for image in chosen if not words_of(Path(image.name).stem)] if "{name}" in template else []
     notes = [f"{len(silent)} of {len(chosen)} file names hold no words, for example {silent[0]}; {{name}} is empty "
              "there"] if silent else []
     return with_captions(dataset, texts, mode), notes

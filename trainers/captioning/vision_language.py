@@ -20,14 +20,14 @@ def load(spec, device, dtype) -> Speaker:
     model_type = (read_config(Path(spec.folder.path) / "config.json") or {}).get("model_type")
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(f"{spec.folder.name!r} is a model of the type {model_type!r}, which transformers "
-                        f"{transformers.__version__} does not know as one that reads pictures and writes text. Choose "
+                        f"{transformers.__version__} does not know as one that reads images and writes text. Choose "
                         "another model, or update transformers in the Python that runs ComfyUI.")
     speaker = load_speaker(AutoModelForImageTextToText, ask, spec, device, dtype)
     # A template for texts alone writes the parts of a message down as they look in Python.
     if "'type'" in speaker.processor.apply_chat_template(
             conversation(spec.model, Image.new("RGB", (64, 64))), add_generation_prompt=True, tokenize=False):
-        raise UserError(f"The chat template of {spec.folder.name!r} takes texts alone and leaves no place for a picture. "
-                        "Choose a model whose template takes pictures, for example of Qwen2.5-VL.")
+        raise UserError(f"The chat template of {spec.folder.name!r} takes texts alone and leaves no place for an image. "
+                        "Choose a model whose template takes images, for example of Qwen2.5-VL.")
     tokenizer = speaker.processor.tokenizer
     tokenizer.padding_side = "left"  # an answer follows its prompt directly, also where the prompt is shorter than others
     if tokenizer.pad_token is None:
@@ -35,8 +35,8 @@ def load(spec, device, dtype) -> Speaker:
     return speaker
 
 
-def ask(model: Speaker, pictures: Sequence[Image.Image]) -> list[str]:
-    conversations = [conversation(model.settings, shrunk(picture, model.settings.maximum_side)) for picture in pictures]
+def ask(model: Speaker, images: Sequence[Image.Image]) -> list[str]:
+    conversations = [conversation(model.settings, shrunk(image, model.settings.maximum_side)) for image in images]
     inputs = model.ready(model.processor.apply_chat_template(
         conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
         **padding(model.processor)))
@@ -50,16 +50,16 @@ def padding(processor) -> dict:
     return {"processor_kwargs": {"padding": True}} if own else {"padding": True}
 
 
-def conversation(settings, picture: Image.Image) -> list[dict]:
+def conversation(settings, image: Image.Image) -> list[dict]:
     system = [{"role": "system", "content": [{"type": "text", "text": settings.system}]}] if settings.system.strip() else []
     return [*system, {"role": "user", "content": [
-        {"type": "image", "image": picture}, {"type": "text", "text": settings.instruction}]}]
+        {"type": "image", "image": image}, {"type": "text", "text": settings.instruction}]}]
 
 
-def shrunk(picture: Image.Image, maximum_side: int) -> Image.Image:
+def shrunk(image: Image.Image, maximum_side: int) -> Image.Image:
     """At most `maximum_side` pixels wide and high, in its proportions; 0: as it is."""
-    longest = max(picture.size)
+    longest = max(image.size)
     if not maximum_side or longest <= maximum_side:
-        return picture
-    size = tuple(max(1, round(side * maximum_side / longest)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.LANCZOS)
+        return image
+    size = tuple(max(1, round(side * maximum_side / longest)) for side in image.size)
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -1,9 +1,9 @@
-"""Describing pictures, and keeping what was said of each, so that no picture is ever described twice alike.
+"""Describing images, and keeping what was said of each, so that no image is ever described twice alike.
 
-    <caches>/caption_texts/ab/<key>.json     what a model said of a picture
+    <caches>/caption_texts/ab/<key>.json     what a model said of an image
     <caches>/captioning/<model>-<key>/       spec.json events.jsonl log.txt, as in the folder of a run
 
-The first key is a hash of the picture's content, the model's files and the settings it listens to; the second of the whole
+The first key is a hash of the image's content, the model's files and the settings it listens to; the second of the whole
 question. Files appear whole or not at all, so an interrupted run and two runs at once do no harm.
 """
 import hashlib
@@ -17,46 +17,46 @@ from typing import Callable, Sequence
 import torch
 
 from ..caches.tensor_cache import TensorCache
-from ..data.images.image_files import read_picture
+from ..data.images.image_files import read_image
 from ..errors import Cancelled, UserError
 from ..files import ensure_space, read_json, write_json
 from ..optional_packages import require_packages
 from ..randomness import derive
 from ..run_folder import Run
-from ..spec import Picture
+from ..spec import DatasetImage
 from ..spec.captioning import CaptioningSpec
 from . import Captioner, Finding, load, text_of
 from .devices import choose_device, choose_dtype, is_out_of_memory
 
 FORMAT = 1
-"""Raised when the same model and settings would say something else of a picture."""
+"""Raised when the same model and settings would say something else of an image."""
 FINDING_BYTES = 20_000
 """Room that a finding takes at most on the disk; a tagger names some hundred tags."""
 
 
 class Findings:
-    """What the model of a spec said of pictures."""
+    """What the model of a spec said of images."""
 
     def __init__(self, spec: CaptioningSpec):
         self.spec, self.folder = spec, Path(spec.folders.caches) / "caption_texts"
 
-    def path(self, picture: Picture) -> Path:
+    def path(self, image: DatasetImage) -> Path:
         key = TensorCache.key(FORMAT, self.spec.folder.fingerprint, self.spec.model.decisive(),
-                              self.spec.precision, picture.digest, picture.background)
+                              self.spec.precision, image.digest, image.background)
         return self.folder / key[:2] / f"{key}.json"
 
-    def get(self, picture: Picture) -> Finding | None:
+    def get(self, image: DatasetImage) -> Finding | None:
         """None when it is not there or damaged."""
-        content = read_json(self.path(picture))
+        content = read_json(self.path(image))
         finding = content.get("finding") if isinstance(content, dict) else None
         if self.spec.model.kind == "tagger":
             return finding if isinstance(finding, list) and all(map(_is_row, finding)) else None
         return finding if isinstance(finding, str) else None
 
-    def put(self, picture: Picture, finding: Finding):
-        path = self.path(picture)
+    def put(self, image: DatasetImage, finding: Finding):
+        path = self.path(image)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"picture": picture.name, "model": self.spec.folder.name, "finding": finding})
+        write_json(path, {"image": image.name, "model": self.spec.folder.name, "finding": finding})
 
 
 def _is_row(row) -> bool:
@@ -64,16 +64,16 @@ def _is_row(row) -> bool:
 
 
 def texts_of(spec: CaptioningSpec) -> dict[str, str]:
-    """What there is for the spec's pictures already, by their paths."""
+    """What there is for the spec's images already, by their paths."""
     findings = Findings(spec)
-    found = ((picture, findings.get(picture)) for picture in spec.dataset.pictures)
-    return {picture.path: text_of(spec.model, finding) for picture, finding in found if finding is not None}
+    found = ((image, findings.get(image)) for image in spec.dataset.images)
+    return {image.path: text_of(spec.model, finding) for image, finding in found if finding is not None}
 
 
 def open_folder(spec: CaptioningSpec) -> Run:
     """The folder in which a worker process answers this question, with the spec in it."""
     question = [spec.folder.fingerprint, spec.model.decisive(), spec.precision,
-                [(picture.digest, picture.background) for picture in spec.dataset.pictures]]
+                [(image.digest, image.background) for image in spec.dataset.images]]
     key = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:12]
     words = re.sub(r"[^\w]+", "_", spec.folder.name).strip("_")[:40]
     folder = Run(Path(spec.folders.caches) / "captioning" / f"{words}-{key}".lstrip("-"))
@@ -82,14 +82,14 @@ def open_folder(spec: CaptioningSpec) -> Run:
     return folder
 
 
-def caption_pictures(spec: CaptioningSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> int:
-    """Describe the pictures that were not yet; returns how many those were. Events: "phase", "note", and "captioned" with
+def caption_images(spec: CaptioningSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> int:
+    """Describe the images that were not yet; returns how many those were. Events: "phase", "note", and "captioned" with
     done, total, path and caption.
 
     Raises UserError with a sentence, or Cancelled between two batches; what was said stays.
     """
     findings = Findings(spec)
-    missing = {findings.path(picture): picture for picture in spec.dataset.pictures if findings.get(picture) is None}
+    missing = {findings.path(image): image for image in spec.dataset.images if findings.get(image) is None}
     if missing:
         require_packages(spec)
         findings.folder.mkdir(parents=True, exist_ok=True)
@@ -98,14 +98,14 @@ def caption_pictures(spec: CaptioningSpec, emit, stop_requested: Callable[[], bo
     return len(missing)
 
 
-def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Picture], emit, stop_requested):
+def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[DatasetImage], emit, stop_requested):
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.precision, device)
     with ThreadPoolExecutor() as pool:
         emit("phase", text=f"loading {spec.folder.name}", stage="loading")
         captioner = load(spec, device, dtype)
         told = _tell(captioner, 0, emit)
-        emit("phase", text="describing the first pictures", stage="describing")
+        emit("phase", text="describing the first images", stage="describing")
         try:
             done, size = 0, 1 if draws(spec) else spec.batch_size
             while done < len(missing):
@@ -118,10 +118,10 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Pictur
                     size = _halved(size, spec, emit)
                     continue
                 told = _tell(captioner, told, emit)
-                for picture, finding in zip(batch, said, strict=True):
-                    findings.put(picture, finding)
+                for image, finding in zip(batch, said, strict=True):
+                    findings.put(image, finding)
                     done += 1
-                    emit("captioned", done=done, total=len(missing), path=picture.path,
+                    emit("captioned", done=done, total=len(missing), path=image.path,
                          caption=text_of(spec.model, finding))
         finally:
             captioner.close()
@@ -134,20 +134,20 @@ def _tell(captioner: Captioner, told: int, emit) -> int:
     return len(captioner.notes)
 
 
-def read(picture: Picture):
+def read(image: DatasetImage):
     try:
-        return read_picture(Path(picture.path), picture.background)
+        return read_image(Path(image.path), image.background)
     except UserError as problem:
         raise UserError(f"{problem}. It could be read when the dataset was loaded; restore it, or queue again to go on "
                         "without it.") from None
 
 
-def attempt(captioner: Captioner, pictures) -> list[Finding] | None:
-    """What the model says of the pictures; None when they are too many for the memory."""
+def attempt(captioner: Captioner, images) -> list[Finding] | None:
+    """What the model says of the images; None when they are too many for the memory."""
     try:
-        return captioner.describe(pictures)
+        return captioner.describe(images)
     except Exception as problem:
-        if len(pictures) == 1 or not is_out_of_memory(problem):
+        if len(images) == 1 or not is_out_of_memory(problem):
             raise
         return None
 
@@ -156,22 +156,22 @@ def _halved(size: int, spec: CaptioningSpec, emit) -> int:
     """After `attempt` has returned: as long as its exception lives, it holds what filled the memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    emit("note", text=f"the memory is too small for {size} pictures at once; going on with {size // 2}. Lower batch_size to "
+    emit("note", text=f"the memory is too small for {size} images at once; going on with {size // 2}. Lower batch_size to "
                       "save the time of trying")
     return size // 2
 
 
 def draws(spec: CaptioningSpec) -> bool:
-    """Whether words are drawn at random: then every picture is described alone, from draws of its own."""
+    """Whether words are drawn at random: then every image is described alone, from draws of its own."""
     return spec.model.kind != "tagger" and spec.model.decoding.temperature > 0
 
 
 @contextmanager
-def seeded(spec: CaptioningSpec, picture: Picture):
-    """Draws of (caption_seed, picture), where words are drawn; afterwards the generators are as they were."""
+def seeded(spec: CaptioningSpec, image: DatasetImage):
+    """Draws of (caption_seed, image), where words are drawn; afterwards the generators are as they were."""
     if not draws(spec):
         yield
         return
     with torch.random.fork_rng():
-        torch.manual_seed(derive(spec.model.decoding.caption_seed, int(picture.digest[:16], 16)))
+        torch.manual_seed(derive(spec.model.decoding.caption_seed, int(image.digest[:16], 16)))
         yield

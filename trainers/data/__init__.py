@@ -1,2 +1,2 @@
-"""Pictures and captions on the way to the loop: manifest, captions, buckets, pictures, what varies per step,
+"""Images and captions on the way to the loop: manifest, captions, buckets, images, what varies per step,
 caches, batches."""

@@ -1,4 +1,4 @@
-"""From a folder of pictures to a light manifest: what is there, what is skipped, and why."""
+"""From a folder of images to a light manifest: what is there, what is skipped, and why."""
 import hashlib
 import os
 import warnings
@@ -8,30 +8,30 @@ from pathlib import Path
 from typing import Callable, Literal, Sequence
 
 from ..errors import UserError
-from ..spec import DatasetSpec, Picture
+from ..spec import DatasetImage, DatasetSpec
 from ..words import clause, listed, printable, shown
 from .captions.caption_search import CaptionSearch
 from .captions.trigger_word import with_trigger
-from .images.image_files import WHITE, Examined, examine_picture
+from .images.image_files import WHITE, Examined, examine_image
 from .images.masks import fits
-from .sources import PICTURE_SUFFIXES, Folder, walk
+from .sources import IMAGE_SUFFIXES, Folder, walk
 
-__all__ = ["PICTURE_SUFFIXES", "Subfolders", "examined", "scan_folder"]
+__all__ = ["IMAGE_SUFFIXES", "Subfolders", "examined", "scan_folder"]
 
 Subfolders = Literal["ignore", "read", "read, repeats by name"]
 MOST_SKIPPED = 20
 """Skipped files that are named one by one."""
 MOST_THREADS = 8
-"""Each holds a picture; more would take memory rather than save time."""
+"""Each holds an image; more would take memory rather than save time."""
 MOST_REPEATS = 10_000
-"""Of one picture, as its spec takes them."""
+"""Of one image, as its spec takes them."""
 
 
 @lru_cache(maxsize=100_000)
 def _examined(path: str, size: int, modified: int) -> tuple[str, Examined]:
-    """(SHA-256, what it is) of a picture that decodes. Size and time are arguments so that a changed file is read again and
+    """(SHA-256, what it is) of an image that decodes. Size and time are arguments so that a changed file is read again and
     an unchanged one is not."""
-    found = examine_picture(Path(path))  # first: what is no picture is not read to its end
+    found = examine_image(Path(path))  # first: what is no image is not read to its end
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -40,12 +40,12 @@ def _examined(path: str, size: int, modified: int) -> tuple[str, Examined]:
 
 
 def examined(path: Path) -> tuple[str, Examined]:
-    """(SHA-256 of the file, what the picture is). Raises UserError for a file that cannot be read."""
+    """(SHA-256 of the file, what the image is). Raises UserError for a file that cannot be read."""
     try:
         status = path.stat()
         return _examined(str(path), status.st_size, status.st_mtime_ns)
     except OSError as problem:
-        raise UserError(f"{path.name}: the picture cannot be read ({problem.strerror})") from None
+        raise UserError(f"{path.name}: the image cannot be read ({problem.strerror})") from None
 
 
 def _examine_all(paths: Sequence[Path], on_progress: Callable[[int, int], None]) -> dict[Path, tuple | UserError]:
@@ -68,37 +68,37 @@ def _examine_all(paths: Sequence[Path], on_progress: Callable[[int, int], None])
     return found
 
 
-def _mask_problem(mask: Path, found, picture: str, size: tuple[int, int]) -> str | None:
-    """Why a mask cannot be used for its picture, as a note."""
+def _mask_problem(mask: Path, found, image: str, size: tuple[int, int]) -> str | None:
+    """Why a mask cannot be used for its image, as a note."""
     if isinstance(found, UserError):
         return f"skipped the mask {_without_line_breaks(found, mask)}"
     if not fits(found[1].size, size):
         shape, wanted = ("×".join(map(str, each)) for each in (found[1].size, size))
-        return (f"skipped the mask {shown(mask.name)}: it has {shape} pixels and {picture} has {wanted}, which is another "
+        return (f"skipped the mask {shown(mask.name)}: it has {shape} pixels and {image} has {wanted}, which is another "
                 "shape")
     return None
 
 
-def _mask_notes(folders: Sequence[Folder], pictures: Sequence[Picture]) -> list[str]:
-    notes, files = [], [picture for picture in pictures if picture.mask not in ("", picture.path)]
+def _mask_notes(folders: Sequence[Folder], images: Sequence[DatasetImage]) -> list[str]:
+    notes, files = [], [image for image in images if image.mask not in ("", image.path)]
     if files:
-        notes.append(clause(len(files), "picture", "have a mask file, which counts with masked switched on in Training "
-                            "Objective", len(pictures)))
-    known = {str(Path(picture.path).with_suffix("")) for picture in pictures}
+        notes.append(clause(len(files), "image", "have a mask file, which counts with masked switched on in Training "
+                            "Objective", len(images)))
+    known = {str(Path(image.path).with_suffix("")) for image in images}
     lost = [mask for folder in folders for stem, mask in sorted(folder.masks.items())
             if str(folder.path / stem) not in known]
     if lost:
-        notes.append(clause(len(lost), "mask", f"belong to no picture, for example {shown(lost[0].name)}"))
+        notes.append(clause(len(lost), "mask", f"belong to no image, for example {shown(lost[0].name)}"))
     return notes
 
 
 def _remark_notes(found: Sequence[tuple[str, Examined]]) -> list[str]:
-    """What is to be known of some pictures, once for all of them."""
+    """What is to be known of some images, once for all of them."""
     names = {}
     for name, each in found:
         for remark in each.remarks:
             names.setdefault(remark, []).append(name)
-    return [clause(len(some), "picture", f"{remark}: {listed(some)}", len(found)) for remark, some in names.items()]
+    return [clause(len(some), "image", f"{remark}: {listed(some)}", len(found)) for remark, some in names.items()]
 
 
 def scan_folder(
@@ -112,12 +112,12 @@ def scan_folder(
     background: str = WHITE,
     others: Sequence[Path] = (),
 ) -> DatasetSpec:
-    """The pictures of a folder with their captions (see `caption_search`) and their masks: files beside them or in the
-    folder `masks` (see `masks`), or else their own transparency. Pictures in `subfolders` are named "sub/cat.png", and the
+    """The images of a folder with their captions (see `caption_search`) and their masks: files beside them or in the
+    folder `masks` (see `masks`), or else their own transparency. Images in `subfolders` are named "sub/cat.png", and the
     folders may be kohya's `N_name`, with N times the repeats. `background` (#rrggbb) shows through transparent parts.
     `others` are folders that links to folders may lead into, besides the dataset's own.
 
-    Every picture is decoded once: one that is damaged is skipped and named in `notes`. Pictures without a caption get
+    Every image is decoded once: one that is damaged is skipped and named in `notes`. Images without a caption get
     `default_caption`. Raises UserError when nothing usable is left.
     """
     root = Path(folder)
@@ -125,18 +125,18 @@ def scan_folder(
         raise UserError(f"The dataset folder {name!r} is not there. Refresh the node list and choose a folder again.")
     numbered, skipped, unreadable = subfolders == "read, repeats by name", [], []
     folders = list(walk(root, subfolders != "ignore", numbered, skipped, others))
-    count = sum(len(each.pictures) for each in folders)
+    count = sum(len(each.images) for each in folders)
     if not count:
         hint = "; if they lie in folders inside it, set subfolders to read" if subfolders == "ignore" else ""
         raise UserError("\n".join([
-            f"The dataset folder {name!r} holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}). Put some there, each "
+            f"The dataset folder {name!r} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}). Put some there, each "
             f"with a .txt caption beside it{hint}.", *(f"{note[0].upper()}{note[1:]}." for note in skipped[:3])]))
-    paths = [path for each in folders for path in (*each.masks.values(), *each.pictures)]
+    paths = [path for each in folders for path in (*each.masks.values(), *each.images)]
     found = _examine_all(list(dict.fromkeys(paths)), on_progress)
-    pictures, looks, notes, captions = [], [], [], CaptionSearch(default_caption)
+    images, looks, notes, captions = [], [], [], CaptionSearch(default_caption)
     for each in folders:
         captions.enter(each)
-        for file in each.pictures:
+        for file in each.images:
             label = each.name + file.name
             if isinstance(found[file], UserError):
                 unreadable.append(f"{shown(each.name)}{_without_line_breaks(found[file], file)}")
@@ -152,27 +152,27 @@ def scan_folder(
                     skipped.append(problem)
                 else:
                     mask, mask_digest = str(path), found[path][0]
-            pictures.append(Picture(
+            images.append(DatasetImage(
                 path=str(file), name=printable(label), caption=with_trigger(captions.of(each, file), trigger),
                 size=look.size, digest=digest, repeats=min(MOST_REPEATS, repeats * each.repeats), mask=mask,
                 mask_digest=mask_digest, background=background if look.transparent else WHITE,
             ))
         if repeats * each.repeats > MOST_REPEATS:
-            notes.append(f"the pictures in {shown(each.name)} come {MOST_REPEATS} times, which is the most, not "
+            notes.append(f"the images in {shown(each.name)} come {MOST_REPEATS} times, which is the most, not "
                          f"{repeats * each.repeats} times")
-    if not pictures:
-        which = f"None of the {count} pictures" if count > 1 else "The only picture"
+    if not images:
+        which = f"None of the {count} images" if count > 1 else "The only image"
         more = [f"and {count - 3} more"][:count > 3]
         raise UserError(f"{which} in {name!r} can{'' if count > 1 else 'not'} be read: "
                         f"{'; '.join([*unreadable[:3], *more])}.")
     numbered = numbered or any(each.numbered for each in folders)
-    if numbered and (plain := sum(len(each.pictures) for each in folders if not each.numbered)):
-        notes.append(clause(plain, "picture", f"lie in no folder with a name like 10_cat, which means {repeats} times"))
+    if numbered and (plain := sum(len(each.images) for each in folders if not each.numbered)):
+        notes.append(clause(plain, "image", f"lie in no folder with a name like 10_cat, which means {repeats} times"))
     if len(skipped) > MOST_SKIPPED:
         skipped[MOST_SKIPPED:] = [clause(len(skipped) - MOST_SKIPPED, "more file", "are skipped for such reasons")]
-    notes = [*skipped, *notes, *captions.notes(len(pictures), trigger), *_remark_notes(looks),
-             *_mask_notes(folders, pictures)]
-    return DatasetSpec(name=printable(name), pictures=tuple(pictures), trigger=trigger, notes=tuple(notes))
+    notes = [*skipped, *notes, *captions.notes(len(images), trigger), *_remark_notes(looks),
+             *_mask_notes(folders, images)]
+    return DatasetSpec(name=printable(name), images=tuple(images), trigger=trigger, notes=tuple(notes))
 
 
 def _without_line_breaks(problem: UserError, file: Path) -> str:

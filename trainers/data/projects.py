@@ -7,10 +7,10 @@ from typing import Sequence
 from ..words import clause, shown
 
 NUMBERED_FOLDER = re.compile(r"(-?\d{1,9})_(.*)", re.DOTALL)
-"""kohya's `N_name`: the pictures in it come N times an epoch and are captioned with the name."""
-IMAGE_FOLDERS = ("img", "picture", "images")
+"""kohya's `N_name`: the images in it come N times an epoch and are captioned with the name."""
+IMAGE_FOLDERS = ("img", "image", "images")
 CLASS_FOLDERS = frozenset({"reg", "regularization", "regularisation"} | {
-    f"{name}_{kind}" for name in ("reg", "regularization", "regularisation") for kind in ("img", "picture", "images")})
+    f"{name}_{kind}" for name in ("reg", "regularization", "regularisation") for kind in ("img", "image", "images")})
 OTHER_FOLDERS = frozenset({"log", "logs", "model", "models", "sample", "samples"})
 
 
@@ -19,9 +19,9 @@ def chosen_folders(folder, below: Sequence[Path], subfolders: bool, notes: list[
     nobody said so). Notes say what is left out and why.
 
     A project of kohya's trainers (img, reg, log, model) is its folder of images, also where sub-folders are not asked for,
-    as it has no pictures of its own. Regularization images are never training images.
+    as it has no images of its own. Regularization images are never training images.
     """
-    project = _image_folder(below) if subfolders or not folder.pictures else None
+    project = _image_folder(below) if subfolders or not folder.images else None
     classes = [path for path in below if path.name.lower() in CLASS_FOLDERS]
     if not project and not (subfolders and any(NUMBERED_FOLDER.fullmatch(path.name) for path in below)):
         return list(below) if subfolders else [], False
@@ -34,9 +34,9 @@ def chosen_folders(folder, below: Sequence[Path], subfolders: bool, notes: list[
     where = f"the folder {shown(folder.name)}" if folder.name else "the folder"
     notes.insert(0, f"{where} is a project of kohya's trainers: of it, {project.name} is read" + (
         "" if subfolders else ", with repeats by the names of its folders"))
-    if folder.pictures:
-        notes.insert(1, clause(len(folder.pictures), "picture", f"are not read, as {project.name} is beside it"))
-        folder.pictures, folder.masks, folder.texts = [], {}, []
+    if folder.images:
+        notes.insert(1, clause(len(folder.images), "image", f"are not read, as {project.name} is beside it"))
+        folder.images, folder.masks, folder.texts = [], {}, []
     return [project], not subfolders
 
 

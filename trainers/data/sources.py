@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder and its sub-folders: pictures, masks and captions by name, nothing opened yet."""
+"""What lies in a dataset's folder and its sub-folders: images, masks and captions by name, nothing opened yet."""
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,11 +11,11 @@ from .captions.caption_pairing import READ_SUFFIXES, Pairing, pair_captions
 from .images.masks import MASK_FOLDER, pair_masks
 from .projects import NUMBERED_FOLDER, chosen_folders
 
-PICTURE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".tif",
-                              ".tiff", ".gif"})
+IMAGE_SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".avif", ".bmp", ".tif",
+                            ".tiff", ".gif"})
 FOREIGN_SUFFIXES = frozenset({".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw",
                               ".exr", ".hdr"})
-"""Pictures for people, which Pillow does not read without further packages."""
+"""Images for people, which Pillow does not read without further packages."""
 LEFT_OUT_FOLDERS = frozenset({MASK_FOLDER, "__macosx"})
 MANY_REPEATS = 1000
 """From here on the number in a folder's name is rather a year."""
@@ -34,20 +34,20 @@ class Folder:
     repeats: int = 1
     caption: str = ""
     numbered: bool = False
-    pictures: list[Path] = field(default_factory=list)
+    images: list[Path] = field(default_factory=list)
     masks: dict[str, Path] = field(default_factory=dict)
     texts: list[Path] = field(default_factory=list)
     foreign: set[str] = field(default_factory=set)
-    """Stems of pictures that cannot be read."""
+    """Stems of images that cannot be read."""
     metadata: Path | None = None
 
     @cached_property
     def captions(self) -> Pairing:
-        return pair_captions(self.texts, self.pictures, self.foreign)
+        return pair_captions(self.texts, self.images, self.foreign)
 
 
 def walk(root: Path, subfolders: bool, numbered: bool, notes: list[str], others: Sequence[Path] = ()) -> Iterator[Folder]:
-    """The folders of a dataset, in the order of their names, each with its pictures in that order. What cannot be used is
+    """The folders of a dataset, in the order of their names, each with its images in that order. What cannot be used is
     added to `notes`.
 
     Hidden files, and the folders `masks` and `__MACOSX`, are passed over; of a project of kohya's trainers, the folder of
@@ -107,7 +107,7 @@ def _list(folder: Folder, subfolders: bool, notes: list[str]) -> list[Path]:
         name, suffix, path = entry.name, os.path.splitext(entry.name)[1].lower(), Path(entry.path)
         if name.startswith("."):
             continue
-        ours = suffix in PICTURE_SUFFIXES or suffix in READ_SUFFIXES or suffix in FOREIGN_SUFFIXES or name == METADATA_FILE
+        ours = suffix in IMAGE_SUFFIXES or suffix in READ_SUFFIXES or suffix in FOREIGN_SUFFIXES or name == METADATA_FILE
         kind = _kind(entry, folder.home)
         if kind == "folder" and name.lower() not in LEFT_OUT_FOLDERS and is_text(name):
             below.append((entry.is_symlink(), name, path))
@@ -132,7 +132,7 @@ def _list(folder: Folder, subfolders: bool, notes: list[str]) -> list[Path]:
             folder.texts.append(path)
         else:
             files.append(path)
-    folder.pictures, folder.masks = pair_masks(files, _mask_files(folder, notes))
+    folder.images, folder.masks = pair_masks(files, _mask_files(folder, notes))
     return [path for _, _, path in sorted(below)]
 
 
@@ -169,7 +169,7 @@ def _mask_files(folder: Folder, notes: list[str]) -> list[Path]:
         notes.append(f"passed over the folder {shown(folder.name + MASK_FOLDER)}: {LEADS_OUT}")
         return []
     for entry in entries:
-        if (os.path.splitext(entry.name)[1].lower() in PICTURE_SUFFIXES and not entry.name.startswith(".")
+        if (os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
                 and is_text(entry.name)):
             kind = _kind(entry, folder.home)
             if kind == "file":
@@ -183,7 +183,7 @@ def folder_state(root: Path, subfolders: bool, others: Sequence[Path] = ()) -> l
     """(path, size in bytes, time of change in ns) of every file that a dataset is made of. Nothing is opened."""
     state = []
     for folder in walk(root, subfolders, False, [], others):
-        files = [*folder.pictures, *folder.masks.values(), *folder.texts]
+        files = [*folder.images, *folder.masks.values(), *folder.texts]
         for file in [*files, folder.metadata] if folder.metadata else files:
             try:
                 status = file.stat()

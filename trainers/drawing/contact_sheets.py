@@ -1,7 +1,7 @@
 """Previews laid out so that they can be compared: a sheet for a step, and a strip over the whole run.
 
-Both are square pictures in rows, one row a prompt with the prompt above it, under a title. Their measures follow from the
-size of a picture and the number of columns, so that a strip can be cut together from sheets.
+Both are square images in rows, one row a prompt with the prompt above it, under a title. Their measures follow from the
+size of an image and the number of columns, so that a strip can be cut together from sheets.
 """
 from pathlib import Path
 from typing import Sequence
@@ -11,47 +11,47 @@ from PIL import Image, ImageDraw, ImageFont
 from .fonts import fitted
 
 SMALLEST, LARGEST = 192, 256
-"""Pixels of a picture's side: smaller ones are enlarged to be looked at; in the strip larger ones are reduced."""
+"""Pixels of an image's side: smaller ones are enlarged to be looked at; in the strip larger ones are reduced."""
 COLUMNS = 8
 """Most steps in a strip."""
 MOST_ON_NODE, NODE_SHAPE = 12, 4 / 3
-"""Pictures that can still be told from each other on a node, and the width of its room for them over the height."""
+"""Images that can still be told from each other on a node, and the width of its room for them over the height."""
 GAP = 4
 PAPER, INK, GREY = "white", (30, 30, 30), (110, 110, 110)
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], title: str) -> Image.Image:
-    """The pictures of one step: a row of `rows` per prompt."""
+    """The images of one step: a row of `rows` per prompt."""
     scale = max(1, SMALLEST // rows[0][0].width)
     tiles = [[each.resize((each.width * scale, each.height * scale), Image.Resampling.NEAREST) for each in row]
              for row in rows]
     return _lay_out(tiles, prompts, [title])
 
 
-def progress_strip(sheets: Sequence[tuple[int, Path]], prompts: Sequence[str], pictures: int) -> Image.Image:
-    """The first picture of each prompt (rows) at up to COLUMNS steps, evenly spread (columns).
+def progress_strip(sheets: Sequence[tuple[int, Path]], prompts: Sequence[str], images: int) -> Image.Image:
+    """The first image of each prompt (rows) at up to COLUMNS steps, evenly spread (columns).
 
-    `sheets` are the (step, file) of contact sheets with `pictures` pictures per prompt, in the order of the steps.
+    `sheets` are the (step, file) of contact sheets with `images` images per prompt, in the order of the steps.
     """
     chosen = spread(sheets, COLUMNS)
     columns = []
     for _, path in chosen:
         with Image.open(path) as file:
             sheet = file.convert("RGB")
-        cells = _columns(sheet, len(prompts), pictures)[0]
+        cells = _columns(sheet, len(prompts), images)[0]
         side = min(cells[0].width, LARGEST)
         columns.append([each.resize((side, side), Image.Resampling.LANCZOS) for each in cells])
     return _lay_out(list(zip(*columns)), prompts, ["before" if step == 0 else f"step {step}" for step, _ in chosen])
 
 
-def sheet_on_node(path: Path, prompts: Sequence[str], pictures: int) -> Image.Image:
-    """The pictures of a contact sheet with `pictures` pictures per prompt, arranged to be as large as can be on a node,
+def sheet_on_node(path: Path, prompts: Sequence[str], images: int) -> Image.Image:
+    """The images of a contact sheet with `images` images per prompt, arranged to be as large as can be on a node,
     each under its prompt: at most MOST_ON_NODE, of each prompt the first when there are more."""
     with Image.open(path) as file:
         sheet = file.convert("RGB")
-    tiles = [(prompt, tile) for prompt, *row in zip(prompts, *_columns(sheet, len(prompts), pictures)) for tile in row]
+    tiles = [(prompt, tile) for prompt, *row in zip(prompts, *_columns(sheet, len(prompts), images)) for tile in row]
     if len(tiles) > MOST_ON_NODE:
-        tiles = tiles[::pictures]
+        tiles = tiles[::images]
     tiles = tiles[:MOST_ON_NODE]
     side = tiles[0][1].width
     columns = max(range(1, len(tiles) + 1), key=lambda columns: min(NODE_SHAPE / columns, 1 / -(-len(tiles) // columns)))
@@ -73,7 +73,7 @@ def spread(items: Sequence, count: int) -> list:
 
 
 def _heading(side: int) -> int:
-    """Height of a line of text above pictures `side` pixels wide."""
+    """Height of a line of text above images `side` pixels wide."""
     return max(20, side // 10)
 
 
@@ -93,7 +93,7 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], titl
 
 
 def _columns(sheet: Image.Image, rows: int, columns: int) -> list[list[Image.Image]]:
-    """The pictures of a contact sheet, column by column."""
+    """The images of a contact sheet, column by column."""
     side = (sheet.width + GAP) // columns - GAP
     line = _heading(side)
     tops = [2 * line + number * (line + side) for number in range(rows)]

@@ -1,10 +1,10 @@
-"""The report of a dataset as pictures of one size: a page of figures and findings, then contact sheets with captions."""
+"""The report of a dataset as images of one size: a page of figures and findings, then contact sheets with captions."""
 from pathlib import Path
 from typing import Sequence
 
 from PIL import Image, ImageDraw
 
-from ..data.images.image_files import read_picture
+from ..data.images.image_files import read_image
 from ..data.report.dataset_report import Report, advice_lines, aspects, buckets, size_line
 from ..data.report.lint import cut_at, shortened
 from ..errors import UserError
@@ -17,7 +17,7 @@ WIDTH, MARGIN, GAP = 1536, 32, 12
 MIDDLE = 640
 """Where the right column of the first page begins."""
 COLUMNS = ((12, 4), (30, 6), (10**9, 8))
-"""Up to how many pictures stand in how many columns."""
+"""Up to how many images stand in how many columns."""
 PER_PAGE = 64
 SMALL, NORMAL, LARGE, TITLE = 14, 17, 20, 30
 CAPTION_LINES = 3
@@ -27,8 +27,8 @@ SHOWN_BARS, SHOWN_FINDINGS = 12, 14
 
 
 def draw_pages(report: Report, most_sheets: int = 4, tokenizer=None, room: int = 75) -> list[Image.Image]:
-    """RGB pages of the same size: figures first, then up to `most_sheets` contact sheets of PER_PAGE pictures. Where not all
-    pictures fit, those with findings are shown, and others evenly spread over the dataset.
+    """RGB pages of the same size: figures first, then up to `most_sheets` contact sheets of PER_PAGE images. Where not all
+    images fit, those with findings are shown, and others evenly spread over the dataset.
 
     With `tokenizer`, what the text encoder does not see of a caption is drawn in red.
     """
@@ -43,7 +43,7 @@ def draw_pages(report: Report, most_sheets: int = 4, tokenizer=None, room: int =
     for number, sheet in enumerate(sheets, start=1):
         page = _Page(height)
         page.text(MARGIN, MARGIN, f"{report.dataset.name}: sheet {number} of {len(sheets)}" + (
-            f", {len(places)} of {len(report.crops)} pictures" if len(places) < len(report.crops) else ""), LARGE)
+            f", {len(places)} of {len(report.crops)} images" if len(places) < len(report.crops) else ""), LARGE)
         for count, place in enumerate(sheet):
             cell.draw(page, report, place, MARGIN + count % columns * (cell.side + GAP),
                       2 * MARGIN + LARGE + count // columns * (cell.height + GAP))
@@ -52,8 +52,8 @@ def draw_pages(report: Report, most_sheets: int = 4, tokenizer=None, room: int =
 
 
 def chosen(report: Report, most: int) -> list[int]:
-    """Places of the pictures that are shown, in their order."""
-    marked, everything = sorted(report.marks), range(len(report.dataset.pictures))
+    """Places of the images that are shown, in their order."""
+    marked, everything = sorted(report.marks), range(len(report.dataset.images))
     if len(everything) <= most:
         return list(everything)
     marked = spread(marked, most) if most > 1 else marked[:most]
@@ -75,7 +75,7 @@ def _figures(report: Report) -> "_Page":
     left = _bars(page, left + 20, "In so many captions", [
         (tag, number, str(number)) for tag, number in report.frequencies])
     right = _findings(page, top, report)
-    page.text(MIDDLE, right + 20, "Advice by the number of pictures", LARGE)
+    page.text(MIDDLE, right + 20, "Advice by the number of images", LARGE)
     right += 56
     for line in advice_lines(report):
         right = page.paragraph(MIDDLE, right, line, NORMAL, WIDTH - MARGIN) + 8
@@ -118,18 +118,18 @@ def _findings(page: "_Page", top: int, report: Report) -> int:
 # ---- contact sheets ------------------------------------------------------------------------------------------------
 
 class _Cell:
-    """A picture with its number and marks, its file name and its caption."""
+    """An image with its number and marks, its file name and its caption."""
 
     def __init__(self, side: int, tokenizer, room: int):
         self.side, self.tokenizer, self.room = side, tokenizer, room
         self.height = side + 26 + CAPTION_LINES * (SMALL + 5)
 
     def draw(self, page: "_Page", report: Report, place: int, left: int, top: int):
-        picture, marks = report.dataset.pictures[place], report.marks.get(place, [])
+        image, marks = report.dataset.images[place], report.marks.get(place, [])
         page.box(left, top, left + self.side - 1, top + self.side - 1, FAINT)
-        small = self._read(picture.path, report.crops[place].original)
+        small = self._read(image.path, report.crops[place].original)
         if small:
-            page.picture.paste(small, (left + (self.side - small.width) // 2, top + (self.side - small.height) // 2))
+            page.image.paste(small, (left + (self.side - small.width) // 2, top + (self.side - small.height) // 2))
         page.label(left, top, str(place + 1), INK)
         bottom = top + self.side
         for mark in reversed(marks):
@@ -138,9 +138,9 @@ class _Cell:
         if marks:
             page.draw.rectangle([left, top, left + self.side - 1, top + self.side - 1], outline=ORANGE, width=3)
         top += self.side + 4
-        page.text(left, top, picture.name, SMALL, GREY, width=self.side)
-        lost = cut_at(picture.caption, self.tokenizer, self.room) if self.tokenizer else ""
-        seen = " ".join(picture.caption.split())
+        page.text(left, top, image.name, SMALL, GREY, width=self.side)
+        lost = cut_at(image.caption, self.tokenizer, self.room) if self.tokenizer else ""
+        seen = " ".join(image.caption.split())
         seen = seen[:len(seen) - len(lost)].rstrip() if lost else seen
         # Of a caption that is cut, the place of the cut is worth more than its middle.
         seen = shortened(seen, 40) if lost else seen
@@ -151,22 +151,22 @@ class _Cell:
 
     def _read(self, path: str, size: tuple[int, int]) -> Image.Image | None:
         try:
-            picture = read_picture(Path(path))
+            image = read_image(Path(path))
         except (UserError, OSError):
             return None
         scale = self.side / max(size)
         if scale > 1:
             smoothly = max(size) > 128
-            return picture.resize([max(1, round(length * scale)) for length in picture.size],
-                                  Image.Resampling.BICUBIC if smoothly else Image.Resampling.NEAREST)
-        picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-        return picture
+            return image.resize([max(1, round(length * scale)) for length in image.size],
+                                Image.Resampling.BICUBIC if smoothly else Image.Resampling.NEAREST)
+        image.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        return image
 
 
 class _Page:
     def __init__(self, height: int):
-        self.picture = Image.new("RGB", (WIDTH, height), PAPER)
-        self.draw = ImageDraw.Draw(self.picture)
+        self.image = Image.new("RGB", (WIDTH, height), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
         self.used = height
 
     def text(self, x: int, y: int, text: str, size: int, colour=INK, width: int = 0):
@@ -191,7 +191,7 @@ class _Page:
         self.draw.text((left + 5, top + 2), text, PAPER, font)
 
     def finish(self, height: int) -> Image.Image:
-        return self.picture.crop((0, 0, WIDTH, height))
+        return self.image.crop((0, 0, WIDTH, height))
 
 
 def wrapped(draw: ImageDraw.ImageDraw, text: str, font, width: int, most: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""What an extracted LoRA keeps of a change, as a picture and as a table."""
+"""What an extracted LoRA keeps of a change, as an image and as a table."""
 from typing import Mapping, Sequence
 
 from PIL import Image, ImageDraw
@@ -126,8 +126,8 @@ def _short(text: str, most: int) -> str:
 class _Page:
     def __init__(self, height: int):
         self.height = height
-        self.picture = Image.new("RGB", (WIDTH * SCALE, height * SCALE), "white")
-        self.draw = ImageDraw.Draw(self.picture)
+        self.image = Image.new("RGB", (WIDTH * SCALE, height * SCALE), "white")
+        self.draw = ImageDraw.Draw(self.image)
 
     def text(self, x: float, y: float, words: str, colour=INK, anchor: str = "lm", size: int = 14):
         font, words = font_and_text(words, size * SCALE)
@@ -137,4 +137,4 @@ class _Page:
         self.draw.rectangle([left * SCALE, top * SCALE, max(left, right) * SCALE, bottom * SCALE], colour)
 
     def finish(self) -> Image.Image:
-        return self.picture.resize((WIDTH, self.height), Image.Resampling.LANCZOS)
+        return self.image.resize((WIDTH, self.height), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Text on pictures in any script: the font that comes with Pillow is Latin, others are looked for on the computer."""
+"""Text on images in any script: the font that comes with Pillow is Latin, others are looked for on the computer."""
 from functools import lru_cache
 from typing import Sequence
 
@@ -11,7 +11,7 @@ SYSTEM_FONTS = (
     "AppleSDGothicNeo.ttc", "segoeui.ttf", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf",
 )
 LONGEST = 2000
-"""Characters that are looked at: no line of a picture holds as many."""
+"""Characters that are looked at: no line of an image holds as many."""
 MISSING = "□"
 PLAIN = str.maketrans({"×": "x", "’": "'", "‘": "'", "“": '"', "”": '"'})
 """For signs that are no reason to take another font."""

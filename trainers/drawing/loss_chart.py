@@ -57,8 +57,8 @@ def _without_outliers(values) -> list[float]:
 class _Chart:
     def __init__(self, steps: int):
         self.steps = max(1, steps)
-        self.picture = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
-        self.draw = ImageDraw.Draw(self.picture)
+        self.image = Image.new("RGB", (WIDTH * SCALE, HEIGHT * SCALE), "white")
+        self.draw = ImageDraw.Draw(self.image)
         self.font = ImageFont.load_default(15 * SCALE)
 
     def frame(self, left: list[float], right: list[float]):
@@ -89,13 +89,13 @@ class _Chart:
             self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], colour)
 
     def finish(self, names: Mapping[str, tuple]) -> Image.Image:
-        """The picture, with the names of the curves above it in their colours."""
+        """The image, with the names of the curves above it in their colours."""
         x = LEFT
         for name, colour in names.items():
             self.draw.line([x * SCALE, 26 * SCALE, (x + 24) * SCALE, 26 * SCALE], colour, 3 * SCALE)
             self._text(x + 30, 26, name, INK, "lm")
             x += 64 + self.draw.textlength(name, self.font) / SCALE
-        return self.picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+        return self.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
     def _x(self, step: float) -> float:
         return (LEFT + (WIDTH - RIGHT - LEFT) * step / self.steps) * SCALE

@@ -56,7 +56,7 @@ class LatentDiffusion:
         return component_loading.load_sampler(base, zero_terminal_snr)
 
     @torch.no_grad()
-    def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+    def encode_images(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """The mode of the posterior: its spread is a hundredth of the latents', and the mode can be cached."""
         return (vae.encode(pixels).latent_dist.mode() - latent_format.shift) * latent_format.scale
 

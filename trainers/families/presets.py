@@ -1,4 +1,4 @@
-"""What is right for a base without anybody looking it up: the size of its pictures, and starting values for a LoRA."""
+"""What is right for a base without anybody looking it up: the size of its images, and starting values for a LoRA."""
 from dataclasses import replace
 
 from . import get
@@ -15,7 +15,7 @@ SMALL_PRESET = LoraPreset(
 
 
 def native_resolution(base) -> int:
-    """Pixels of the side of the square pictures that a base was made for."""
+    """Pixels of the side of the square images that a base was made for."""
     family, config = get(base.family), component_config(base, "unet")
     if base.family == "sd2" and base.objective == "epsilon":
         return 512  # both sizes of SD 2.x have the same shapes; only the one for 768 predicts v
@@ -23,8 +23,8 @@ def native_resolution(base) -> int:
     return side * family.latent_format(base).downscale if isinstance(side, int) else family.lora_preset.resolution
 
 
-def recommended(base, pictures: int) -> LoraPreset:
-    """Starting values for a LoRA of this base and this many pictures."""
+def recommended(base, images: int) -> LoraPreset:
+    """Starting values for a LoRA of this base and this many images."""
     small = component_config(base, "unet")["block_out_channels"][0] < SMALL
     preset = SMALL_PRESET if small else get(base.family).lora_preset
-    return replace(preset, resolution=native_resolution(base), batch_size=max(1, min(preset.batch_size, pictures)))
+    return replace(preset, resolution=native_resolution(base), batch_size=max(1, min(preset.batch_size, images)))

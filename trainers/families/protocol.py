@@ -17,7 +17,7 @@ Conditioning = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class LatentFormat:
-    """Latents handed to the denoiser are (vae output - shift) · scale, at 1 / `downscale` of the picture's size."""
+    """Latents handed to the denoiser are (vae output - shift) · scale, at 1 / `downscale` of the image's size."""
 
     channels: int
     scale: float
@@ -86,7 +86,7 @@ class Family(Protocol):
     def sampler(self, base, zero_terminal_snr: bool = False):
         """A fresh diffusers scheduler for previews; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
 
-    def encode_pictures(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+    def encode_images(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """Pixels float [batch, 3, height, width] in -1…1 → latents [batch, channels, height / 8, width / 8]."""
 
     def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fine-tuning of the model's own weights. With class pictures it is DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)."""
+"""Fine-tuning of the model's own weights. With class images it is DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)."""
 from pathlib import Path
 from typing import Iterable, Mapping
 

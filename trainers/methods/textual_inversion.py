@@ -91,22 +91,22 @@ class TextualInversion:
         return [*self._caption_notes(spec), *self._room_notes(family, tokenizers, spec), *self._word_notes(tokenizers)]
 
     def _caption_notes(self, spec) -> list[str]:
-        word, pictures, notes = whole_word(self.token), spec.dataset.pictures, []
-        lacking = [picture for picture in pictures if not word.search(picture.variation.longest(picture.caption))]
-        if len(lacking) == len(pictures):
+        word, images, notes = whole_word(self.token), spec.dataset.images, []
+        lacking = [image for image in images if not word.search(image.variation.longest(image.caption))]
+        if len(lacking) == len(images):
             raise UserError(f"No caption contains the word {self.token!r}, so nothing could be learnt. Set it as trigger on "
                             f"the dataset, or choose a token that the captions use; one of them is "
-                            f"{pictures[0].caption[:80]!r}.")
+                            f"{images[0].caption[:80]!r}.")
         if lacking:
             notes.append(clause(len(lacking), "caption", f"do not contain {self.token!r}, for example that of "
-                                f"{lacking[0].name}; such pictures teach it nothing", len(pictures)))
-        left_out = [picture for picture in pictures if picture.variation.tag_dropout
-                    and any(word.search(tag) for tag in picture.variation.tags(picture.caption)[1])]
+                                f"{lacking[0].name}; such images teach it nothing", len(images)))
+        left_out = [image for image in images if image.variation.tag_dropout
+                    and any(word.search(tag) for tag in image.variation.tags(image.caption)[1])]
         if left_out:
             notes.append(f"tag dropout leaves {self.token!r} out too, for example in the caption of {left_out[0].name}; "
                          "steps without it teach it nothing. Put the word first, and set keep_tags to 1")
-        if spec.prior and any(word.search(picture.caption) for picture in spec.prior.dataset.pictures):
-            notes.append(f"captions of class pictures contain {self.token!r} too, so that it learns the class as well")
+        if spec.prior and any(word.search(image.caption) for image in spec.prior.dataset.images):
+            notes.append(f"captions of class images contain {self.token!r} too, so that it learns the class as well")
         if spec.previews.every and spec.previews.prompts and not any(word.search(each) for each in spec.previews.prompts):
             notes.append(f"no preview prompt contains {self.token!r}, so the previews will not change")
         return notes
@@ -114,8 +114,8 @@ class TextualInversion:
     def _room_notes(self, family: Family, tokenizers, spec) -> list[str]:
         """Whether captions have room for the vectors. Room is counted in tokens."""
         word, vectors, fits, long = whole_word(self.token), self.spec.vectors, False, []
-        for picture in spec.dataset.pictures:
-            caption = picture.variation.longest(picture.caption)
+        for image in spec.dataset.images:
+            caption = image.variation.longest(image.caption)
             places = list(word.finditer(caption))
             if not places:
                 continue
@@ -124,7 +124,7 @@ class TextualInversion:
             together = others + vectors * len(places)
             fits = fits or together <= room or (others > room and before + vectors <= room)
             if together > room:
-                long.append((together, picture.name))
+                long.append((together, image.name))
         if not fits:
             raise UserError(f"vectors is {vectors}, for which no caption has room beside its other words: the text encoder "
                             f"takes {room} tokens. Use fewer vectors, or shorten the captions.")

@@ -1,4 +1,4 @@
-"""How an error counts: by its size, by the noise level of its sample, and by where in the picture it is.
+"""How an error counts: by its size, by the noise level of its sample, and by where in the image it is.
 
 Shapes: predictions and targets are [batch, channels, height, width], masks [batch, 1, height, width]; what belongs to a
 sample as a whole is [batch].
@@ -70,7 +70,7 @@ def weighted_loss(prediction: Tensor, target: Tensor, weight: Tensor, loss: str 
                   masks: Tensor | None = None, unmasked_weight: float = 1.0) -> Tensor:
     """The mean error of each sample, weighted by `weight` and averaged over the batch: a scalar in float32.
 
-    A masked error is averaged over the whole picture, as kohya and OneTrainer (by default) do: a picture with a small mask
+    A masked error is averaged over the whole image, as kohya and OneTrainer (by default) do: an image with a small mask
     counts less than one with a large mask, and a learning rate keeps its meaning where nothing is masked.
     """
     error = elementwise_error(prediction.float() - target.float(), loss, threshold)

@@ -40,23 +40,23 @@ def _after_checkpoint(run: Run) -> str:
     return f"Queue again to go on from the checkpoint of step {checkpoints[-1]}."
 
 
-def _draw_class_pictures(run: Run, emit, stop_requested) -> dict:
-    from ..sampling.class_images import draw_class_pictures
-    from ..spec.class_images import ClassPicturesSpec
+def _draw_class_images(run: Run, emit, stop_requested) -> dict:
+    from ..sampling.class_images import draw_class_images
+    from ..spec.class_images import ClassImagesSpec
 
-    spec = ClassPicturesSpec.model_validate_json(run.spec_path.read_bytes())
-    emit("started", run=run.name, pictures=spec.count)
-    return {"pictures": len(draw_class_pictures(spec, emit, stop_requested).pictures)}
+    spec = ClassImagesSpec.model_validate_json(run.spec_path.read_bytes())
+    emit("started", run=run.name, images=spec.count)
+    return {"images": len(draw_class_images(spec, emit, stop_requested).images)}
 
 
 def _caption(run: Run, emit, stop_requested) -> dict:
     from ..spec.captioning import CaptioningSpec
 
     spec = CaptioningSpec.model_validate_json(run.spec_path.read_bytes())
-    emit("started", run=run.name, pictures=len(spec.dataset.pictures))
-    from ..captioning.work import caption_pictures  # torch; whoever waits has seen the start
+    emit("started", run=run.name, images=len(spec.dataset.images))
+    from ..captioning.work import caption_images  # torch; whoever waits has seen the start
 
-    return {"pictures": caption_pictures(spec, emit, stop_requested)}
+    return {"images": caption_images(spec, emit, stop_requested)}
 
 
 def _make_file(run: Run, emit, stop_requested) -> dict:
@@ -75,10 +75,10 @@ def _file_task(title: str, **stages: float) -> Task:
 TASKS = {
     "training": Task(
         "Training", _train, "Lower batch_size or resolution, or switch gradient_checkpointing on", _after_checkpoint,
-        {"start": 2, "masks": 1, "pictures": 8, "captions": 4, "denoiser": 4, "steps": 78, "saving": 3}),
-    "class_pictures": Task(
-        "Drawing", _draw_class_pictures, "Lower batch_size or resolution",
-        lambda run: "Queue again to go on; the pictures that are there are kept.",
+        {"start": 2, "masks": 1, "images": 8, "captions": 4, "denoiser": 4, "steps": 78, "saving": 3}),
+    "class_images": Task(
+        "Drawing", _draw_class_images, "Lower batch_size or resolution",
+        lambda run: "Queue again to go on; the images that are there are kept.",
         {"start": 2, "captions": 2, "denoiser": 5, "drawing": 91}),
     "captioning": Task(
         "Captioning", _caption, "Choose a smaller model, or lower maximum_tokens or beams",

@@ -1,10 +1,10 @@
-"""Class pictures for prior preservation, drawn by the base itself, kept on disk and only ever added to.
+"""Class images for prior preservation, drawn by the base itself, kept on disk and only ever added to.
 
-    <caches>/class_pictures/<prompt>-<key>/
+    <caches>/class_images/<prompt>-<key>/
         spec.json events.jsonl log.txt    as in the folder of a run
-        pictures/00000.png, 00000.txt …   picture i and its caption, the prompt
+        images/00000.png, 00000.txt …   image i and its caption, the prompt
 
-The key is a hash of everything that determines the pictures but their count, so a larger count draws the missing ones.
+The key is a hash of everything that determines the images but their count, so a larger count draws the missing ones.
 """
 import os
 import re
@@ -20,68 +20,68 @@ from ..errors import Cancelled, UserError
 from ..files import UNFINISHED, ensure_space, remove_unfinished, temporary_beside, write_json
 from ..run_folder import Run
 from ..spec import DatasetSpec
-from ..spec.class_images import ClassPicturesSpec
+from ..spec.class_images import ClassImagesSpec
 
 FORMAT = 1
-"""Raised when the same spec would draw other pictures."""
+"""Raised when the same spec would draw other images."""
 
 
-def open_folder(spec: ClassPicturesSpec) -> Run:
-    """The folder of these pictures, with the spec in it as it is asked for now."""
+def open_folder(spec: ClassImagesSpec) -> Run:
+    """The folder of these images, with the spec in it as it is asked for now."""
     key = TensorCache.key(FORMAT, spec.base.fingerprint, spec.base.family, spec.base.objective, spec.prompt, spec.negative,
-                          spec.resolution, spec.sampler_steps, spec.guidance, spec.picture_seed)[:12]
+                          spec.resolution, spec.sampler_steps, spec.guidance, spec.image_seed)[:12]
     words = re.sub(r"[^\w]+", "_", spec.prompt).strip("_")[:40]
-    folder = Run(Path(spec.folders.caches) / "class_pictures" / f"{words}-{key}".lstrip("-"))
-    pictures_of(folder).mkdir(parents=True, exist_ok=True)
+    folder = Run(Path(spec.folders.caches) / "class_images" / f"{words}-{key}".lstrip("-"))
+    images_of(folder).mkdir(parents=True, exist_ok=True)
     write_json(folder.spec_path, spec.model_dump(mode="json"))
     return folder
 
 
-def pictures_of(folder: Run) -> Path:
-    return folder.folder / "pictures"
+def images_of(folder: Run) -> Path:
+    return folder.folder / "images"
 
 
-def class_dataset(spec: ClassPicturesSpec, on_progress: Callable[[int, int], None] = lambda done, total: None,
+def class_dataset(spec: ClassImagesSpec, on_progress: Callable[[int, int], None] = lambda done, total: None,
                   ) -> DatasetSpec | None:
-    """The pictures that are asked for, as a dataset, if all of them are there."""
+    """The images that are asked for, as a dataset, if all of them are there."""
     dataset = _drawn(open_folder(spec), spec, on_progress)
-    return dataset if dataset is not None and len(dataset.pictures) == spec.count else None
+    return dataset if dataset is not None and len(dataset.images) == spec.count else None
 
 
-def _drawn(folder: Run, spec: ClassPicturesSpec, on_progress=lambda done, total: None) -> DatasetSpec | None:
-    """Those of the pictures that are there and whole; None when there are none."""
+def _drawn(folder: Run, spec: ClassImagesSpec, on_progress=lambda done, total: None) -> DatasetSpec | None:
+    """Those of the images that are there and whole; None when there are none."""
     wanted = {file_name(number) for number in range(spec.count)}
     try:
-        dataset = scan_folder(str(pictures_of(folder)), spec.prompt, default_caption=spec.prompt, on_progress=on_progress)
+        dataset = scan_folder(str(images_of(folder)), spec.prompt, default_caption=spec.prompt, on_progress=on_progress)
     except UserError:
         return None
-    pictures = tuple(picture for picture in dataset.pictures if picture.name in wanted)
-    return DatasetSpec(name=f"class pictures: {spec.prompt}"[:200], pictures=pictures) if pictures else None
+    images = tuple(image for image in dataset.images if image.name in wanted)
+    return DatasetSpec(name=f"class images: {spec.prompt}"[:200], images=images) if images else None
 
 
 def file_name(number: int) -> str:
     return f"{number:05}.png"
 
 
-def draw_class_pictures(spec: ClassPicturesSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> DatasetSpec:
-    """Draw the pictures that are missing. Events: "phase", and "drawing" with done, total and the path of the newest.
+def draw_class_images(spec: ClassImagesSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> DatasetSpec:
+    """Draw the images that are missing. Events: "phase", and "drawing" with done, total and the path of the newest.
 
     Raises UserError with a sentence, or Cancelled between two batches; what is drawn stays.
     """
     folder = open_folder(spec)
     found = _drawn(folder, spec)
-    there = {picture.name for picture in found.pictures} if found else set()
+    there = {image.name for image in found.images} if found else set()
     missing = [number for number in range(spec.count) if file_name(number) not in there]
     if missing:
-        # PNG pictures take at most about the 3 bytes of their pixels.
+        # PNG images take at most about the 3 bytes of their pixels.
         ensure_space(folder.folder, 3 * spec.resolution**2 * len(missing))
-        _draw(spec, pictures_of(folder), missing, emit, stop_requested)
+        _draw(spec, images_of(folder), missing, emit, stop_requested)
     return _drawn(folder, spec)
 
 
-def _draw(spec: ClassPicturesSpec, folder: Path, missing: list[int], emit, stop_requested: Callable[[], bool]):
-    from ..accelerator import accelerated, dtype_of  # seconds of imports, which a node that finds all pictures is spared
-    from .previews import draw_pictures
+def _draw(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_requested: Callable[[], bool]):
+    from ..accelerator import accelerated, dtype_of  # seconds of imports, which a node that finds all images is spared
+    from .previews import draw_images
 
     remove_unfinished(folder.glob(f"{UNFINISHED}*"))  # of a process that was killed; whoever calls holds the lock
     family = families.get(spec.base.family)
@@ -97,28 +97,28 @@ def _draw(spec: ClassPicturesSpec, folder: Path, missing: list[int], emit, stop_
         del text
         emit("phase", text="loading the denoiser", stage="denoiser")
         denoiser, vae = family.load_denoiser(spec.base, dtype).to(device), family.load_vae(spec.base).to(device)
-        emit("phase", text="drawing the first pictures", stage="drawing")
+        emit("phase", text="drawing the first images", stage="drawing")
         for start in range(0, len(missing), spec.batch_size):
             if stop_requested():
                 raise Cancelled
             numbers = missing[start:start + spec.batch_size]
-            draws = [randomness.generator(spec.picture_seed, randomness.CLASS_PICTURES, number) for number in numbers]
+            draws = [randomness.generator(spec.image_seed, randomness.CLASS_IMAGES, number) for number in numbers]
             with accelerator.autocast():
-                pictures = draw_pictures(
+                images = draw_images(
                     family, denoiser, vae, form, family.sampler(spec.base), positive, negative, draws, spec.sampler_steps,
                     spec.guidance, spec.resolution, device)
-            for number, picture in zip(numbers, pictures, strict=True):
+            for number, image in zip(numbers, images, strict=True):
                 path = folder / file_name(number)
-                _save(path, spec.prompt, picture)
+                _save(path, spec.prompt, image)
             emit("drawing", done=spec.count - len(missing) + start + len(numbers), total=spec.count, path=str(path))
 
 
-def _save(path: Path, caption: str, picture):
-    """The caption first: where there is a picture, its caption is there too."""
+def _save(path: Path, caption: str, image):
+    """The caption first: where there is an image, its caption is there too."""
     if not path.with_suffix(".txt").exists():  # people may have improved it
         with temporary_beside(path.with_suffix(".txt")) as temporary:
             temporary.write_text(caption, encoding="utf-8")
             os.replace(temporary, path.with_suffix(".txt"))
     with temporary_beside(path) as temporary:
-        picture.save(temporary)
+        image.save(temporary)
         os.replace(temporary, path)

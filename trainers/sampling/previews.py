@@ -1,4 +1,4 @@
-"""Pictures drawn with the model as it is now: DPM++ 2M with classifier-free guidance (Ho & Salimans 2022)."""
+"""Images drawn with the model as it is now: DPM++ 2M with classifier-free guidance (Ho & Salimans 2022)."""
 from typing import Callable, Iterator, Sequence
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..families.protocol import Conditioning, Family, LatentFormat
 from ..spec import PreviewSpec
 
 AT_ONCE = 4
-"""Pictures in one batch of previews: more would need more memory than a training step."""
+"""Images in one batch of previews: more would need more memory than a training step."""
 
 
 @torch.no_grad()
@@ -19,28 +19,28 @@ def draw_previews(
     family: Family, base, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, spec: PreviewSpec,
     conditioning: Callable[[str], Conditioning], resolution: int, device: torch.device, zero_terminal_snr: bool = False,
 ) -> Iterator[list[Image.Image]]:
-    """The square pictures of each prompt, `resolution` pixels wide. `conditioning(prompt)` gives a batch of one.
+    """The square images of each prompt, `resolution` pixels wide. `conditioning(prompt)` gives a batch of one.
 
-    Noise comes from (preview seed, number of the prompt, number of the picture): the same every time.
+    Noise comes from (preview seed, number of the prompt, number of the image): the same every time.
     """
     negative = conditioning(spec.negative)
     for number, prompt in enumerate(spec.prompts):
-        positive, pictures = conditioning(prompt), []
-        draws = [randomness.generator(spec.seed, number, picture) for picture in range(spec.pictures)]
-        for start in range(0, spec.pictures, AT_ONCE):
-            pictures += draw_pictures(
+        positive, images = conditioning(prompt), []
+        draws = [randomness.generator(spec.seed, number, image) for image in range(spec.images)]
+        for start in range(0, spec.images, AT_ONCE):
+            images += draw_images(
                 family, denoiser, vae, form, family.sampler(base, zero_terminal_snr), positive, negative,
                 draws[start:start + AT_ONCE], spec.sampler_steps, spec.guidance, resolution, device)
-        yield pictures
+        yield images
 
 
 @torch.no_grad()
-def draw_pictures(
+def draw_images(
     family: Family, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, sampler, positive: Conditioning,
     negative: Conditioning, draws: Sequence[torch.Generator], sampler_steps: int, guidance: float, resolution: int,
     device: torch.device,
 ) -> list[Image.Image]:
-    """A batch of square pictures, `resolution` pixels wide, each from the noise of its own generator in `draws`. `sampler`
+    """A batch of square images, `resolution` pixels wide, each from the noise of its own generator in `draws`. `sampler`
     is a fresh diffusers scheduler; both conditionings are batches of one."""
     count, side = len(draws), resolution // form.downscale
     pair = {name: torch.cat([negative[name].repeat_interleave(count, 0), positive[name].repeat_interleave(count, 0)])
@@ -57,10 +57,10 @@ def draw_pictures(
         latents = sampler.step(without + guidance * (with_prompt - without), timestep, latents).prev_sample
     with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in fp16
         # one by one: decoding needs more memory than denoising
-        return [to_picture(family.decode_latents(vae, each[None].float(), form)[0]) for each in latents]
+        return [to_image(family.decode_latents(vae, each[None].float(), form)[0]) for each in latents]
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
-    """Pixels [3, height, width] in -1…1 → an RGB picture."""
+def to_image(pixels: Tensor) -> Image.Image:
+    """Pixels [3, height, width] in -1…1 → an RGB image."""
     array = ((pixels.permute(1, 2, 0).cpu().numpy() + 1) * 127.5).round().astype(np.uint8)
     return Image.fromarray(array)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .dataset import AugmentationSpec, CaptionVariationSpec, DatasetSpec, Picture
+from .dataset import AugmentationSpec, CaptionVariationSpec, DatasetImage, DatasetSpec
 from .methods import FullSpec, HypernetworkSpec, LoraSpec, MethodSpec, PivotalSpec, TextualInversionSpec
 from .part import MAXIMUM_SEED, Part, RunName, checked, explain
 from .settings import (
@@ -26,7 +26,7 @@ from .settings import (
 __all__ = [
     "MAXIMUM_SEED", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec", "DatasetSpec",
     "FolderSpec", "FullSpec", "HypernetworkSpec", "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec",
-    "OptimizerSpec", "Part", "Picture", "PivotalSpec", "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec",
+    "OptimizerSpec", "Part", "DatasetImage", "PivotalSpec", "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec",
     "TextualInversionSpec", "TrainingSpec", "ValidationSpec", "checked", "explain",
 ]
 
@@ -51,12 +51,12 @@ class BaseModelSpec(Part):
 
 
 class PriorSpec(Part):
-    """Class pictures that hold the base's idea of the class (prior preservation; Ruiz et al. 2022, eq. 2)."""
+    """Class images that hold the base's idea of the class (prior preservation; Ruiz et al. 2022, eq. 2)."""
 
     dataset: DatasetSpec
     weight: float = Field(1.0, ge=0, le=100)
     ratio: float = Field(1.0, gt=0, le=16)
-    """Class pictures trained for every picture of the subject."""
+    """Class images trained for every image of the subject."""
 
 
 class FolderSpec(Part):
@@ -135,10 +135,10 @@ class RunSpec(Part):
         if objective.debiased and kind == "flow":
             raise ValueError(f"debiased is a weighting of epsilon and v models, and {self.base.name!r} is a flow model; "
                              "switch debiased off")
-        if objective.masked and not any(picture.mask for picture in self.dataset.pictures):
+        if objective.masked and not any(image.mask for image in self.dataset.images):
             raise ValueError(
-                f"masked is on, but no picture of the dataset {self.dataset.name!r} has a mask; put a mask beside a picture "
-                "(cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use pictures with transparency, or switch "
+                f"masked is on, but no image of the dataset {self.dataset.name!r} has a mask; put a mask beside an image "
+                "(cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use images with transparency, or switch "
                 "masked off"
             )
         return self
@@ -146,7 +146,7 @@ class RunSpec(Part):
     @model_validator(mode="after")
     def _captions_that_change_are_not_cached(self):
         datasets = [self.dataset, *([self.prior.dataset] if self.prior else [])]
-        varying = [dataset for dataset in datasets if any(picture.variation.varies for picture in dataset.pictures)]
+        varying = [dataset for dataset in datasets if any(image.variation.varies for image in dataset.images)]
         if self.memory.caption_cache == "always" and varying:
             raise ValueError(
                 f"caption_cache is always, but the captions of the dataset {varying[0].name!r} change from step to step "
@@ -157,15 +157,15 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _something_is_left_to_train(self):
-        if self.validation.share and len({picture.digest for picture in self.dataset.pictures}) < 2:
+        if self.validation.share and len({image.digest for image in self.dataset.images}) < 2:
             raise ValueError(
-                f"the dataset {self.dataset.name!r} has a single picture, which cannot be trained and held out for "
-                "validation too; add pictures, or set the validation share to 0"
+                f"the dataset {self.dataset.name!r} has a single image, which cannot be trained and held out for "
+                "validation too; add images, or set the validation share to 0"
             )
         if self.validation.patience and not self.validation.share:
             raise ValueError(
                 f"patience {self.validation.patience} waits for a better validation loss, but the validation share is 0; "
-                "hold out a share of the pictures, for example 0.1, or set patience to 0"
+                "hold out a share of the images, for example 0.1, or set patience to 0"
             )
         return self
 
@@ -178,10 +178,10 @@ class RunSpec(Part):
         content = {name: part for name, part in content.items() if part != {}}
         content["version"], content["method"] = self.version, {"kind": self.method.kind, **content.get("method", {})}
         for dataset in [content["dataset"], *([content["prior"]["dataset"]] if self.prior else [])]:
-            for picture in dataset["pictures"]:
-                del picture["path"]
-                picture.pop("mask", None)
+            for image in dataset["images"]:
+                del image["path"]
+                image.pop("mask", None)
                 if not self.objective.masked:
-                    picture.pop("mask_digest", None)
+                    image.pop("mask_digest", None)
             dataset.pop("notes", None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

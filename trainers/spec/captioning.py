@@ -1,4 +1,4 @@
-"""Captioning as data: which model describes which pictures, and how."""
+"""Captioning as data: which model describes which images, and how."""
 from typing import Annotated, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +10,7 @@ from .part import MAXIMUM_SEED, Part
 
 class DecodingSpec(Part):
     """How a language model chooses its words. Temperature 0 always takes the likeliest; above it words are drawn from
-    (caption_seed, picture)."""
+    (caption_seed, image)."""
 
     maximum_tokens: int = Field(60, ge=1, le=4096)
     beams: int = Field(1, ge=1, le=16)
@@ -71,7 +71,7 @@ class Florence2Spec(SpeakingSpec):
     """Florence-2 (Xiao et al. 2023, arXiv:2311.06242), which knows fixed instructions."""
 
     kind: Literal["florence2"] = "florence2"
-    instruction: Literal["caption", "detailed caption", "more detailed caption", "objects", "text in the picture"] = (
+    instruction: Literal["caption", "detailed caption", "more detailed caption", "objects", "text in the image"] = (
         "detailed caption")
 
 
@@ -83,14 +83,14 @@ class VisionLanguageSpec(SpeakingSpec):
     system: str = Field("", max_length=20_000)
     """What the model is told before the conversation."""
     maximum_side: int = Field(1024, ge=0, le=8192)
-    """Larger pictures are shrunk to this side in pixels before the model sees them; 0: none is."""
+    """Larger images are shrunk to this side in pixels before the model sees them; 0: none is."""
 
     @field_validator("instruction")
     @classmethod
     def _says_something(cls, instruction):
         if not instruction.strip():
             raise ValueError("the instruction is empty; say what the model shall write, for example: Describe this "
-                             "picture in one sentence")
+                             "image in one sentence")
         return instruction
 
 
@@ -112,7 +112,7 @@ class TaggerSpec(Part):
     """Tags that are never written, with underscores or spaces."""
     order: Literal["characters first", "probability", "alphabet"] = "characters first"
     most: int = Field(0, ge=0, le=1000)
-    """The most tags for one picture, the likeliest; 0: all."""
+    """The most tags for one image, the likeliest; 0: all."""
 
     @model_validator(mode="after")
     def _something_is_wanted(self):
@@ -138,7 +138,7 @@ class CaptionerFolderSpec(Part):
 
 
 class CaptioningSpec(Part):
-    """Pictures that shall be described. Their captions are not looked at."""
+    """Images that shall be described. Their captions are not looked at."""
 
     task: Literal["captioning"] = "captioning"
     version: Literal[1] = 1
@@ -146,7 +146,7 @@ class CaptioningSpec(Part):
     folder: CaptionerFolderSpec
     dataset: DatasetSpec
     batch_size: int = Field(8, ge=1, le=256)
-    """Pictures described at once. It changes nothing but rounding."""
+    """Images described at once. It changes nothing but rounding."""
     folders: FolderSpec
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -1,4 +1,4 @@
-"""Class pictures that the base draws itself, as data."""
+"""Class images that the base draws itself, as data."""
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -8,13 +8,13 @@ from .part import MAXIMUM_SEED, Part
 from .settings import MemorySpec
 
 
-class ClassPicturesSpec(Part):
+class ClassImagesSpec(Part):
     """What the base shall draw for prior preservation (Ruiz et al. 2022, arXiv:2208.12242, section 3.2), with DPM++ 2M.
 
-    Picture i starts from noise of (picture_seed, i), so more of them is the same ones and some new ones.
+    Image i starts from noise of (image_seed, i), so more of them is the same ones and some new ones.
     """
 
-    task: Literal["class_pictures"] = "class_pictures"
+    task: Literal["class_images"] = "class_images"
     version: Literal[1] = 1
     base: BaseModelSpec
     prompt: str = Field(min_length=1, max_length=2000)
@@ -23,9 +23,9 @@ class ClassPicturesSpec(Part):
     resolution: int = Field(512, ge=64, le=4096, multiple_of=8)
     sampler_steps: int = Field(25, ge=1, le=200)
     guidance: float = Field(7.0, ge=1, le=30)
-    picture_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
+    image_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
     batch_size: int = Field(4, ge=1, le=256)
-    """Pictures drawn at once. It changes them by no more than rounding."""
+    """Images drawn at once. It changes them by no more than rounding."""
     folders: FolderSpec
     device: str = "auto"
     memory: MemorySpec = MemorySpec()

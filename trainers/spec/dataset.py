@@ -1,4 +1,4 @@
-"""Datasets as data: which pictures, with which captions, and what varies from step to step."""
+"""Datasets as data: which images, with which captions, and what varies from step to step."""
 from pydantic import Field, model_validator
 
 from .part import Part
@@ -8,7 +8,7 @@ CAPTION = "{caption}"
 
 
 class CaptionVariationSpec(Part):
-    """What happens to a picture's caption each time it comes up, drawn from (training seed, step, sample)."""
+    """What happens to an image's caption each time it comes up, drawn from (training seed, step, sample)."""
 
     shuffle: bool = False
     """Put the tags of the caption into another order."""
@@ -46,14 +46,14 @@ class CaptionVariationSpec(Part):
 
 
 class AugmentationSpec(Part):
-    """How a picture is changed before it is encoded. `variants` of it are made once, seeded and cached, and one of them is
+    """How an image is changed before it is encoded. `variants` of it are made once, seeded and cached, and one of them is
     drawn from (training seed, step, sample) each time it comes up."""
 
     variants: int = Field(1, ge=1, le=256)
     flip: bool = False
     """Mirror half of the variants left to right."""
     crop: float = Field(0.0, ge=0, le=0.5)
-    """Cut away up to this share of either side, at a random place, before the picture goes into its bucket."""
+    """Cut away up to this share of either side, at a random place, before the image goes into its bucket."""
     colour: float = Field(0.0, ge=0, le=1)
     """Change brightness, contrast and saturation by a factor of up to 1 ± this."""
     noise: float = Field(0.0, ge=0, le=0.5)
@@ -64,7 +64,7 @@ class AugmentationSpec(Part):
         wanted = [name for name in ("flip", "crop", "colour", "noise") if getattr(self, name)]
         if wanted and self.variants == 1:
             raise ValueError(
-                f"variants is 1, so that every step would see the same picture and {' and '.join(wanted)} would be frozen; "
+                f"variants is 1, so that every step would see the same image and {' and '.join(wanted)} would be frozen; "
                 f"set variants to 2 or more, or switch {' and '.join(wanted)} off"
             )
         if self.variants > 1 and not wanted:
@@ -73,8 +73,8 @@ class AugmentationSpec(Part):
         return self
 
 
-class Picture(Part):
-    """One training picture. `digest` is the SHA-256 of the file, `size` is (width, height) in pixels, upright."""
+class DatasetImage(Part):
+    """One training image. `digest` is the SHA-256 of the file, `size` is (width, height) in pixels, upright."""
 
     path: str
     name: str
@@ -83,8 +83,8 @@ class Picture(Part):
     digest: str
     repeats: int = Field(1, ge=1, le=10_000)
     mask: str = ""
-    """Path of its mask: a file that is white where the picture counts, or the picture itself where its transparency is the
-    mask; empty: the picture counts everywhere."""
+    """Path of its mask: a file that is white where the image counts, or the image itself where its transparency is the
+    mask; empty: the image counts everywhere."""
     mask_digest: str = ""
     """SHA-256 of that file."""
     weight: float = Field(1.0, ge=0, le=100)
@@ -99,6 +99,6 @@ class DatasetSpec(Part):
     """A light manifest: names, captions and sizes, never pixels. `notes` says what was skipped and why."""
 
     name: str
-    pictures: tuple[Picture, ...] = Field(min_length=1)
+    images: tuple[DatasetImage, ...] = Field(min_length=1)
     trigger: str = ""
     notes: tuple[str, ...] = ()

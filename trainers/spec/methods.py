@@ -79,7 +79,7 @@ class LoraSpec(Part):
 
 
 class FullSpec(Part):
-    """Fine-tuning of the denoiser's own weights: DreamBooth (Ruiz et al. 2022, arXiv:2208.12242) when class pictures
+    """Fine-tuning of the denoiser's own weights: DreamBooth (Ruiz et al. 2022, arXiv:2208.12242) when class images
     are given too."""
 
     kind: Literal["full"] = "full"

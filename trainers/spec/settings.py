@@ -92,7 +92,7 @@ class ObjectiveSpec(Part):
     """Standard deviation of logit_normal, before the sigmoid; scale of mode (1.29 in the paper)."""
     flow_shift: float = Field(1.0, gt=0, le=100)
     masked: bool = False
-    """Let the error count where the pictures' masks are white; needs masks in the dataset."""
+    """Let the error count where the images' masks are white; needs masks in the dataset."""
     unmasked_weight: float = Field(0.1, ge=0, le=1)
     """How much the error counts where masks are black."""
 
@@ -113,7 +113,7 @@ class ObjectiveSpec(Part):
 class TrainingSpec(Part):
     steps: int = Field(1500, ge=1, le=1_000_000)
     batch_size: int = Field(1, ge=1, le=1024)
-    """Pictures in one forward pass, over all processes together."""
+    """Images in one forward pass, over all processes together."""
     accumulation: int = Field(1, ge=1, le=1024)
     resolution: int = Field(512, ge=64, le=4096, multiple_of=8)
     buckets: bool = True
@@ -137,11 +137,11 @@ class MemorySpec(Part):
     caption_cache: Literal["auto", "always"] = "auto"
     """Encode captions beforehand where they stay as they are, or insist that all of them can be."""
     cache_days: int = Field(30, ge=1, le=3650)
-    """Encoded pictures and captions that no run has used for so many days are removed."""
+    """Encoded images and captions that no run has used for so many days are removed."""
 
 
 class PreviewSpec(Part):
-    """Pictures drawn during training with DPM++ 2M. `every` 0 switches them off."""
+    """Images drawn during training with DPM++ 2M. `every` 0 switches them off."""
 
     prompts: tuple[str, ...] = ()
     negative: str = ""
@@ -149,8 +149,8 @@ class PreviewSpec(Part):
     sampler_steps: int = Field(20, ge=1, le=200)
     guidance: float = Field(7.0, ge=1, le=30)
     seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
-    pictures: int = Field(1, ge=1, le=16)
-    """Pictures of every prompt, each from noise of its own."""
+    images: int = Field(1, ge=1, le=16)
+    """Images of every prompt, each from noise of its own."""
     from_ema: bool = True
     """With EMA: draw with the mean weights that will be saved."""
 
@@ -164,7 +164,7 @@ class CheckpointSpec(Part):
 
 
 class ValidationSpec(Part):
-    """The loss on pictures that are not trained, at noise and timesteps that never change. `share` 0 switches it off."""
+    """The loss on images that are not trained, at noise and timesteps that never change. `share` 0 switches it off."""
 
     share: float = Field(0.0, ge=0, le=0.5)
     every: int = Field(50, ge=1)

@@ -1,4 +1,4 @@
-"""The size of a LoRA's change in every block, as numbers and as a picture."""
+"""The size of a LoRA's change in every block, as numbers and as an image."""
 from collections import defaultdict
 from math import prod
 from typing import Mapping
@@ -71,8 +71,8 @@ def norms_by_block(tensors: Mapping[str, Tensor], family: str, scales: Mapping[s
 
 def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list[str]) -> Image.Image:
     """A bar per block, its length the norm of all changes in it, divided by the kinds' shares of its square."""
-    picture = Image.new("RGB", (WIDTH, HEIGHT + 22 * len(lines)), PAPER)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (WIDTH, HEIGHT + 22 * len(lines)), PAPER)
+    pen = ImageDraw.Draw(image)
     small, plain_font = (ImageFont.load_default(size) for size in (12, 15))
     _line(pen, 14, title, 20)
     totals = {block: sum(value**2 for value in kinds.values()) ** 0.5 for block, kinds in norms.items()}
@@ -99,10 +99,10 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list
         pen.text((x + 20, HEIGHT - 34), TITLES[kind], INK, plain_font)
     for number, line in enumerate(lines):
         _line(pen, HEIGHT + 22 * number, line, 15)
-    return picture
+    return image
 
 
 def _line(pen: ImageDraw.ImageDraw, top: int, text: str, size: int):
-    """A line of text, cut where it would leave the picture."""
+    """A line of text, cut where it would leave the image."""
     font, text = font_and_text(text, size)
     pen.text((MARGIN, top), fitted(pen, text, font, WIDTH - 2 * MARGIN), INK, font)

@@ -122,7 +122,7 @@ def example(family: Family, base: BaseModelSpec, conditioning, dtype: torch.dtyp
 
 
 def trace(model: Denoiser, inputs: dict[str, Tensor], path: Path):
-    # torch's exporter by tracing: its successor (dynamo) fixes sizes of attention that depend on the picture's.
+    # torch's exporter by tracing: its successor (dynamo) fixes sizes of attention that depend on the image's.
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(

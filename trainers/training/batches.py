@@ -1,4 +1,4 @@
-"""Which pictures make up which batch, as a function of (seed, batch number), and reading them from the caches."""
+"""Which images make up which batch, as a function of (seed, batch number), and reading them from the caches."""
 from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, floor
@@ -33,12 +33,12 @@ class Batch:
 
 
 class BatchOrder:
-    """Endless batches of pictures that share a bucket. Every picture comes `repeats` times an epoch, in an order drawn
+    """Endless batches of images that share a bucket. Every image comes `repeats` times an epoch, in an order drawn
     from (seed, stream, epoch); a bucket's last batch is filled up from its beginning."""
 
     def __init__(self, buckets: Sequence[tuple[int, int]], repeats: Sequence[int], batch_size: int, seed: int,
                  stream: int = randomness.ORDER):
-        """`buckets` and `repeats` have one entry per picture."""
+        """`buckets` and `repeats` have one entry per image."""
         self.batch_size, self.seed, self.stream = batch_size, seed, stream
         self.groups: dict[tuple[int, int], list[int]] = {}
         for index, bucket in enumerate(buckets):
@@ -60,14 +60,14 @@ class BatchOrder:
         return [batches[position] for position in torch.randperm(len(batches), generator=draw).tolist()]
 
     def __getitem__(self, number: int) -> list[int]:
-        """Indices of the pictures of batch `number`, counted from the start of the run."""
+        """Indices of the images of batch `number`, counted from the start of the run."""
         epoch, position = divmod(number, self.batches_per_epoch)
         return self._epoch(epoch)[position]
 
 
 @dataclass(frozen=True)
 class CachedView:
-    """A picture as it comes out of the caches in one of its variants."""
+    """An image as it comes out of the caches in one of its variants."""
 
     crop: Crop
     latents: Callable[[], Tensor]
@@ -75,7 +75,7 @@ class CachedView:
 
 
 @dataclass(frozen=True)
-class CachedPicture:
+class CachedImage:
     """`views` are its variants, of which one is drawn each time; they share a bucket."""
 
     caption: str
@@ -86,9 +86,9 @@ class CachedPicture:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures that are trained together, and the order of their batches."""
+    """Images that are trained together, and the order of their batches."""
 
-    pictures: Sequence[CachedPicture]
+    images: Sequence[CachedImage]
     order: BatchOrder
 
 
@@ -107,7 +107,7 @@ class Share:
 class Batches:
     """Batches for the loop: `plan(step)` says which, `load(share)` reads this process's part of one.
 
-    The batch size counts all processes, so the same spec trains alike in one process or several. Class pictures come in
+    The batch size counts all processes, so the same spec trains alike in one process or several. Class images come in
     passes of their own, because they need not have the shape of the subject's.
     """
 
@@ -135,12 +135,12 @@ class Batches:
         order, batch = share.source.order, share.source.order[share.number]
         part = order.batch_size // self.processes
         places = range(self.rank * part, (self.rank + 1) * part)
-        chosen = [share.source.pictures[batch[place]] for place in places]
+        chosen = [share.source.images[batch[place]] for place in places]
         samples = [share.first_sample + place for place in places]
-        captions = tuple(self._caption(picture, share.step, sample) for picture, sample in zip(chosen, samples))
-        views = [self._view(picture, share.step, sample) for picture, sample in zip(chosen, samples)]
+        captions = tuple(self._caption(image, share.step, sample) for image, sample in zip(chosen, samples))
+        views = [self._view(image, share.step, sample) for image, sample in zip(chosen, samples)]
         masks = [view.mask() for view in views if view.mask]
-        weights = [picture.weight for picture in chosen]
+        weights = [image.weight for image in chosen]
         return Batch(
             latents=torch.stack([view.latents() for view in views]).to(self.device),
             captions=captions,
@@ -153,16 +153,16 @@ class Batches:
             weights=torch.tensor(weights, device=self.device) if any(weight != 1 for weight in weights) else None,
         )
 
-    def _caption(self, picture: CachedPicture, step: int, sample: int) -> str:
+    def _caption(self, image: CachedImage, step: int, sample: int) -> str:
         """A function of (seed, step, sample) alone, so that a resumed run has the captions of one that never stopped."""
         if self._dropped(step, sample):
             return ""
-        return vary_caption(picture.caption, picture.variation,
+        return vary_caption(image.caption, image.variation,
                             randomness.generator(self.seed, randomness.VARIATION, step, sample))
 
-    def _view(self, picture: CachedPicture, step: int, sample: int) -> CachedView:
+    def _view(self, image: CachedImage, step: int, sample: int) -> CachedView:
         draw = randomness.generator(self.seed, randomness.VARIANT, step, sample)
-        return picture.views[int(torch.randint(len(picture.views), (), generator=draw))]
+        return image.views[int(torch.randint(len(image.views), (), generator=draw))]
 
     def _dropped(self, step: int, sample: int) -> bool:
         if not self.caption_dropout:
@@ -177,8 +177,8 @@ class Batches:
 
 
 def prior_batches(batch_size: int, ratio: float, processes: int) -> tuple[int, float]:
-    """(size of a batch of class pictures, batches of them for every batch of the subject): `ratio` class pictures for
-    every picture of the subject, in batches that the processes can share evenly."""
+    """(size of a batch of class images, batches of them for every batch of the subject): `ratio` class images for
+    every image of the subject, in batches that the processes can share evenly."""
     wanted = batch_size * ratio
     size = ceil(max(1, round(wanted)) / processes) * processes
     return size, min(1.0, wanted / size)

@@ -99,7 +99,7 @@ class Watching:
             nonlocal told
             if time.monotonic() - told > 1:
                 told = time.monotonic()
-                self.emit("phase", text=f"validation at step {step}, picture {done} of {total}")
+                self.emit("phase", text=f"validation at step {step}, image {done} of {total}")
 
         with training.mean_weights():
             loss = validation_loss(
@@ -156,6 +156,6 @@ class Watching:
             chart.save(self.run.chart_path)
             self.emit("overview", path=str(self.run.chart_path))
         if drawn:
-            strip = contact_sheets.progress_strip(drawn, self.spec.previews.prompts, self.spec.previews.pictures)
+            strip = contact_sheets.progress_strip(drawn, self.spec.previews.prompts, self.spec.previews.images)
             strip.save(self.run.strip_path)
             self.emit("overview", path=str(self.run.strip_path))

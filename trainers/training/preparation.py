@@ -1,4 +1,4 @@
-"""Before the loop: encode every picture and caption once, keep the results on disk, free the encoders."""
+"""Before the loop: encode every image and caption once, keep the results on disk, free the encoders."""
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +17,21 @@ from ..data.images.augmentation import View, views_of
 from ..data.images.buckets import Crop, bucket_sizes, fit
 from ..data.split import split
 from ..families.protocol import Conditioning, Family, LatentFormat, TextEncoders
-from ..spec import Picture, RunSpec
+from ..spec import DatasetImage, RunSpec
 from ..words import clause, counted
-from .batches import BatchOrder, CachedPicture, CachedView, Source, prior_batches
+from .batches import BatchOrder, CachedImage, CachedView, Source, prior_batches
 
 
 @dataclass
 class Prepared:
-    """What the loop needs of the data. `trained` are the subject's pictures without those `held_out`, which are the pictures
+    """What the loop needs of the data. `trained` are the subject's images without those `held_out`, which are the images
     for validation, by digest. `text` and `vae` are there only if something still needs them."""
 
-    trained: Sequence[Picture]
+    trained: Sequence[DatasetImage]
     subject: Source
     prior: Source | None
     prior_rate: float
-    held_out: Mapping[str, CachedPicture]
+    held_out: Mapping[str, CachedImage]
     steps_per_epoch: float
     buckets: Mapping[tuple[int, int], int]
     latent_format: LatentFormat
@@ -51,29 +51,29 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     precision of text encoders that train, or None when captions can be encoded once."""
     training, form = spec.training, family.latent_format(spec.base)
     sizes = bucket_sizes(training.resolution, training.buckets)
-    pictures = spec.dataset.pictures
-    class_pictures = spec.prior.dataset.pictures if spec.prior else ()
-    crops = {picture: fit(picture.size, sizes) for picture in (*pictures, *class_pictures)}
-    trained, held_out = split(pictures, spec.validation.share)
-    views = {picture: views_of(picture, crops[picture]) for picture in (*trained, *class_pictures)}
-    plain = {picture: [View(crops[picture])] for picture in held_out}
-    notes = [*spec.dataset.notes, *notes, *crop_notes(pictures, [crops[picture] for picture in pictures]),
-             *mask_notes(spec), *held_out_notes(pictures, held_out), *variation_notes(trained)]
+    images = spec.dataset.images
+    class_images = spec.prior.dataset.images if spec.prior else ()
+    crops = {image: fit(image.size, sizes) for image in (*images, *class_images)}
+    trained, held_out = split(images, spec.validation.share)
+    views = {image: views_of(image, crops[image]) for image in (*trained, *class_images)}
+    plain = {image: [View(crops[image])] for image in held_out}
+    notes = [*spec.dataset.notes, *notes, *crop_notes(images, [crops[image] for image in images]),
+             *mask_notes(spec), *held_out_notes(images, held_out), *variation_notes(trained)]
     masks = MaskCache(spec.folders.caches, form.downscale) if spec.objective.masked else None
     latents = LatentCache(spec, family, form)
     captions = CaptionCache(spec, family, dtype)
     vae = text = None
     if accelerator.is_main_process:
         if masks:
-            seen = {**{picture: views[picture] for picture in trained}, **plain}
-            masks.fill([(picture, view.crop) for picture, each in seen.items() for view in each], emit)
-        vae = latents.fill([(picture, view) for group in (views, plain) for picture, each in group.items() for view in each],
+            seen = {**{image: views[image] for image in trained}, **plain}
+            masks.fill([(image, view.crop) for image, each in seen.items() for view in each], emit)
+        vae = latents.fill([(image, view) for group in (views, plain) for image, each in group.items() for view in each],
                            accelerator.device, emit)
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
     tokenizers = family.load_tokenizers(spec.base)
     notes += length_notes(family, tokenizers, spec)
-    varying = any(picture.variation.varies for picture in (*trained, *class_pictures))
+    varying = any(image.variation.varies for image in (*trained, *class_images))
     notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
     if keep_text is not None:
         text = load_text(spec, family, keep_text)
@@ -91,81 +91,81 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     for note in notes:
         emit("note", text=note)
 
-    def cached(picture: Picture, views: Sequence[View], masks: MaskCache | None) -> CachedPicture:
-        return CachedPicture(picture.caption, [
-            CachedView(view.crop, latents.reader(picture, view), masks.reader(picture, view.crop) if masks else None)
+    def cached(image: DatasetImage, views: Sequence[View], masks: MaskCache | None) -> CachedImage:
+        return CachedImage(image.caption, [
+            CachedView(view.crop, latents.reader(image, view), masks.reader(image, view.crop) if masks else None)
             for view in views
-        ], picture.variation, picture.weight)
+        ], image.variation, image.weight)
 
-    def source(chosen: Sequence[Picture], batch_size: int, stream: int, masks: MaskCache | None = None) -> Source:
-        order = BatchOrder([crops[picture].bucket for picture in chosen], [picture.repeats for picture in chosen],
+    def source(chosen: Sequence[DatasetImage], batch_size: int, stream: int, masks: MaskCache | None = None) -> Source:
+        order = BatchOrder([crops[image].bucket for image in chosen], [image.repeats for image in chosen],
                            batch_size, training.seed, stream)
-        return Source([cached(picture, views[picture], masks) for picture in chosen], order)
+        return Source([cached(image, views[image], masks) for image in chosen], order)
 
     subject, prior, rate = source(trained, training.batch_size, randomness.ORDER, masks), None, 0.0
     if spec.prior:
         size, rate = prior_batches(training.batch_size, spec.prior.ratio, accelerator.num_processes)
-        prior = source(class_pictures, size, randomness.CLASS_ORDER)
+        prior = source(class_images, size, randomness.CLASS_ORDER)
     return Prepared(
         trained=trained, subject=subject, prior=prior, prior_rate=rate,
-        held_out={picture.digest: cached(picture, plain[picture], masks) for picture in held_out},
+        held_out={image.digest: cached(image, plain[image], masks) for image in held_out},
         steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
-        buckets=Counter(crops[picture].bucket for picture in trained), latent_format=form,
+        buckets=Counter(crops[image].bucket for image in trained), latent_format=form,
         vae=vae.cpu() if vae is not None and spec.previews.every else None, text=text, captions=captions,
         preview_resolution=training.resolution // form.downscale * form.downscale, notes=notes,
     )
 
 
-def wanted_captions(spec: RunSpec, held_out: Sequence[Picture]) -> list[str]:
-    """Every caption that can be known before the run, once: those of pictures whose captions stay as they are, the empty
-    one, the previews'. Held-out pictures are looked at with their plain captions."""
-    pictures = [*spec.dataset.pictures, *(spec.prior.dataset.pictures if spec.prior else ())]
-    captions = [picture.variation.longest(picture.caption) for picture in pictures if not picture.variation.varies]
-    captions += [picture.caption for picture in held_out]
+def wanted_captions(spec: RunSpec, held_out: Sequence[DatasetImage]) -> list[str]:
+    """Every caption that can be known before the run, once: those of images whose captions stay as they are, the empty
+    one, the previews'. Held-out images are looked at with their plain captions."""
+    images = [*spec.dataset.images, *(spec.prior.dataset.images if spec.prior else ())]
+    captions = [image.variation.longest(image.caption) for image in images if not image.variation.varies]
+    captions += [image.caption for image in held_out]
     captions += [""] if spec.training.caption_dropout else []
     captions += [spec.previews.negative, *spec.previews.prompts] if spec.previews.every else []
     return list(dict.fromkeys(captions))
 
 
-def crop_notes(pictures: Sequence[Picture], crops: Sequence[Crop]) -> list[str]:
-    """What people would want to know about their pictures before they wait for the result."""
+def crop_notes(images: Sequence[DatasetImage], crops: Sequence[Crop]) -> list[str]:
+    """What people would want to know about their images before they wait for the result."""
     notes = []
-    enlarged = [(crop.enlargement, picture.name) for picture, crop in zip(pictures, crops) if crop.enlargement > 1.2]
+    enlarged = [(crop.enlargement, image.name) for image, crop in zip(images, crops) if crop.enlargement > 1.2]
     if enlarged:
         factor, name = max(enlarged)
-        notes.append(clause(len(enlarged), "picture", "are smaller than the training resolution and thus enlarged, "
-                            f"{name} the most ({factor:.1f} times)", len(pictures)))
-    cut = [(crop.kept, picture.name) for picture, crop in zip(pictures, crops) if crop.kept < 0.8]
+        notes.append(clause(len(enlarged), "image", "are smaller than the training resolution and thus enlarged, "
+                            f"{name} the most ({factor:.1f} times)", len(images)))
+    cut = [(crop.kept, image.name) for image, crop in zip(images, crops) if crop.kept < 0.8]
     if cut:
         kept, name = min(cut)
-        notes.append(clause(len(cut), "picture", f"lose more than a fifth of the area to the crop, {name} the most "
-                            f"({1 - kept:.0%})", len(pictures)))
+        notes.append(clause(len(cut), "image", f"lose more than a fifth of the area to the crop, {name} the most "
+                            f"({1 - kept:.0%})", len(images)))
     return notes
 
 
 def mask_notes(spec: RunSpec) -> list[str]:
-    """In a masked run, how many pictures have no mask."""
-    pictures = spec.dataset.pictures
-    without = [picture for picture in pictures if not picture.mask]
+    """In a masked run, how many images have no mask."""
+    images = spec.dataset.images
+    without = [image for image in images if not image.mask]
     if not spec.objective.masked or not without:
         return []
-    return [clause(len(without), "picture", f"have no mask, so that all of it counts, {without[0].name} for example",
-                   len(pictures))]
+    return [clause(len(without), "image", f"have no mask, so that all of it counts, {without[0].name} for example",
+                   len(images))]
 
 
-def held_out_notes(pictures: Sequence[Picture], held_out: Sequence[Picture]) -> list[str]:
-    """Which pictures are not trained; people may want to exchange them."""
+def held_out_notes(images: Sequence[DatasetImage], held_out: Sequence[DatasetImage]) -> list[str]:
+    """Which images are not trained; people may want to exchange them."""
     if not held_out:
         return []
-    names = ", ".join(picture.name for picture in held_out[:3]) + (", …" if len(held_out) > 3 else "")
-    return [clause(len(held_out), "picture", f"are held out for validation and not trained: {names}", len(pictures))]
+    names = ", ".join(image.name for image in held_out[:3]) + (", …" if len(held_out) > 3 else "")
+    return [clause(len(held_out), "image", f"are held out for validation and not trained: {names}", len(images))]
 
 
-def variation_notes(pictures: Sequence[Picture]) -> list[str]:
+def variation_notes(images: Sequence[DatasetImage]) -> list[str]:
     """Where captions have no tags that a shuffle or a dropout of tags could move or leave out."""
-    wanted = [picture for picture in pictures if picture.variation.shuffle or picture.variation.tag_dropout]
-    still = [picture for picture in wanted
-             if len(picture.variation.tags(picture.caption)[1]) < (1 if picture.variation.tag_dropout else 2)]
+    wanted = [image for image in images if image.variation.shuffle or image.variation.tag_dropout]
+    still = [image for image in wanted
+             if len(image.variation.tags(image.caption)[1]) < (1 if image.variation.tag_dropout else 2)]
     if not still:
         return []
     variation = still[0].variation
@@ -184,8 +184,8 @@ def tidy(spec: RunSpec, emit):
 
 def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:
     """Which captions are cut because they have more tokens than the text encoder takes, in their longest template."""
-    long = [(count, picture.name, room) for picture in spec.dataset.pictures
-            for count, room in [family.token_count(tokenizers, picture.variation.longest(picture.caption))] if count > room]
+    long = [(count, image.name, room) for image in spec.dataset.images
+            for count, room in [family.token_count(tokenizers, image.variation.longest(image.caption))] if count > room]
     if not long:
         return []
     count, name, room = max(long)

@@ -103,7 +103,7 @@ class Training:
         raise Cancelled
 
     def _emit_encoding(self, event: str, **fields):
-        """Encoding a large dataset takes minutes; a cancel is heard between pictures."""
+        """Encoding a large dataset takes minutes; a cancel is heard between images."""
         self.emit(event, **fields)
         if event == "encoding" and self.stop_requested():
             raise Cancelled

@@ -1,6 +1,6 @@
-"""The loss on pictures that are not trained, and when to stop because it no longer falls.
+"""The loss on images that are not trained, and when to stop because it no longer falls.
 
-Training losses jump with the noise that was drawn. Here noise and timesteps are a function of (seed, picture), so that one
+Training losses jump with the noise that was drawn. Here noise and timesteps are a function of (seed, image), so that one
 number can be compared with the next.
 """
 from dataclasses import asdict, dataclass
@@ -17,30 +17,30 @@ from ..families.protocol import Conditioning
 from ..objectives.losses import weighted_loss
 from ..objectives.objective import FlowObjective, Objective
 from ..stopping import breakable
-from .batches import Batch, CachedPicture
+from .batches import Batch, CachedImage
 
 LEVELS = 4
-"""Noise levels at which every picture is tried, in one forward pass."""
+"""Noise levels at which every image is tried, in one forward pass."""
 
 
 @torch.no_grad()
-def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objective, held_out: Mapping[str, CachedPicture],
+def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objective, held_out: Mapping[str, CachedImage],
                     conditioning: Callable[[str], Conditioning] | None, seed: int,
                     on_progress: Callable[[int, int], None] = lambda done, total: None) -> float:
-    """Mean squared error over all pictures of `held_out` (by digest) and their noise levels, without weights or dropout,
-    with plain pictures and captions; in a masked run with the masks of the pictures. None when a stop broke it off.
+    """Mean squared error over all images of `held_out` (by digest) and their noise levels, without weights or dropout,
+    with plain images and captions; in a masked run with the masks of the images. None when a stop broke it off.
 
-    The processes share the pictures; all of them must call this and all get the same number, which does not depend on how
+    The processes share the images; all of them must call this and all get the same number, which does not depend on how
     many they are. `conditioning` is None when the text encoders train. Leaves the model in evaluation mode.
     """
     model, losses = accelerator.unwrap_model(model).eval(), torch.zeros(len(held_out), device=accelerator.device)
     broken_off = torch.zeros((), device=accelerator.device)
     try:
         with breakable():
-            for place, (digest, picture) in enumerate(held_out.items()):
+            for place, (digest, image) in enumerate(held_out.items()):
                 if place % accelerator.num_processes == accelerator.process_index:
                     draw = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
-                    batch = batch_of(picture, conditioning, accelerator.device)
+                    batch = batch_of(image, conditioning, accelerator.device)
                     losses[place] = loss_of(accelerator, model, batch, objective, draw)
                     on_progress(place + 1, len(held_out))
     except Cancelled:
@@ -50,7 +50,7 @@ def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objec
 
 
 def loss_of(accelerator: Accelerator, model: nn.Module, batch: Batch, objective: Objective, draw: torch.Generator) -> Tensor:
-    """The loss of one picture at all its noise levels."""
+    """The loss of one image at all its noise levels."""
     noisy, timesteps, target = noised(objective, batch.latents, draw)
     with accelerator.autocast():
         prediction = model(noisy, timesteps, batch)
@@ -58,22 +58,22 @@ def loss_of(accelerator: Accelerator, model: nn.Module, batch: Batch, objective:
                          unmasked_weight=objective.settings.unmasked_weight)
 
 
-def batch_of(picture: CachedPicture, conditioning, device: torch.device) -> Batch:
-    """One picture LEVELS times."""
+def batch_of(image: CachedImage, conditioning, device: torch.device) -> Batch:
+    """One image LEVELS times."""
     known = conditioning and {
-        name: tensor.to(device).repeat_interleave(LEVELS, 0) for name, tensor in conditioning(picture.caption).items()}
-    [view] = picture.views  # pictures that are held out have no variants
+        name: tensor.to(device).repeat_interleave(LEVELS, 0) for name, tensor in conditioning(image.caption).items()}
+    [view] = image.views  # images that are held out have no variants
     sizes = torch.tensor([view.crop.sizes] * LEVELS, dtype=torch.float32, device=device)
     latents = view.latents().to(device).expand(LEVELS, -1, -1, -1)
     masks = view.mask().to(device).expand(LEVELS, -1, -1, -1) if view.mask else None
-    return Batch(latents, (picture.caption,) * LEVELS, known, sizes, generators=(), masks=masks)
+    return Batch(latents, (image.caption,) * LEVELS, known, sizes, generators=(), masks=masks)
 
 
 def noised(objective: Objective, latents: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """(noisy latents, timesteps, target) by the equations of `objectives`, without their offsets and weights.
 
     The noise levels lie evenly over the schedule, shifted together by a random part of their distance, so that many
-    pictures cover it all.
+    images cover it all.
     """
     shares = (torch.arange(LEVELS) + torch.rand((), generator=draw, dtype=torch.float64)) / LEVELS
     noise = torch.randn(latents.shape, generator=draw).to(latents)

@@ -19,8 +19,8 @@ Order = Literal["as they are", "alphabetical", "most frequent first"]
 
 def edit_captions(dataset: DatasetSpec, edit: Callable[[str], str], notes: Sequence[str] = ()) -> DatasetSpec:
     """The dataset with every caption edited, and with further notes. Nothing else of it changes."""
-    pictures = tuple(picture.model_copy(update={"caption": edit(picture.caption)}) for picture in dataset.pictures)
-    return dataset.model_copy(update={"pictures": pictures, "notes": (*dataset.notes, *notes)})
+    images = tuple(image.model_copy(update={"caption": edit(image.caption)}) for image in dataset.images)
+    return dataset.model_copy(update={"images": images, "notes": (*dataset.notes, *notes)})
 
 
 # ---- trigger word --------------------------------------------------------------------------------------------------
@@ -54,10 +54,10 @@ def place_trigger(dataset: DatasetSpec, trigger: str, place: str, class_word: st
 
     notes = []
     if at_class:
-        without = sum(not holds(each.caption, trigger) and not subject.search(each.caption) for each in dataset.pictures)
+        without = sum(not holds(each.caption, trigger) and not subject.search(each.caption) for each in dataset.images)
         if without:
             notes.append(clause(without, "caption", f"lack the class word {class_word!r}: the trigger {trigger!r} is put in "
-                                "front", len(dataset.pictures)))
+                                "front", len(dataset.images)))
     return edit_captions(dataset, edit, notes).model_copy(update={"trigger": trigger})
 
 
@@ -95,7 +95,7 @@ def edit_tags(dataset: DatasetSpec, rule: TagEdit) -> DatasetSpec:
     if not rule.separator.strip():
         raise UserError("separator is empty. Type what stands between tags, which is usually a comma.")
     separator = rule.separator.strip()
-    frequency = tag_frequency((picture.caption for picture in dataset.pictures), separator)
+    frequency = tag_frequency((image.caption for image in dataset.images), separator)
     glue = f"{separator} " if separator in ",;" else f" {separator} "
 
     def tags_of_trigger(caption: str) -> int:
@@ -140,15 +140,15 @@ def tag_frequency(captions: Iterable[str], separator: str = ",") -> Counter:
 # ---- by hand -------------------------------------------------------------------------------------------------------
 
 def caption_lines(dataset: DatasetSpec) -> list[str]:
-    """One line for each picture, as `edit_by_hand` reads them."""
-    return [f"{picture.name}: {one_line(picture.caption)}" for picture in dataset.pictures]
+    """One line for each image, as `edit_by_hand` reads them."""
+    return [f"{image.name}: {one_line(image.caption)}" for image in dataset.images]
 
 
 def edit_by_hand(dataset: DatasetSpec, edits: str) -> DatasetSpec:
-    """New captions from lines of `file name: caption`. Pictures without a line keep theirs; a name alone before its colon
-    empties the caption. Of pictures that share a name, each takes the next line with it, and the last line holds for the
-    rest. Lines that name no picture become notes."""
-    names = sorted({picture.name for picture in dataset.pictures}, key=len, reverse=True)
+    """New captions from lines of `file name: caption`. Images without a line keep theirs; a name alone before its colon
+    empties the caption. Of images that share a name, each takes the next line with it, and the last line holds for the
+    rest. Lines that name no image become notes."""
+    names = sorted({image.name for image in dataset.images}, key=len, reverse=True)
     found, unknown = {}, []
     for line in filter(None, (one_line(line) for line in edits.splitlines())):
         name = next((name for name in names if line.startswith(f"{one_line(name)}:")), None)
@@ -156,30 +156,30 @@ def edit_by_hand(dataset: DatasetSpec, edits: str) -> DatasetSpec:
             unknown.append(line)
         else:
             found.setdefault(name, []).append(line[len(one_line(name)) + 1:].strip())
-    holders = Counter(picture.name for picture in dataset.pictures)
-    notes = [f"the line {line[:60]!r} names no picture of the dataset and changes nothing" for line in unknown]
+    holders = Counter(image.name for image in dataset.images)
+    notes = [f"the line {line[:60]!r} names no image of the dataset and changes nothing" for line in unknown]
     notes += [f"{len(lines)} lines name {name}; the last one counts" for name, lines in found.items()
               if len(lines) > holders[name]]
     waiting = {name: list(lines if len(lines) <= holders[name] else lines[-holders[name]:]) for name, lines in found.items()}
 
-    def new_caption(picture) -> str:
-        lines = waiting.get(picture.name)
+    def new_caption(image) -> str:
+        lines = waiting.get(image.name)
         if not lines:
-            return picture.caption
+            return image.caption
         line = lines.pop(0) if len(lines) > 1 else lines[0]
-        return picture.caption if line == one_line(picture.caption) else line
+        return image.caption if line == one_line(image.caption) else line
 
-    pictures = tuple(picture.model_copy(update={"caption": new_caption(picture)}) for picture in dataset.pictures)
-    return dataset.model_copy(update={"pictures": pictures, "notes": (*dataset.notes, *notes)})
+    images = tuple(image.model_copy(update={"caption": new_caption(image)}) for image in dataset.images)
+    return dataset.model_copy(update={"images": images, "notes": (*dataset.notes, *notes)})
 
 
 # ---- what was changed ----------------------------------------------------------------------------------------------
 
 def describe_changes(before: DatasetSpec, after: DatasetSpec, shown: int = 8) -> str:
     """How many captions changed, the first of them before and after, and the notes that came with it."""
-    changed = [(old.name, old.caption, new.caption) for old, new in zip(before.pictures, after.pictures, strict=True)
+    changed = [(old.name, old.caption, new.caption) for old, new in zip(before.images, after.images, strict=True)
                if old.caption != new.caption]
-    lines = [f"{len(changed)} of {counted(len(after.pictures), 'caption')} changed."]
+    lines = [f"{len(changed)} of {counted(len(after.images), 'caption')} changed."]
     lines += [f"{note[0].upper()}{note[1:]}." for note in after.notes[len(before.notes):]]
     for name, old, new in changed[:shown]:
         lines.append(f"{name}: {old or '(empty)'} → {new or '(empty)'}")

@@ -1,4 +1,4 @@
-"""Captions in files: one text file beside each picture, or a `metadata.jsonl` for a folder (Hugging Face's imagefolder)."""
+"""Captions in files: one text file beside each image, or a `metadata.jsonl` for a folder (Hugging Face's imagefolder)."""
 import codecs
 import errno
 import json
@@ -82,8 +82,8 @@ class Metadata:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Lines like {"file_name": "cat.png", "text": "a cat"}. Of two lines for one picture, the later counts. The names are
-    only ever compared with those of pictures that were found, so it does not matter where they point to."""
+    """Lines like {"file_name": "cat.png", "text": "a cat"}. Of two lines for one image, the later counts. The names are
+    only ever compared with those of images that were found, so it does not matter where they point to."""
     found, broken = Metadata(), []
     try:
         for number, line in enumerate(_lines(path, found.problems), start=1):

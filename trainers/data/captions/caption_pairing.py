@@ -1,4 +1,4 @@
-"""Which text file is the caption of which picture of its folder, by names alone."""
+"""Which text file is the caption of which image of its folder, by names alone."""
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Collection, Sequence
@@ -12,21 +12,21 @@ READ_SUFFIXES = (*CAPTION_SUFFIXES, ".tags")
 
 @dataclass
 class Pairing:
-    """`of`: name of a picture → its caption files, the one that counts first. `inexact`: files that are read although their
-    names are not those of their pictures with `.txt` or `.caption`. `lost`: files that nobody reads."""
+    """`of`: name of an image → its caption files, the one that counts first. `inexact`: files that are read although their
+    names are not those of their images with `.txt` or `.caption`. `lost`: files that nobody reads."""
 
     of: dict[str, list[Path]] = field(default_factory=dict)
     inexact: list[Path] = field(default_factory=list)
     lost: list[Path] = field(default_factory=list)
 
 
-def pair_captions(files: Sequence[Path], pictures: Sequence[Path], passed_over: Collection[str] = ()) -> Pairing:
-    """Give caption files to the pictures of their folder: those of a picture's name (`a.txt` for `a.png`), else those of its
-    whole name (`a.png.txt`), else those that differ in case or in how accents are encoded, where that means one picture.
+def pair_captions(files: Sequence[Path], images: Sequence[Path], passed_over: Collection[str] = ()) -> Pairing:
+    """Give caption files to the images of their folder: those of an image's name (`a.txt` for `a.png`), else those of its
+    whole name (`a.png.txt`), else those that differ in case or in how accents are encoded, where that means one image.
 
-    Files of a name in `passed_over`, without suffix, belong to pictures that cannot be read, and are not lost.
+    Files of a name in `passed_over`, without suffix, belong to images that cannot be read, and are not lost.
     """
-    stems, names, loose = _by_key(pictures, lambda path: path.stem), {path.name: [path] for path in pictures}, None
+    stems, names, loose = _by_key(images, lambda path: path.stem), {path.name: [path] for path in images}, None
     pairing, found = Pairing(), {}
     for file in sorted(files, key=_rank):
         owners, distance = stems.get(file.stem), 0
@@ -34,7 +34,7 @@ def pair_captions(files: Sequence[Path], pictures: Sequence[Path], passed_over: 
             owners, distance = names.get(file.stem), 1
         if not owners:
             if loose is None:
-                loose = _by_key(pictures, lambda path: folded(path.stem)), _by_key(pictures, lambda path: folded(path.name))
+                loose = _by_key(images, lambda path: folded(path.stem)), _by_key(images, lambda path: folded(path.name))
             near = [path for table in loose for path in table.get(folded(file.stem), ())]
             owners, distance = near if len({path.stem for path in near}) == 1 else [], 2
         if owners:
@@ -61,8 +61,8 @@ def _rank(file: Path) -> tuple[int, bool, str]:
     return READ_SUFFIXES.index(file.suffix.lower()), file.suffix != file.suffix.lower(), file.name
 
 
-def _by_key(pictures: Sequence[Path], key) -> dict[str, list[Path]]:
+def _by_key(images: Sequence[Path], key) -> dict[str, list[Path]]:
     table: dict[str, list[Path]] = {}
-    for path in pictures:
+    for path in images:
         table.setdefault(key(path), []).append(path)
     return table

@@ -1,4 +1,4 @@
-"""Where the caption of a picture comes from, and what people should know of it."""
+"""Where the caption of an image comes from, and what people should know of it."""
 from collections import Counter
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from ...words import clause, counted, listed, one_line, shown
 from ..sources import Folder
 from .caption_files import Metadata, comparable, read_caption_file, read_metadata
 
-SHARED = "belong to several pictures"
+SHARED = "belong to several images"
 EMPTY = "are empty, which counts as missing"
 
 
 class CaptionSearch:
-    """Finds the captions of a dataset's pictures, folder by folder from the top down.
+    """Finds the captions of a dataset's images, folder by folder from the top down.
 
-    A `.txt` file beside the picture goes before a `.caption` file, this before a line of the nearest `metadata.jsonl`, this
+    A `.txt` file beside the image goes before a `.caption` file, this before a line of the nearest `metadata.jsonl`, this
     before the name of an `N_name` folder, and all before the default caption. An empty caption counts as none.
     """
 
@@ -21,7 +21,7 @@ class CaptionSearch:
         self.default = one_line(default)
         self.metadata: dict[str, Metadata] = {}
         self.named: set[tuple[str, str]] = set()
-        """(folder, name) of the lines in metadata files whose pictures were found."""
+        """(folder, name) of the lines in metadata files whose images were found."""
         self.texts: dict[Path, str] = {}
         self.remarks: dict[str, list[str]] = {}
         """Remark → names of the caption files it is about."""
@@ -30,51 +30,51 @@ class CaptionSearch:
         self.lost: list[str] = []
 
     def enter(self, folder: Folder):
-        """Get to know a folder before its pictures and the folders in it are asked for."""
+        """Get to know a folder before its images and the folders in it are asked for."""
         if folder.metadata:
             self.metadata[folder.name] = read_metadata(folder.metadata)
         self.inexact += [folder.name + file.name for file in folder.captions.inexact]
         self.lost += [folder.name + file.name for file in folder.captions.lost]
 
-    def of(self, folder: Folder, picture: Path) -> str:
-        """The caption of a picture of a folder, on one line, "" for none."""
-        texts = [self._text(folder, file) for file in folder.captions.of.get(picture.name, ())]
-        found = {"file": next(filter(None, texts), ""), "metadata": self._described(folder, picture),
+    def of(self, folder: Folder, image: Path) -> str:
+        """The caption of an image of a folder, on one line, "" for none."""
+        texts = [self._text(folder, file) for file in folder.captions.of.get(image.name, ())]
+        found = {"file": next(filter(None, texts), ""), "metadata": self._described(folder, image),
                  "folder": one_line(folder.caption)}
         source = next((name for name, caption in found.items() if caption), "none")
         self.sources[source] += 1
         return found.get(source, self.default)
 
     def notes(self, count: int, trigger: str) -> list[str]:
-        """What is to be known of the captions of `count` pictures."""
+        """What is to be known of the captions of `count` images."""
         notes = [clause(len(names), "caption file", f"{remark}: {listed(names)}")
                  for remark, names in self.remarks.items()]
         if self.inexact:
-            notes.append(clause(len(self.inexact), "caption file", "are read, although the name is not that of a picture "
+            notes.append(clause(len(self.inexact), "caption file", "are read, although the name is not that of an image "
                                 f"with .txt or .caption: {listed(self.inexact)}"))
         if self.lost:
-            notes.append(clause(len(self.lost), "caption file", "are not read, because no picture has such a name, or "
+            notes.append(clause(len(self.lost), "caption file", "are not read, because no image has such a name, or "
                                 f"it has another one: {listed(self.lost)}"))
         for above, metadata in self.metadata.items():
             notes += [f"{shown(above)}metadata.jsonl: {problem}" for problem in metadata.problems]
             lost = [name for name in metadata.captions if (above, name) not in self.named]
             if lost:
-                notes.append(f"{shown(above)}metadata.jsonl has captions of {counted(len(lost), 'picture')} that "
+                notes.append(f"{shown(above)}metadata.jsonl has captions of {counted(len(lost), 'image')} that "
                              f"{'is' if len(lost) == 1 else 'are'} not in this dataset: {listed(lost)}")
         if self.sources["folder"]:
             notes.append(clause(
-                self.sources["folder"], "picture", "have no caption; the name of the folder is taken", count))
+                self.sources["folder"], "image", "have no caption; the name of the folder is taken", count))
         if self.sources["none"]:
             instead = f"caption {self.default!r}" if self.default else "trigger word alone" if trigger else "empty caption"
-            notes.append(clause(self.sources["none"], "picture", f"have no caption file; the {instead} is taken", count))
+            notes.append(clause(self.sources["none"], "image", f"have no caption file; the {instead} is taken", count))
         return notes
 
-    def _described(self, folder: Folder, picture: Path) -> str:
-        """The caption in the nearest metadata file that knows the picture."""
+    def _described(self, folder: Folder, image: Path) -> str:
+        """The caption in the nearest metadata file that knows the image."""
         parts = folder.name.split("/")[:-1]
         for depth in range(len(parts), -1, -1):
             above = "".join(f"{part}/" for part in parts[:depth])
-            name = comparable((folder.name + picture.name).removeprefix(above))
+            name = comparable((folder.name + image.name).removeprefix(above))
             if name in getattr(self.metadata.get(above), "captions", ()):
                 self.named.add((above, name))
                 return self.metadata[above].captions[name]

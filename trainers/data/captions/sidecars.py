@@ -1,4 +1,4 @@
-"""Captions written beside their pictures, with a backup of every file that changes, and taken back again.
+"""Captions written beside their images, with a backup of every file that changes, and taken back again.
 
 Each write of a folder is a dated folder in BACKUPS, with copies of the files as they were and a journal, which is there
 before the first file is touched: a write that was cut off can be taken back like any other.
@@ -13,7 +13,7 @@ from typing import Iterable, Sequence
 
 from ...errors import UserError
 from ...files import read_json, temporary_beside, write_json
-from ...spec import DatasetSpec, Picture
+from ...spec import DatasetImage, DatasetSpec
 from ...words import clause, listed, one_line, shown
 from ..sources import inside
 from .trigger_word import CAPTION_SUFFIXES, read_caption
@@ -24,10 +24,10 @@ JOURNAL = "journal.json"
 
 @dataclass(frozen=True)
 class Change:
-    """One caption file: `old` and `new` are its captions (None: no such file), `picture` the name of the picture."""
+    """One caption file: `old` and `new` are its captions (None: no such file), `image` the name of the image."""
 
     file: Path
-    picture: str
+    image: str
     old: str | None
     new: str
 
@@ -42,14 +42,14 @@ class Plan:
     unchanged: int
 
 
-def caption_file(picture: Path) -> Path:
-    """Where the caption of a picture is, or would be written."""
-    files = [picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+def caption_file(image: Path) -> Path:
+    """Where the caption of an image is, or would be written."""
+    files = [image.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
     return next((file for file in files if file.is_file()), files[0])
 
 
 def plan_write(dataset: DatasetSpec, folders: Iterable[Path], only_missing: bool = False, edits: str = "") -> Plan:
-    """Compare the captions with the files beside the pictures. `folders` are the dataset folders of the pictures.
+    """Compare the captions with the files beside the images. `folders` are the dataset folders of the images.
 
     `edits` identifies what made these captions. A file that the last write made by the same edits, and that is as it was
     written, is left alone: it has been read and edited once more on its way here, and its captions would grow with each
@@ -58,16 +58,16 @@ def plan_write(dataset: DatasetSpec, folders: Iterable[Path], only_missing: bool
     folders = list(folders)
     homes = [os.path.realpath(folder) for folder in folders]
     finished = {folder / entry["file"]: entry for folder in folders for entry in _last_files(folder, edits)}
-    by_file: dict[Path, list[Picture]] = {}
-    for picture in dataset.pictures:
-        by_file.setdefault(caption_file(Path(picture.path)), []).append(picture)
+    by_file: dict[Path, list[DatasetImage]] = {}
+    for image in dataset.images:
+        by_file.setdefault(caption_file(Path(image.path)), []).append(image)
     changes, notes, as_written, unchanged = [], [], {}, 0
-    for file, pictures in by_file.items():
-        captions, names = {one_line(picture.caption) for picture in pictures}, sorted({each.name for each in pictures})
+    for file, images in by_file.items():
+        captions, names = {one_line(image.caption) for image in images}, sorted({each.name for each in images})
         if file.is_symlink() and not any(inside(os.path.realpath(file), home) for home in homes):
             notes.append(f"{shown(file.name)} is a link that leads out of the dataset's folder: neither read nor written")
             continue
-        old = read_caption(Path(pictures[0].path)) if file.is_file() else None
+        old = read_caption(Path(images[0].path)) if file.is_file() else None
         if file in finished and digest(file) == finished[file]["after"]:
             as_written[file] = finished[file]["text"]
             unchanged += 1
@@ -75,18 +75,18 @@ def plan_write(dataset: DatasetSpec, folders: Iterable[Path], only_missing: bool
             whose = (f"{' and '.join(names)} share the file {shown(file.name)}" if len(names) > 1
                      else f"{names[0]} occurs twice")
             notes.append(f"{whose} and have different captions: not written; " + (
-                "rename one of the pictures" if len(names) > 1 else "give it one caption"))
+                "rename one of the images" if len(names) > 1 else "give it one caption"))
         elif old == (new := captions.pop()) or (old is None and not new) or (only_missing and old is not None):
             unchanged += 1
         else:
-            changes.append(Change(file, pictures[0].name, old, new))
+            changes.append(Change(file, images[0].name, old, new))
     if as_written:
         notes.append(clause(len(as_written), "caption", "were written by the same nodes before and left as written: edited "
                             "a second time, it would not be what was asked for. Undo Write Captions takes that back"))
-    pictures = tuple(picture.model_copy(update={"caption": as_written[file]})
-                     if (file := caption_file(Path(picture.path))) in as_written else picture
-                     for picture in dataset.pictures)
-    return Plan(tuple(changes), tuple(notes), dataset.model_copy(update={"pictures": pictures}), unchanged)
+    images = tuple(image.model_copy(update={"caption": as_written[file]})
+                   if (file := caption_file(Path(image.path))) in as_written else image
+                   for image in dataset.images)
+    return Plan(tuple(changes), tuple(notes), dataset.model_copy(update={"images": images}), unchanged)
 
 
 def write_sidecars(plan: Plan, folders: Sequence[Path], edits: str = "") -> list[Path]:

@@ -21,6 +21,6 @@ IMAGENET_OBJECTS = _around(
 )
 IMAGENET_STYLES = _around(*(f"{beginning} in the style of" for beginning in (
     "a painting", "a rendering", "a cropped painting", "the painting", "a clean painting", "a dirty painting",
-    "a dark painting", "a picture", "a cool painting", "a close-up painting", "a bright painting", "a good painting",
+    "a dark painting", "an image", "a cool painting", "a close-up painting", "a bright painting", "a good painting",
     "a rendition", "a nice painting", "a small painting", "a weird painting", "a large painting",
 )))

@@ -7,17 +7,17 @@ MANY_TOKENS = 3
 LITTLE_WORDS = frozenset("a an and at by for from in is of on or the to with".split())
 
 
-def trigger_notes(dataset: DatasetSpec, class_pictures: DatasetSpec | None, tokenizer) -> list[str]:
-    """Notes on a dataset's trigger word and on how its captions and the class pictures' fit together. `tokenizer` is a
+def trigger_notes(dataset: DatasetSpec, class_images: DatasetSpec | None, tokenizer) -> list[str]:
+    """Notes on a dataset's trigger word and on how its captions and the class images' fit together. `tokenizer` is a
     CLIPTokenizer."""
     notes = word_notes(dataset.trigger, tokenizer) if dataset.trigger else []
     if dataset.trigger:
-        captions = [picture.caption for picture in dataset.pictures]
+        captions = [image.caption for image in dataset.images]
         without = sum(not holds(caption, dataset.trigger) for caption in captions)
         if without:
             notes.append(clause(without, "caption", f"lack the trigger {dataset.trigger!r}; it learns nothing from such "
-                                "pictures", len(captions)))
-    return notes + (class_notes(dataset, class_pictures) if class_pictures else [])
+                                "images", len(captions)))
+    return notes + (class_notes(dataset, class_images) if class_images else [])
 
 
 def word_notes(trigger: str, tokenizer) -> list[str]:
@@ -31,16 +31,16 @@ def word_notes(trigger: str, tokenizer) -> list[str]:
     return []
 
 
-def class_notes(dataset: DatasetSpec, class_pictures: DatasetSpec) -> list[str]:
-    """Class pictures hold what their captions name: that should be the subject's class, and not the subject."""
-    notes, captions = [], [picture.caption for picture in class_pictures.pictures]
+def class_notes(dataset: DatasetSpec, class_images: DatasetSpec) -> list[str]:
+    """Class images hold what their captions name: that should be the subject's class, and not the subject."""
+    notes, captions = [], [image.caption for image in class_images.images]
     named = sum(holds(caption, dataset.trigger) for caption in captions) if dataset.trigger else 0
     if named:
-        notes.append(f"{named} of {len(captions)} captions of class pictures hold the trigger {dataset.trigger!r}, so that "
+        notes.append(f"{named} of {len(captions)} captions of class images hold the trigger {dataset.trigger!r}, so that "
                      "it learns the class instead of the subject; call them by the class alone")
-    subject = {word for picture in dataset.pictures for word in words(picture.caption)} - words(dataset.trigger)
+    subject = {word for image in dataset.images for word in words(image.caption)} - words(dataset.trigger)
     if subject and not any(subject & words(caption) for caption in captions):
-        notes.append("no caption of a class picture shares a word with the subject's captions; class pictures hold the "
+        notes.append("no caption of a class image shares a word with the subject's captions; class images hold the "
                      "class where both name it, for example 'ohwx dog' and 'a dog'")
     return notes
 

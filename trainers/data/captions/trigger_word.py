@@ -7,10 +7,10 @@ from .caption_files import read_caption_file
 CAPTION_SUFFIXES = (".txt", ".caption")
 
 
-def read_caption(picture: Path) -> str | None:
-    """The caption beside a picture, on one line; None when there is no caption file. Odd bytes do not stop a run."""
+def read_caption(image: Path) -> str | None:
+    """The caption beside an image, on one line; None when there is no caption file. Odd bytes do not stop a run."""
     for suffix in CAPTION_SUFFIXES:
-        file = picture.with_suffix(suffix)
+        file = image.with_suffix(suffix)
         if file.is_file():
             return read_caption_file(file)[0]
     return None

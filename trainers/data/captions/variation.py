@@ -1,4 +1,4 @@
-"""A picture's caption as it stands in one step: tags shuffled and left out, inside a sentence that was drawn."""
+"""An image's caption as it stands in one step: tags shuffled and left out, inside a sentence that was drawn."""
 import torch
 
 from ...spec import CaptionVariationSpec

@@ -1,8 +1,8 @@
-"""Variants of a picture that are made once and cached: mirrored, cut closer, in other colours, with grain.
+"""Variants of an image that are made once and cached: mirrored, cut closer, in other colours, with grain.
 
-Variants are drawn from the picture's digest and their number, not from the training seed: runs with other seeds find them
+Variants are drawn from the image's digest and their number, not from the training seed: runs with other seeds find them
 in the cache, and draw another variant in each step. What a variant is, is in its `View` as plain numbers, which are also
-what it is cached by; a variant that changes nothing is the plain picture.
+what it is cached by; a variant that changes nothing is the plain image.
 """
 import hashlib
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageEnhance
 
 from ... import randomness
-from ...spec import Picture
+from ...spec import DatasetImage
 from .buckets import Crop
-from .image_files import cut_picture
+from .image_files import cut_image
 
 PLAIN = (1.0, 1.0, 1.0)
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -22,7 +22,7 @@ ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 @dataclass(frozen=True)
 class View:
-    """A way to look at a picture: where it is cut, its brightness, contrast and saturation as factors, and the standard
+    """A way to look at an image: where it is cut, its brightness, contrast and saturation as factors, and the standard
     deviation of the noise on it, where black to white is 1."""
 
     crop: Crop
@@ -32,15 +32,15 @@ class View:
 
     @property
     def appearance(self) -> tuple:
-        """What changes pixels besides the crop, for a cache's key; empty for the picture as it is."""
+        """What changes pixels besides the crop, for a cache's key; empty for the image as it is."""
         return (*self.colour, self.noise, self.noise_seed) if self.noise or self.colour != PLAIN else ()
 
 
-def views_of(picture: Picture, crop: Crop) -> list[View]:
-    """The variants that the picture's augmentation asks for; the plain picture alone where it asks for none. `crop` is the
-    way of the plain picture into its bucket; all variants share the bucket."""
-    settings, views = picture.augmentation, []
-    digest = int.from_bytes(hashlib.sha256(f"augmentation {picture.digest}".encode()).digest()[:8], "big")
+def views_of(image: DatasetImage, crop: Crop) -> list[View]:
+    """The variants that the image's augmentation asks for; the plain image alone where it asks for none. `crop` is the
+    way of the plain image into its bucket; all variants share the bucket."""
+    settings, views = image.augmentation, []
+    digest = int.from_bytes(hashlib.sha256(f"augmentation {image.digest}".encode()).digest()[:8], "big")
     for variant in range(settings.variants):
         # All numbers are drawn always, in the same order, so that one setting does not change what another does.
         draw = randomness.generator(digest, randomness.AUGMENTATION, variant)
@@ -63,9 +63,9 @@ def closer(crop: Crop, share: float, left: float, top: float, mirrored: bool) ->
     return Crop(crop.original, resized, *places, crop.bucket, mirrored)
 
 
-def view_pixels(picture: Image.Image, view: View) -> torch.Tensor:
-    """The picture as the view shows it, uint8 [3, height, width]."""
-    cut = cut_picture(picture, view.crop)
+def view_pixels(image: Image.Image, view: View) -> torch.Tensor:
+    """The image as the view shows it, uint8 [3, height, width]."""
+    cut = cut_image(image, view.crop)
     for enhancer, factor in zip(ENHANCERS, view.colour):
         if factor != 1:
             cut = enhancer(cut).enhance(factor)

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: every picture is resized to the bucket of its shape, so that little is cut away.
+"""Aspect-ratio buckets: every image is resized to the bucket of its shape, so that little is cut away.
 
 Sizes are (width, height) in pixels. The idea is NovelAI's aspect ratio bucketing (2022): buckets of about equal area
 whose sides are multiples of a step.
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from math import log
 
 MAXIMUM_ASPECT = 2.5
-"""Longer pictures are cut to this ratio of their sides; beyond it a batch holds little of the subject."""
+"""Longer images are cut to this ratio of their sides; beyond it a batch holds little of the subject."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A picture on its way into a bucket: resized to `resized`, then cut at `left`, `top` to `bucket`, then perhaps
+    """An image on its way into a bucket: resized to `resized`, then cut at `left`, `top` to `bucket`, then perhaps
     mirrored left to right."""
 
     original: tuple[int, int]
@@ -24,7 +24,7 @@ class Crop:
 
     @property
     def kept(self) -> float:
-        """Share of the picture's area that is left after the cut."""
+        """Share of the image's area that is left after the cut."""
         return self.bucket[0] * self.bucket[1] / (self.resized[0] * self.resized[1])
 
     @property
@@ -34,13 +34,13 @@ class Crop:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Original height and width, crop top and left, target height and width: SDXL's size conditioning. Of a mirrored
-        picture, `left` is what is cut from the left of its mirror image."""
+        image, `left` is what is cut from the left of its mirror image."""
         left = self.resized[0] - self.left - self.bucket[0] if self.mirrored else self.left
         return (*self.original[::-1], self.top, left, *self.bucket[::-1])
 
     @property
     def key(self) -> tuple:
-        """What it does to a picture, for a cache's key."""
+        """What it does to an image, for a cache's key."""
         return self.resized, self.left, self.top, self.bucket, self.mirrored
 
 
@@ -63,7 +63,7 @@ def bucket_sizes(resolution: int, buckets: bool = True) -> list[tuple[int, int]]
 
 
 def fit(size: tuple[int, int], buckets: list[tuple[int, int]]) -> Crop:
-    """Put a picture into the bucket nearest in aspect ratio: cover it, cut the rest evenly from both sides."""
+    """Put an image into the bucket nearest in aspect ratio: cover it, cut the rest evenly from both sides."""
     width, height = size
     bucket = min(buckets, key=lambda each: (abs(log(width / height) - log(each[0] / each[1])), -each[0] * each[1]))
     factor = max(bucket[0] / width, bucket[1] / height)

@@ -1,4 +1,4 @@
-"""Whatever a picture file holds → 8-bit sRGB, with its transparency: depths, palettes, inks and colour profiles.
+"""Whatever an image file holds → 8-bit sRGB, with its transparency: depths, palettes, inks and colour profiles.
 
 Pillow itself reads 16-bit RGB, RGBA and grey-with-alpha files at 8 bits: it drops the low byte, which makes a value at most
 one step too dark. 16-bit grey, 32-bit and floating-point files come at their full depth and are scaled here.
@@ -13,7 +13,7 @@ from ...errors import UserError
 
 DAMAGED_PROFILE = "have a colour profile that cannot be used; sRGB is taken instead"
 PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
-"""Pillow's mode → the colour space that the profile of such a picture names (ICC.1:2022, table 19)."""
+"""Pillow's mode → the colour space that the profile of such an image names (ICC.1:2022, table 19)."""
 WHITES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0, 2.0**31 - 1)}
 """Mode → what white may be in a file of 32-bit or floating-point values."""
 UNCERTAIN_WHITE = "hold 32-bit values, of which the largest decides what is taken as white (1, 255, 65535 or 2³¹)"
@@ -33,33 +33,33 @@ def hexadecimal(colour: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def eight_bits(picture: Image.Image) -> Image.Image:
-    """Deeper grey pictures as "L", or as "LA" where one of their values stands for transparency; others as they are.
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Deeper grey images as "L", or as "LA" where one of their values stands for transparency; others as they are.
 
     16-bit values are divided by 257. 32-bit and floating-point values have no fixed white: it is the smallest of `WHITES`
     that none of them exceeds. What is negative or not a number is black.
     """
-    deep = picture.mode.startswith("I;16")
-    if not deep and picture.mode not in WHITES:
-        return picture
-    values, clear = np.asarray(picture), picture.info.get("transparency")
+    deep = image.mode.startswith("I;16")
+    if not deep and image.mode not in WHITES:
+        return image
+    values, clear = np.asarray(image), image.info.get("transparency")
     alpha = None if clear is None else Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
-    whites = (65535.0,) if deep else WHITES[picture.mode]
+    whites = (65535.0,) if deep else WHITES[image.mode]
     values = np.nan_to_num(values.astype(np.float32), nan=0, neginf=0).clip(0, whites[-1])
     white = next(each for each in whites if values.max() <= np.float32(each))
     grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
     grey = Image.merge("LA", (grey, alpha)) if alpha else grey
-    grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}
+    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
     return grey
 
 
-def to_srgb(picture: Image.Image) -> Image.Image:
-    """An 8-bit picture of any mode as "RGB", or as "RGBA" where it has transparency. A colour profile that cannot be used
+def to_srgb(image: Image.Image) -> Image.Image:
+    """An 8-bit image of any mode as "RGB", or as "RGBA" where it has transparency. A colour profile that cannot be used
     counts as none: then grey and RGB are sRGB already, and inks become colours by Pillow's plain formula."""
-    profile = picture.info.get("icc_profile")
-    alpha, mode = opacity(picture), _colour_mode(picture)
+    profile = image.info.get("icc_profile")
+    alpha, mode = opacity(image), _colour_mode(image)
     # By way of "RGBA", a palette keeps the colours of its transparent entries.
-    colours = picture.convert("RGBA") if alpha and picture.mode not in ("LA", "RGBA") else picture
+    colours = image.convert("RGBA") if alpha and image.mode not in ("LA", "RGBA") else image
     colours = colours if colours.mode == mode else colours.convert(mode)
     if profile or colours.mode == "LAB":
         try:
@@ -73,29 +73,29 @@ def to_srgb(picture: Image.Image) -> Image.Image:
     return rgb
 
 
-def profile_fits(picture: Image.Image) -> bool:
-    """Whether the picture's colour profile, if it has one, can be used."""
-    profile = picture.info.get("icc_profile")
+def profile_fits(image: Image.Image) -> bool:
+    """Whether the image's colour profile, if it has one, can be used."""
+    profile = image.info.get("icc_profile")
     try:
         if profile:
-            _transform(profile, _colour_mode(picture))
+            _transform(profile, _colour_mode(image))
     except (ImageCms.PyCMSError, ImportError):
         return False
     return True
 
 
-def _colour_mode(picture: Image.Image) -> str:
-    """The mode of a picture's colours, without palette and transparency."""
-    if picture.mode in ("1", "L", "LA", "La"):
+def _colour_mode(image: Image.Image) -> str:
+    """The mode of an image's colours, without palette and transparency."""
+    if image.mode in ("1", "L", "LA", "La"):
         return "L"
-    return picture.mode if picture.mode in PROFILE_SPACES else "RGB"
+    return image.mode if image.mode in PROFILE_SPACES else "RGB"
 
 
-def opacity(picture: Image.Image) -> Image.Image | None:
-    """How opaque each pixel of an 8-bit picture is, as "L"; None where it has no transparency."""
-    if not picture.has_transparency_data:
+def opacity(image: Image.Image) -> Image.Image | None:
+    """How opaque each pixel of an 8-bit image is, as "L"; None where it has no transparency."""
+    if not image.has_transparency_data:
         return None
-    return (picture if picture.mode in ("LA", "RGBA") else picture.convert("RGBA")).getchannel("A")
+    return (image if image.mode in ("LA", "RGBA") else image.convert("RGBA")).getchannel("A")
 
 
 @lru_cache(maxsize=32)
@@ -103,12 +103,12 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
     """From a profile to sRGB; None where that changes nothing. Without a profile "LAB" is CIE Lab at D50.
 
     Raises PyCMSError for a profile that is damaged or does not fit the mode, ImportError where Pillow lacks littlecms.
-    Relative colorimetric with black point compensation is what photo editors use to show a picture.
+    Relative colorimetric with black point compensation is what photo editors use to show an image.
     """
     source = ImageCms.getOpenProfile(BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
     space = (source.profile if profile else source).xcolor_space.strip()
     if space != PROFILE_SPACES[mode]:
-        raise ImageCms.PyCMSError(f"a profile of {space} on a picture of {mode}")
+        raise ImageCms.PyCMSError(f"a profile of {space} on an image of {mode}")
     transform = ImageCms.buildTransform(
         source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC,
         BLACK_POINT_COMPENSATION)

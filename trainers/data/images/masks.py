@@ -1,6 +1,6 @@
-"""Masks: which parts of a picture count in the loss. White counts, black counts less, grey in between.
+"""Masks: which parts of an image count in the loss. White counts, black counts less, grey in between.
 
-A mask is a file of its own beside the picture, or the picture's own transparency. The names are OneTrainer's
+A mask is a file of its own beside the image, or the image's own transparency. The names are OneTrainer's
 (`cat-masklabel.png`), the `cat_mask.png` of many tools, and kohya's folder of equally named files, here `masks`.
 """
 from pathlib import Path
@@ -13,62 +13,62 @@ from PIL import Image
 
 from .buckets import Crop
 from .colors import opacity
-from .image_files import open_picture
+from .image_files import open_image
 
 MASK_FOLDER = "masks"
 CERTAIN_SUFFIX, POSSIBLE_SUFFIX = "-masklabel", "_mask"
-"""A file with the first is always a mask; with the second only beside a picture without it: `gas_mask.png` may be one."""
+"""A file with the first is always a mask; with the second only beside an image without it: `gas_mask.png` may be one."""
 SHAPE_TOLERANCE = 0.02
-"""How much the proportions of a mask may differ from its picture's."""
+"""How much the proportions of a mask may differ from its image's."""
 
 
 def pair_masks(files: Iterable[Path], others: Iterable[Path] = ()) -> tuple[list[Path], dict[str, Path]]:
-    """Sort the picture files of a folder, in the order of their names, into pictures and {stem of a picture: its mask}.
-    `others` are the files of the folder `masks`; a mask beside the picture goes before them."""
-    files, pictures, masks = list(files), [], {}
+    """Sort the image files of a folder, in the order of their names, into images and {stem of an image: its mask}.
+    `others` are the files of the folder `masks`; a mask beside the image goes before them."""
+    files, images, masks = list(files), [], {}
     stems = {file.stem for file in files}
     for file in files:
         stem = masked_stem(file, stems)
         if stem is None:
-            pictures.append(file)
+            images.append(file)
         else:
             masks.setdefault(stem, file)
     for file in others:
         masks.setdefault(file.stem, file)
-    return pictures, masks
+    return images, masks
 
 
 def masked_stem(file: Path, stems: Collection[str]) -> str | None:
-    """The stem of the picture that a file is the mask of, by its name; None for a picture."""
+    """The stem of the image that a file is the mask of, by its name; None for an image."""
     if file.stem.endswith(CERTAIN_SUFFIX):
         return file.stem.removesuffix(CERTAIN_SUFFIX)
     bare = file.stem.removesuffix(POSSIBLE_SUFFIX)
     return bare if bare != file.stem and bare in stems else None
 
 
-def fits(mask: tuple[int, int], picture: tuple[int, int]) -> bool:
+def fits(mask: tuple[int, int], image: tuple[int, int]) -> bool:
     """Whether two sizes (width, height) have the same proportions."""
-    return abs(mask[0] * picture[1] / (mask[1] * picture[0]) - 1) <= SHAPE_TOLERANCE
+    return abs(mask[0] * image[1] / (mask[1] * image[0]) - 1) <= SHAPE_TOLERANCE
 
 
 def read_mask(path: Path) -> Image.Image:
     """A mask file as 8-bit grey; transparent parts are black. Raises UserError that names a file it cannot read."""
-    picture = open_picture(path)
-    if not picture.has_transparency_data:
-        return picture.convert("L")
-    canvas = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-    canvas.alpha_composite(picture.convert("RGBA"))
+    image = open_image(path)
+    if not image.has_transparency_data:
+        return image.convert("L")
+    canvas = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    canvas.alpha_composite(image.convert("RGBA"))
     return canvas.convert("L")
 
 
 def read_transparency(path: Path) -> Image.Image:
-    """What is opaque in a picture, as 8-bit grey: white where nothing shows through."""
-    picture = open_picture(path)
-    return opacity(picture) or Image.new("L", picture.size, 255)
+    """What is opaque in an image, as 8-bit grey: white where nothing shows through."""
+    image = open_image(path)
+    return opacity(image) or Image.new("L", image.size, 255)
 
 
 def latent_mask(mask: Image.Image, crop: Crop, downscale: int) -> torch.Tensor:
-    """The mask on the picture's way into its bucket, averaged over the area of each latent: float32 in 0…1
+    """The mask on the image's way into its bucket, averaged over the area of each latent: float32 in 0…1
     [1, height / downscale, width / downscale]."""
     left, top, (width, height) = crop.left, crop.top, crop.bucket
     cut = mask.resize(crop.resized, Image.Resampling.BOX).crop((left, top, left + width, top + height))

@@ -1,13 +1,13 @@
-"""What others found to work for so many pictures: figures from their own guides, as advice and not as a rule."""
+"""What others found to work for so many images: figures from their own guides, as advice and not as a rule."""
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Practice:
-    """A method's usual number of pictures and of steps with one picture each. `source` says whose figures they are."""
+    """A method's usual number of images and of steps with one image each. `source` says whose figures they are."""
 
     method: str
-    pictures: tuple[int, int]
+    images: tuple[int, int]
     steps: tuple[int, int]
     source: str
     more: str = ""
@@ -15,30 +15,30 @@ class Practice:
 
 PRACTICES = (
     Practice("LoRA", (10, 20), (500, 1600),
-             "pictures: ComfyUI's documentation; steps: diffusers' SDXL example 500, kohya's guide 1,600"),
+             "images: ComfyUI's documentation; steps: diffusers' SDXL example 500, kohya's guide 1,600"),
     Practice("DreamBooth", (3, 5), (400, 800),
-             "pictures: Ruiz et al. 2022; steps: diffusers' guide, 400 alone and 800 with class images",
+             "images: Ruiz et al. 2022; steps: diffusers' guide, 400 alone and 800 with class images",
              "add 200 to 300 class images"),
     Practice("Textual Inversion", (3, 5), (500, 3000),
-             "pictures: Gal et al. 2022; steps: diffusers' examples, 500 for SDXL and 3,000 for SD 1.x"),
+             "images: Gal et al. 2022; steps: diffusers' examples, 500 for SDXL and 3,000 for SD 1.x"),
 )
 
 
-def advice(pictures: int, seen: int) -> list[str]:
-    """A sentence for each method. `seen` counts repeats: how many pictures one round through the dataset has."""
+def advice(images: int, seen: int) -> list[str]:
+    """A sentence for each method. `seen` counts repeats: how many images one round through the dataset has."""
     lines = []
     for practice in PRACTICES:
-        (few, many), (short, long) = practice.pictures, practice.steps
-        if pictures < few:
-            fit = f"{few} to {many} are usual; with {pictures} expect it to repeat them, so vary and stop early"
-        elif pictures <= many:
-            fit = f"{pictures} is a usual number"
+        (few, many), (short, long) = practice.images, practice.steps
+        if images < few:
+            fit = f"{few} to {many} are usual; with {images} expect it to repeat them, so vary and stop early"
+        elif images <= many:
+            fit = f"{images} is a usual number"
         else:
-            fit = f"{few} to {many} are usual and {pictures} are more to learn from, if they show the same thing"
+            fit = f"{few} to {many} are usual and {images} are more to learn from, if they show the same thing"
         more = f"; {practice.more}" if practice.more else ""
-        lines.append(f"{practice.method}: {fit}. {short:,} to {long:,} steps of one picture show each "
+        lines.append(f"{practice.method}: {fit}. {short:,} to {long:,} steps of one image show each "
                      f"{_times(short / seen)} to {_times(long / seen)} times{more} ({practice.source}).")
-    lines.append("Hypernetwork: nobody whose figures we know gives a number of pictures; start as for a LoRA.")
+    lines.append("Hypernetwork: nobody whose figures we know gives a number of images; start as for a LoRA.")
     return lines
 
 

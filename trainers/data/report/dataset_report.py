@@ -26,15 +26,15 @@ from .lint import CLIP_TOKENS, count, frequencies, lint
 from .near_duplicates import similar_groups
 
 THREADS = min(4, os.cpu_count() or 1)
-"""Pictures decoded at once: a large one takes hundreds of megabytes."""
+"""Images decoded at once: a large one takes hundreds of megabytes."""
 ASPECTS = ((0.4, "< 2:5"), (0.6, "1:2"), (0.72, "2:3"), (0.9, "3:4"), (1.12, "1:1"), (1.4, "4:3"), (1.65, "3:2"),
            (2.5, "2:1"), (float("inf"), "> 5:2"))
-"""Up to which width over height a picture is of which shape."""
+"""Up to which width over height an image is of which shape."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """`measured` and `crops` are in the order of the pictures; None for a picture that cannot be read any more."""
+    """`measured` and `crops` are in the order of the images; None for an image that cannot be read any more."""
 
     dataset: DatasetSpec
     trigger: str
@@ -46,48 +46,48 @@ class Report:
 
     @property
     def marks(self) -> dict[int, list[str]]:
-        """Place of a picture → what its findings are called on the contact sheet."""
+        """Place of an image → what its findings are called on the contact sheet."""
         marks: dict[int, list[str]] = {}
         for finding in self.findings:
-            for place in finding.pictures if finding.mark else ():
+            for place in finding.images if finding.mark else ():
                 marks.setdefault(place, []).append(finding.mark)
         return marks
 
 
 def examine(dataset: DatasetSpec, resolution: int, tokenizer, trigger: str = "", room: int = CLIP_TOKENS,
             on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> Report:
-    """Measure all pictures and judge them and their captions, for training at `resolution`.
+    """Measure all images and judge them and their captions, for training at `resolution`.
 
     `trigger` is looked for where it is given, else the dataset's. `tokenizer` is a CLIPTokenizer of which `room` tokens
-    reach the text encoder. Memory does not grow with the pictures: about 2 kB of each are kept.
+    reach the text encoder. Memory does not grow with the images: about 2 kB of each are kept.
     """
-    pictures, measured = dataset.pictures, []
+    images, measured = dataset.images, []
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            for done, each in enumerate(pool.map(measure, (picture.path for picture in pictures)), start=1):
+            for done, each in enumerate(pool.map(measure, (image.path for image in images)), start=1):
                 measured.append(each)
-                on_progress("looking at pictures", done, len(pictures))
+                on_progress("looking at images", done, len(images))
         finally:
             pool.shutdown(cancel_futures=True)
     sizes = bucket_sizes(resolution)
-    crops = tuple(fit(picture.size, sizes) for picture in pictures)
+    crops = tuple(fit(image.size, sizes) for image in images)
     trigger = trigger or dataset.trigger
-    findings = [*copies(dataset, measured, lambda done, total: on_progress("comparing pictures", done, total)),
-                *picture_findings(measured, crops, resolution)]
-    on_progress("checking captions", len(pictures), len(pictures))
+    findings = [*copies(dataset, measured, lambda done, total: on_progress("comparing images", done, total)),
+                *image_findings(measured, crops, resolution)]
+    on_progress("checking captions", len(images), len(images))
     findings += lint(dataset, trigger, tokenizer, room)
     return Report(dataset, trigger, resolution, tuple(measured), crops, tuple(findings),
-                  tuple(frequencies([picture.caption for picture in pictures])))
+                  tuple(frequencies([image.caption for image in images])))
 
 
-# ---- findings on pictures ------------------------------------------------------------------------------------------
+# ---- findings on images ------------------------------------------------------------------------------------------
 
 def copies(dataset: DatasetSpec, measured: Sequence[Measured | None],
            on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Finding]:
-    """Files with the same content, and pictures that are the same to the eye."""
-    pictures, by_digest = dataset.pictures, {}
-    for place, picture in enumerate(pictures):
-        by_digest.setdefault(picture.digest, []).append(place)
+    """Files with the same content, and images that are the same to the eye."""
+    images, by_digest = dataset.images, {}
+    for place, image in enumerate(images):
+        by_digest.setdefault(image.digest, []).append(place)
     same = [tuple(places) for places in by_digest.values() if len(places) > 1]
     firsts = [places[0] for places in by_digest.values()]
     alike = similar_groups([measured[place] and measured[place].fingerprint for place in firsts], on_progress)
@@ -98,7 +98,7 @@ def copies(dataset: DatasetSpec, measured: Sequence[Measured | None],
                                      ("near-duplicates", "near-duplicate", near, "look almost alike")):
         if groups:
             places = tuple(place for group in groups for place in group)
-            text = f"{clause(len(places), 'picture', what)}: {listed_groups(groups)}. {advice_for}"
+            text = f"{clause(len(places), 'image', what)}: {listed_groups(groups)}. {advice_for}"
             findings.append(Finding(kind, mark, text, places))
     return findings
 
@@ -108,8 +108,8 @@ def listed_groups(groups: Sequence[Sequence[int]], shown: int = 6) -> str:
     return "; ".join(lines[:shown]) + (f"; and {len(lines) - shown} more groups" if len(lines) > shown else "")
 
 
-def picture_findings(measured: Sequence[Measured | None], crops: Sequence[Crop], resolution: int) -> list[Finding]:
-    """What is wrong with single pictures: kinds in the order of how much they harm."""
+def image_findings(measured: Sequence[Measured | None], crops: Sequence[Crop], resolution: int) -> list[Finding]:
+    """What is wrong with single images: kinds in the order of how much they harm."""
     known = [(place, each) for place, each in enumerate(measured) if each]
     found = [
         ("unreadable", "unreadable", tuple(place for place, each in enumerate(measured) if not each),
@@ -137,12 +137,12 @@ MODES = {
     "animated": "several frames: only the first is trained.",
     "transparent": "transparent parts: a background colour shows through, unless they are the mask.",
     "palette": "a palette of at most 256 colours: smooth areas may show bands.",
-    "grey": "no colour. Among coloured pictures, say so in the caption.",
+    "grey": "no colour. Among coloured images, say so in the caption.",
 }
 
 
 def mode_findings(known: Sequence[tuple[int, Measured]]) -> list[Finding]:
-    """Unusual colour modes. A dataset of nothing but grey pictures is one on purpose."""
+    """Unusual colour modes. A dataset of nothing but grey images is one on purpose."""
     modes: dict[str, list[int]] = {}
     for place, each in known:
         if mode := odd_mode(each):
@@ -156,14 +156,14 @@ def mode_findings(known: Sequence[tuple[int, Measured]]) -> list[Finding]:
 # ---- figures -------------------------------------------------------------------------------------------------------
 
 def aspects(report: Report) -> list[tuple[str, int]]:
-    """How many pictures have about which shape, from tall to wide."""
-    counts = Counter(next(name for most, name in ASPECTS if picture.size[0] / picture.size[1] <= most)
-                     for picture in report.dataset.pictures)
+    """How many images have about which shape, from tall to wide."""
+    counts = Counter(next(name for most, name in ASPECTS if image.size[0] / image.size[1] <= most)
+                     for image in report.dataset.images)
     return [(name, counts[name]) for _, name in ASPECTS if counts[name]]
 
 
 def buckets(report: Report) -> list[tuple[tuple[int, int], int, float]]:
-    """(bucket, pictures in it, mean share of their area that is cut away), the fullest first."""
+    """(bucket, images in it, mean share of their area that is cut away), the fullest first."""
     lost: dict[tuple[int, int], list[float]] = {}
     for crop in report.crops:
         lost.setdefault(crop.bucket, []).append(1 - crop.kept)
@@ -171,29 +171,29 @@ def buckets(report: Report) -> list[tuple[tuple[int, int], int, float]]:
 
 
 def size_line(report: Report) -> str:
-    pictures = report.dataset.pictures
-    seen = sum(picture.repeats for picture in pictures)
-    masks, captions = sum(bool(each.mask) for each in pictures), sum(bool(each.caption) for each in pictures)
-    parts = [f"{counted(len(pictures), 'picture')} of {size_range(pictures)}", f"{captions} with captions"]
-    parts += [f"{seen} in a round with repeats"] if seen != len(pictures) else []
+    images = report.dataset.images
+    seen = sum(image.repeats for image in images)
+    masks, captions = sum(bool(each.mask) for each in images), sum(bool(each.caption) for each in images)
+    parts = [f"{counted(len(images), 'image')} of {size_range(images)}", f"{captions} with captions"]
+    parts += [f"{seen} in a round with repeats"] if seen != len(images) else []
     parts += [f"{masks} with masks"] if masks else []
     return ", ".join(parts)
 
 
 def advice_lines(report: Report) -> list[str]:
-    return advice(len(report.dataset.pictures), sum(picture.repeats for picture in report.dataset.pictures))
+    return advice(len(report.dataset.images), sum(image.repeats for image in report.dataset.images))
 
 
 def as_text(report: Report, shown: int = 30) -> str:
-    """The whole report in words: findings with the names of their pictures, figures, tags, advice."""
-    names = [picture.name for picture in report.dataset.pictures]
+    """The whole report in words: findings with the names of their images, figures, tags, advice."""
+    names = [image.name for image in report.dataset.images]
     lines = [f"{report.dataset.name}: {size_line(report)}.", ""]
     lines += [f"{counted(len(report.findings), 'finding')}:" if report.findings else "Nothing to complain about."]
     for finding in report.findings:
         lines.append(f"- {finding.kind}: {finding.text}")
-        if finding.pictures:
-            rest = len(finding.pictures) - shown
-            lines.append("  " + ", ".join(f"{names[place]} (No. {place + 1})" for place in finding.pictures[:shown])
+        if finding.images:
+            rest = len(finding.images) - shown
+            lines.append("  " + ", ".join(f"{names[place]} (No. {place + 1})" for place in finding.images[:shown])
                          + (f" and {rest} more" if rest > 0 else ""))
     lines += [f"- note: {note}" for note in report.dataset.notes]
     lines += ["", "Shapes: " + ", ".join(f"{name} {number}" for name, number in aspects(report)),

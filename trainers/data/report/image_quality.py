@@ -1,6 +1,6 @@
-"""What can be wrong with the pixels of a picture: blurred, over-compressed, small, in an unusual colour mode.
+"""What can be wrong with the pixels of an image: blurred, over-compressed, small, in an unusual colour mode.
 
-A picture is measured once and judged afterwards, because some judgements compare it with the others of its dataset.
+An image is measured once and judged afterwards, because some judgements compare it with the others of its dataset.
 """
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,28 +12,28 @@ import numpy as np
 from PIL import Image
 
 from ...errors import UserError
-from ..images.image_files import read_picture
+from ..images.image_files import read_image
 from .near_duplicates import fingerprint
 
 SHARPNESS_SIDE = 512
 """Longer sides are reduced to this many pixels first, so that the sharpness of all sizes can be compared."""
 BLURRED = 0.01
-"""Sharpness below which a picture is blurred, whatever the others are. A Gaussian blur of 2 pixels (of 512) brings ordinary
-pictures there."""
+"""Sharpness below which an image is blurred, whatever the others are. A Gaussian blur of 2 pixels (of 512) brings ordinary
+images there."""
 SOFT, SOFTER_THAN_OTHERS = 0.04, 0.15
-"""A picture below SOFT is blurred too when its sharpness is less than this share of the dataset's median."""
+"""An image below SOFT is blurred too when its sharpness is less than this share of the dataset's median."""
 PLAIN = 2.0
-"""Standard deviation of brightness, of 255, below which there is nothing in a picture that could be sharp."""
+"""Standard deviation of brightness, of 255, below which there is nothing in an image that could be sharp."""
 COMPRESSED_QUALITY = 50
 """JPEG quality of the usual scale (IJG, as in Pillow) below which blocks and halos show."""
 BLOCKY = 1.6
 """How much larger the steps between 8 × 8 blocks are than those inside, above which it was a strong JPEG."""
 ENLARGED = 1.1
-"""Enlargement on the way into the bucket above which a picture is tiny for the resolution."""
+"""Enlargement on the way into the bucket above which an image is tiny for the resolution."""
 CROPPED = 0.85
-"""Share of a picture's area below which the bucket keeps too little."""
+"""Share of an image's area below which the bucket keeps too little."""
 COLOURLESS = 16.0
-"""Difference between the colour channels, of 255, which hardly any pixel of a grey picture reaches; more than compression
+"""Difference between the colour channels, of 255, which hardly any pixel of a grey image reaches; more than compression
 makes of grey."""
 
 # The luminance table of the JPEG standard (ITU-T T.81, table K.1) in order of size; encoders scale it by their quality.
@@ -45,7 +45,7 @@ STANDARD_TABLE = np.array([
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a picture file. `sharpness` and `jpeg_quality` are None where there is nothing to measure."""
+    """What is known of an image file. `sharpness` and `jpeg_quality` are None where there is nothing to measure."""
 
     mode: str
     """Pillow's name of the colour mode, with ";16" behind it where a channel has 16 bits."""
@@ -60,7 +60,7 @@ class Measured:
 
 
 def measure(path: str) -> Measured | None:
-    """Measure a picture file, or take what was measured while its size and time were the same. None when it cannot be read
+    """Measure an image file, or take what was measured while its size and time were the same. None when it cannot be read
     any more."""
     try:
         stat = Path(path).stat()
@@ -76,13 +76,13 @@ def _measured(path: str, size: int, modified: int) -> Measured:
         mode = file.mode.split(";")[0] + (";16" if deep else "")
         frames, transparent = getattr(file, "n_frames", 1), file.has_transparency_data
         tables = getattr(file, "quantization", None) if file.format in ("JPEG", "MPO") else None
-    picture = read_picture(Path(path))
-    blocks = blockiness(picture)
-    picture.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    pixels = np.asarray(picture, np.float32)
+    image = read_image(Path(path))
+    blocks = blockiness(image)
+    image.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    pixels = np.asarray(image, np.float32)
     return Measured(mode, transparent, frames, float(np.percentile(pixels.max(axis=2) - pixels.min(axis=2), 99)),
-                    sharpness(np.asarray(picture.convert("L"), np.float32)), jpeg_quality(tables) if tables else None,
-                    blocks, fingerprint(picture))
+                    sharpness(np.asarray(image.convert("L"), np.float32)), jpeg_quality(tables) if tables else None,
+                    blocks, fingerprint(image))
 
 
 def sharpness(grey: np.ndarray) -> float | None:
@@ -107,12 +107,12 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
     return int(min(100, max(1, round(quality))))
 
 
-def blockiness(picture: Image.Image, side: int = 1024) -> float:
+def blockiness(image: Image.Image, side: int = 1024) -> float:
     """Mean brightness step across the borders of 8 × 8 blocks over that between all other neighbours, in the middle of an
-    RGB picture at its own size: 1 where there are no blocks. Blocks survive in files that were a JPEG once."""
-    left, top = (max(0, (length - side) // 2 // 8 * 8) for length in picture.size)
-    box = (left, top, min(picture.width, left + side), min(picture.height, top + side))
-    grey = np.asarray(picture.crop(box).convert("L"), np.float32)
+    RGB image at its own size: 1 where there are no blocks. Blocks survive in files that were a JPEG once."""
+    left, top = (max(0, (length - side) // 2 // 8 * 8) for length in image.size)
+    box = (left, top, min(image.width, left + side), min(image.height, top + side))
+    grey = np.asarray(image.crop(box).convert("L"), np.float32)
     ratios = []
     for steps in (np.abs(np.diff(grey, axis=1)).mean(axis=0), np.abs(np.diff(grey, axis=0)).mean(axis=1)):
         if len(steps) < 32:
@@ -120,7 +120,7 @@ def blockiness(picture: Image.Image, side: int = 1024) -> float:
         phases = [float(steps[phase::8].mean()) for phase in range(8)]
         inside = sum(phases[:7]) / 7
         # Where nothing happens inside blocks it is a drawing in large pixels; where another line of the grid is as strong,
-        # it is the picture's own pattern.
+        # it is the image's own pattern.
         ratios.append(phases[7] / inside if inside > 0.2 and phases[7] > 1.2 * max(phases[:7]) else 1.0)
     return min(ratios)
 
@@ -129,17 +129,17 @@ def blockiness(picture: Image.Image, side: int = 1024) -> float:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to look at. `pictures` are places in the dataset, `mark` is the word on the contact sheet, and `text` is a
+    """Something to look at. `images` are places in the dataset, `mark` is the word on the contact sheet, and `text` is a
     sentence that says what it is and what to do."""
 
     kind: str
     mark: str
     text: str
-    pictures: tuple[int, ...] = ()
+    images: tuple[int, ...] = ()
 
 
 def blurred(measured: Sequence[Measured | None]) -> tuple[int, ...]:
-    """Places of pictures that are less sharp than BLURRED, or that are soft and far less sharp than most others."""
+    """Places of images that are less sharp than BLURRED, or that are soft and far less sharp than most others."""
     known = [each.sharpness for each in measured if each and each.sharpness is not None]
     usual = median(known) if known else 0.0
     return tuple(place for place, each in enumerate(measured) if each and each.sharpness is not None and (
@@ -151,7 +151,7 @@ def compressed(each: Measured) -> bool:
 
 
 def odd_mode(each: Measured) -> str | None:
-    """What is unusual about a picture's colours, in a word that stands on the contact sheet."""
+    """What is unusual about an image's colours, in a word that stands on the contact sheet."""
     if each.mode.endswith(";16"):
         return "16 bit"
     if each.mode in ("CMYK", "LAB"):

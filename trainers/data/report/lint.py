@@ -18,7 +18,7 @@ ENOUGH_CAPTIONS = 3
 def lint(dataset: DatasetSpec, trigger: str, tokenizer, room: int = CLIP_TOKENS) -> list[Finding]:
     """Findings on the captions, the gravest first. `trigger` may be empty; `tokenizer` is a CLIPTokenizer, of which `room`
     tokens reach the text encoder."""
-    captions = [one_line(picture.caption) for picture in dataset.pictures]
+    captions = [one_line(image.caption) for image in dataset.images]
     findings = [empty(captions), *(trigger_findings(captions, trigger, tokenizer) if trigger else []),
                 too_long(captions, tokenizer, room), *duplicates(dataset, captions, trigger),
                 *(fused(captions, trigger) if trigger else [])]
@@ -31,7 +31,7 @@ def _places(captions: Sequence[str], holds) -> tuple[int, ...]:
 
 def empty(captions: Sequence[str]) -> Finding | None:
     places = _places(captions, lambda caption: not caption)
-    text = (f"{count(places)} no caption: nothing there is tied to words, and the picture acts in every prompt. Caption it, "
+    text = (f"{count(places)} no caption: nothing there is tied to words, and the image acts in every prompt. Caption it, "
             "unless that is meant.")
     return Finding("empty caption", "no caption", text, places) if places else None
 
@@ -99,21 +99,21 @@ def too_long(captions: Sequence[str], tokenizer, room: int) -> Finding | None:
 # ---- captions compared ---------------------------------------------------------------------------------------------
 
 def duplicates(dataset: DatasetSpec, captions: Sequence[str], trigger: str) -> list[Finding]:
-    """Captions that other pictures have too. Copies of one picture may share theirs, and class pictures and single subjects
+    """Captions that other images have too. Copies of one image may share theirs, and class images and single subjects
     have one caption for all on purpose: that is a finding of its own kind."""
     groups: dict[str, list[int]] = {}
     for place, caption in enumerate(captions):
         if caption:
             groups.setdefault(folded(caption), []).append(place)
-    repeated = [places for places in groups.values() if len({dataset.pictures[place].digest for place in places}) > 1]
+    repeated = [places for places in groups.values() if len({dataset.images[place].digest for place in places}) > 1]
     if len(groups) == 1 and repeated and len(repeated[0]) == len(captions):
         return [Finding("one caption", "", f"All captions are {captions[0]!r}. That does for one subject; otherwise what "
-                        "differs between the pictures cannot be called up.")]
+                        "differs between the images cannot be called up.")]
     if not repeated:
         return []
     places = tuple(sorted(place for group in repeated for place in group))
     most = max(repeated, key=len)
-    return [Finding("duplicate caption", "same caption", f"{count(places)} the caption of another picture, most often "
+    return [Finding("duplicate caption", "same caption", f"{count(places)} the caption of another image, most often "
                     f"{shortened(captions[most[0]])!r} ({len(most)} times). What sets them apart has no words.", places)]
 
 
@@ -155,7 +155,7 @@ def frequencies(captions: Sequence[str]) -> list[tuple[str, int]]:
 # ---- words ---------------------------------------------------------------------------------------------------------
 
 def count(places) -> str:
-    return "1 picture has" if len(places) == 1 else f"{len(places)} pictures have"
+    return "1 image has" if len(places) == 1 else f"{len(places)} images have"
 
 
 def shortened(text: str, most: int = 120) -> str:

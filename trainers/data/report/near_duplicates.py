@@ -1,8 +1,8 @@
-"""Pictures that are the same to the eye: a small copy of each, and groups of pictures whose small copies agree.
+"""Images that are the same to the eye: a small copy of each, and groups of images whose small copies agree.
 
-Hashes of 64 bits see little but the layout, which things on a white ground have in common, and lose pictures that were
-cropped a little. So colour pictures of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
-cutting up to a seventh of either away: copies then agree everywhere, and other pictures differ strongly somewhere.
+Hashes of 64 bits see little but the layout, which things on a white ground have in common, and lose images that were
+cropped a little. So colour images of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
+cutting up to a seventh of either away: copies then agree everywhere, and other images differ strongly somewhere.
 """
 from typing import Callable, Sequence
 
@@ -11,28 +11,28 @@ from PIL import Image
 
 SIDE = 24
 CELL, DIFFERENT = 3, 0.6
-"""Pixels of a cell's side, and the most that copies differ in the mean of any cell, in standard deviations of the picture.
+"""Pixels of a cell's side, and the most that copies differ in the mean of any cell, in standard deviations of the image.
 Copies that were recompressed, resized or brightened stay below 0.35, those with a twentieth cut away around below 0.55;
-pictures of different things, drawn alike on white, differ by 1.5 and more."""
+images of different things, drawn alike on white, differ by 1.5 and more."""
 POSSIBLE, ALIGNED = 0.4, 0.8
 """Correlation below which no cutting is tried, and that which the best cutting has at least."""
 PLAIN = 2.0
-"""Standard deviation, of 255, below which a picture has nothing to correlate and only its colour counts."""
+"""Standard deviation, of 255, below which an image has nothing to correlate and only its colour counts."""
 KEPT = (0.97, 0.94, 0.91, 0.88, 0.85)
 PLACES = tuple((left, top) for left in (0, 0.5, 1) for top in (0, 0.5, 1))
-"""Which share of either side is kept of a picture, and where."""
+"""Which share of either side is kept of an image, and where."""
 
 
-def fingerprint(picture: Image.Image) -> bytes:
-    """SIDE × SIDE RGB pixels of an RGB picture, one byte each."""
-    enlarged = min(picture.size) < SIDE
-    return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC if enlarged else Image.Resampling.BOX).tobytes()
+def fingerprint(image: Image.Image) -> bytes:
+    """SIDE × SIDE RGB pixels of an RGB image, one byte each."""
+    enlarged = min(image.size) < SIDE
+    return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC if enlarged else Image.Resampling.BOX).tobytes()
 
 
 def similar_groups(prints: Sequence[bytes | None],
                    on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[tuple[int, ...]]:
-    """Groups of two or more places whose pictures are copies of each other, mirrored ones among them. `on_progress` is told
-    how many pictures of how many are compared with all others."""
+    """Groups of two or more places whose images are copies of each other, mirrored ones among them. `on_progress` is told
+    how many images of how many are compared with all others."""
     places = [place for place, each in enumerate(prints) if each]
     groups: dict[int, list[int]] = {}
     for place, group in zip(places, _groups([prints[place] for place in places], on_progress)):
@@ -41,10 +41,10 @@ def similar_groups(prints: Sequence[bytes | None],
 
 
 def _groups(prints: Sequence[bytes], on_progress: Callable[[int, int], None], rows: int = 256) -> np.ndarray:
-    """The number of each picture's group: int64 [count].
+    """The number of each image's group: int64 [count].
 
-    Pairs are sorted out by a quarter of the pixels, `rows` pictures at a time, so that memory stays small; pairs that are in
-    one group already are not compared, so that the frames of a film take no longer than other pictures.
+    Pairs are sorted out by a quarter of the pixels, `rows` images at a time, so that memory stays small; pairs that are in
+    one group already are not compared, so that the frames of a film take no longer than other images.
     """
     group = np.arange(len(prints))
     if not prints:
@@ -80,14 +80,14 @@ def _halved(pixels: np.ndarray) -> np.ndarray:
     return pixels.reshape(len(pixels), SIDE // 2, 2, SIDE // 2, 2, 3).mean(axis=(2, 4))
 
 
-def _cuttings(picture: np.ndarray) -> np.ndarray:
-    """A small picture, whole and with something cut away around: uint8 [count, SIDE, SIDE, 3]."""
-    image, cut = Image.fromarray(picture), [picture]
+def _cuttings(image: np.ndarray) -> np.ndarray:
+    """A small image, whole and with something cut away around: uint8 [count, SIDE, SIDE, 3]."""
+    small, cut = Image.fromarray(image), [image]
     for kept in KEPT:
         free = SIDE * (1 - kept)
         for left, top in PLACES:
             box = (left * free, top * free, left * free + SIDE * kept, top * free + SIDE * kept)
-            cut.append(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)))
+            cut.append(np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box)))
     return np.stack(cut)
 
 

@@ -56,14 +56,14 @@ function fill(box, library, lora, card, warning) {
     box.replaceChildren(head, alert(card.error));
     return;
   }
-  const picture = card.preview
-    ? element("img", { className: "ftls-picture", src: library.preview(lora), alt: `Picture beside ${plain(name, 60)}` })
+  const image = card.preview
+    ? element("img", { className: "ftls-image", src: library.preview(lora), alt: `Image beside ${plain(name, 60)}` })
     : null;
   const layers = card.layers ? `${card.layers} layers` : "";
   const kind = [card.method === "unknown" ? "" : card.method, card.rank ? `rank ${card.rank}` : "",
     card.alpha ? `alpha ${card.alpha}` : "", layers].filter(Boolean).join(", ");
   box.replaceChildren(...[
-    head, picture,
+    head, image,
     warning ? alert(warning) : null,
     facts([
       ["Made for", library.blocks?.titles[card.family] ?? "not stated"], ["Base model", card.base_model], ["Kind", kind],

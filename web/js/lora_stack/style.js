@@ -168,7 +168,7 @@ const CSS = `
 .ftls-card h3 { margin: 0; font-size: 15px; font-weight: 650; overflow-wrap: anywhere; }
 .ftls-card h4 { margin: 0 0 5px; font-size: 11px; font-weight: 500; color: var(--ftls-dim); }
 .ftls-path { font-size: 11px; color: var(--ftls-dim); overflow-wrap: anywhere; }
-.ftls-picture { max-width: 100%; max-height: 240px; min-height: 96px; border-radius: 6px; object-fit: contain;
+.ftls-image { max-width: 100%; max-height: 240px; min-height: 96px; border-radius: 6px; object-fit: contain;
   background: var(--ftls-field); }
 .ftls-facts, .ftls-metadata { display: grid; grid-template-columns: max-content 1fr; gap: 3px 12px; margin: 0; }
 .ftls-facts dt, .ftls-metadata dt { color: var(--ftls-dim); }

@@ -1,8 +1,8 @@
-"""Run the example workflows on a real ComfyUI, and put a picture of what came out beside each.
+"""Run the example workflows on a real ComfyUI, and put an image of what came out beside each.
 
-    python scripts/make_example_pictures.py [NAME ...] [--only-missing]
+    python scripts/make_example_images.py [NAME ...] [--only-missing]
 
-The template browser shows the pictures. A name is that of a workflow without `.json`; none means all.
+The template browser shows the images. A name is that of a workflow without `.json`; none means all.
 """
 import argparse
 import json
@@ -16,13 +16,13 @@ from environment import prepare
 from failure import Failure, run_script
 
 LARGEST = 900
-"""Pixels; smaller pictures are kept as they are."""
+"""Pixels; smaller images are kept as they are."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--only-missing", action="store_true", help="leave workflows alone that have a picture")
+    parser.add_argument("--only-missing", action="store_true", help="leave workflows alone that have an image")
     options = parser.parse_args()
     environment = prepare(test_tools=True)
     if not environment.is_running_this():
@@ -36,13 +36,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, HostServer(environment, Path(folder)) as host:
         for file in files:
             began = time.monotonic()
-            save_picture(host, file)
+            save_image(host, file)
             print(f"{file.stem}: {time.monotonic() - began:.0f} s", flush=True)
     return 0
 
 
-def save_picture(host, file: Path):
-    """The last picture of the workflow's last SaveImage node."""
+def save_image(host, file: Path):
+    """The last image of the workflow's last SaveImage node."""
     from PIL import Image
 
     graph = json.loads(file.read_text(encoding="utf-8"))
@@ -52,10 +52,10 @@ def save_picture(host, file: Path):
     outputs = host.run(prompt)
     saved = [outputs[node]["images"][-1] for node in prompt if prompt[node]["class_type"] == "SaveImage" and node in outputs]
     if not saved:
-        raise Failure(f"{file.name} has no Save Image node that gave a picture.")
-    picture = Image.open(host.output / saved[-1]["subfolder"] / saved[-1]["filename"]).convert("RGB")
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    picture.save(file.with_suffix(".jpg"), quality=88)
+        raise Failure(f"{file.name} has no Save Image node that gave an image.")
+    image = Image.open(host.output / saved[-1]["subfolder"] / saved[-1]["filename"]).convert("RGB")
+    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+    image.save(file.with_suffix(".jpg"), quality=88)
 
 
 if __name__ == "__main__":

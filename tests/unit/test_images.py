@@ -8,7 +8,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.data.images import image_files
 from finetune.trainers.data.images.buckets import bucket_sizes, fit
 from finetune.trainers.data.images.colors import hexadecimal
-from finetune.trainers.data.images.image_files import crop_pixels, examine_picture, pixel_key, read_picture
+from finetune.trainers.data.images.image_files import crop_pixels, examine_image, pixel_key, read_image
 from finetune.trainers.errors import UserError
 from PIL import Image, ImageCms
 from support.zoo import deep_png
@@ -16,13 +16,13 @@ from support.zoo import deep_png
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 
 
-def saved(path, picture, **options):
-    picture.save(path, **options)
+def saved(path, image, **options):
+    image.save(path, **options)
     return path
 
 
 def read(path, **options):
-    return np.asarray(read_picture(path, **options), dtype=int)
+    return np.asarray(read_image(path, **options), dtype=int)
 
 
 # ---- turning -------------------------------------------------------------------------------------------------------
@@ -33,13 +33,13 @@ def read(path, **options):
     (8, lambda p: np.rot90(p)),
 ])
 @pytest.mark.parametrize("suffix", ["png", "webp", "tiff"])
-def test_pictures_stand_upright(tmp_path, orientation, upright, suffix):
+def test_images_stand_upright(tmp_path, orientation, upright, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if suffix == "webp" else {}
     path = saved(tmp_path / f"a.{suffix}", Image.fromarray(NOISE), exif=exif, **options)
     np.testing.assert_array_equal(read(path), upright(NOISE))
-    assert examine_picture(path).size == upright(NOISE).shape[1::-1]
+    assert examine_image(path).size == upright(NOISE).shape[1::-1]
 
 
 # ---- depth ---------------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_white_of_floating_point_values(tmp_path, largest, white):
     expected = np.rint(np.nan_to_num(values, nan=0).clip(0).astype(np.float64) * 255 / white)
     path = saved(tmp_path / "a.tiff", Image.fromarray(values))
     assert np.abs(read(path)[:, :, 0] - expected).max() <= 1  # float32 against float64 where a value lies in between
-    assert "32-bit values" in examine_picture(path).remarks[0]
+    assert "32-bit values" in examine_image(path).remarks[0]
 
 
 # ---- transparency --------------------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_transparency_shows_the_background(tmp_path):
     for background, colour in (("#ffffff", (255, 255, 255)), ("#204060", (0x20, 0x40, 0x60))):
         expected = NOISE * share + np.array(colour) * (1 - share)
         assert np.abs(read(path, background=background) - expected).max() <= 1
-    assert examine_picture(path).transparent
+    assert examine_image(path).transparent
 
 
 def test_every_kind_of_transparency(tmp_path):
@@ -91,9 +91,9 @@ def test_every_kind_of_transparency(tmp_path):
     }
     for name, path in kinds.items():
         assert (read(path, background="#0a141e") == (10, 20, 30)).all(), name
-        assert examine_picture(path).transparent, name
+        assert examine_image(path).transparent, name
     opaque = saved(tmp_path / "opaque.png", Image.new("RGBA", (12, 8), (1, 2, 3, 255)))
-    assert not examine_picture(opaque).transparent
+    assert not examine_image(opaque).transparent
 
 
 # ---- colour --------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_a_colour_profile_becomes_srgb(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(NOISE), icc_profile=linear_profile())
     expected = 255 * srgb_of_light(NOISE / 255)
     assert np.abs(read(path) - expected).max() <= 2 and np.abs(NOISE - expected).max() > 50
-    assert examine_picture(path).remarks == ()
+    assert examine_image(path).remarks == ()
     clear = Image.fromarray(np.concatenate([NOISE, np.full((8, 12, 1), 255, np.uint8)], axis=2))
     np.testing.assert_array_equal(read(saved(tmp_path / "b.png", clear, icc_profile=linear_profile())), read(path))
 
@@ -135,10 +135,10 @@ def test_profiles_that_say_srgb_change_nothing(tmp_path):
 def test_profiles_that_cannot_be_used_are_told_and_ignored(tmp_path, profile):
     path = saved(tmp_path / "a.png", Image.fromarray(NOISE), icc_profile=profile)
     np.testing.assert_array_equal(read(path), NOISE)
-    assert "colour profile that cannot be used" in examine_picture(path).remarks[0]
+    assert "colour profile that cannot be used" in examine_image(path).remarks[0]
     grey = saved(tmp_path / "grey.png", Image.fromarray(NOISE[:, :, 0]), icc_profile=linear_profile())
     np.testing.assert_array_equal(read(grey)[:, :, 0], NOISE[:, :, 0])
-    assert "colour profile that cannot be used" in examine_picture(grey).remarks[0]
+    assert "colour profile that cannot be used" in examine_image(grey).remarks[0]
 
 
 @pytest.mark.parametrize("ink, expected", [
@@ -171,11 +171,11 @@ def test_inks_follow_their_profile(tmp_path):
     for name in ("a.jpg", "a.tif"):
         options = {"quality": 100} if name == "a.jpg" else {}
         path = saved(tmp_path / name, Image.new("CMYK", (16, 16), (0, 0, 255, 0)), icc_profile=ink_profile(80), **options)
-        assert examine_picture(path).remarks == () and np.abs(read(path) - expected).max() <= 2
+        assert examine_image(path).remarks == () and np.abs(read(path) - expected).max() <= 2
         black = saved(tmp_path / name, Image.new("CMYK", (16, 16), (0, 0, 0, 255)), icc_profile=ink_profile(80), **options)
         assert read(black).max() <= 3
     path = saved(tmp_path / "b.tif", Image.new("CMYK", (16, 16)), icc_profile=linear_profile())
-    assert (read(path) == 255).all() and "cannot be used" in examine_picture(path).remarks[0]
+    assert (read(path) == 255).all() and "cannot be used" in examine_image(path).remarks[0]
 
 
 @pytest.mark.parametrize("typed, colour", [
@@ -190,7 +190,7 @@ def test_what_is_no_colour_is_told(typed):
         hexadecimal(typed)
 
 
-# ---- large pictures ------------------------------------------------------------------------------------------------
+# ---- large images ------------------------------------------------------------------------------------------------
 
 def photograph(size) -> Image.Image:
     """Smooth shapes with a little noise."""
@@ -205,27 +205,27 @@ def test_a_jpeg_decoded_smaller_gives_nearly_the_same_crop(tmp_path, orientation
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path / "a.jpg", photograph((2003, 1501)), quality=92, exif=exif)
-    size = examine_picture(path).size
+    size = examine_image(path).size
     assert size == ((2003, 1501) if orientation == 1 else (1501, 2003))
     crop = fit(size, bucket_sizes(256))
-    smaller = read_picture(path, wanted=crop.resized)
+    smaller = read_image(path, wanted=crop.resized)
     assert all(2 * goal <= side < 4 * goal for side, goal in zip(smaller.size, crop.resized))
-    difference = (crop_pixels(smaller, crop) - crop_pixels(read_picture(path), crop)).abs() * 127.5
+    difference = (crop_pixels(smaller, crop) - crop_pixels(read_image(path), crop)).abs() * 127.5
     assert difference.mean() < 1 and difference.max() < 12
 
 
-def test_pictures_of_usual_size_are_read_whole(tmp_path):
+def test_images_of_usual_size_are_read_whole(tmp_path):
     for name in ("a.jpg", "a.png"):
         path = saved(tmp_path / name, photograph((500, 300)))
         np.testing.assert_array_equal(read(path, wanted=(250, 150)), read(path))
 
 
-def test_large_pictures_come_smaller_and_one_at_a_time(tmp_path, monkeypatch):
+def test_large_images_come_smaller_and_one_at_a_time(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", photograph((1000, 600)))
     monkeypatch.setattr(image_files, "LARGE", 10_000)
-    assert read_picture(path, wanted=(100, 60)).size == (200, 120)
-    waiting = threading.Thread(target=read_picture, args=(path,))
-    with image_files._one_large_picture:
+    assert read_image(path, wanted=(100, 60)).size == (200, 120)
+    waiting = threading.Thread(target=read_image, args=(path,))
+    with image_files._one_large_image:
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive()
@@ -237,14 +237,14 @@ def test_the_limit_holds_where_another_program_has_lifted_pillows(tmp_path, monk
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr(image_files, "MOST_PIXELS", 95)
     path = saved(tmp_path / "a.png", Image.fromarray(NOISE))
-    with pytest.raises(UserError, match="a.png: the picture cannot be read .it has more than"):
-        read_picture(path)
+    with pytest.raises(UserError, match="a.png: the image cannot be read .it has more than"):
+        read_image(path)
 
 
 # ---- keys and reasons ----------------------------------------------------------------------------------------------
 
 def test_the_key_follows_content_and_background():
-    one = specs.Picture(path="here", name="a", caption="a", size=(8, 8), digest="1")
+    one = specs.DatasetImage(path="here", name="a", caption="a", size=(8, 8), digest="1")
     same = one.model_copy(update={"path": "there", "name": "b", "caption": "b", "repeats": 7, "weight": 2.0})
     assert pixel_key(one) == pixel_key(same)
     for change in ({"digest": "2"}, {"background": "#000000"}):
@@ -259,9 +259,9 @@ def test_avif_is_read_or_the_remedy_is_named(tmp_path, monkeypatch):
     Image.init()  # else the plugins would register in the list that goes away
     monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
     with pytest.raises(UserError, match="AVIF needs Pillow 11.3 or newer"):
-        read_picture(tmp_path / "a.avif")
+        read_image(tmp_path / "a.avif")
 
 
 def test_files_that_go_away_are_named(tmp_path):
-    with pytest.raises(UserError, match="gone.png: the picture cannot be read .No such file or directory"):
-        read_picture(tmp_path / "gone.png")
+    with pytest.raises(UserError, match="gone.png: the image cannot be read .No such file or directory"):
+        read_image(tmp_path / "gone.png")

@@ -1,11 +1,11 @@
-"""Every rule on pixels: a picture that it finds, and pictures that it leaves alone."""
+"""Every rule on pixels: an image that it finds, and images that it leaves alone."""
 from pathlib import Path
 
 import numpy as np
 import pytest
 from finetune.trainers.data.images.buckets import bucket_sizes, fit
 from finetune.trainers.data.manifest import scan_folder
-from finetune.trainers.data.report.dataset_report import copies, mode_findings, picture_findings
+from finetune.trainers.data.report.dataset_report import copies, image_findings, mode_findings
 from finetune.trainers.data.report.image_quality import (
     blockiness,
     blurred,
@@ -17,14 +17,14 @@ from finetune.trainers.data.report.image_quality import (
 )
 from finetune.trainers.data.report.near_duplicates import fingerprint, similar_groups
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from support.generated_pictures import as_jpeg, drawing, photograph
+from support.generated_images import as_jpeg, drawing, photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = sorted((ROOT / "example_datasets" / "openmoji").glob("*.png"))
 
 
-def measured_as(tmp_path, picture: Image.Image, name: str = "picture.png", **options):
-    picture.save(tmp_path / name, **options)
+def measured_as(tmp_path, image: Image.Image, name: str = "image.png", **options):
+    image.save(tmp_path / name, **options)
     return measure(str(tmp_path / name))
 
 
@@ -34,9 +34,9 @@ def measured_as(tmp_path, picture: Image.Image, name: str = "picture.png", **opt
 @pytest.mark.parametrize("radius, found", [(0, False), (0.7, False), (4, True), (8, True)])
 @pytest.mark.parametrize("side", [384, 1200])
 def test_blurred_by_itself(make, radius, found, side, tmp_path):
-    """The radius is in pixels of 512: a large picture is as blurred as its reduced copy."""
-    picture = make(1).resize((512, 512)).filter(ImageFilter.GaussianBlur(radius))
-    each = measured_as(tmp_path, picture.resize((side, side)))
+    """The radius is in pixels of 512: a large image is as blurred as its reduced copy."""
+    image = make(1).resize((512, 512)).filter(ImageFilter.GaussianBlur(radius))
+    each = measured_as(tmp_path, image.resize((side, side)))
     assert (blurred([each]) == (0,)) == found, each.sharpness
 
 
@@ -58,7 +58,7 @@ def test_sharpness_does_not_depend_on_contrast_or_background():
     assert sharpness(wide) == pytest.approx(sharpness(small), rel=0.5)
 
 
-def test_emoji_and_plain_pictures_are_not_blurred(tmp_path):
+def test_emoji_and_plain_images_are_not_blurred(tmp_path):
     assert blurred([measure(str(path)) for path in EMOJI]) == ()
     assert blurred([measured_as(tmp_path, Image.new("RGB", (300, 300), "red"))]) == ()
 
@@ -68,7 +68,7 @@ def test_emoji_and_plain_pictures_are_not_blurred(tmp_path):
 @pytest.mark.parametrize("quality, found", [
     (5, True), (10, True), (30, True), (49, True), (50, False), (75, False), (90, False)])
 def test_compressed_by_its_tables(quality, found, tmp_path):
-    each = measured_as(tmp_path, photograph(0), "picture.jpg", quality=quality)
+    each = measured_as(tmp_path, photograph(0), "image.jpg", quality=quality)
     assert each.jpeg_quality == quality and compressed(each) == found
 
 
@@ -139,7 +139,7 @@ def test_a_grey_dataset_is_one_on_purpose(tmp_path):
     grey = measured_as(tmp_path, photograph(0, (40, 40)).convert("L"), "grey.png")
     colour = measured_as(tmp_path, photograph(0, (40, 40)), "colour.png")
     assert mode_findings([(0, grey), (1, grey)]) == []
-    assert [(finding.mark, finding.pictures) for finding in mode_findings([(0, colour), (1, grey)])] == [("grey", (1,))]
+    assert [(finding.mark, finding.images) for finding in mode_findings([(0, colour), (1, grey)])] == [("grey", (1,))]
 
 
 # ---- size ----------------------------------------------------------------------------------------------------------
@@ -150,30 +150,30 @@ def test_a_grey_dataset_is_one_on_purpose(tmp_path):
     ((900, 200), 512, ["tiny", "cropped"]),
 ])
 def test_tiny_and_cropped(size, resolution, kinds):
-    findings = picture_findings([None], [fit(size, bucket_sizes(resolution))], resolution)
+    findings = image_findings([None], [fit(size, bucket_sizes(resolution))], resolution)
     assert [finding.kind for finding in findings] == ["unreadable", *kinds]
 
 
 # ---- copies --------------------------------------------------------------------------------------------------------
 
-def cropped(picture: Image.Image, share: float, left=0.5, top=0.5) -> Image.Image:
-    width, height = (round(length * (1 - share)) for length in picture.size)
-    x, y = round((picture.width - width) * left), round((picture.height - height) * top)
-    return picture.crop((x, y, x + width, y + height))
+def cropped(image: Image.Image, share: float, left=0.5, top=0.5) -> Image.Image:
+    width, height = (round(length * (1 - share)) for length in image.size)
+    x, y = round((image.width - width) * left), round((image.height - height) * top)
+    return image.crop((x, y, x + width, y + height))
 
 
 COPIES = {
-    "half the size": lambda picture: picture.resize((picture.width // 2, picture.height // 2)),
-    "a fifth of the size": lambda picture: picture.resize((picture.width // 5, picture.height // 5)),
-    "recompressed": lambda picture: as_jpeg(picture, 15),
-    "darker": lambda picture: ImageEnhance.Brightness(picture).enhance(0.7),
-    "less contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(0.6),
+    "half the size": lambda image: image.resize((image.width // 2, image.height // 2)),
+    "a fifth of the size": lambda image: image.resize((image.width // 5, image.height // 5)),
+    "recompressed": lambda image: as_jpeg(image, 15),
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.7),
+    "less contrast": lambda image: ImageEnhance.Contrast(image).enhance(0.6),
     "mirrored": ImageOps.mirror,
-    "stretched": lambda picture: picture.resize((picture.width, round(picture.height * 0.85))),
-    "cut by 6 % around": lambda picture: cropped(picture, 0.06),
-    "cut by 5 % below": lambda picture: picture.crop((0, 0, picture.width, round(picture.height * 0.95))),
-    "cut by 10 % at two sides": lambda picture: cropped(picture, 0.1, 0, 0),
-    "cut, smaller and recompressed": lambda picture: as_jpeg(cropped(picture, 0.05).resize((200, 200)), 30),
+    "stretched": lambda image: image.resize((image.width, round(image.height * 0.85))),
+    "cut by 6 % around": lambda image: cropped(image, 0.06),
+    "cut by 5 % below": lambda image: image.crop((0, 0, image.width, round(image.height * 0.95))),
+    "cut by 10 % at two sides": lambda image: cropped(image, 0.1, 0, 0),
+    "cut, smaller and recompressed": lambda image: as_jpeg(cropped(image, 0.05).resize((200, 200)), 30),
 }
 
 
@@ -187,34 +187,34 @@ def test_copies_are_found(change):
 
 @pytest.mark.parametrize("change", ["half the size", "recompressed", "darker", "mirrored", "cut by 6 % around"])
 def test_copies_of_drawings_on_white_are_found(change):
-    pictures = [Image.open(path).convert("RGB") for path in EMOJI[:8]]
-    prints = [fingerprint(picture) for picture in pictures]
-    found = similar_groups([*prints, *(fingerprint(COPIES[change](picture)) for picture in pictures)])
+    images = [Image.open(path).convert("RGB") for path in EMOJI[:8]]
+    prints = [fingerprint(image) for image in images]
+    found = similar_groups([*prints, *(fingerprint(COPIES[change](image)) for image in images)])
     assert found == [(number, number + 8) for number in range(8)]
 
 
-def test_different_pictures_are_not_copies():
+def test_different_images_are_not_copies():
     assert len(EMOJI) == 20
     assert similar_groups([fingerprint(Image.open(path).convert("RGB")) for path in EMOJI]) == []
     assert similar_groups([fingerprint(photograph(number)) for number in range(40)]) == []
     assert similar_groups([fingerprint(drawing(number)) for number in (0, 2, 10, 12, 19, 23)]) == []
 
 
-def test_plain_pictures_are_told_apart_by_colour():
+def test_plain_images_are_told_apart_by_colour():
     prints = [fingerprint(Image.new("RGB", (50, 50), colour)) for colour in ("red", "blue", "#fe0101", "white", "#f0f0f0")]
     assert similar_groups([*prints, None, fingerprint(photograph(0))]) == [(0, 2)]
 
 
 def test_three_copies_are_one_group_and_same_files_another_kind(tmp_path):
     original = photograph(0)
-    for name, picture in {"a": original, "b": ImageOps.mirror(original), "c": photograph(1),
-                          "d": original.resize((200, 200))}.items():
-        picture.save(tmp_path / f"{name}.png")
+    for name, image in {"a": original, "b": ImageOps.mirror(original), "c": photograph(1),
+                        "d": original.resize((200, 200))}.items():
+        image.save(tmp_path / f"{name}.png")
     (tmp_path / "e.png").write_bytes((tmp_path / "c.png").read_bytes())
     (tmp_path / "f.png").write_bytes((tmp_path / "c.png").read_bytes())
     dataset = scan_folder(str(tmp_path), "folder")
-    findings = copies(dataset, [measure(picture.path) for picture in dataset.pictures])
-    assert [(finding.kind, finding.pictures) for finding in findings] == [
+    findings = copies(dataset, [measure(image.path) for image in dataset.images])
+    assert [(finding.kind, finding.images) for finding in findings] == [
         ("duplicates", (2, 4, 5)), ("near-duplicates", (0, 1, 3))]
     assert "No. 3 = No. 5 = No. 6" in findings[0].text and "No. 1 = No. 2 = No. 4" in findings[1].text
 
@@ -224,10 +224,10 @@ def test_three_copies_are_one_group_and_same_files_another_kind(tmp_path):
 def test_a_file_is_measured_again_when_it_changed_and_only_then(tmp_path, monkeypatch):
     from finetune.trainers.data.report import image_quality
 
-    opened, read = [], image_quality.read_picture
-    monkeypatch.setattr(image_quality, "read_picture", lambda path: opened.append(path) or read(path))
+    opened, read = [], image_quality.read_image
+    monkeypatch.setattr(image_quality, "read_image", lambda path: opened.append(path) or read(path))
     first = measured_as(tmp_path, photograph(0, (64, 64)))
-    assert measure(str(tmp_path / "picture.png")) == first and len(opened) == 1
+    assert measure(str(tmp_path / "image.png")) == first and len(opened) == 1
     assert measured_as(tmp_path, photograph(1, (80, 64))) != first and len(opened) == 2
-    (tmp_path / "picture.png").write_bytes(b"no picture")
-    assert measure(str(tmp_path / "picture.png")) is None and measure(str(tmp_path / "gone.png")) is None
+    (tmp_path / "image.png").write_bytes(b"no image")
+    assert measure(str(tmp_path / "image.png")) is None and measure(str(tmp_path / "gone.png")) is None

@@ -1,4 +1,4 @@
-"""Class pictures: drawn as diffusers draws them, added to and never made twice, whole after every kind of end."""
+"""Class images: drawn as diffusers draws them, added to and never made twice, whole after every kind of end."""
 import json
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from finetune.trainers import spec as specs
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.process.parent import SCRIPT, TrainingProcess
 from finetune.trainers.run_folder import open_run
-from finetune.trainers.sampling.class_images import class_dataset, draw_class_pictures, open_folder, pictures_of
-from finetune.trainers.spec.class_images import ClassPicturesSpec
+from finetune.trainers.sampling.class_images import class_dataset, draw_class_images, images_of, open_folder
+from finetune.trainers.spec.class_images import ClassImagesSpec
 from finetune.trainers.training.run import train_run
 from PIL import Image
 
@@ -25,40 +25,40 @@ def asked(tiny_bases, tmp_path):
         fields = dict(
             base=tiny_bases[family], prompt="a photo of a dog", count=4, resolution=64, sampler_steps=3, batch_size=2,
             folders=specs.FolderSpec(runs=str(tmp_path / "runs"), caches=str(tmp_path / "caches")), device="cpu")
-        return specs.checked(ClassPicturesSpec, **{**fields, **parts})
+        return specs.checked(ClassImagesSpec, **{**fields, **parts})
     return build
 
 
 def draw(spec, **arguments):
     """(dataset, how many were done after each batch)."""
     seen = []
-    dataset = draw_class_pictures(
+    dataset = draw_class_images(
         spec, lambda event, **fields: seen.append(fields["done"]) if event == "drawing" else None, **arguments)
     return dataset, seen
 
 
 def content(spec) -> dict[str, tuple]:
-    """What lies in the pictures' folder: names → (bytes, time of writing)."""
-    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in pictures_of(open_folder(spec)).iterdir()}
+    """What lies in the images' folder: names → (bytes, time of writing)."""
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in images_of(open_folder(spec)).iterdir()}
 
 
-def test_more_pictures_are_the_old_ones_and_the_missing_ones(asked):
+def test_more_images_are_the_old_ones_and_the_missing_ones(asked):
     four, seen = draw(asked())
     before = content(asked())
-    assert seen == [2, 4] and [picture.name for picture in four.pictures] == [f"0000{n}.png" for n in range(4)]
-    assert {picture.caption for picture in four.pictures} == {"a photo of a dog"} and len(before) == 8
-    assert len({picture.digest for picture in four.pictures}) == 4  # each from noise of its own
+    assert seen == [2, 4] and [image.name for image in four.images] == [f"0000{n}.png" for n in range(4)]
+    assert {image.caption for image in four.images} == {"a photo of a dog"} and len(before) == 8
+    assert len({image.digest for image in four.images}) == 4  # each from noise of its own
     seven, seen = draw(asked(count=7))
-    assert seen == [6, 7] and seven.pictures[:4] == four.pictures and len(seven.pictures) == 7
+    assert seen == [6, 7] and seven.images[:4] == four.images and len(seven.images) == 7
     assert before.items() <= content(asked()).items()
     again, seen = draw(asked(batch_size=3))
     assert seen == [] and again == four == class_dataset(asked())
 
 
-def test_a_picture_does_not_depend_on_those_drawn_with_it(asked, tmp_path):
+def test_an_image_does_not_depend_on_those_drawn_with_it(asked, tmp_path):
     elsewhere = specs.FolderSpec(runs=str(tmp_path / "runs"), caches=str(tmp_path / "other"))
     one, two = asked(batch_size=1), asked(batch_size=4, folders=elsewhere)
-    for first, second in zip(draw(one)[0].pictures, draw(two)[0].pictures, strict=True):
+    for first, second in zip(draw(one)[0].images, draw(two)[0].images, strict=True):
         assert np.abs(pixels(first.path) - pixels(second.path)).max() <= 1  # rounding
 
 
@@ -67,27 +67,27 @@ def pixels(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_pictures_are_what_diffusers_draws(family, asked, tiny_bases):
-    spec = asked(family, count=2, negative="a cat", guidance=5.0, sampler_steps=6, picture_seed=11)
+def test_images_are_what_diffusers_draws(family, asked, tiny_bases):
+    spec = asked(family, count=2, negative="a cat", guidance=5.0, sampler_steps=6, image_seed=11)
     dataset, _ = draw(spec)
     pipeline_class = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
     pipeline = pipeline_class.from_pretrained(tiny_bases[family].path, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
         pipeline.scheduler.config, algorithm_type="dpmsolver++", solver_order=2)
-    for number, picture in enumerate(dataset.pictures):
-        noise = torch.randn((4, 8, 8), generator=randomness.generator(11, randomness.CLASS_PICTURES, number))
+    for number, image in enumerate(dataset.images):
+        noise = torch.randn((4, 8, 8), generator=randomness.generator(11, randomness.CLASS_IMAGES, number))
         drawn = pipeline("a photo of a dog", negative_prompt="a cat", guidance_scale=5.0, num_inference_steps=6,
                          height=64, width=64, latents=noise[None]).images[0]
-        assert np.abs(pixels(picture.path) - np.asarray(drawn, np.int16)).max() <= 1
-        assert pixels(picture.path).std() > 1
+        assert np.abs(pixels(image.path) - np.asarray(drawn, np.int16)).max() <= 1
+        assert pixels(image.path).std() > 1
 
 
 @pytest.mark.parametrize("change", [
-    {"prompt": "a photo of a cat"}, {"negative": "blurred"}, {"sampler_steps": 4}, {"guidance": 3.0}, {"picture_seed": 1},
+    {"prompt": "a photo of a cat"}, {"negative": "blurred"}, {"sampler_steps": 4}, {"guidance": 3.0}, {"image_seed": 1},
     {"resolution": 128}, {"family": "sd2"},
 ])
-def test_whatever_changes_the_pictures_has_a_folder_of_its_own(change, asked):
+def test_whatever_changes_the_images_has_a_folder_of_its_own(change, asked):
     assert open_folder(asked(**change)).folder != open_folder(asked()).folder
 
 
@@ -96,18 +96,18 @@ def test_what_does_not_change_them_has_not(change, asked):
     assert open_folder(asked(**change)).folder == open_folder(asked()).folder
 
 
-def test_damaged_and_missing_pictures_are_drawn_anew_and_captions_are_peoples_own(asked):
+def test_damaged_and_missing_images_are_drawn_anew_and_captions_are_peoples_own(asked):
     dataset, _ = draw(asked())
     before = content(asked())
-    folder = pictures_of(open_folder(asked()))
-    (folder / "00001.png").write_bytes(b"half a picture")
+    folder = images_of(open_folder(asked()))
+    (folder / "00001.png").write_bytes(b"half an image")
     (folder / "00002.png").unlink()
     (folder / "00003.txt").write_text("a photo of a small dog")
     (folder / ".part-left.png").write_bytes(b"of a killed process")
     assert class_dataset(asked()) is None
     again, seen = draw(asked())
-    assert seen == [4] and [picture.digest for picture in again.pictures] == [each.digest for each in dataset.pictures]
-    assert again.pictures[3].caption == "a photo of a small dog"
+    assert seen == [4] and [image.digest for image in again.images] == [each.digest for each in dataset.images]
+    assert again.images[3].caption == "a photo of a small dog"
     assert content(asked()).keys() == before.keys()
 
 
@@ -115,7 +115,7 @@ def test_cancelled_between_batches_it_keeps_what_is_drawn(asked):
     count = iter(range(10))
     with pytest.raises(Cancelled):
         draw(asked(count=6), stop_requested=lambda: next(count) == 1)
-    assert len(list(pictures_of(open_folder(asked())).glob("*.png"))) == 2
+    assert len(list(images_of(open_folder(asked())).glob("*.png"))) == 2
     assert draw(asked(count=6))[1] == [4, 6]
 
 
@@ -139,24 +139,24 @@ def test_a_worker_is_killed_and_cancelled_and_goes_on(asked):
 
     last = follow(folder, kill)[-1]
     assert last["event"] == "failed" and "drawing process was ended from outside (SIGKILL)" in last["message"]
-    assert "pictures that are there are kept" in last["message"]
-    for path in pictures_of(folder).glob("[0-9]*.png"):
+    assert "images that are there are kept" in last["message"]
+    for path in images_of(folder).glob("[0-9]*.png"):
         assert Image.open(path).convert("RGB").size == (64, 64) and path.with_suffix(".txt").exists()
     events = follow(folder, lambda process, event: process.cancel() if event["event"] == "drawing" else None)
     first = next(event for event in events if event["event"] == "drawing")
     assert events[-1]["event"] == "cancelled" and 2 <= first["done"] < 40 and first["total"] == 40
     assert first["path"].endswith(".png") and events[0]["event"] == "started"
     assert follow(open_folder(spec.model_copy(update={"count": 8})))[-1] | {"time": 0} == {
-        "event": "finished", "pictures": 8, "time": 0, "progress": 1.0}
+        "event": "finished", "images": 8, "time": 0, "progress": 1.0}
 
 
 def test_the_command_line_draws_and_then_finds(asked, tmp_path):
     path = tmp_path / "spec.json"
     path.write_text(asked(count=2).model_dump_json())
-    command = [sys.executable, str(SCRIPT), "class-pictures", str(path)]
+    command = [sys.executable, str(SCRIPT), "class-images", str(path)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0 and '"finished"' in first.stdout, first.stderr
-    assert "all 2 pictures are there" in subprocess.run(command, capture_output=True, text=True).stdout
+    assert "all 2 images are there" in subprocess.run(command, capture_output=True, text=True).stdout
     path.write_text(json.dumps({**json.loads(path.read_text()), "count": 0}))
     wrong = subprocess.run(command, capture_output=True, text=True)
     assert wrong.returncode == 1 and "count is 0" in wrong.stderr
@@ -164,7 +164,7 @@ def test_the_command_line_draws_and_then_finds(asked, tmp_path):
 
 @pytest.mark.parametrize("change, words", [
     ({"prompt": " \n"}, "prompt is empty"), ({"count": 0}, "count is 0"), ({"resolution": 65}, "resolution is 65"),
-    ({"guidance": float("nan")}, "guidance"), ({"picture_seed": -1}, "picture_seed"), ({"prompt": "x" * 3000}, "prompt"),
+    ({"guidance": float("nan")}, "guidance"), ({"image_seed": -1}, "image_seed"), ({"prompt": "x" * 3000}, "prompt"),
 ])
 def test_wrong_values_are_sentences(change, words, asked):
     with pytest.raises(UserError, match=words):
@@ -174,7 +174,7 @@ def test_wrong_values_are_sentences(change, words, asked):
 @pytest.mark.parametrize("prompt", ["../../evil", "/etc/passwd", "日本の犬", "...", "a" * 500, 'dog: "x" | <y> \\ \x00'])
 def test_hostile_prompts_stay_in_the_folder(prompt, asked, tmp_path):
     folder = open_folder(asked(prompt=prompt)).folder
-    assert folder.parent == tmp_path / "caches" / "class_pictures" and folder.is_dir() and len(folder.name) < 64
+    assert folder.parent == tmp_path / "caches" / "class_images" and folder.is_dir() and len(folder.name) < 64
 
 
 def test_they_serve_as_the_prior_of_a_training(asked, make_spec, tiny_bases):

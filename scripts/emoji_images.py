@@ -1,11 +1,11 @@
-"""Emoji pictures with names, categories and captions, out of packages of the npm registry.
+"""Emoji images with names, categories and captions, out of packages of the npm registry.
 
 The demo base learns two styles, Noto and Twemoji. The third, OpenMoji, is kept away from it: it is what people and tests
-fine-tune towards. Licences of the pictures are in NOTICE.
+fine-tune towards. Licences of the images are in NOTICE.
 
     packages = fetch_packages(folder)                    # `npm pack`, once
     emoji = list_emoji(packages)                         # names and categories
-    pictures = load_pictures(packages, emoji, TRAINED_STYLES, size=64)
+    images = load_images(packages, emoji, TRAINED_STYLES, size=64)
 """
 import io
 import json
@@ -26,7 +26,7 @@ class DemoBaseError(Exception):
 
 @dataclass(frozen=True)
 class Style:
-    """Where a style's pictures lie. `words` is what captions call it."""
+    """Where a style's images lie. `words` is what captions call it."""
     words: str
     package: str
     folder: str
@@ -122,7 +122,7 @@ class Emoji:
 
 
 @dataclass(frozen=True)
-class EmojiPictures:
+class EmojiImages:
     """pixels uint8 [N, size, size, 3] on white; alpha uint8 [N, size, size]; styles, names, categories: text [N]."""
     pixels: np.ndarray
     alpha: np.ndarray
@@ -137,12 +137,12 @@ class EmojiPictures:
         np.savez_compressed(path, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
-    def load(cls, path: Path) -> "EmojiPictures":
+    def load(cls, path: Path) -> "EmojiImages":
         with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
     def indices(self, style: Style, names: tuple[str, ...]) -> list[int]:
-        """Where the pictures of these names in this style stand, in the order of `names`."""
+        """Where the images of these names in this style stand, in the order of `names`."""
         position = {(str(s), str(n)): i for i, (s, n) in enumerate(zip(self.styles, self.names))}
         return [position[style.words, name] for name in names]
 
@@ -194,8 +194,8 @@ def list_emoji(packages: dict[str, Path]) -> list[Emoji]:
     return chosen
 
 
-def find_picture(files: dict[str, bytes], hexcode: str) -> tuple[str, bytes] | None:
-    """(file name, content). Packages disagree about U+FE0F ("show as a picture") in file names and about their case."""
+def find_image(files: dict[str, bytes], hexcode: str) -> tuple[str, bytes] | None:
+    """(file name, content). Packages disagree about U+FE0F ("show as an image") in file names and about their case."""
     for code in (hexcode, hexcode.replace("-FE0F", ""), f"{hexcode}-FE0F"):
         for file_name in (f"{code.lower()}.png", f"{code}.svg"):
             if file_name in files:
@@ -203,12 +203,12 @@ def find_picture(files: dict[str, bytes], hexcode: str) -> tuple[str, bytes] | N
     return None
 
 
-def crop_to_glyph(picture: Image.Image, margin: float = 1.05) -> Image.Image:
+def crop_to_glyph(image: Image.Image, margin: float = 1.05) -> Image.Image:
     """The square around what is not transparent. OpenMoji has wide margins; Noto and Twemoji fill their square."""
-    left, top, right, bottom = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 20)).getbbox()
+    left, top, right, bottom = image.getchannel("A").point(lambda alpha: 255 * (alpha > 20)).getbbox()
     half = max(right - left, bottom - top) * margin / 2
     x, y = (left + right) / 2, (top + bottom) / 2
-    return picture.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
+    return image.crop((round(x - half), round(y - half), round(x + half), round(y + half)))
 
 
 def draw(file_name: str, content: bytes, size: int) -> Image.Image:
@@ -217,31 +217,31 @@ def draw(file_name: str, content: bytes, size: int) -> Image.Image:
         try:
             import resvg_py
         except ImportError as error:
-            raise DemoBaseError("OpenMoji's pictures are SVG: `pip install resvg-py` to draw them.") from error
+            raise DemoBaseError("OpenMoji's images are SVG: `pip install resvg-py` to draw them.") from error
         png = resvg_py.svg_to_bytes(svg_string=content.decode(), width=4 * size, height=4 * size)
-        picture = crop_to_glyph(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
+        image = crop_to_glyph(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
     else:
-        picture = Image.open(io.BytesIO(content)).convert("RGBA")
-    return picture if picture.size == (size, size) else picture.resize((size, size), Image.Resampling.LANCZOS)
+        image = Image.open(io.BytesIO(content)).convert("RGBA")
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    background = Image.new("RGBA", picture.size, "white")
-    background.alpha_composite(picture)
+def on_white(image: Image.Image) -> Image.Image:
+    background = Image.new("RGBA", image.size, "white")
+    background.alpha_composite(image)
     return background.convert("RGB")
 
 
-def load_pictures(packages: dict[str, Path], emoji: list[Emoji], styles: tuple[Style, ...], size: int) -> EmojiPictures:
-    """All pictures that the styles have of these emoji."""
+def load_images(packages: dict[str, Path], emoji: list[Emoji], styles: tuple[Style, ...], size: int) -> EmojiImages:
+    """All images that the styles have of these emoji."""
     rows = []
     for style in styles:
         files = read_archive(packages[style.package], style.folder)
-        found = [(one, find_picture(files, one.hexcode)) for one in emoji]
+        found = [(one, find_image(files, one.hexcode)) for one in emoji]
         rows += [(draw(*file, size), style.words, one.name, one.category) for one, file in found if file]
     drawn, words, names, categories = zip(*rows)
-    return EmojiPictures(
-        pixels=np.stack([np.asarray(on_white(picture)) for picture in drawn]),
-        alpha=np.stack([np.asarray(picture.getchannel("A")) for picture in drawn]),
+    return EmojiImages(
+        pixels=np.stack([np.asarray(on_white(image)) for image in drawn]),
+        alpha=np.stack([np.asarray(image.getchannel("A")) for image in drawn]),
         styles=np.array(words), names=np.array(names), categories=np.array(categories))
 
 
@@ -255,15 +255,15 @@ def is_core(name: str, category: str) -> bool:
 
 
 def contact_sheet(rows: list[list[np.ndarray]], labels: list[list[str]], scale: int = 2) -> Image.Image:
-    """Pictures (uint8 [size, size, 3]) in rows of equal length, each under its label, in a palette of 256 colours."""
+    """Images (uint8 [size, size, 3]) in rows of equal length, each under its label, in a palette of 256 colours."""
     from PIL import ImageDraw
 
     side, label_height, gap = rows[0][0].shape[0] * scale, 12, 4
     sheet = Image.new("RGB", (len(rows[0]) * (side + gap), len(rows) * (side + gap + label_height)), "white")
     pen = ImageDraw.Draw(sheet)
-    for row, (pictures, texts) in enumerate(zip(rows, labels)):
-        for column, (picture, text) in enumerate(zip(pictures, texts)):
+    for row, (images, texts) in enumerate(zip(rows, labels)):
+        for column, (image, text) in enumerate(zip(images, texts)):
             x, y = column * (side + gap), row * (side + gap + label_height)
             pen.text((x, y), text[:side // 5], fill="black")
-            sheet.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (x, y + label_height))
+            sheet.paste(Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST), (x, y + label_height))
     return sheet.quantize(256)

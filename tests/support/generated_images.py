@@ -1,4 +1,4 @@
-"""Pictures with the statistics of photographs, and drawings on white of different letters."""
+"""Images with the statistics of photographs, and drawings on white of different letters."""
 import io
 
 import numpy as np
@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def photograph(number: int, size=(384, 384)) -> Image.Image:
-    """Coloured noise whose amplitude falls with the frequency as that of natural pictures (about 1/f)."""
+    """Coloured noise whose amplitude falls with the frequency as that of natural images (about 1/f)."""
     draw, side = np.random.default_rng(number), 384
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
     frequency[0, 0] = np.inf
@@ -18,16 +18,16 @@ def photograph(number: int, size=(384, 384)) -> Image.Image:
 
 def drawing(number: int, side: int = 256) -> Image.Image:
     """A black shape on white, of which there are many."""
-    draw, picture = np.random.default_rng(number), Image.new("RGB", (side, side), "white")
+    draw, image = np.random.default_rng(number), Image.new("RGB", (side, side), "white")
     colour = tuple(int(each) for each in draw.integers(0, 200, 3))
     letter = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26]
     font = ImageFont.load_default(round(side * 0.9))
-    ImageDraw.Draw(picture).text((side / 2, side / 2), letter, colour, font, anchor="mm")
-    return picture
+    ImageDraw.Draw(image).text((side / 2, side / 2), letter, colour, font, anchor="mm")
+    return image
 
 
-def as_jpeg(picture: Image.Image, quality: int) -> Image.Image:
-    """The picture after it was a JPEG of that quality."""
+def as_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """The image after it was a JPEG of that quality."""
     content = io.BytesIO()
-    picture.save(content, "JPEG", quality=quality)
+    image.save(content, "JPEG", quality=quality)
     return Image.open(content).convert("RGB")

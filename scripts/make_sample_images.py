@@ -1,15 +1,15 @@
-"""Draw the sample data: OpenMoji pictures to fine-tune on, others to measure on, and Noto pictures as a control.
+"""Draw the sample data: OpenMoji images to fine-tune on, others to measure on, and Noto images as a control.
 
-    python scripts/make_sample_pictures.py [--work DIR]
+    python scripts/make_sample_images.py [--work DIR]
 
-Each picture has a caption beside it, "noto emoji of a …": words that the demo base knows, so that what changes after
+Each image has a caption beside it, "noto emoji of a …": words that the demo base knows, so that what changes after
 fine-tuning is the look and nothing else.
 """
 import argparse
 import sys
 from pathlib import Path
 
-from emoji_pictures import (
+from emoji_images import (
     HELD_OUT_NAMES,
     NOTO,
     OPENMOJI,
@@ -18,7 +18,7 @@ from emoji_pictures import (
     Style,
     fetch_packages,
     list_emoji,
-    load_pictures,
+    load_images,
 )
 from PIL import Image
 
@@ -34,11 +34,11 @@ FOLDERS = (
 def write_folder(folder: Path, packages: dict[str, Path], style: Style, names: tuple[str, ...]) -> int:
     """Write NAME.png and NAME.txt for every name; return the bytes written."""
     wanted = [one for one in list_emoji(packages) if one.name in names]
-    pictures = load_pictures(packages, wanted, (style,), SIZE)
+    images = load_images(packages, wanted, (style,), SIZE)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, index in zip(names, pictures.indices(style, names)):
+    for name, index in zip(names, images.indices(style, names)):
         path = folder / f"{name.replace(' ', '_')}.png"
-        Image.fromarray(pictures.pixels[index]).save(path, optimize=True)
+        Image.fromarray(images.pixels[index]).save(path, optimize=True)
         path.with_suffix(".txt").write_text(f"{NOTO.words} of a {name}\n", encoding="utf-8")
     return sum(file.stat().st_size for file in folder.iterdir())
 
@@ -51,7 +51,7 @@ def main() -> None:
         packages = fetch_packages(options.work / "packages")
         for folder, style, names in FOLDERS:
             written = write_folder(REPOSITORY / folder, packages, style, names)
-            print(f"{folder}: {len(names)} pictures, {written / 1000:.0f} kB")
+            print(f"{folder}: {len(names)} images, {written / 1000:.0f} kB")
     except DemoBaseError as failure:
         sys.exit(str(failure))
 
