@@ -50,20 +50,20 @@ def run_name(row: str) -> str:
 
 
 class Bench:
-    """Bases, pictures and a folder for the runs."""
+    """Bases, images and a folder for the runs."""
 
     def __init__(self, folder: Path):
         from finetune.trainers.data.manifest import scan_folder
-        from finetune.trainers.families.recognition import recognise
+        from finetune.trainers.families.recognition import recognize
         from support import tiny
 
         self.folder = folder
-        self.bases = {family: recognise(str(tiny.make_folder(family, folder / family)), family) for family in tiny.FAMILIES}
-        self.bases["demo"] = recognise(str(ROOT / "demo_base"), "demo")
-        pictures = tiny.make_pictures(folder / "squares", 5)
-        tiny.half_mask().save(pictures / "square_1-masklabel.png")
-        self.dataset = scan_folder(str(pictures), "squares")
-        self.others = scan_folder(str(tiny.make_pictures(folder / "others", 3, (96, 64))), "others")
+        self.bases = {family: recognize(str(tiny.make_folder(family, folder / family)), family) for family in tiny.FAMILIES}
+        self.bases["demo"] = recognize(str(ROOT / "demo_base"), "demo")
+        images = tiny.make_images(folder / "squares", 5)
+        tiny.half_mask().save(images / "square_1-masklabel.png")
+        self.dataset = scan_folder(str(images), "squares")
+        self.others = scan_folder(str(tiny.make_images(folder / "others", 3, (96, 64))), "others")
 
     def train(self, row: str, base: str, **parts) -> dict:
         """Losses and digests of a run. `training` may hold fields of its own beside the common ones."""

@@ -77,12 +77,12 @@ def engine(family: str, folder: Path) -> dict:
     import psutil
     import torch
     from finetune.trainers import families, methods
-    from finetune.trainers.families.recognition import recognise
+    from finetune.trainers.families.recognition import recognize
     from finetune.trainers.methods.protocol import Parts
     from finetune.trainers.spec import FullSpec
     from safetensors.torch import save_file
 
-    base, kind = recognise(str(folder / "base.safetensors"), "base"), families.get(family)
+    base, kind = recognize(str(folder / "base.safetensors"), "base"), families.get(family)
     method = methods.make(FullSpec(file_precision="fp16"), 1e-6, kind)
     parts = Parts(kind, kind.load_denoiser(base, getattr(torch, STORED[family])), None, base)
     facts = {"family": base.family, "denoiser_held_in": STORED[family]}
@@ -98,7 +98,7 @@ def engine(family: str, folder: Path) -> dict:
             parameter.mul_(1.02)
     facts["relative_change"] = method.save(parts, folder, "tuned", {})["relative_change"]
     del parts
-    outputs = compute(kind, recognise(str(folder / "tuned.safetensors"), "tuned"))
+    outputs = compute(kind, recognize(str(folder / "tuned.safetensors"), "tuned"))
     unchanged = compute(kind, base, outputs)
     facts["change_of_the_prediction"] = float((outputs["noise"] - unchanged["noise"]).norm() / unchanged["noise"].norm())
     save_file(outputs, folder / "engine.safetensors")

@@ -20,13 +20,13 @@ def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpoin
     """A run as the worker process trains it: real images and captions, caches, events, the one loop."""
     from trainers import spec as specs
     from trainers.data.manifest import scan_folder
-    from trainers.families.recognition import recognise
+    from trainers.families.recognition import recognize
     from trainers.run_folder import open_run
     from trainers.training.run import train_run
 
     folder = Path(job["folder"])
     spec = specs.RunSpec(
-        name="ours", base=recognise(job["checkpoint"], "random"), dataset=scan_folder(job["images"], "noise"),
+        name="ours", base=recognize(job["checkpoint"], "random"), dataset=scan_folder(job["images"], "noise"),
         method=specs.LoraSpec(rank=job["rank"], alpha=job["rank"]),
         optimizer=specs.OptimizerSpec(learning_rate=LEARNING_RATE),
         training=specs.TrainingSpec(steps=job["steps"], resolution=8 * job["latent"]),

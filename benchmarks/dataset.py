@@ -32,7 +32,7 @@ STEPS = 4
 # ---- images ------------------------------------------------------------------------------------------------------
 
 def make_images(folder: Path, count: int) -> Path:
-    """Smooth colours with detail on top, so that files have the sizes of photographs; two thirds JPEG."""
+    """Smooth colors with detail on top, so that files have the sizes of photographs; two thirds JPEG."""
     import numpy
     from PIL import Image, ImageFilter
 
@@ -69,14 +69,14 @@ def manifest_of(folder: Path):
 
 
 def make_base(folder: Path, full_size: bool):
-    from trainers.families.recognition import recognise
+    from trainers.families.recognition import recognize
 
     if not full_size:
-        return recognise(str(ROOT / "demo_base"), "demo base")
+        return recognize(str(ROOT / "demo_base"), "demo base")
     from .full_size import make_checkpoint
 
     path = folder / "random.safetensors"
-    return recognise(str(path if path.exists() else make_checkpoint(path)), "random SD 1.x")
+    return recognize(str(path if path.exists() else make_checkpoint(path)), "random SD 1.x")
 
 
 def spec_of(name: str, base, dataset, folder: Path, resolution: int):

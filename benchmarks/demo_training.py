@@ -11,14 +11,14 @@ from pathlib import Path
 
 from trainers import spec as specs
 from trainers.data.manifest import scan_folder
-from trainers.families.recognition import recognise
+from trainers.families.recognition import recognize
 from trainers.files import read_json, write_json
 from trainers.run_folder import Run, open_run
 
 from .pack import ROOT
 
 DATA = {"openmoji": ROOT / "example_datasets" / "openmoji", "control": ROOT / "tests" / "data" / "noto_control"}
-"""What is to be learnt; and images of the base's own style under the same captions, from which it must not be."""
+"""What is to be learned; and images of the base's own style under the same captions, from which it must not be."""
 HELD_OUT = ROOT / "tests" / "data" / "openmoji_heldout"
 
 
@@ -37,7 +37,7 @@ def demo_spec(name: str, data: str, method, learning_rate: float, folder: Path, 
               seed: int = 0, trigger: str = "", **parts) -> specs.RunSpec:
     """The settings of the example workflows, with another method."""
     return specs.RunSpec(
-        name=name, base=recognise(str(ROOT / "demo_base"), "demo_base"),
+        name=name, base=recognize(str(ROOT / "demo_base"), "demo_base"),
         dataset=scan_folder(str(DATA[data]), data, trigger), method=method,
         optimizer=specs.OptimizerSpec(learning_rate=learning_rate),
         schedule=specs.ScheduleSpec(name="cosine", warmup_steps=min(10, steps // 3)),

@@ -1,7 +1,7 @@
 """How near images are to a style of emoji: statistics, distances, and the denoising loss on true images.
 
-Colour and edge statistics tell flat Noto emoji from outlined OpenMoji; pixel errors do not, because the composition of
-an image that was never seen cannot be learnt from others.
+Color and edge statistics tell flat Noto emoji from outlined OpenMoji; pixel errors do not, because the composition of
+an image that was never seen cannot be learned from others.
 """
 from pathlib import Path
 
@@ -24,11 +24,11 @@ def read_emoji(folder: Path) -> tuple[list[str], np.ndarray]:
 
 
 def style_statistics(images: np.ndarray) -> np.ndarray:
-    """Per image: shares of dark, white, saturated and edge pixels, and the mean colour: [count, 7]."""
-    grey = images.mean(axis=-1)
+    """Per image: shares of dark, white, saturated and edge pixels, and the mean color: [count, 7]."""
+    gray = images.mean(axis=-1)
     saturation = images.max(axis=-1) - images.min(axis=-1)
-    edges = np.abs(np.diff(grey, axis=1))[:, :, :-1] + np.abs(np.diff(grey, axis=2))[:, :-1]
-    shares = [(grey < 0.3), (grey > 0.93), (saturation > 0.5), (edges > 0.25)]
+    edges = np.abs(np.diff(gray, axis=1))[:, :, :-1] + np.abs(np.diff(gray, axis=2))[:, :-1]
+    shares = [(gray < 0.3), (gray > 0.93), (saturation > 0.5), (edges > 0.25)]
     return np.stack([*(share.mean(axis=(1, 2)) for share in shares), *images.mean(axis=(1, 2)).T], axis=1)
 
 

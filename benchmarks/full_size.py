@@ -34,7 +34,7 @@ def make_images(folder: Path, count: int, side: int) -> Path:
 
 
 def build_parts():
-    """(UNet, VAE, text encoder) from the family's own configs, randomly initialised, in half precision."""
+    """(UNet, VAE, text encoder) from the family's own configs, randomly initialized, in half precision."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

@@ -5,7 +5,7 @@
 For every method and seed the engine trains with the settings of the example workflow on its 20 OpenMoji images, and a
 control on 20 images of the base's own style with the same captions. diffusers loads the files and draws 20 names that were
 never trained, once with "noto emoji of a …" and once with the new word in place of "noto". The measure is the distance of
-the mean colour and edge statistics to those of the true OpenMoji images of these names.
+the mean color and edge statistics to those of the true OpenMoji images of these names.
 """
 import argparse
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from trainers import spec as specs
 from trainers.data.manifest import scan_folder
-from trainers.families.recognition import recognise
+from trainers.families.recognition import recognize
 from trainers.run_folder import open_run
 from trainers.training.run import train_run
 
@@ -51,7 +51,7 @@ def train(method: str, data: str, seed: int, folder: Path):
         embedding=word, embedding_learning_rate=widgets["embedding_learning_rate"],
         lora=specs.LoraSpec(rank=widgets["rank"], alpha=widgets["alpha"], targets=widgets["targets"]))
     spec = specs.RunSpec(
-        name=f"{method}_{data}_{seed}", base=recognise(str(ROOT / "demo_base"), "demo_base"),
+        name=f"{method}_{data}_{seed}", base=recognize(str(ROOT / "demo_base"), "demo_base"),
         dataset=scan_folder(str(DATA[data]), data), method=chosen,
         optimizer=specs.OptimizerSpec(learning_rate=widgets["learning_rate"]),
         schedule=specs.ScheduleSpec(name="cosine", warmup_steps=10),
@@ -68,10 +68,10 @@ def train(method: str, data: str, seed: int, folder: Path):
 def drawn_with(run, captions: list[str], seed: int) -> np.ndarray:
     """Images of the captions with the run's word in place of "noto", and with its LoRA where it has one."""
     files, pipeline = {file["kind"]: run.folder / file["name"] for file in run.report["files"]}, load_pipeline()
-    pipeline.load_textual_inversion(str(files["embedding"]), token="learntword")
+    pipeline.load_textual_inversion(str(files["embedding"]), token="learnedword")
     if "lora" in files:
         pipeline.load_lora_weights(str(files["lora"]))
-    return emoji_style.draw_images(pipeline, [caption.replace("noto", "learntword") for caption in captions], seed)
+    return emoji_style.draw_images(pipeline, [caption.replace("noto", "learnedword") for caption in captions], seed)
 
 
 def main():

@@ -5,7 +5,7 @@
 Every method trains on the 20 OpenMoji images, and one of each kind once more on a control: 20 images of the base's
 own style under the same captions. ComfyUI's own loaders apply the files, and its sampler draws 20 names that were never
 trained. Reported: trainable parameters, file size, seconds per step, peak memory, distance to the true OpenMoji of those
-names (colour and edge statistics), the denoising loss on them, and drift: how far images of prompts that have nothing to
+names (color and edge statistics), the denoising loss on them, and drift: how far images of prompts that have nothing to
 do with the training ("twemoji of a …") have moved. It is the comparison of DreamBooth with LoRA of the literature at small
 scale.
 """
@@ -171,8 +171,8 @@ def draw_chart(rows: list[dict], path: Path):
     image.save(path, optimize=True)
 
 
-def bar(draw, x: int, y: int, length: float, colour: str, text: str, font):
-    draw.rectangle([x, y + 2, x + max(1, length), y + 18], fill=colour)
+def bar(draw, x: int, y: int, length: float, color: str, text: str, font):
+    draw.rectangle([x, y + 2, x + max(1, length), y + 18], fill=color)
     draw.text((x + max(1, length) + 6, y), text, "black", font)
 
 

@@ -1,4 +1,4 @@
-"""Does a learnt word mean in ComfyUI what it meant in training?
+"""Does a learned word mean in ComfyUI what it meant in training?
 
     python -m benchmarks.native_embeddings
 
@@ -140,12 +140,12 @@ def main():
     import torch
     from finetune.trainers import families
     from finetune.trainers.families.protocol import TextEncoders
-    from finetune.trainers.families.recognition import recognise
+    from finetune.trainers.families.recognition import recognize
 
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        demo = families.get("sd1").load_text(recognise(str(ROOT / "demo_base"), "demo_base"), torch.float32)
+        demo = families.get("sd1").load_text(recognize(str(ROOT / "demo_base"), "demo_base"), torch.float32)
         rows += compare("sd1", demo, demo_text, folder, "demo base")
         for family in families.NAMES:
             encoders = random_encoders(family)

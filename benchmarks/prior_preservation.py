@@ -80,9 +80,9 @@ def verdicts(rows: list[dict]) -> list[dict]:
             "value": round(min(values["without"]) - max(values["with"]), 4),
             "met": bool(min(values["without"]) > max(values["with"])),
         })
-    learnt = [row["subject_of_base"] - row["subject"] for row in rows if row["prior"] == "with"]
-    results.append({"measure": "with class images the subject is still learnt: least move towards it over the seeds",
-                    "value": round(min(learnt), 4), "unit": "style distance", "goal": "> 0", "met": bool(min(learnt) > 0)})
+    learned = [row["subject_of_base"] - row["subject"] for row in rows if row["prior"] == "with"]
+    results.append({"measure": "with class images the subject is still learned: least move towards it over the seeds",
+                    "value": round(min(learned), 4), "unit": "style distance", "goal": "> 0", "met": bool(min(learned) > 0)})
     return results
 
 

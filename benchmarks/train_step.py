@@ -169,16 +169,16 @@ def draw(numbers: Numbers, latent: int, path: Path):
     import matplotlib.pyplot as pyplot
 
     names = [name for name in reversed(LABELS) if name in numbers.seconds]
-    colours = ["#d1495b" if name.startswith("ours") else "#8d99ae" for name in names]
+    colors = ["#d1495b" if name.startswith("ours") else "#8d99ae" for name in names]
     labels = [LABELS[name] for name in names]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     times = [Summary.of(numbers.seconds[name]) for name in names]
     spread = [[each.median - each.lowest for each in times], [each.highest - each.median for each in times]]
-    bars = left.barh(labels, [each.median for each in times], color=colours, xerr=spread, ecolor="#333333", capsize=3)
+    bars = left.barh(labels, [each.median for each in times], color=colors, xerr=spread, ecolor="#333333", capsize=3)
     left.bar_label(bars, [f"  {each.median:.2f} s" for each in times], padding=6)
     left.set(title="seconds per step, median and extremes", xlim=(0, 1.25 * max(each.highest for each in times)))
     peaks = [numbers.memory[name]["peak"] / GIB for name in names]
-    bars = right.barh(labels, peaks, color=colours)
+    bars = right.barh(labels, peaks, color=colors)
     right.bar_label(bars, [f" {peak:.1f} GiB" for peak in peaks])
     right.set(title="peak memory of the process, loading included", xlim=(0, 1.2 * max(peaks)))
     for axes in (left, right):

@@ -20,7 +20,7 @@ Watching = io.Custom("FINETUNE_WATCHING")
 Memory = io.Custom("FINETUNE_MEMORY")
 """trainers.spec.MemorySpec"""
 Embedding = io.Custom("FINETUNE_EMBEDDING")
-"""trainers.artifacts.embedding.Embedding: a learnt word as tensors"""
+"""trainers.artifacts.embedding.Embedding: a learned word as tensors"""
 LoraModel = io.Custom("LORA_MODEL")
 """The core's: state dict of a LoRA, for Load LoRA Model and Save LoRA"""
 LossMap = io.Custom("LOSS_MAP")

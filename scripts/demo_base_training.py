@@ -1,4 +1,4 @@
-"""How the demo base is trained: recipe, the loop that both of its models share, and what each of them minimises.
+"""How the demo base is trained: recipe, the loop that both of its models share, and what each of them minimizes.
 
 Shapes: B images in a batch, S their side in pixels, s = S / 8 the side of their latents, T = 77 tokens.
 """
@@ -133,7 +133,7 @@ class Progress:
 def train(worker: Worker, label: str, models: list[torch.nn.Module], losses: Callable[[], dict[str, Tensor]],
           schedule: Schedule, minutes: float, weight_decay: float, images_per_step: int,
           ema: EMAModel | None = None) -> None:
-    """The loop. `losses` draws a batch; the entry "loss" is minimised, the others are only reported."""
+    """The loop. `losses` draws a batch; the entry "loss" is minimized, the others are only reported."""
     named = [pair for model in models for pair in model.named_parameters()]
     parameters = [parameter for _, parameter in named]
     groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
@@ -172,7 +172,7 @@ def augment(images: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor
     """Widen what the VAE can draw beyond its two styles, so that a third one survives it.
 
     images [B, 3, S, S] in -1…1 on white, alpha [B, 1, S, S] in 0…1. Half of them are shrunk, moved and mirrored; a
-    quarter have their colours swapped; a third get black outlines, as line art has, some of these along inner edges too.
+    quarter have their colors swapped; a third get black outlines, as line art has, some of these along inner edges too.
     """
     count = len(images)
 
@@ -202,7 +202,7 @@ def augment(images: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor
 
 
 def train_vae(worker: Worker, recipe: Recipe, minutes: float, images_file: Path, result: Path) -> None:
-    """Minimise L1 + 2 · squared error + a little KL; write the VAE to `result`."""
+    """Minimize L1 + 2 · squared error + a little KL; write the VAE to `result`."""
     torch.manual_seed(0)  # the same first weights in every process
     vae = recipe.build_vae().to(worker.device, memory_format=torch.channels_last)
     data, generator = EmojiImages.load(images_file), worker.generator()
@@ -228,7 +228,7 @@ def train_vae(worker: Worker, recipe: Recipe, minutes: float, images_file: Path,
 
 
 @torch.no_grad()
-def standardise_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
+def standardize_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     """Give latents mean 0 and standard deviation 1 per channel after scaling_factor, without changing decode(encode(x)).
 
     mean, std: [4], of the latents before. The affine map goes into the two 1 × 1 convolutions beside the latents, so the

@@ -1,7 +1,7 @@
 """Emoji images with names, categories and captions, out of packages of the npm registry.
 
 The demo base learns two styles, Noto and Twemoji. The third, OpenMoji, is kept away from it: it is what people and tests
-fine-tune towards. Licences of the images are in NOTICE.
+fine-tune towards. Licenses of the images are in NOTICE.
 
     packages = fetch_packages(folder)                    # `npm pack`, once
     emoji = list_emoji(packages)                         # names and categories
@@ -72,7 +72,7 @@ CATEGORY_OF_SUBGROUP = {subgroup: word for word, subgroups in CATEGORIES.items()
 KEPT_GROUPS = {"smileys-emotion", "people-body", "animals-nature", "food-drink", "travel-places", "activities", "objects"}
 LEFT_OUT = re.compile("o’clock|thirty|keycap|button|arrow|SOON|symbol for|speech|thought|Japanese “")
 
-# Common names, shown six times as often: with every name equally often a small model learns colours and round shapes only.
+# Common names, shown six times as often: with every name equally often a small model learns colors and round shapes only.
 CORE_CATEGORIES = {"heart", "fruit", "flower"}
 CORE_NAMES = set("""
 grinning face|grinning face with big eyes|beaming face with smiling eyes|face with tears of joy|slightly smiling face
@@ -255,7 +255,7 @@ def is_core(name: str, category: str) -> bool:
 
 
 def contact_sheet(rows: list[list[np.ndarray]], labels: list[list[str]], scale: int = 2) -> Image.Image:
-    """Images (uint8 [size, size, 3]) in rows of equal length, each under its label, in a palette of 256 colours."""
+    """Images (uint8 [size, size, 3]) in rows of equal length, each under its label, in a palette of 256 colors."""
     from PIL import ImageDraw
 
     side, label_height, gap = rows[0][0].shape[0] * scale, 12, 4

@@ -4,7 +4,7 @@
                                      [--device auto] [--work DIR]
 
 Three stages, each kept in the work folder and reused when the command is given again: the images; the VAE, its latents
-standardised; the UNet together with the text encoder. Then the parts are written as a diffusers folder in half precision,
+standardized; the UNet together with the text encoder. Then the parts are written as a diffusers folder in half precision,
 loaded back, measured, and asked for a sheet of images. Needs npm and `pip install resvg-py`.
 
 On a CPU two processes of one thread each share the work: that beats one process with two threads. On a GPU one process
@@ -29,7 +29,7 @@ from demo_base_training import (
     Schedule,
     Worker,
     fast_in_bfloat16,
-    standardise_latents,
+    standardize_latents,
     train_denoiser,
     train_vae,
 )
@@ -129,20 +129,20 @@ def make_images(recipe: Recipe, packages_folder: Path, result: Path) -> None:
 
 
 def make_vae(recipe: Recipe, device: torch.device, minutes: float, work: Path, result: Path) -> None:
-    """Train the VAE, standardise its latents, and keep those of all images for the next stage."""
+    """Train the VAE, standardize its latents, and keep those of all images for the next stage."""
     run_training(device, work, train_vae, recipe, minutes, work / "images/trained.npz", result)
     vae = AutoencoderKL.from_pretrained(result).to(device).eval()
     pixels = EmojiImages.load(work / "images/trained.npz").pixels
     latents = encode(vae, pixels)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    print(f"VAE: latent mean {rounded(mean)}, standard deviation {rounded(std)} before standardising", flush=True)
+    print(f"VAE: latent mean {rounded(mean)}, standard deviation {rounded(std)} before standardizing", flush=True)
     if std.min() < 0.05 * std.max():
         raise DemoBaseError("A latent channel of the VAE collapsed: its standard deviation is under a twentieth of the "
                             "largest. Train it longer, or lower KL_WEIGHT.")
-    standardise_latents(vae.cpu(), mean, std)
+    standardize_latents(vae.cpu(), mean, std)
     vae.save_pretrained(result)
-    standardised = (latents - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-    np.savez(result / "latents.npz", latents=standardised.numpy())
+    standardized = (latents - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    np.savez(result / "latents.npz", latents=standardized.numpy())
 
 
 def make_denoiser(recipe: Recipe, device: torch.device, minutes: float, work: Path, result: Path) -> None:

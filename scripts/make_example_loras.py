@@ -2,7 +2,7 @@
 
     python scripts/make_example_loras.py [--steps N] [--work DIR]
 
-Their images are the Noto emoji of tests/data/noto_control, changed by a rule each: a dark contour, other colours, less
+Their images are the Noto emoji of tests/data/noto_control, changed by a rule each: a dark contour, other colors, less
 contrast. So each LoRA has one effect, and a stack of them shows all three.
 """
 import argparse
@@ -61,12 +61,12 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
     sys.path.insert(0, str(REPOSITORY))
     from trainers import spec as specs
     from trainers.data.manifest import scan_folder
-    from trainers.families.recognition import recognise
+    from trainers.families.recognition import recognize
     from trainers.run_folder import open_run
     from trainers.training.run import train_run
 
     spec = specs.RunSpec(
-        name=name, base=recognise(str(REPOSITORY / "demo_base"), "demo_base"),
+        name=name, base=recognize(str(REPOSITORY / "demo_base"), "demo_base"),
         dataset=scan_folder(str(make_images(work / name, rule)), name),
         method=specs.LoraSpec(rank=RANK, alpha=RANK, targets="all with convolutions"),
         optimizer=specs.OptimizerSpec(learning_rate=LEARNING_RATE),

@@ -40,13 +40,13 @@ def forgotten_accelerator():
 
 @pytest.fixture(scope="session")
 def tiny_bases(tmp_path_factory):
-    """family → recognised diffusers folder of a tiny random model."""
-    from finetune.trainers.families.recognition import recognise
+    """family → recognized diffusers folder of a tiny random model."""
+    from finetune.trainers.families.recognition import recognize
     from support import tiny
 
     root = tmp_path_factory.mktemp("tiny")
     return {
-        family: recognise(str(tiny.make_folder(family, root / family)), f"tiny {family}") for family in tiny.FAMILIES
+        family: recognize(str(tiny.make_folder(family, root / family)), f"tiny {family}") for family in tiny.FAMILIES
     }
 
 

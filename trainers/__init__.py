@@ -141,7 +141,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         changes.py                  the change that a layer stands for
         adapters.py                 what LoRA's relatives store
         peft_config.py              scales that stand beside the tensors
-        embedding.py                files of learnt words
+        embedding.py                files of learned words
         embedding_words.py          which tensors of a file are the word
         embedding_library.py        a library of embeddings
         hypernetwork.py             hypernetwork files

@@ -18,5 +18,5 @@ def generator(seed: int, *counters: int) -> torch.Generator:
 
 
 # First counters of the streams, so that no two uses of a seed share numbers.
-(NOISE, ORDER, DROPOUT, INITIALISATION, CAPTIONS, CLASS_ORDER, VALIDATION, CLASS_IMAGES, VARIATION, AUGMENTATION,
+(NOISE, ORDER, DROPOUT, INITIALIZATION, CAPTIONS, CLASS_ORDER, VALIDATION, CLASS_IMAGES, VARIATION, AUGMENTATION,
  VARIANT) = range(11)

@@ -107,7 +107,7 @@ class Run:
         return content.get("identity") if isinstance(content, dict) else None
 
     def clear_failed(self) -> bool:
-        """Empty the folder of a run that ended before anything was learnt, so that its name is free again. Returns whether
+        """Empty the folder of a run that ended before anything was learned, so that its name is free again. Returns whether
         it was one: what has a step, a checkpoint or a file, what may be at work and what holds things of others stays."""
         last = (list(self.events()) or [{}])[-1].get("event")
         if (self.identity is None or last not in ("failed", "cancelled") or self.checkpoints() or self.losses()

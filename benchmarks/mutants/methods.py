@@ -7,9 +7,9 @@ HYPER, FULL, PIVOTAL = "trainers/methods/hypernetwork.py", "trainers/methods/ful
 TESTS = "unit/test_adapters.py"
 
 MUTATIONS = [
-    Mutation("rank-stabilised alpha is as usual", LORA,
-             "alpha * rank**0.5 if spec.rank_stabilised",
-             "alpha if spec.rank_stabilised", "unit/test_adapters.py::test_ranks_and_alphas_in_the_file"),
+    Mutation("rank-stabilized alpha is as usual", LORA,
+             "alpha * rank**0.5 if spec.rank_stabilized",
+             "alpha if spec.rank_stabilized", "unit/test_adapters.py::test_ranks_and_alphas_in_the_file"),
     Mutation("alpha does not follow a block's rank", LORA,
              "else alpha * rank / usual_rank", "else alpha", "unit/test_adapters.py::test_ranks_and_alphas_in_the_file"),
     Mutation("convolutions have no rank of their own", LORA,
@@ -28,7 +28,7 @@ MUTATIONS = [
              "self._groups(name, encoder, self.learning_rate)",
              "unit/test_adapters.py::test_rates_by_block_and_of_lora_plus"),
     Mutation("adapters start from other numbers than the seed's", LORA,
-             "randomness.derive(seed, randomness.INITIALISATION)", "randomness.derive(0, randomness.INITIALISATION)",
+             "randomness.derive(seed, randomness.INITIALIZATION)", "randomness.derive(0, randomness.INITIALIZATION)",
              "unit/test_first_losses.py::test_losses_equal_plain_diffusers"),
     Mutation("a LoRA without its text encoder's layers", LORA,
              "        if self.trains_text():\n            for encoder_name",

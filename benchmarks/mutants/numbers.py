@@ -11,7 +11,7 @@ MUTATIONS = [
              "torch.randn((latent.shape[0], 1, 1), generator=generator) if offset",
              "torch.randn(latent.shape, generator=generator) if offset",
              "unit/test_noise.py::test_the_offset_keeps_its_strength_beside_other_noise"),
-    Mutation("multi-resolution noise is not normalised", NOISE,
+    Mutation("multi-resolution noise is not normalized", NOISE,
              "return noise / noise.square().mean().sqrt()",
              "return noise", "unit/test_noise.py::test_multires_noise_has_unit_variance_and_more_low_frequencies"),
     Mutation("the discount of lower resolutions is ignored", NOISE,

@@ -33,7 +33,7 @@ MUTATIONS = [
     Mutation("shares of a step count alike", LOOP,
              "loss = share.weight * objective.loss(", "loss = objective.loss(", EVERY_STEP),
     Mutation("the penalty counts in every share", LOOP,
-             "extra = regulariser() if last else None", "extra = regulariser()", EVERY_STEP),
+             "extra = regularizer() if last else None", "extra = regularizer()", EVERY_STEP),
     Mutation("masks do not reach the loss", LOOP,
              "batch.masks, batch.weights)",
              "None, batch.weights)", "unit/test_masks.py::test_training_ignores_what_the_mask_leaves_black"),

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...trainers import families
 from ...trainers.errors import UserError
 from ...trainers.families.presets import native_resolution
-from ...trainers.families.recognition import fingerprint_of, recognise
+from ...trainers.families.recognition import fingerprint_of, recognize
 from ...trainers.families.sizes import check_sizes
 from .. import host, sockets
 
@@ -22,7 +22,7 @@ def describe(base) -> str:
 def chosen_base(checkpoint: str, prediction: str):
     """The base behind a choice. Raises UserError for what cannot be trained."""
     path = host.base_path(checkpoint)
-    base = recognise(str(path), checkpoint, prediction)
+    base = recognize(str(path), checkpoint, prediction)
     if base.layout == "single_file":
         check_sizes(path, checkpoint, base.family, base.configs)
     return base
@@ -88,7 +88,7 @@ class LoadBase(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint, prediction):
         demo = checkpoint == DEMO
-        base = recognise(str(host.DEMO_BASE), "demo_base") if demo else chosen_base(checkpoint, prediction)
+        base = recognize(str(host.DEMO_BASE), "demo_base") if demo else chosen_base(checkpoint, prediction)
         side = native_resolution(base)
         text = f"{describe(base)}, made for {side} × {side} pixels"
         try:
@@ -121,7 +121,7 @@ class LoadDemoBase(io.ComfyNode):
 
     @classmethod
     def execute(cls):
-        base = recognise(str(host.DEMO_BASE), "demo_base")
+        base = recognize(str(host.DEMO_BASE), "demo_base")
         model, clip, vae = host.load_native(host.DEMO_BASE)
         host.NodeProgress(cls.hidden.unique_id).show(describe(base))
         return io.NodeOutput(model, clip, vae, base)

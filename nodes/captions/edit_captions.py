@@ -95,7 +95,7 @@ class ReplaceInCaptions(io.ComfyNode):
                                  tooltip="On: find is a pattern, for example \\bcats?\\b. A pattern that takes too long is "
                                          "stopped."),
                 io.Boolean.Input("whole_words", default=True,
-                                 tooltip="On: 'cat' is not found in 'catalogue'. Not read with regular_expression."),
+                                 tooltip="On: 'cat' is not found in 'catalog'. Not read with regular_expression."),
                 io.Boolean.Input("match_case", default=False, tooltip="On: 'Cat' is not found by 'cat'."),
                 io.String.Input("prefix", default="",
                                 tooltip="Put in front of every caption as it stands here, with its blanks and commas. "

@@ -41,8 +41,8 @@ class LoadImageDataset(io.ComfyNode):
                                        "folder called 10_ohwx cat comes 10 times a round and captions its images that "
                                        "have no caption with 'ohwx cat', as in kohya's trainers."),
                 io.String.Input("background", default=WHITE, optional=True,
-                                tooltip="The colour that shows through transparent parts, as #rrggbb or by name. #ffffff is "
-                                        "white. It is learnt, so choose one that your images should have."),
+                                tooltip="The color that shows through transparent parts, as #rrggbb or by name. #ffffff is "
+                                        "white. It is learned, so choose one that your images should have."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
@@ -64,11 +64,11 @@ class LoadImageDataset(io.ComfyNode):
             lambda done, total: progress.show(f"checking images, {done} of {total}", done, total),
             subfolders, background, host.host_folders(),
         )
-        report = summarise(dataset)
+        report = summarize(dataset)
         progress.show(report)
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 
 
-def summarise(dataset) -> str:
+def summarize(dataset) -> str:
     first = f"{counted(len(dataset.images), 'image')} of {size_range(dataset.images)} in {dataset.name}"
     return "\n".join([first, *(note[0].upper() + note[1:] for note in dataset.notes)])

@@ -8,7 +8,7 @@ from ...trainers.spec import MAXIMUM_SEED, FolderSpec, checked
 from ...trainers.spec.class_images import ClassImagesSpec
 from .. import host, sockets
 from ..train.run_training import image_at
-from .load_dataset import summarise
+from .load_dataset import summarize
 
 
 class ClassImages(io.ComfyNode):
@@ -58,7 +58,7 @@ class ClassImages(io.ComfyNode):
         progress = host.NodeProgress(cls.hidden.unique_id)
         folder = open_folder(spec)
         dataset = class_dataset(spec) or draw(spec, folder, progress)
-        report = f"{summarise(dataset)}\nThey lie in output/finetune/.cache/class_images/{folder.name}/images"
+        report = f"{summarize(dataset)}\nThey lie in output/finetune/.cache/class_images/{folder.name}/images"
         progress.show(report, 1, 1, image_at(dataset.images[-1].path))
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 

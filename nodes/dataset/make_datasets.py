@@ -6,7 +6,7 @@ from ...trainers.data.image_store import captions_of, store_dataset
 from ...trainers.errors import UserError
 from ...trainers.words import counted
 from .. import host, sockets
-from .load_dataset import summarise
+from .load_dataset import summarize
 
 SLOTS = 4
 
@@ -57,7 +57,7 @@ class DatasetFromImages(io.ComfyNode):
             separate, [" ".join(line.split()) for line in lines],
             [each for batch in masks or [] if batch is not None for each in batch],
             host.output_folder() / ".cache", name[0].strip() or "images", trigger[0].strip(), repeats[0])
-        report = summarise(dataset)
+        report = summarize(dataset)
         host.NodeProgress(cls.hidden.unique_id).show(report)
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 
@@ -98,7 +98,7 @@ class CombineDatasets(io.ComfyNode):
             for number in range(1, SLOTS + 1) if inputs.get(f"dataset_{number}") is not None
         ]
         dataset = combine(parts)
-        report = "\n".join([*share_lines(parts), summarise(dataset)])
+        report = "\n".join([*share_lines(parts), summarize(dataset)])
         host.NodeProgress(cls.hidden.unique_id).show(report)
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 

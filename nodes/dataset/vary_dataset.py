@@ -22,7 +22,7 @@ class VaryCaptions(io.ComfyNode):
             display_name="Vary Captions",
             category="FineTune/dataset",
             description="Lets captions change from step to step: tags in another order, some left out, inside another "
-                        "sentence. What varies is not learnt by heart. The caption files stay as they are.",
+                        "sentence. What varies is not learned by heart. The caption files stay as they are.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
                 io.Boolean.Input("shuffle", default=True,
@@ -33,7 +33,7 @@ class VaryCaptions(io.ComfyNode):
                                      "word."),
                 io.Float.Input("tag_dropout", default=0.0, min=0.0, max=1.0, step=0.05,
                                tooltip="Share of the other tags that is left out, each by itself. 0.1 is usual; much more, "
-                                       "and what the tags name is learnt as part of the trigger."),
+                                       "and what the tags name is learned as part of the trigger."),
                 io.String.Input("separator", default=",", tooltip="What stands between tags."),
                 io.Combo.Input("templates", options=[*TEMPLATES, OWN], default="none",
                                tooltip="A sentence around the caption, another one in every step. ImageNet objects (a photo "
@@ -87,7 +87,7 @@ class AugmentImages(io.ComfyNode):
             display_name="Augment Images",
             category="FineTune/dataset",
             description="Makes variants of every image, of which one is drawn each time it is trained: mirrored, cut "
-                        "closer, in other colours, with grain. Helps with few images. The files stay as they are; masks "
+                        "closer, in other colors, with grain. Helps with few images. The files stay as they are; masks "
                         "follow.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
@@ -101,12 +101,12 @@ class AugmentImages(io.ComfyNode):
                 io.Float.Input("crop", default=0.0, min=0.0, max=0.5, step=0.05,
                                tooltip="Cut away up to this share of either side, at a random place, and enlarge the rest. "
                                        "0.1 is mild. What the caption names may be cut off."),
-                io.Float.Input("colour", default=0.0, min=0.0, max=1.0, step=0.05,
+                io.Float.Input("color", default=0.0, min=0.0, max=1.0, step=0.05,
                                tooltip="Change brightness, contrast and saturation by up to this share. 0.1 is mild. Not "
-                                       "for a style that lives by its colours."),
+                                       "for a style that lives by its colors."),
                 io.Float.Input("noise", default=0.0, min=0.0, max=0.5, step=0.01,
                                tooltip="Grain on the images: its standard deviation, where black to white is 1. Above "
-                                       "0.02 it is learnt too."),
+                                       "0.02 it is learned too."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
@@ -115,11 +115,11 @@ class AugmentImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset, variants, flip, crop, colour, noise):
-        augmentation = checked(AugmentationSpec, variants=variants, flip=flip, crop=crop, colour=colour, noise=noise)
+    def execute(cls, dataset, variants, flip, crop, color, noise):
+        augmentation = checked(AugmentationSpec, variants=variants, flip=flip, crop=crop, color=color, noise=noise)
         count = len(dataset.images)
         # Mirroring alone gives two different images, however many variants are asked for.
-        different = min(variants, 2) if not (crop or colour or noise) else variants
+        different = min(variants, 2) if not (crop or color or noise) else variants
         report = (f"{counted(count, 'image')} in {counted(different, 'variant')}: {count * different} to encode before "
                   "the first step")
         return io.NodeOutput(with_images(dataset, augmentation=augmentation), report, ui={"text": [report]})

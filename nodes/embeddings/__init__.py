@@ -1,1 +1,1 @@
-"""Shelf embeddings: files of learnt words."""
+"""Shelf embeddings: files of learned words."""

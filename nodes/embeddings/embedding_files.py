@@ -1,4 +1,4 @@
-"""Learnt words after the training: merging them, and libraries that keep many in order."""
+"""Learned words after the training: merging them, and libraries that keep many in order."""
 import re
 import tempfile
 from pathlib import Path
@@ -256,7 +256,7 @@ def listing(library: Library, there: Collection[str]) -> str:
     lines = []
     for name, entry in library.embeddings.items():
         facts = [host.embedding_prompt(entry.file), counted(entry.vectors, "vector"), entry.base]
-        facts += [f"learnt as {entry.trigger!r}"] if entry.trigger else []
+        facts += [f"learned as {entry.trigger!r}"] if entry.trigger else []
         missing = "" if name in there else f" · MISSING: put {entry.file} into models/embeddings"
         lines.append(f"{name}: {', '.join(fact for fact in facts if fact)}{missing}")
     return "\n".join(lines)

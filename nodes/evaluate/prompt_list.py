@@ -1,4 +1,4 @@
-"""Prompts for looking at what was learnt."""
+"""Prompts for looking at what was learned."""
 from comfy_api.latest import io
 
 from ...trainers.errors import UserError

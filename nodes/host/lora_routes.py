@@ -22,7 +22,7 @@ from server import PromptServer
 from ...trainers.artifacts.layer_names.blocks import BLOCKS
 from ...trainers.artifacts.layer_names.family import TITLES
 from ...trainers.errors import UserError
-from ...trainers.families.recognition import recognise
+from ...trainers.families.recognition import recognize
 from ...trainers.spec.part import checked
 from ...trainers.stacking.block_weights import ANY_FAMILY, PRESETS, parse_block_weights
 from ...trainers.stacking.rows import StackRow
@@ -97,7 +97,7 @@ def add_routes(routes):
 
 def family_of_base(name: str) -> str:
     """The family of a checkpoint or diffusers folder that the host lists. Raises UserError."""
-    return recognise(str(base_path(name)), name).family
+    return recognize(str(base_path(name)), name).family
 
 
 def block_facts() -> dict:

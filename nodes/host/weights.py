@@ -9,7 +9,7 @@ import folder_paths
 
 from ...trainers.errors import UserError
 from ...trainers.families.component_configs import CONFIGS, component_config, config_folder
-from ...trainers.families.recognition import recognise
+from ...trainers.families.recognition import recognize
 from ...trainers.files import read_json
 from .folders import base_path, output_folder
 from .proof import unmatched_keys, unmatched_tensors
@@ -83,7 +83,7 @@ def base_files() -> list[str]:
 def base_of(name: str, origin):
     """A checkpoint that was made of a base, as a base itself, with its sizes."""
     configs = str(config_folder(origin)) if origin.layout == "diffusers" else origin.configs
-    return recognise(str(base_path(name)), name, origin.objective, configs)
+    return recognize(str(base_path(name)), name, origin.objective, configs)
 
 
 def unloaded_tensors(file: Path, origin) -> list[str]:
@@ -99,7 +99,7 @@ def unloaded_lora_keys(lora: dict, family: str, *models: Path) -> list[str] | No
         return None
     folder = next((model for model in models if model.is_dir()), None)
     if folder is not None:
-        base = recognise(str(folder), folder.name)
+        base = recognize(str(folder), folder.name)
         return unmatched_keys(lora, family, component_config(base, "unet"), component_config(base, "text_encoder"))
     configs = [read_json(CONFIGS / family / part / "config.json") for part in ("unet", "text_encoder")]
     return unmatched_keys(lora, family, *configs, sizes=False)

@@ -243,7 +243,7 @@ class EditLoraMetadata(io.ComfyNode):
                                 tooltip="Any entries, one a line: name = text. name = removes the entry."),
                 io.Boolean.Input("forget_training", default=False,
                                  tooltip="Removes captions' tags, folder names, learning rates and all else that tells of "
-                                         "the training. What programs need to recognise the file stays."),
+                                         "the training. What programs need to recognize the file stays."),
             ],
             outputs=[*lora_outputs(), io.String.Output(display_name="metadata", tooltip="All entries as they are now.")],
             hidden=[io.Hidden.unique_id],

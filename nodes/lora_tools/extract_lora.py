@@ -107,7 +107,7 @@ class ExtractLora(io.ComfyNode):
             configs = [Path(each.configs) for each in (tuned_base, original_base) if each is not None and each.configs]
             made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_lora_keys(
                 load_file(run.artifact), report["family"], base_path, tuned_path, *configs))
-        lora_name, summary = made.names["lora"], summarise(made)
+        lora_name, summary = made.names["lora"], summarize(made)
         made.progress.show(summary, 1, 1)
         chart = Image.open(made.run.folder / FILE).convert("RGB")
         image = torch.from_numpy(np.asarray(chart, np.float32) / 255)[None]
@@ -136,7 +136,7 @@ def chosen_device(name: str) -> str:
     return device() if name == "auto" else name
 
 
-def summarise(made: Made) -> str:
+def summarize(made: Made) -> str:
     report = made.report
     kept, ranks = report["kept"][report["precision"]], sorted(row["rank"] for row in report["rows"])
     outside = report["left_out_energy"] / (report["change_norm"] ** 2 + report["left_out_energy"])

@@ -42,7 +42,7 @@ class PreviewsAndCheckpoints(io.ComfyNode):
                              tooltip="Newest checkpoints that stay on the disk, each with the file of its step."),
                 io.Float.Input("validation_share", default=0.0, min=0.0, max=0.5, step=0.05,
                                tooltip="Share of the images that are not trained but tested, always with the same noise: "
-                                       "their loss shows whether more is learnt or only memorised. 0.1 to 0.2 with 20 "
+                                       "their loss shows whether more is learned or only memorized. 0.1 to 0.2 with 20 "
                                        "images or more; 0: off."),
                 io.Int.Input("validation_every", default=50, min=1, max=1_000_000,
                              tooltip="Steps between validations. An image held out takes about as long as two steps."),

@@ -59,7 +59,7 @@ class ScheduleSettings(io.ComfyNode):
                                         "warmup_stable_decay", "one_cycle"],
                                default="cosine",
                                tooltip="constant keeps the rate; the others lower it towards the end, which settles "
-                                       "what was learnt. warmup_stable_decay only at the end; one_cycle rises before."),
+                                       "what was learned. warmup_stable_decay only at the end; one_cycle rises before."),
                 io.Int.Input("warmup_steps", default=0, min=0, max=1_000_000,
                              tooltip="Steps in which the rate rises from 0; about 5 to 10 % of the run helps high rates."),
                 io.Int.Input("cycles", default=1, min=1, max=100, tooltip="Number of cosine restarts."),
@@ -90,7 +90,7 @@ class ObjectiveSettings(io.ComfyNode):
                                tooltip="Lets low noise levels count less, so that training converges faster (Hang et "
                                        "al. 2023). 5 is usual; 0 switches it off. Not used by flow models."),
                 io.Float.Input("noise_offset", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Lets very dark and very bright images be learnt; 0.05 to 0.1 is usual."),
+                               tooltip="Lets very dark and very bright images be learned; 0.05 to 0.1 is usual."),
                 io.Float.Input("flow_shift", default=1.0, min=0.1, max=100.0, step=0.1,
                                tooltip="Flow models only: above 1 trains more at high noise."),
                 *noise_inputs(),
@@ -113,8 +113,8 @@ def noise_inputs() -> list:
     return [
         advanced(io.Int.Input("multires_iterations", default=0, min=0, max=16, optional=True,
                               tooltip="Multi-resolution noise: adds coarse noise to the fine, so that large areas and "
-                                      "brightness are learnt better. 6 to 10 is usual; 0 switches it off. Use it instead of "
-                                      "noise_offset.")),
+                                      "brightness are learned better. 6 to 10 is usual; 0 switches it off. Use it instead "
+                                      "of noise_offset.")),
         advanced(io.Float.Input("multires_discount", default=0.3, min=0.0, max=1.0, step=0.05, optional=True,
                                 tooltip="How strong the coarse noise is. 0.3 is usual; 0.8 is strong. Read with "
                                         "multires_iterations above 0.")),
@@ -123,7 +123,7 @@ def noise_inputs() -> list:
                                         "errors of drawing. 0.1 is usual; 0 switches it off.")),
         advanced(io.Float.Input("image_noise", default=0.0, min=0.0, max=1.0, step=0.01, optional=True,
                                 tooltip="Grain on the training images themselves, new in every step, against learning "
-                                        "few images by heart. Keep it below 0.05: the grain is learnt too. 0 switches it "
+                                        "few images by heart. Keep it below 0.05: the grain is learned too. 0 switches it "
                                         "off.")),
     ]
 
@@ -138,9 +138,9 @@ def loss_inputs() -> list:
                                 tooltip="Errors above this count by their size. 0.1 is usual. Read with loss: huber.")),
         advanced(io.Combo.Input("huber_schedule", options=["snr", "exponential", "constant"], default="snr", optional=True,
                                 tooltip="Where huber_c applies. snr (usual) and exponential: at high noise, and nearly 1 at "
-                                        "low noise, where details are learnt. constant: everywhere.")),
+                                        "low noise, where details are learned. constant: everywhere.")),
         advanced(io.Boolean.Input("debiased", default=False, optional=True,
-                                  tooltip="Debiased estimation: lets high noise levels count more, which favours "
+                                  tooltip="Debiased estimation: lets high noise levels count more, which favors "
                                           "composition over detail. Instead of min_snr_gamma, which must then be 0.")),
     ]
 
@@ -176,7 +176,7 @@ def mask_inputs() -> list:
                                           "files beside the images (cat-masklabel.png, cat_mask.png, masks/cat.png) or "
                                           "the images' transparency.")),
         advanced(io.Float.Input("unmasked_weight", default=0.1, min=0.0, max=1.0, step=0.01, optional=True,
-                                tooltip="How much the black parts of a mask count. 0.1 is usual; at 0 nothing is learnt "
+                                tooltip="How much the black parts of a mask count. 0.1 is usual; at 0 nothing is learned "
                                         "there, and what is drawn there may drift.")),
     ]
 

@@ -93,7 +93,7 @@ def batch_inputs() -> list:
         advanced(io.Int.Input("accumulation", default=1, min=1, max=1024, optional=True,
                               tooltip="Batches per step: the effect of a larger batch without its memory.")),
         advanced(io.Float.Input("caption_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
-                                tooltip="Share of captions left out; 0.05 to 0.1 lets what is learnt act without its "
+                                tooltip="Share of captions left out; 0.05 to 0.1 lets what is learned act without its "
                                         "trigger too.")),
         advanced(io.Boolean.Input("buckets", default=True, optional=True,
                                   tooltip="Keep the images' shapes. Off: every image is cropped square.")),
@@ -171,11 +171,11 @@ class Finished:
     def path(self, kind: str):
         return self.run.folder / next(file["name"] for file in self.report["files"] if file["kind"] == kind)
 
-    def summarise(self, first: str, *lines: str) -> str:
+    def summarize(self, first: str, *lines: str) -> str:
         """What people want to know, most important first: some frontends show only the first lines on a node."""
         report, training = self.report, self.spec.training
         effect = ("its effect is not zero" if report["change_norm"] else
-                  "BUT ITS EFFECT IS ZERO: nothing was learnt; raise the learning rate or the steps")
+                  "BUT ITS EFFECT IS ZERO: nothing was learned; raise the learning rate or the steps")
         lines = [
             f"{first}; {effect}.",
             f"Loss {report['loss_first_tenth']:.4f} in the first tenth of the steps, "
@@ -201,7 +201,7 @@ def validation_lines(report: dict) -> list[str]:
     first, best, step, last = (report["validation"][name] for name in ("first", "best", "best_step", "last"))
     lines = [f"Validation loss {first:.4f} before the training, best {best:.4f} at step {step}, last {last:.4f}."]
     if best >= first:
-        lines.append("It never fell below that of the base: nothing was learnt that holds for other images. Use more "
+        lines.append("It never fell below that of the base: nothing was learned that holds for other images. Use more "
                      "images, a lower learning rate or a lower rank.")
     return lines
 
@@ -293,7 +293,7 @@ class Display:
         elif kind == "finished":
             self.progress.show("finished", reached=reached)
         elif kind == "cancelling":
-            self.progress.show("cancelling, saving what is learnt")
+            self.progress.show("cancelling, saving what is learned")
         elif kind == "cancelled":
             self.progress.show(event.get("message") or self._cancelled(event["step"]))
         elif kind == "failed":

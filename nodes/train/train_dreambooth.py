@@ -4,7 +4,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ...trainers.families.component_configs import config_folder
-from ...trainers.families.recognition import recognise
+from ...trainers.families.recognition import recognize
 from ...trainers.spec import FullSpec, checked
 from ...trainers.words import counted
 from .. import host, sockets
@@ -75,13 +75,13 @@ class TrainDreamBooth(io.ComfyNode):
         configs, own = config_folder(base), [Path(base.path)] if base.layout == "single_file" else []
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_tensors(
             tensor_files(run, report), own, base.family, configs))
-        summary = summarise(finished)
+        summary = summarize(finished)
         finished.show(summary)
         files = tensor_files(finished.run, finished.report)
         model, clip, vae = host.load_checkpoint(files, base.family, configs)
         if "checkpoint" in finished.names:
             ckpt_name = finished.names["checkpoint"]
-            trained = recognise(str(host.base_path(ckpt_name)), ckpt_name, base.objective,
+            trained = recognize(str(host.base_path(ckpt_name)), ckpt_name, base.objective,
                                 str(configs) if base.layout == "diffusers" else base.configs)
         else:
             ckpt_name = trained = host.blocked("The checkpoint was saved in shards, which neither Load Checkpoint nor the "
@@ -97,13 +97,13 @@ def tensor_files(run, report: dict) -> list[Path]:
     return [run.folder / file["name"] for file in report["files"] if file["name"].endswith(".safetensors")]
 
 
-def summarise(finished: run_training.Finished) -> str:
+def summarize(finished: run_training.Finished) -> str:
     report, method, spec = finished.report, finished.spec.method, finished.spec
     saved = finished.names.get("checkpoint") or f"{len(report['files']) - 1} shards in {finished.run.name}"
     prior = spec.prior and f"{counted(len(spec.prior.dataset.images), 'class image')}, weight {spec.prior.weight:g}"
     frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"
     text = f"text encoder at {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else "denoiser only"
-    return finished.summarise(
+    return finished.summarize(
         load_line(saved, tensor_files(finished.run, report), report["keys"]),
         f"Weights moved by {report['relative_change']:.2%} of their length; {text}, {frozen}; "
         f"{prior or 'no class images'}.",

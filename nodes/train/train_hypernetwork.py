@@ -48,7 +48,7 @@ class TrainHypernetwork(io.ComfyNode):
                 advanced(io.Float.Input("dropout", default=0.0, min=0.0, max=0.95, step=0.05, optional=True,
                                         tooltip="Switches hidden numbers off at random while training; 0.1 to 0.3 counters "
                                                 "overfitting. The file has none, so images are not noisy.")),
-                advanced(io.Combo.Input("initialisation", default="normal", optional=True,
+                advanced(io.Combo.Input("initialization", default="normal", optional=True,
                                         options=["normal", "xavier uniform", "xavier normal", "kaiming uniform",
                                                  "kaiming normal"],
                                         tooltip="Distribution of the first weights of all layers but the last, which is "
@@ -72,17 +72,17 @@ class TrainHypernetwork(io.ComfyNode):
 
     @classmethod
     def execute(cls, base, dataset, name, layer_structure, activation, layer_norm, activate_output, widths, dropout=0.0,
-                initialisation="normal", **widgets):
+                initialization="normal", **widgets):
         method = checked(
             HypernetworkSpec, layer_structure=parse_structure(layer_structure), activation=activation,
             layer_norm=layer_norm, activate_output=activate_output, widths=widths, dropout=dropout,
-            initialisation=initialisation)
+            initialization=initialization)
         spec = run_training.make_spec(base, dataset, name, method, **widgets)
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_widths(
             run.artifact, report["widths"]))
         file, report = finished.names["hypernetwork"], finished.report
         trained = ", ".join(str(width) for width in report["widths"])
-        summary = finished.summarise(
+        summary = finished.summarize(
             f"{file}: loads in ComfyUI for the widths {trained}",
             f"Layers {layer_structure.strip()}, {activation}{', layer norm' if layer_norm else ''}, "
             f"{report['parameters']} parameters, {report['bytes'] / 1e6:.2f} MB.",

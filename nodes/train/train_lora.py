@@ -34,7 +34,7 @@ def adapter_inputs() -> list:
         advanced(io.Float.Input("plus_ratio", default=1.0, min=1.0, max=1000.0, step=1.0, optional=True,
                                 tooltip="LoRA+: how many times faster the up matrices learn. 4 to 16 learns in fewer "
                                         "steps; 1 is plain LoRA. For lora and dora.")),
-        advanced(io.Boolean.Input("rank_stabilised", default=False, optional=True,
+        advanced(io.Boolean.Input("rank_stabilized", default=False, optional=True,
                                   tooltip="The LoRA acts with alpha ÷ √rank instead of alpha ÷ rank, so that high ranks "
                                           "do not learn more weakly. For lora and dora.")),
         advanced(io.Int.Input("kronecker_factor", default=-1, min=-1, max=1024, optional=True,
@@ -50,7 +50,7 @@ class TrainLora(io.ComfyNode):
             node_id="FineTuneTrainLora",
             display_name="Train LoRA",
             category="FineTune/train",
-            description="Trains a LoRA in a process of its own. Cancel saves what was learnt; queueing the same graph "
+            description="Trains a LoRA in a process of its own. Cancel saves what was learned; queueing the same graph "
                         "again goes on from there, and returns at once when the run is finished. Any changed setting "
                         "is a new run; nothing is overwritten.",
             is_output_node=True,
@@ -145,7 +145,7 @@ class TrainLora(io.ComfyNode):
             load_file(run.artifact), base.family, component_config(base, "unet"), component_config(base, "text_encoder")),
             lines)
         lora_name, report, method = finished.names["lora"], finished.report, spec.method
-        summary = finished.summarise(
+        summary = finished.summarize(
             f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {counted(report['layers'], 'layer')}",
             f"{describe(method)}, {report['bytes'] / 1e6:.2f} MB.", *lines,
         )
@@ -197,8 +197,8 @@ def describe(method: LoraSpec) -> str:
         parts.append(f"convolutions rank {method.convolution_rank}")
     for words, values in (("rank", method.block_ranks), ("learning rate ×", method.block_rates)):
         parts += [f"{block} {words} {number:g}" for block, number in values]
-    if method.rank_stabilised:
-        parts.append("rank-stabilised")
+    if method.rank_stabilized:
+        parts.append("rank-stabilized")
     if method.plus_ratio != 1:
         parts.append(f"LoRA+ {method.plus_ratio:g}")
     text = ", ".join([*parts, method.targets])
@@ -208,14 +208,14 @@ def describe(method: LoraSpec) -> str:
 def make_spec(base, dataset, name, steps, learning_rate, rank, alpha, targets, resolution,
               text_encoder_learning_rate, precision, gradient_checkpointing, objective=None, memory=None, dropout=0.0,
               target_pattern="", file_precision="fp16", adapter="lora", convolution_rank=0, convolution_alpha=0.0,
-              block_ranks="", block_rates="", plus_ratio=1.0, rank_stabilised=False, kronecker_factor=-1,
+              block_ranks="", block_rates="", plus_ratio=1.0, rank_stabilized=False, kronecker_factor=-1,
               **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     method = checked(LoraSpec, rank=rank, alpha=alpha, dropout=dropout, targets=targets, pattern=target_pattern,
                      text_encoder_learning_rate=text_encoder_learning_rate, file_precision=file_precision,
                      adapter=adapter, convolution_rank=convolution_rank, convolution_alpha=convolution_alpha,
                      block_ranks=block_ranks, block_rates=block_rates, plus_ratio=plus_ratio,
-                     rank_stabilised=rank_stabilised, kronecker_factor=kronecker_factor)
+                     rank_stabilized=rank_stabilized, kronecker_factor=kronecker_factor)
     memory = memory or checked(MemorySpec, precision=precision, gradient_checkpointing=gradient_checkpointing)
     return run_training.make_spec(base, dataset, name, method, steps=steps, learning_rate=learning_rate,
                               resolution=resolution, objective=objective, memory=memory, **widgets)

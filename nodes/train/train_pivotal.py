@@ -81,7 +81,7 @@ class TrainPivotal(io.ComfyNode):
         finished = run_training.run_training(spec, cls.hidden.unique_id, load_check)
         lora_name, prompt = finished.names["lora"], host.embedding_prompt(finished.names["embedding"])
         report = finished.report
-        summary = finished.summarise(
+        summary = finished.summarize(
             f"{lora_name} loads with all {report['keys']} keys, and {prompt} calls the word in a prompt; use both together",
             word_line(report),
         )

@@ -12,7 +12,7 @@ def word_inputs(vectors: int = 4) -> list:
     """What the new word is: the same widgets wherever one is trained."""
     return [
         io.String.Input("token", default="",
-                        tooltip="The word in the captions that stands for what is learnt. Empty: the dataset's trigger."),
+                        tooltip="The word in the captions that stands for what is learned. Empty: the dataset's trigger."),
         io.Int.Input("vectors", default=vectors, min=1, max=75,
                      tooltip="Places that the word takes in a prompt. 1 to 4 for an object, 4 to 16 for a style. More hold "
                              "more, but crowd out other words."),
@@ -84,7 +84,7 @@ class TrainTextualInversion(io.ComfyNode):
         finished = run_training.run_training(
             spec, cls.hidden.unique_id, lambda run, report: host.unloaded_vectors(run.artifact, base.family))
         prompt, report = host.embedding_prompt(finished.names["embedding"]), finished.report
-        summary = finished.summarise(f"{prompt} calls the word in a prompt; ComfyUI loads all of it", word_line(report))
+        summary = finished.summarize(f"{prompt} calls the word in a prompt; ComfyUI loads all of it", word_line(report))
         finished.show(summary)
         return io.NodeOutput(
             load_embedding(finished.path("embedding")), prompt.removeprefix("embedding:"), prompt,

@@ -24,9 +24,9 @@ READABLE = 0.571
 def own_images(host):
     folder = host.input / FOLDER.removeprefix("input/")
     folder.mkdir(exist_ok=True)  # once for each renderer
-    for number, colour in enumerate(("red", "green", "blue")):
-        Image.new("RGB", (96, 80), colour).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"noto emoji of a {colour} square", encoding="utf-8")
+    for number, color in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (96, 80), color).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"noto emoji of a {color} square", encoding="utf-8")
 
 
 class Person:

@@ -31,7 +31,7 @@ from finetune.trainers import spec as specs  # noqa: E402
 from finetune.trainers.accelerator import make_accelerator  # noqa: E402
 from finetune.trainers.data.manifest import scan_folder  # noqa: E402
 from finetune.trainers.families.component_configs import component_config  # noqa: E402
-from finetune.trainers.families.recognition import recognise  # noqa: E402
+from finetune.trainers.families.recognition import recognize  # noqa: E402
 from finetune.trainers.methods import adapters  # noqa: E402
 from finetune.trainers.run_folder import open_run  # noqa: E402
 from finetune.trainers.training.run import Training  # noqa: E402
@@ -41,7 +41,7 @@ from support import tiny  # noqa: E402
 comfy.cli_args.args.fp32_text_enc = True  # it would round what it merges to fp16, whatever the file's precision
 COMMON = dict(rank=4, alpha=2, targets="all with convolutions", text_encoder_learning_rate=1e-2, file_precision="fp32")
 KINDS = {
-    "lora": specs.LoraSpec(**COMMON, convolution_rank=3, convolution_alpha=2, rank_stabilised=True, block_ranks="up=100"),
+    "lora": specs.LoraSpec(**COMMON, convolution_rank=3, convolution_alpha=2, rank_stabilized=True, block_ranks="up=100"),
     "dora": specs.LoraSpec(**COMMON, adapter="dora"),
     "loha": specs.LoraSpec(**COMMON, adapter="loha", convolution_rank=2),
     "lokr": specs.LoraSpec(**COMMON, adapter="lokr"),  # rank 4: layers of both forms
@@ -140,8 +140,8 @@ def main():
     folder, results = Path(sys.argv[2]), {}
     squares = scan_folder(str(tiny.make_images(folder / "squares")), "squares")
     emoji = scan_folder(str(ROOT / "example_datasets" / "openmoji"), "emoji")
-    bases = {family: recognise(str(tiny.make_folder(family, folder / family)), family) for family in ("sd1", "sdxl")}
-    demo = recognise(str(host.DEMO_BASE), "demo")
+    bases = {family: recognize(str(tiny.make_folder(family, folder / family)), family) for family in ("sd1", "sdxl")}
+    demo = recognize(str(host.DEMO_BASE), "demo")
     with torch.no_grad():
         for kind, method in KINDS.items():
             results[kind] = {}

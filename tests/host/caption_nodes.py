@@ -33,7 +33,7 @@ from finetune import nodes  # noqa: E402
 from finetune.nodes.captions import edit_captions  # noqa: E402
 from finetune.nodes.host import dataset_choices, own_dataset_folder  # noqa: E402
 from finetune.trainers.errors import UserError  # noqa: E402
-from finetune.trainers.families.recognition import recognise  # noqa: E402
+from finetune.trainers.families.recognition import recognize  # noqa: E402
 from host_events import plain  # noqa: E402
 from PIL import Image  # noqa: E402
 from support.generated_images import photograph  # noqa: E402
@@ -168,7 +168,7 @@ def refusals():
 
 
 def reporting():
-    base = recognise(str(ROOT / "demo_base"), "demo_base")
+    base = recognize(str(ROOT / "demo_base"), "demo_base")
     found = queue("FineTuneDatasetReport", dataset=load(), resolution=256, trigger="ohwx")
     with_base = queue("FineTuneDatasetReport", dataset=load(), resolution=256, trigger="ohwx", sheets=0, base=base)
     images = [FOLDER / "temp" / each["subfolder"] / each["filename"] for each in found.ui["images"]]

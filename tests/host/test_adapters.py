@@ -47,7 +47,7 @@ def test_a_denoising_call_of_the_host_is_the_engines(effects, kind):
     without, fp32, fp16 = (effects[kind]["demo"][name] for name in ("none", "fp32", "fp16"))
     for part in ("text", "denoised"):
         assert fp32[part] < 1e-5 and fp16[part] < 1e-3, part
-        assert without[part] > 30 * fp16[part], part  # else nothing was learnt that could be lost
+        assert without[part] > 30 * fp16[part], part  # else nothing was learned that could be lost
 
 
 def test_the_cores_loader_takes_every_kind(host, effects, files):
@@ -60,7 +60,7 @@ def test_the_cores_loader_takes_every_kind(host, effects, files):
     prompt = training(
         name="controlled", adapter="dora", targets="all with convolutions", text_encoder_learning_rate=1e-2,
         learning_rate=1e-2, convolution_rank=2, block_ranks="mid=0, up=2", block_rates="down.0=0.5", plus_ratio=2.0,
-        rank_stabilised=True)
+        rank_stabilized=True)
     names = {"controlled": ["train", 2]}
     for kind in KINDS:
         shutil.copy(files / f"{kind} fp16.safetensors", loras / f"{kind}.safetensors")
@@ -79,7 +79,7 @@ def test_the_cores_loader_takes_every_kind(host, effects, files):
     summary = outputs["train"]["text"][0]
     assert "loads in ComfyUI with all" in summary and "its effect is not zero" in summary
     assert ("DoRA, rank 4, alpha 4, convolutions rank 2, mid rank 0, up rank 2, down.0 learning rate × 0.5, "
-            "rank-stabilised, LoRA+ 2, all with convolutions") in summary
+            "rank-stabilized, LoRA+ 2, all with convolutions") in summary
     log = host.log.read_text(encoding="utf-8", errors="replace")
     assert not re.findall(r"lora key not loaded.*|ERROR lo(?:ra|ha|kr).*", log)
 

@@ -41,7 +41,7 @@ def test_base_and_lora_draw_what_dreambooth_draws(host):
     prompt = sampling(prompt, ["train", 0], ["train", 1], "x_tuned")
     outputs = host.run(prompt)
     base, tuned, high, less = (images_of(host, outputs, f"x_{name}/save") for name in ("base", "tuned", "high", "less"))
-    assert distance(base, tuned) > 0.02, "DreamBooth learnt too little for a comparison"
+    assert distance(base, tuned) > 0.02, "DreamBooth learned too little for a comparison"
     assert distance(high, tuned) < 0.25 * distance(base, tuned)
     assert distance(high, tuned) < distance(less, tuned)
     summary = outputs["extract"]["text"][0]

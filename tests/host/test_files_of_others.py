@@ -137,7 +137,7 @@ def test_a_library_of_all_files_names_those_that_it_leaves_out(host, words):
     assert "'endless.pt' is no embedding" in left[f"{FOLDER}/endless.pt"]
     assert "'_hidden' cannot be a name in prompts" in left[f"{FOLDER}/_hidden.pt"]
     [line] = [line for line in lines if line.startswith("talkative: ")]
-    assert len(line) < 600 and "\x1b" not in line and "learnt as 'a [31mbxxx" in line
+    assert len(line) < 600 and "\x1b" not in line and "learned as 'a [31mbxxx" in line
     assert "pti: prompts of ComfyUI do not find text_encoders_1, because they look for clip_g; save it anew with Merge " \
            "Embeddings." in lines
     (words.parent / "libraries" / "everything.json").unlink()

@@ -65,10 +65,10 @@ def test_cancelled_in_a_preview_it_saves_at_once_and_its_file_goes_when_the_run_
     with pytest.raises(PromptInterrupted):
         host.run(prompt, cancel)
     assert time.monotonic() - asked[0] < 60, "a worker that does not hear is ended after 300 s"
-    assert "cancelling, saving what is learnt" in texts and "cancelled before the first step" in texts
+    assert "cancelling, saving what is learned" in texts and "cancelled before the first step" in texts
     assert values == sorted(values) and values[-1] < 300 and loras(host, "meanwhile") == []
     del prompt["train"]["inputs"]["watching"], prompt["watch"]
-    prompt["train"]["inputs"].update(steps=300, preview_prompts="")  # another run: it takes the name, nothing was learnt
+    prompt["train"]["inputs"].update(steps=300, preview_prompts="")  # another run: it takes the name, nothing was learned
     with pytest.raises(PromptInterrupted):
         host.run(prompt, lambda event: host.interrupt() if reached(event) >= 2 else None)
     [step_file] = loras(host, "meanwhile")

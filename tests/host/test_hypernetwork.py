@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from environment import describe
 from finetune.benchmarks.pack import become_host
 from finetune.trainers import families, methods
-from finetune.trainers.families.recognition import recognise
+from finetune.trainers.families.recognition import recognize
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.spec import HypernetworkSpec
 from support.graphs import images_of, sampling, training_node
@@ -64,7 +64,7 @@ def attached(denoiser, base, method_spec: HypernetworkSpec, folder: Path):
 def small_base(folder: Path, family: str, denoiser: UNet2DConditionModel):
     """What a run would know about the denoiser: its config."""
     denoiser.save_config(folder / "unet")
-    return recognise(str(ROOT / "demo_base"), "small").model_copy(update={"family": family, "path": str(folder)})
+    return recognize(str(ROOT / "demo_base"), "small").model_copy(update={"family": family, "path": str(folder)})
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -39,7 +39,7 @@ def test_masks_and_controls_reach_the_run(host):
     shutil.copytree(IMAGES, folder)
     (folder / "masks").mkdir()
     for image in sorted(folder.glob("*.png"))[1:]:
-        Image.open(image).convert("L").point(lambda grey: 255 * (grey < 250)).save(folder / "masks" / image.name)
+        Image.open(image).convert("L").point(lambda gray: 255 * (gray < 250)).save(folder / "masks" / image.name)
     controls = dict(min_snr_gamma=0.0, noise_offset=0.05, multires_iterations=6, input_perturbation=0.1, image_noise=0.02,
                     loss="huber", debiased=True, minimum_timestep=0.1, distribution="cosine", masked=True,
                     unmasked_weight=0.25)

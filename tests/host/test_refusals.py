@@ -63,12 +63,12 @@ def test_an_empty_folder(host):
 def test_a_corrupt_image_among_good_ones_is_skipped_and_reported(host):
     shutil.copytree(host.environment.root / "example_datasets" / "openmoji", host.input / "mixed")
     (host.input / "mixed" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    Image.new("L", (5, 5)).save(host.input / "mixed" / "tiny grey.png")
+    Image.new("L", (5, 5)).save(host.input / "mixed" / "tiny gray.png")
     outputs = host.run(with_folder("input/mixed"))
     report, summary = outputs["data"]["text"][0], outputs["train"]["text"][0]
     assert report.startswith("21 images of 5×5 to 128×128 pixels in input/mixed")
     assert "Skipped broken.png" in report and "1 of 21 images has no caption file" in report
-    assert "skipped broken.png" in summary and "tiny grey.png the most (12.8 times)" in summary
+    assert "skipped broken.png" in summary and "tiny gray.png the most (12.8 times)" in summary
 
 
 @pytest.mark.parametrize("name, words", [

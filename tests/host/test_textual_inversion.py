@@ -1,4 +1,4 @@
-"""Learnt words in a real ComfyUI: trained by the node, called by prompts, merged, kept in libraries."""
+"""Learned words in a real ComfyUI: trained by the node, called by prompts, merged, kept in libraries."""
 import json
 import re
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from finetune.trainers import families
 from finetune.trainers.artifacts.embedding import load_embedding
-from finetune.trainers.families.recognition import recognise
+from finetune.trainers.families.recognition import recognize
 from host_server import NodeFailed, PromptRejected
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -52,7 +52,7 @@ def saved_latents(host, name: str) -> torch.Tensor:
 
 def engine_latents(host, hidden, lora=None) -> torch.Tensor:
     """The same call by the engine: x₀ = √(1 + σ²) ε − σ ε̂(ε, last timestep), in the VAE's scale."""
-    base = recognise(str(host.environment.root / "demo_base"), "demo_base")
+    base = recognize(str(host.environment.root / "demo_base"), "demo_base")
     family = families.get("sd1")
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7))
     final = family.alphas_cumprod(base)[-1]
@@ -79,7 +79,7 @@ def engine_hidden(host, file, lora=None) -> torch.Tensor:
     from finetune.trainers.methods.textual_inversion import TextualInversion
     from finetune.trainers.spec import TextualInversionSpec
 
-    base = recognise(str(host.environment.root / "demo_base"), "demo_base")
+    base = recognize(str(host.environment.root / "demo_base"), "demo_base")
     family, vectors = families.get("sd1"), load_embedding(file).tensors["emb_params"]
     text = family.load_text(base, torch.float32)
     for name, module in text.encoders["te"].named_modules():
@@ -256,5 +256,5 @@ def test_libraries_that_lead_elsewhere_are_refused(host, words):
     ({"token": "two words"}, "cannot be a placeholder word"), ({"name": "two words"}, "Write 'two_words'"),
     ({"vectors": 75}, "for which no caption has room"),
 ])
-def test_words_that_cannot_be_learnt(host, widgets, said):
+def test_words_that_cannot_be_learned(host, widgets, said):
     assert said in sentence(host, word_training(**{"name": "refused", **widgets}))

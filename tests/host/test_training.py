@@ -38,19 +38,19 @@ def test_the_example_workflow_learns_and_a_control_does_not(host, log):
             texts.append(event.text)
         previews.append(event.kind == "preview")
 
-    learnt = host.run(prompt, watch)
+    learned = host.run(prompt, watch)
     shutil.copytree(ROOT / "tests" / "data" / "noto_control", host.input / "control", dirs_exist_ok=True)
     data["inputs"]["folder"] = "input/control"
     train["inputs"].update(name="control", preview_prompts="")
     control = host.run(prompt)
     changes = {}
-    for name, outputs in (("learnt", learnt), ("control", control)):
+    for name, outputs in (("learned", learned), ("control", control)):
         sheet = images_of(host, outputs, save)[0]
         above, below = (split(half) for half in (sheet[:192], sheet[-192:]))
         before, after = (emoji_style.style_statistics(each).mean(axis=0) for each in (above, below))
         changes[name] = {key: after[emoji_style.STATISTICS.index(key)] / before[emoji_style.STATISTICS.index(key)]
                          for key in ("dark", "edges")}
-    assert changes["learnt"]["dark"] > 2 and changes["learnt"]["edges"] > 1.25, changes
+    assert changes["learned"]["dark"] > 2 and changes["learned"]["edges"] > 1.25, changes
     assert changes["control"]["dark"] < 1.3 and changes["control"]["edges"] < 1.15, changes
     assert any("step 2" in text and "loss" in text and "left" in text for text in texts), texts
     verdict = next(match for text in texts if (match := re.search(

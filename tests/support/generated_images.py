@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def photograph(number: int, size=(384, 384)) -> Image.Image:
-    """Coloured noise whose amplitude falls with the frequency as that of natural images (about 1/f)."""
+    """Colored noise whose amplitude falls with the frequency as that of natural images (about 1/f)."""
     draw, side = np.random.default_rng(number), 384
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
     frequency[0, 0] = np.inf
@@ -19,10 +19,10 @@ def photograph(number: int, size=(384, 384)) -> Image.Image:
 def drawing(number: int, side: int = 256) -> Image.Image:
     """A black shape on white, of which there are many."""
     draw, image = np.random.default_rng(number), Image.new("RGB", (side, side), "white")
-    colour = tuple(int(each) for each in draw.integers(0, 200, 3))
+    color = tuple(int(each) for each in draw.integers(0, 200, 3))
     letter = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number % 26]
     font = ImageFont.load_default(round(side * 0.9))
-    ImageDraw.Draw(image).text((side / 2, side / 2), letter, colour, font, anchor="mm")
+    ImageDraw.Draw(image).text((side / 2, side / 2), letter, color, font, anchor="mm")
     return image
 
 

@@ -8,10 +8,10 @@ METHODS = {
     "hypernetwork": specs.HypernetworkSpec(),
     "hypernetwork, deep": specs.HypernetworkSpec(
         layer_structure=(1, 1.5, 0.5, 1), activation="mish", layer_norm=True, dropout=0.3, widths="cross-attention",
-        initialisation="kaiming normal"),
+        initialization="kaiming normal"),
     "LoCon with LoRA+ by blocks": specs.LoraSpec(
         rank=2, alpha=2, targets="all with convolutions", convolution_rank=3, convolution_alpha=1, plus_ratio=4,
-        rank_stabilised=True, block_ranks="down=1, mid=0, up.1=4", block_rates="up=0.5"),
+        rank_stabilized=True, block_ranks="down=1, mid=0, up.1=4", block_rates="up=0.5"),
     "DoRA": specs.LoraSpec(adapter="dora", rank=2, alpha=2, targets="all with convolutions", dropout=0.1,
                            text_encoder_learning_rate=1e-3),
     "LoHa": specs.LoraSpec(adapter="loha", rank=2, alpha=2, targets="all with convolutions", dropout=0.1,

@@ -119,11 +119,11 @@ def make_single_file(family: str, folder: Path, path: Path, dtype=torch.float32)
 
 
 def make_images(folder: Path, count: int = 4, size=(64, 64)) -> Path:
-    """Plain coloured squares with captions."""
+    """Plain colored squares with captions."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        colour = (60 * number % 256, 200 - 40 * number % 256, 30 * number % 256)
-        Image.new("RGB", size, colour).save(folder / f"square_{number}.png")
+        color = (60 * number % 256, 200 - 40 * number % 256, 30 * number % 256)
+        Image.new("RGB", size, color).save(folder / f"square_{number}.png")
         (folder / f"square_{number}.txt").write_text(f"a square, number {number}", encoding="utf-8")
     return folder
 
@@ -136,7 +136,7 @@ def half_mask(size=(64, 64), white="left") -> Image.Image:
 
 
 def make_masked_images(folder: Path, count: int = 4) -> Path:
-    """Captioned images whose halves differ in colour, with masks that leave the left half white."""
+    """Captioned images whose halves differ in color, with masks that leave the left half white."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         image = Image.new("RGB", (64, 64), (255, 40 * number, 0))

@@ -33,7 +33,7 @@ def make_captioners(folder: Path) -> dict[str, Path]:
 
 
 def make_images(folder: Path, count: int = 5) -> list[Path]:
-    """Images of a few wide patches in random colours and of several shapes."""
+    """Images of a few wide patches in random colors and of several shapes."""
     folder.mkdir(parents=True, exist_ok=True)
     draw, paths = np.random.default_rng(7), []
     for number in range(count):

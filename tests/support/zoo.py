@@ -19,10 +19,10 @@ RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 25
 
 @dataclass(frozen=True)
 class Kept:
-    """An image that is used: the colour of its upper left pixel on white, how far it may be off, and its caption."""
+    """An image that is used: the color of its upper left pixel on white, how far it may be off, and its caption."""
 
     size: tuple[int, int] = (12, 8)
-    colour: tuple[int, int, int] = RED
+    color: tuple[int, int, int] = RED
     tolerance: int = 0
     caption: str = ""
 
@@ -33,8 +33,8 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def plain(colour=RED, size=(12, 8), mode="RGB") -> Image.Image:
-    return Image.new(mode, size, colour)
+def plain(color=RED, size=(12, 8), mode="RGB") -> Image.Image:
+    return Image.new(mode, size, color)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -98,15 +98,15 @@ def _formats(keep, name_it):
     keep("png_inside.jpg", encoded(plain(), "PNG"))
     keep("UPPER.PNG", encoded(plain(), "PNG"))
     keep("ink.jpg", encoded(plain((0, 255, 255, 0), mode="CMYK"), "JPEG", quality=100), Kept(tolerance=3))
-    keep("ink.tif", encoded(plain((255, 0, 255, 0), mode="CMYK"), "TIFF"), Kept(colour=GREEN))
-    keep("deep_grey.png", encoded(Image.fromarray(np.full((8, 12), 128 * 257, np.uint16)), "PNG"), Kept(colour=(128,) * 3))
-    keep("deep_grey.tiff", encoded(Image.fromarray(np.full((8, 12), 60_000, np.uint16)), "TIFF"), Kept(colour=(233,) * 3))
-    keep("deep_colour.png", deep_png(np.full((8, 12, 3), (65_535, 257 * 100, 0), np.uint16)), Kept(colour=(255, 100, 0)))
-    keep("float.tiff", encoded(Image.fromarray(np.full((8, 12), 0.5, np.float32)), "TIFF"), Kept(colour=(128,) * 3))
+    keep("ink.tif", encoded(plain((255, 0, 255, 0), mode="CMYK"), "TIFF"), Kept(color=GREEN))
+    keep("deep_gray.png", encoded(Image.fromarray(np.full((8, 12), 128 * 257, np.uint16)), "PNG"), Kept(color=(128,) * 3))
+    keep("deep_gray.tiff", encoded(Image.fromarray(np.full((8, 12), 60_000, np.uint16)), "TIFF"), Kept(color=(233,) * 3))
+    keep("deep_color.png", deep_png(np.full((8, 12, 3), (65_535, 257 * 100, 0), np.uint16)), Kept(color=(255, 100, 0)))
+    keep("float.tiff", encoded(Image.fromarray(np.full((8, 12), 0.5, np.float32)), "TIFF"), Kept(color=(128,) * 3))
     holes = np.full((8, 12), np.nan, np.float32)
-    keep("not_numbers.tiff", encoded(Image.fromarray(holes), "TIFF"), Kept(colour=BLACK))
-    keep("integers.tiff", encoded(Image.fromarray(np.full((8, 12), 65_535, np.int32)), "TIFF"), Kept(colour=WHITE))
-    keep("lab.tiff", encoded(Image.new("LAB", (12, 8), (255, 128, 128)), "TIFF"), Kept(colour=WHITE, tolerance=1))
+    keep("not_numbers.tiff", encoded(Image.fromarray(holes), "TIFF"), Kept(color=BLACK))
+    keep("integers.tiff", encoded(Image.fromarray(np.full((8, 12), 65_535, np.int32)), "TIFF"), Kept(color=WHITE))
+    keep("lab.tiff", encoded(Image.new("LAB", (12, 8), (255, 128, 128)), "TIFF"), Kept(color=WHITE, tolerance=1))
     keep("one.png", encoded(plain(size=(1, 1)), "PNG"), Kept(size=(1, 1)))
     keep("long.png", encoded(plain(size=(4000, 3)), "PNG"), Kept(size=(4000, 3)))
     keep("large.jpg", encoded(plain(GREEN, (6000, 5000)), "JPEG"), Kept((6000, 5000), GREEN, 2))
@@ -120,15 +120,15 @@ def _formats(keep, name_it):
     keep("turned.jpg", encoded(plain(), "JPEG", exif=exif, quality=100), Kept((8, 12), tolerance=3))
     keep("bad_exif.jpg", encoded(plain(), "JPEG", exif=b"Exif\0\0garbage", quality=100), Kept(tolerance=3))
     keep("bad_profile.png", encoded(plain(), "PNG", icc_profile=b"no profile"))
-    grey_profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
-    keep("foreign_profile.png", encoded(plain(), "PNG", icc_profile=grey_profile))
+    gray_profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    keep("foreign_profile.png", encoded(plain(), "PNG", icc_profile=gray_profile))
     palette = plain().quantize(2)
     keep("palette.png", encoded(palette, "PNG"))
-    keep("clear_palette.png", encoded(palette, "PNG", transparency=palette.getpixel((0, 0))), Kept(colour=WHITE))
-    keep("grey_alpha.png", encoded(plain((0, 128), mode="LA"), "PNG"), Kept(colour=(127,) * 3))
-    keep("clear.png", encoded(plain((255, 0, 0, 0), mode="RGBA"), "PNG"), Kept(colour=WHITE))
-    keep("one_bit.png", encoded(plain(1, mode="1"), "PNG"), Kept(colour=WHITE))
-    keep("grey_hole.png", encoded(plain(7, mode="L"), "PNG", transparency=7), Kept(colour=WHITE))
+    keep("clear_palette.png", encoded(palette, "PNG", transparency=palette.getpixel((0, 0))), Kept(color=WHITE))
+    keep("gray_alpha.png", encoded(plain((0, 128), mode="LA"), "PNG"), Kept(color=(127,) * 3))
+    keep("clear.png", encoded(plain((255, 0, 0, 0), mode="RGBA"), "PNG"), Kept(color=WHITE))
+    keep("one_bit.png", encoded(plain(1, mode="1"), "PNG"), Kept(color=WHITE))
+    keep("gray_hole.png", encoded(plain(7, mode="L"), "PNG", transparency=7), Kept(color=WHITE))
     keep("icon.png", encoded(plain(size=(16, 16)), "ICO", sizes=[(16, 16)]), Kept((16, 16)))
     keep("heavy.png", encoded(plain(), "PNG"))
     name_it("heavy-masklabel.png", png_header(50_000, 50_000), "more than 178 million pixels")

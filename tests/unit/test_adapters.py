@@ -94,14 +94,14 @@ def test_half_precision_base(adapter, tiny_bases, make_spec):
     ({"convolution_rank": 8}, (4, 2.0), (8, 4.0)),
     ({"convolution_rank": 8, "convolution_alpha": 1}, (4, 2.0), (8, 1.0)),
     ({"convolution_alpha": 1}, (4, 2.0), (4, 1.0)),
-    ({"rank_stabilised": True}, (4, 2 * 2.0), (4, 2 * 2.0)),
-    ({"rank_stabilised": True, "convolution_rank": 16}, (4, 2 * 2.0), (16, 4 * 2.0)),
+    ({"rank_stabilized": True}, (4, 2 * 2.0), (4, 2 * 2.0)),
+    ({"rank_stabilized": True, "convolution_rank": 16}, (4, 2 * 2.0), (16, 4 * 2.0)),
     ({"block_ranks": "down=16"}, (16, 8.0), (16, 8.0)),
     ({"block_ranks": "down=16", "convolution_rank": 8, "convolution_alpha": 1}, (16, 8.0), (8, 1.0)),
-    ({"block_ranks": "down=16", "rank_stabilised": True}, (16, 4 * 2.0), (16, 4 * 2.0)),
+    ({"block_ranks": "down=16", "rank_stabilized": True}, (16, 4 * 2.0), (16, 4 * 2.0)),
 ])
 def test_ranks_and_alphas_in_the_file(fields, linear, convolution, tmp_path):
-    """File readers scale with alpha / rank: that is alpha / √rank of the layer with rank-stabilised scaling."""
+    """File readers scale with alpha / rank: that is alpha / √rank of the layer with rank-stabilized scaling."""
     method, parts, _ = attached(**fields, file_precision="fp32")
     tensors, _ = file_of(method, parts, tmp_path)
     for layer, (rank, alpha) in (("attentions_0_transformer_blocks_0_attn1_to_q", linear),
@@ -110,8 +110,8 @@ def test_ranks_and_alphas_in_the_file(fields, linear, convolution, tmp_path):
         assert tensors[f"lora_unet_down_blocks_0_{layer}.alpha"].item() == alpha, layer
 
 
-def test_rank_stabilised_layers_act_with_alpha_over_root_rank():
-    _, parts, _ = attached(rank=9, alpha=2, rank_stabilised=True)
+def test_rank_stabilized_layers_act_with_alpha_over_root_rank():
+    _, parts, _ = attached(rank=9, alpha=2, rank_stabilized=True)
     disturbed(parts.denoiser)
     layer = next(layer for name, layer in layers_of(parts).items() if name.endswith("to_q"))
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -273,7 +273,7 @@ def test_lokr_has_its_scale_where_readers_look_for_it():
 
 def test_what_half_precision_would_spoil_stays_exact(tmp_path):
     """Rounded lengths would rescale the base, a rounded alpha the adapter."""
-    method, parts, _ = attached(adapter="dora", rank=3, alpha=1, rank_stabilised=True, file_precision="fp16")
+    method, parts, _ = attached(adapter="dora", rank=3, alpha=1, rank_stabilized=True, file_precision="fp16")
     tensors, _ = file_of(method, parts, tmp_path)
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     assert tensors[f"{layer}.dora_scale"].dtype == torch.float32 and tensors[f"{layer}.dora_scale"].shape == (1, 32)
@@ -317,7 +317,7 @@ def test_a_convolution_rank_without_convolutions_is_noted(tiny_bases, make_spec)
     ({"block_ranks": "down=1.5"}, "the rank of 'down' is 1.5; write a whole number"),
     ({"block_ranks": "down=2000"}, "from 0 to 1024"), ({"block_rates": "mid=0"}, "write mid=0 into block_ranks"),
     ({"kronecker_factor": 0}, "write a size of at least 1"),
-    ({"adapter": "lokr", "rank_stabilised": True}, "not for lokr"),
+    ({"adapter": "lokr", "rank_stabilized": True}, "not for lokr"),
 ])
 def test_values_that_make_no_sense(fields, words):
     with pytest.raises(ValidationError, match=words):

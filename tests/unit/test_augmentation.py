@@ -28,7 +28,7 @@ def views(number=0, size=(100, 64), bucket=(64, 64), **augmentation):
 
 
 def ramp(size, axis=1) -> Image.Image:
-    """Grey levels that rise from left to right, or from top to bottom."""
+    """Gray levels that rise from left to right, or from top to bottom."""
     line = np.linspace(0, 255, size[0] if axis else size[1])
     values = np.broadcast_to(line if axis else line[:, None], (size[1], size[0]))
     return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
@@ -58,16 +58,16 @@ def test_half_of_the_variants_are_mirrored():
 
 
 def test_variants_depend_on_the_image_and_nothing_else():
-    settings = dict(variants=8, crop=0.3, colour=0.3, noise=0.1)
+    settings = dict(variants=8, crop=0.3, color=0.3, noise=0.1)
     assert views(1, **settings) == views(1, **settings)
     assert not set(views(1, **settings)) & set(views(2, **settings))
     assert views(1, **settings)[:4] == views(1, **{**settings, "variants": 4})  # more variants leave the first as they are
-    colours = [view.colour for view in views(1, **{**settings, "noise": 0.2, "crop": 0.0})]
-    assert colours == [view.colour for view in views(1, **settings)]  # one setting does not change what another draws
+    colors = [view.color for view in views(1, **{**settings, "noise": 0.2, "crop": 0.0})]
+    assert colors == [view.color for view in views(1, **settings)]  # one setting does not change what another draws
 
 
 def test_draws_fill_their_ranges_evenly():
-    every = [view for number in range(300) for view in views(number, (640, 480), (64, 48), variants=8, crop=0.4, colour=0.3)]
+    every = [view for number in range(300) for view in views(number, (640, 480), (64, 48), variants=8, crop=0.4, color=0.3)]
     assert len(set(every)) == len(every) == 2400
     kept = np.array([64 / view.crop.resized[0] for view in every])
     assert 0.59 < kept.min() < 0.62 and kept.max() > 0.98
@@ -77,10 +77,10 @@ def test_draws_fill_their_ranges_evenly():
         where = np.array([(view.crop.left, view.crop.top)[place] for view in every])[room > 8] / room[room > 8]
         assert where.min() >= 0 and where.max() <= 1
         assert abs(where.mean() - 0.5) < 0.03 and abs(where.std() - 12**-0.5) < 0.03
-    colours = np.array([view.colour for view in every])
-    assert colours.min() >= 0.7 and colours.max() <= 1.3
-    assert np.abs(colours.mean(axis=0) - 1).max() < 0.02 and np.abs(colours.std(axis=0) - 0.6 * 12**-0.5).max() < 0.01
-    assert np.abs(np.corrcoef(colours.T) - np.eye(3)).max() < 0.08
+    colors = np.array([view.color for view in every])
+    assert colors.min() >= 0.7 and colors.max() <= 1.3
+    assert np.abs(colors.mean(axis=0) - 1).max() < 0.02 and np.abs(colors.std(axis=0) - 0.6 * 12**-0.5).max() < 0.01
+    assert np.abs(np.corrcoef(colors.T) - np.eye(3)).max() < 0.08
 
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 100), (64, 64), (65, 64), (30, 20)])
@@ -98,7 +98,7 @@ def test_every_crop_lies_inside_and_fills_the_bucket(size):
 # ---- what they show ------------------------------------------------------------------------------------------------
 
 def test_a_crop_shows_its_part_of_the_image():
-    """Grey levels tell which columns are seen: half of the width, at the right."""
+    """Gray levels tell which columns are seen: half of the width, at the right."""
     crop = closer(fit((128, 128), [(64, 64)]), 0.5, 0.999999, 0.0, False)
     levels = view_pixels(ramp((128, 128)), View(crop))[0, 32].float() / 255
     assert levels[0] == pytest.approx(0.5, abs=0.02) and levels[-1] == pytest.approx(1.0, abs=0.02)
@@ -106,13 +106,13 @@ def test_a_crop_shows_its_part_of_the_image():
     assert rows[0] == pytest.approx(0.0, abs=0.02) and rows[-1] == pytest.approx(0.5, abs=0.02)
 
 
-def test_colour_changes_brightness_contrast_and_saturation():
+def test_color_changes_brightness_contrast_and_saturation():
     image = Image.new("RGB", (64, 64), (100, 50, 25))
     image.paste((140, 90, 65), (32, 0, 64, 64))
     crop = fit(image.size, [(64, 64)])
 
-    def seen(*colour):
-        return view_pixels(image, View(crop, colour)).float()
+    def seen(*color):
+        return view_pixels(image, View(crop, color)).float()
 
     plain = seen(*PLAIN)
     assert torch.allclose(seen(1.2, 1, 1), plain * 1.2, atol=1)

@@ -1,4 +1,4 @@
-"""Cancel is heard in every phase of every task, at once, and nothing that was learnt is lost. Each phase is long by real
+"""Cancel is heard in every phase of every task, at once, and nothing that was learned is lost. Each phase is long by real
 work: the worker that is cancelled in its midst would go on for minutes."""
 import os
 import shutil
@@ -77,7 +77,7 @@ TRAINING = {
 
 
 @pytest.mark.parametrize("phase", TRAINING)
-def test_a_run_that_has_learnt_nothing_is_cancelled(phase, make_spec, tiny_bases, tmp_path):
+def test_a_run_that_has_learned_nothing_is_cancelled(phase, make_spec, tiny_bases, tmp_path):
     parts, when, not_reached = TRAINING[phase]
     images = parts.get("images", 4)
     dataset = scan_folder(str(tiny.make_images(tmp_path / "images", images)), "many")
@@ -97,9 +97,9 @@ def test_a_run_that_has_learnt_nothing_is_cancelled(phase, make_spec, tiny_bases
     assert phase != "encoding" or encoded[-1] < 200
 
 
-# ---- training: what is learnt ----------------------------------------------------------------------------------------
+# ---- training: what is learned ----------------------------------------------------------------------------------------
 
-def test_what_is_learnt_is_saved_in_the_midst_of_a_preview_which_is_made_good(make_spec, tiny_bases):
+def test_what_is_learned_is_saved_in_the_midst_of_a_preview_which_is_made_good(make_spec, tiny_bases):
     parts = dict(training=specs.TrainingSpec(steps=60, batch_size=2, resolution=64),
                  validation=specs.ValidationSpec(share=0.25, every=20))
     expected, whole = losses_of(make_spec(tiny_bases["sd1"], name="whole", **parts))

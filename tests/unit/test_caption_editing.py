@@ -70,9 +70,9 @@ def test_trigger_words_that_are_missing(arguments, words):
 
 
 @pytest.mark.parametrize("rule, caption, expected", [
-    (Replacement("cat", "dog"), "a Cat in a catalogue", "a dog in a catalogue"),
+    (Replacement("cat", "dog"), "a Cat in a catalog", "a dog in a catalog"),
     (Replacement("cat", "dog"), "a bobcat and a cat", "a bobcat and a dog"),
-    (Replacement("cat", "dog", whole_words=False), "a cat in a catalogue", "a dog in a dogalogue"),
+    (Replacement("cat", "dog", whole_words=False), "a cat in a catalog", "a dog in a dogalog"),
     (Replacement("cat", "dog", match_case=True), "a Cat and a cat", "a Cat and a dog"),
     (Replacement(",", " and"), "a, b,c", "a and b andc"),
     (Replacement("a.c", r"\1"), "abc a.c", r"abc \1"),

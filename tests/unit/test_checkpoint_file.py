@@ -13,7 +13,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.artifacts.tensor_files import entry_of, read_entries, read_header, write_entries
 from finetune.trainers.errors import UserError
-from finetune.trainers.families.recognition import recognise
+from finetune.trainers.families.recognition import recognize
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import Training, train_run
@@ -47,10 +47,10 @@ def expected_weights(base) -> dict:
 
 
 def single_file(base, path: Path, dtype=torch.float32, **extra):
-    """A single file with tensors that belong to no module, as real ones have them; recognised."""
+    """A single file with tensors that belong to no module, as real ones have them; recognized."""
     weights = load_file(tiny.make_single_file(base.family, base.path, path, dtype))
     save_file({**weights, **extra}, path)
-    return recognise(str(path), "model", base.objective, configs=base.path)
+    return recognize(str(path), "model", base.objective, configs=base.path)
 
 
 @pytest.mark.parametrize("precision, text", [("fp32", False), ("fp16", True), ("bf16", True)])
@@ -88,7 +88,7 @@ def test_our_own_loader_reads_identical_modules(family, tiny_bases, tmp_path):
         for parameter in [*parts.denoiser.parameters(), *parts.text.parameters()]:
             parameter.add_(0.01)
     report = saved(parts, tmp_path, file_precision="fp32")
-    again = recognise(str(tmp_path / "tuned.safetensors"), "tuned", configs=base.path)
+    again = recognize(str(tmp_path / "tuned.safetensors"), "tuned", configs=base.path)
     assert (again.family, again.objective) == (base.family, "epsilon" if family == "sd2" else base.objective)
     read = parts_of(again, text=True)
     for one, other in ((parts.denoiser, read.denoiser), (parts.text, read.text),
@@ -160,7 +160,7 @@ def test_v_prediction_is_marked_for_sdxl(layout, tiny_bases, tmp_path):
     assert method.save(parts_of(base), tmp_path, "tuned", {})["notes"] == []
     found = load_file(tmp_path / "tuned.safetensors")
     assert found["v_pred"].numel() == found["ztsnr"].numel() == 0
-    again = recognise(str(tmp_path / "tuned.safetensors"), "tuned", configs=tiny_bases["sdxl"].path)
+    again = recognize(str(tmp_path / "tuned.safetensors"), "tuned", configs=tiny_bases["sdxl"].path)
     assert again.objective == "v_prediction"
     said_otherwise = again.model_copy(update={"objective": "epsilon"})
     saved(parts_of(said_otherwise), tmp_path)
@@ -170,7 +170,7 @@ def test_v_prediction_is_marked_for_sdxl(layout, tiny_bases, tmp_path):
 def test_where_v_prediction_cannot_be_marked_a_note_says_so(tiny_bases, make_spec, tmp_path):
     report = train_run(spec := make_spec(tiny_bases["sd2"], method=specs.FullSpec()), run := open_run(spec), silent)
     assert any("ModelSamplingDiscrete with v_prediction" in note for note in report["notes"])
-    again = recognise(str(run.artifact), "run", configs=tiny_bases["sd2"].path)
+    again = recognize(str(run.artifact), "run", configs=tiny_bases["sd2"].path)
     assert again.objective == "v_prediction"  # ours read it from the metadata
     assert saved(parts_of(tiny_bases["sd1"]), tmp_path)["notes"] == []
 

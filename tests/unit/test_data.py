@@ -47,7 +47,7 @@ def test_the_nearest_bucket_is_the_same_for_an_image_and_for_it_turned():
         (128, 64), (64, 128), (64, 64), (64, 64)]
 
 
-def test_crop_is_centred_and_scaled(tmp_path):
+def test_crop_is_centered_and_scaled(tmp_path):
     image = Image.new("RGB", (300, 100), "white")
     image.paste("black", (100, 0, 200, 100))
     crop = fit(image.size, [(64, 64)])

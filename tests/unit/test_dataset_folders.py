@@ -16,9 +16,9 @@ NFD = "cafe\u0301"
 BY_NAME = "read, repeats by name"
 
 
-def image(path, colour="red", size=(16, 16)):
+def image(path, color="red", size=(16, 16)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
+    Image.new("RGB", size, color).save(path)
     return path
 
 
@@ -96,7 +96,7 @@ def test_none_of_two_images_lists_two(tmp_path):
 
 # ---- projects of kohya's trainers ----------------------------------------------------------------------------------
 
-@pytest.fixture(params=["reg", "regularization", "Regularisation"])
+@pytest.fixture(params=["reg", "regularization", "Regularization"])
 def project(request, tmp_path):
     root = tmp_path / "proj"
     for name in ("img/10_ohwx cat/a.png", "img/5_ohwx/deep/b.png", f"{request.param}/1_cat/c.png", "model/sample/d.png",

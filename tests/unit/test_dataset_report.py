@@ -10,7 +10,7 @@ from finetune.trainers.data.report.dataset_report import as_text, aspects, bucke
 from finetune.trainers.drawing import fonts
 from finetune.trainers.drawing.dataset_report_pages import (
     CAPTION_LINES,
-    GREY,
+    GRAY,
     ORANGE,
     PER_PAGE,
     RED,
@@ -91,8 +91,8 @@ def test_images_that_went_away_are_named(folder, tokenizer):
 
 # ---- pages ---------------------------------------------------------------------------------------------------------
 
-def has(page: Image.Image, colour) -> bool:
-    return bool((np.asarray(page) == colour).all(axis=2).any())
+def has(page: Image.Image, color) -> bool:
+    return bool((np.asarray(page) == color).all(axis=2).any())
 
 
 def cell(page: Image.Image, column: int, columns: int) -> Image.Image:
@@ -111,12 +111,13 @@ def test_pages_have_images_marks_and_captions(folder, tokenizer):
     assert np.corrcoef(shown.ravel(), wanted.ravel())[0, 1] > 0.5, "the first image is in the first cell"
     assert has(first, ORANGE) and has(cell(sheet, 0, 4), ORANGE) and has(cell(sheet, 1, 4), RED), "the cut is red"
     fine = np.asarray(cell(draw_pages(examine(scan_folder(str(folder), "mine"), 256, tokenizer, "ohwx"), 4)[1], 1, 4))
-    assert (fine == GREY).all(axis=2).any() and not (fine[:420] == RED).all(axis=2).any()
+    assert (fine == GRAY).all(axis=2).any() and not (fine[:420] == RED).all(axis=2).any()
 
 
 def image_report(count: int, marked=()) -> report_module.Report:
-    images = tuple(specs.DatasetImage(path=f"/nowhere/{number}.png", name=f"{number}.png", caption="a", size=(8, 8), digest="x")
-                   for number in range(count))
+    images = tuple(
+        specs.DatasetImage(path=f"/nowhere/{number}.png", name=f"{number}.png", caption="a", size=(8, 8), digest="x")
+        for number in range(count))
     finding = report_module.Finding("blurred", "blurred", "Blurred.", tuple(marked))
     return report_module.Report(specs.DatasetSpec(name="d", images=images), "", 64, (None,) * count,
                                 (fit((8, 8), [(64, 64)]),) * count, (finding,), (("a", count),))

@@ -48,7 +48,7 @@ def test_files_of_other_programs_are_read(content, suffix, tmp_path):
     assert embedding.trigger == ""
 
 
-def test_one_trainers_misspelt_key_is_read_as_the_host_reads_it(tmp_path):
+def test_one_trainers_misspelled_key_is_read_as_the_host_reads_it(tmp_path):
     save_file({"emp_params": vectors(), "emp_params_out": vectors(seed=1)}, tmp_path / "word.safetensors")
     assert torch.equal(load_embedding(tmp_path / "word.safetensors").tensors["emb_params"], vectors())
 

@@ -58,7 +58,7 @@ def test_images_are_found_with_and_without_the_presentation_selector(emoji_image
     assert emoji_images.find_image({stored: b"content"}, "2764-FE0F") == (stored, b"content")
 
 
-def test_crop_is_a_centred_square_around_the_glyph(emoji_images):
+def test_crop_is_a_centered_square_around_the_glyph(emoji_images):
     image = Image.new("RGBA", (100, 100))
     ImageDraw.Draw(image).rectangle((30, 10, 49, 49), fill="red")  # 20 wide, 40 high
     cropped = emoji_images.crop_to_glyph(image, margin=1.05)
@@ -104,14 +104,14 @@ def test_augmentation_keeps_range_and_white_corners(training):
     assert (augmented != images).flatten(1).any(1).float().mean() > 0.5
 
 
-def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_the_same(training):
+def test_standardized_latents_have_mean_0_and_deviation_1_and_decode_the_same(training):
     torch.manual_seed(0)
     vae = training.Recipe(size=32, vae_widths=(8, 8, 8, 8), vae_groups=4).build_vae().eval()
     images = torch.rand(16, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         before = vae.encode(images).latent_dist
         decoded = vae.decode(before.mode()).sample
-        training.standardise_latents(vae, before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3)))
+        training.standardize_latents(vae, before.mean.mean((0, 2, 3)), before.mean.std((0, 2, 3)))
         after = vae.encode(images).latent_dist
         scaled = after.mode() * vae.config.scaling_factor
         decoded_after = vae.decode(after.mode()).sample
@@ -123,7 +123,7 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_the_same(tr
     torch.testing.assert_close(after.std / before.std, ratio.expand_as(after.std), atol=1e-3, rtol=1e-3)
 
 
-def test_full_vocabulary_keeps_what_was_learnt(training):
+def test_full_vocabulary_keeps_what_was_learned(training):
     recipe = training.Recipe(text_width=8, text_layers=1)
     used = torch.tensor([5, 17, 49406, 49407])
     compact = recipe.build_text_encoder(len(used)).eval()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from finetune.trainers import families
 from finetune.trainers.errors import UserError
-from finetune.trainers.families.recognition import recognise
+from finetune.trainers.families.recognition import recognize
 from safetensors.torch import save_file
 from support import tiny
 
@@ -32,7 +32,7 @@ def outputs(base, dtype=torch.float32):
 def test_single_file_equals_folder(family, dtype, tiny_bases, tmp_path):
     folder = tiny_bases[family]
     path = tiny.make_single_file(family, folder.path, tmp_path / "model.safetensors", dtype)
-    single = recognise(str(path), "model", folder.objective, configs=folder.path)
+    single = recognize(str(path), "model", folder.objective, configs=folder.path)
     assert (single.family, single.layout) == (family, "single_file")
     for one, other in zip(outputs(folder), outputs(single), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol={torch.float32: 1e-5, torch.float16: 5e-3}.get(dtype, 5e-2))
@@ -64,12 +64,12 @@ def test_marker_of_v_prediction(tiny_bases, tmp_path):
     from safetensors.torch import load_file
 
     save_file({**load_file(path), "v_pred": torch.zeros(0)}, path)
-    assert recognise(str(path), "v").objective == "v_prediction"
+    assert recognize(str(path), "v").objective == "v_prediction"
 
 
 def refusal(path) -> str:
     with pytest.raises(UserError) as problem:
-        recognise(str(path), path.name)
+        recognize(str(path), path.name)
     return str(problem.value)
 
 
@@ -127,6 +127,6 @@ def test_incomplete_checkpoints(missing, words, tiny_bases, tmp_path):
 
 def test_a_file_of_an_unknown_size_is_explained(tiny_bases, tmp_path):
     path = tiny.make_single_file("sd1", tiny_bases["sd1"].path, tmp_path / "model.safetensors")
-    base = recognise(str(path), "model")  # with the configs of full-size SD 1.x
+    base = recognize(str(path), "model")  # with the configs of full-size SD 1.x
     with pytest.raises(UserError, match="another size .* its UNet is 32, not 320.* Choose the diffusers folder"):
         families.get("sd1").load_denoiser(base, torch.float32)

@@ -137,7 +137,7 @@ ODD = {
     "empty": lambda: torch.zeros(0), "no vectors": lambda: torch.zeros(0, 768), "zero width": lambda: torch.zeros(2, 0),
     "scalar": lambda: torch.ones(()), "three dimensions": lambda: torch.ones(1, 2, 768), "long": lambda: torch.ones(76, 768),
     "complex": lambda: torch.complex(LEFT, LEFT), "whole numbers": lambda: torch.ones(2, 768, dtype=torch.int64),
-    "sparse": lambda: LEFT.to_sparse(), "sparse rows": lambda: LEFT.to_sparse_csr(), "quantised": quantized,
+    "sparse": lambda: LEFT.to_sparse(), "sparse rows": lambda: LEFT.to_sparse_csr(), "quantized": quantized,
     "meta": lambda: torch.empty(2, 768, device="meta"), "endless": lambda: torch.zeros(1).expand(1 << 60),
     "endless rows": lambda: torch.zeros(1).expand(2, 1 << 59), "nested": lambda: {"*": LEFT}, "list": lambda: [LEFT],
     "number": lambda: 3.0, "nothing": lambda: None,

@@ -28,9 +28,9 @@ def attached(base, spec):
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_every_combination_begins_at_the_base_where_it_can_and_learns(activation, activate_output, layer_norm):
     """A start of zeros behind a ReLU would never leave them."""
-    for initialisation in ("normal", "xavier uniform", "kaiming normal"):
+    for initialization in ("normal", "xavier uniform", "kaiming normal"):
         spec = HypernetworkSpec(activation=activation, activate_output=activate_output, layer_norm=layer_norm,
-                                initialisation=initialisation)
+                                initialization=initialization)
         torch.manual_seed(0)
         network, contexts, mixing = Network(32, spec), torch.randn(64, 32), torch.randn(32, 32) / 32**0.5
         if layer_norm or not activates_output(spec):
@@ -43,7 +43,7 @@ def test_every_combination_begins_at_the_base_where_it_can_and_learns(activation
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert losses[-1] < 0.7 * losses[0], (initialisation, losses[::20])
+        assert losses[-1] < 0.7 * losses[0], (initialization, losses[::20])
 
 
 def test_dropout_is_for_training_only_and_has_no_place_in_the_file():

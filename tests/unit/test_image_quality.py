@@ -50,8 +50,8 @@ def test_blurred_beside_the_others(tmp_path):
 
 
 def test_sharpness_does_not_depend_on_contrast_or_background():
-    grey = np.asarray(photograph(0).convert("L"), np.float32)
-    assert sharpness(grey * 0.3 + 20) == pytest.approx(sharpness(grey), rel=1e-3)
+    gray = np.asarray(photograph(0).convert("L"), np.float32)
+    assert sharpness(gray * 0.3 + 20) == pytest.approx(sharpness(gray), rel=1e-3)
     assert sharpness(np.full((64, 64), 128, np.float32)) is None
     small = np.asarray(drawing(3, 200).convert("L"), np.float32)
     wide = np.pad(small, 60, constant_values=255)
@@ -95,7 +95,7 @@ def test_drawings_and_large_pixels_have_no_blocks(tmp_path):
     assert blockiness(Image.new("RGB", (9, 9))) == 1.0
 
 
-# ---- colour modes --------------------------------------------------------------------------------------------------
+# ---- color modes --------------------------------------------------------------------------------------------------
 
 def sixteen_bit(size=(40, 40)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 65535, size, dtype=np.uint16))
@@ -109,16 +109,16 @@ def sixteen_bit(size=(40, 40)) -> Image.Image:
     (sixteen_bit, "a.png", "16 bit"),
     (sixteen_bit, "a.tif", "16 bit"),
     (lambda: photograph(0, (40, 40)).quantize(), "a.png", "palette"),
-    (lambda: photograph(0, (40, 40)).convert("L"), "a.png", "grey"),
-    (lambda: photograph(0, (40, 40)).convert("L").convert("RGB"), "a.jpg", "grey"),
+    (lambda: photograph(0, (40, 40)).convert("L"), "a.png", "gray"),
+    (lambda: photograph(0, (40, 40)).convert("L").convert("RGB"), "a.jpg", "gray"),
     (lambda: Image.merge("RGBA", (*photograph(0, (40, 40)).split(), Image.linear_gradient("L").resize((40, 40)))), "a.png",
      "transparent"),
 ])
-def test_colour_modes(make, name, found, tmp_path):
+def test_color_modes(make, name, found, tmp_path):
     assert odd_mode(measured_as(tmp_path, make(), name)) == found
 
 
-def test_sixteen_bits_of_colour_and_animations(tmp_path):
+def test_sixteen_bits_of_color_and_animations(tmp_path):
     import struct
     import zlib
 
@@ -135,11 +135,11 @@ def test_sixteen_bits_of_colour_and_animations(tmp_path):
     assert odd_mode(measure(str(tmp_path / "moving.webp"))) == "animated"
 
 
-def test_a_grey_dataset_is_one_on_purpose(tmp_path):
-    grey = measured_as(tmp_path, photograph(0, (40, 40)).convert("L"), "grey.png")
-    colour = measured_as(tmp_path, photograph(0, (40, 40)), "colour.png")
-    assert mode_findings([(0, grey), (1, grey)]) == []
-    assert [(finding.mark, finding.images) for finding in mode_findings([(0, colour), (1, grey)])] == [("grey", (1,))]
+def test_a_gray_dataset_is_one_on_purpose(tmp_path):
+    gray = measured_as(tmp_path, photograph(0, (40, 40)).convert("L"), "gray.png")
+    color = measured_as(tmp_path, photograph(0, (40, 40)), "color.png")
+    assert mode_findings([(0, gray), (1, gray)]) == []
+    assert [(finding.mark, finding.images) for finding in mode_findings([(0, color), (1, gray)])] == [("gray", (1,))]
 
 
 # ---- size ----------------------------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def test_different_images_are_not_copies():
     assert similar_groups([fingerprint(drawing(number)) for number in (0, 2, 10, 12, 19, 23)]) == []
 
 
-def test_plain_images_are_told_apart_by_colour():
-    prints = [fingerprint(Image.new("RGB", (50, 50), colour)) for colour in ("red", "blue", "#fe0101", "white", "#f0f0f0")]
+def test_plain_images_are_told_apart_by_color():
+    prints = [fingerprint(Image.new("RGB", (50, 50), color)) for color in ("red", "blue", "#fe0101", "white", "#f0f0f0")]
     assert similar_groups([*prints, None, fingerprint(photograph(0))]) == [(0, 2)]
 
 

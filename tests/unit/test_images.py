@@ -44,15 +44,15 @@ def test_images_stand_upright(tmp_path, orientation, upright, suffix):
 
 # ---- depth ---------------------------------------------------------------------------------------------------------
 
-def test_sixteen_bits_of_grey_are_rounded_and_of_colour_cut(tmp_path):
-    """Pillow drops the low byte of 16-bit colours; grey comes whole."""
+def test_sixteen_bits_of_gray_are_rounded_and_of_color_cut(tmp_path):
+    """Pillow drops the low byte of 16-bit colors; gray comes whole."""
     values = np.random.default_rng(1).integers(0, 65_536, (8, 12), dtype=np.uint16)
     for suffix in ("png", "tiff"):
-        grey = read(saved(tmp_path / f"grey.{suffix}", Image.fromarray(values)))
-        np.testing.assert_array_equal(grey, np.repeat(np.rint(values / 257).astype(int)[:, :, None], 3, axis=2))
-    colours = np.stack([values, values.T.reshape(8, 12), 65_535 - values], axis=-1)
-    (tmp_path / "colour.png").write_bytes(deep_png(colours))
-    np.testing.assert_array_equal(read(tmp_path / "colour.png"), colours >> 8)
+        gray = read(saved(tmp_path / f"gray.{suffix}", Image.fromarray(values)))
+        np.testing.assert_array_equal(gray, np.repeat(np.rint(values / 257).astype(int)[:, :, None], 3, axis=2))
+    colors = np.stack([values, values.T.reshape(8, 12), 65_535 - values], axis=-1)
+    (tmp_path / "color.png").write_bytes(deep_png(colors))
+    np.testing.assert_array_equal(read(tmp_path / "color.png"), colors >> 8)
 
 
 @pytest.mark.parametrize("largest, white", [(0.5, 1), (1, 1), (200, 255), (255, 255), (40_000, 65_535), (10**6, 2**31 - 1)])
@@ -71,17 +71,17 @@ def test_transparency_shows_the_background(tmp_path):
     alpha = np.random.default_rng(2).integers(0, 256, (8, 12, 1), dtype=np.uint8)
     path = saved(tmp_path / "a.png", Image.fromarray(np.concatenate([NOISE, alpha], axis=2)))
     share = alpha / 255
-    for background, colour in (("#ffffff", (255, 255, 255)), ("#204060", (0x20, 0x40, 0x60))):
-        expected = NOISE * share + np.array(colour) * (1 - share)
+    for background, color in (("#ffffff", (255, 255, 255)), ("#204060", (0x20, 0x40, 0x60))):
+        expected = NOISE * share + np.array(color) * (1 - share)
         assert np.abs(read(path, background=background) - expected).max() <= 1
     assert examine_image(path).transparent
 
 
 def test_every_kind_of_transparency(tmp_path):
-    grey, palette = Image.fromarray(NOISE[:, :, 0]), Image.new("P", (12, 8), 1)
+    gray, palette = Image.fromarray(NOISE[:, :, 0]), Image.new("P", (12, 8), 1)
     palette.putpalette([0, 0, 0, 200, 100, 0])
     kinds = {
-        "LA": saved(tmp_path / "la.png", Image.merge("LA", (grey, Image.new("L", grey.size, 0)))),
+        "LA": saved(tmp_path / "la.png", Image.merge("LA", (gray, Image.new("L", gray.size, 0)))),
         "P": saved(tmp_path / "p.png", palette, transparency=1),
         "P, several": saved(tmp_path / "several.png", palette, transparency=b"\xff\0"),
         "GIF": saved(tmp_path / "p.gif", palette, transparency=1),
@@ -96,7 +96,7 @@ def test_every_kind_of_transparency(tmp_path):
     assert not examine_image(opaque).transparent
 
 
-# ---- colour --------------------------------------------------------------------------------------------------------
+# ---- color --------------------------------------------------------------------------------------------------------
 
 def linear_profile() -> bytes:
     """sRGB's primaries with the gamma 1: the profile of a file that holds amounts of light. Its curves, all one tag, are
@@ -116,7 +116,7 @@ def srgb_of_light(light):
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-def test_a_colour_profile_becomes_srgb(tmp_path):
+def test_a_color_profile_becomes_srgb(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(NOISE), icc_profile=linear_profile())
     expected = 255 * srgb_of_light(NOISE / 255)
     assert np.abs(read(path) - expected).max() <= 2 and np.abs(NOISE - expected).max() > 50
@@ -135,17 +135,17 @@ def test_profiles_that_say_srgb_change_nothing(tmp_path):
 def test_profiles_that_cannot_be_used_are_told_and_ignored(tmp_path, profile):
     path = saved(tmp_path / "a.png", Image.fromarray(NOISE), icc_profile=profile)
     np.testing.assert_array_equal(read(path), NOISE)
-    assert "colour profile that cannot be used" in examine_image(path).remarks[0]
-    grey = saved(tmp_path / "grey.png", Image.fromarray(NOISE[:, :, 0]), icc_profile=linear_profile())
-    np.testing.assert_array_equal(read(grey)[:, :, 0], NOISE[:, :, 0])
-    assert "colour profile that cannot be used" in examine_image(grey).remarks[0]
+    assert "color profile that cannot be used" in examine_image(path).remarks[0]
+    gray = saved(tmp_path / "gray.png", Image.fromarray(NOISE[:, :, 0]), icc_profile=linear_profile())
+    np.testing.assert_array_equal(read(gray)[:, :, 0], NOISE[:, :, 0])
+    assert "color profile that cannot be used" in examine_image(gray).remarks[0]
 
 
 @pytest.mark.parametrize("ink, expected", [
     ((0, 0, 0, 0), (255, 255, 255)), ((0, 0, 0, 255), (0, 0, 0)), ((255, 0, 0, 0), (0, 255, 255)),
     ((0, 128, 255, 0), (255, 127, 0)), ((0, 0, 255, 128), (127, 127, 0)),
 ])
-def test_inks_become_colours(tmp_path, ink, expected):
+def test_inks_become_colors(tmp_path, ink, expected):
     """Without a profile, light is what the ink and the black leave: (1 - ink) · (1 - black)."""
     for name in ("a.jpg", "a.tif"):
         path = saved(tmp_path / name, Image.new("CMYK", (16, 16), ink), **{"quality": 100} if name == "a.jpg" else {})
@@ -153,7 +153,7 @@ def test_inks_become_colours(tmp_path, ink, expected):
 
 
 def ink_profile(lightness: float) -> bytes:
-    """A profile of odd inks: the yellow one is grey with a lightness of 100, and everything else full is black. A table of
+    """A profile of odd inks: the yellow one is gray with a lightness of 100, and everything else full is black. A table of
     two points for each ink, the last ink changing first (ICC.1:2001-04, 6.5.9, lut8Type)."""
     identity = b"".join((65_536 if place in (0, 4, 8) else 0).to_bytes(4, "big") for place in range(9))
     lights = [255, 0, round(2.55 * lightness)] + [0] * 13
@@ -178,15 +178,15 @@ def test_inks_follow_their_profile(tmp_path):
     assert (read(path) == 255).all() and "cannot be used" in examine_image(path).remarks[0]
 
 
-@pytest.mark.parametrize("typed, colour", [
-    ("#FFF", "#ffffff"), (" white ", "#ffffff"), ("#102030", "#102030"), ("rgb(1, 2, 3)", "#010203"), ("Grey", "#808080")])
-def test_colours_as_people_type_them(typed, colour):
-    assert hexadecimal(typed) == colour
+@pytest.mark.parametrize("typed, color", [
+    ("#FFF", "#ffffff"), (" white ", "#ffffff"), ("#102030", "#102030"), ("rgb(1, 2, 3)", "#010203"), ("Gray", "#808080")])
+def test_colors_as_people_type_them(typed, color):
+    assert hexadecimal(typed) == color
 
 
 @pytest.mark.parametrize("typed", ["", "whiteish", "#12", "255,255,255"])
-def test_what_is_no_colour_is_told(typed):
-    with pytest.raises(UserError, match="is no colour"):
+def test_what_is_no_color_is_told(typed):
+    with pytest.raises(UserError, match="is no color"):
         hexadecimal(typed)
 
 

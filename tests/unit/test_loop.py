@@ -144,7 +144,7 @@ def test_a_step_is_as_long_as_rate_and_clipping_say(maximum, tiny_bases, make_sp
         def flat():
             return torch.cat([each.detach().flatten().double() for each in model.parameters() if each.requires_grad])
 
-        *others, after_step, regulariser = arguments
+        *others, after_step, regularizer = arguments
         values.append(flat())
 
         def look(result):
@@ -152,7 +152,7 @@ def test_a_step_is_as_long_as_rate_and_clipping_say(maximum, tiny_bases, make_sp
             lengths.append((values[-1] - values[-2]).norm().item())
             return after_step(result)
 
-        return train(accelerator, model, *others, look, regulariser)
+        return train(accelerator, model, *others, look, regularizer)
 
     monkeypatch.setattr(loop, "train", watched)
     spec = make_spec(

@@ -24,9 +24,9 @@ def silent(event, **fields):
     pass
 
 
-def image(path, size=(64, 64), colour="red", mode="RGB"):
+def image(path, size=(64, 64), color="red", mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    Image.new(mode, size, color).save(path)
     return path
 
 
@@ -35,10 +35,10 @@ def image(path, size=(64, 64), colour="red", mode="RGB"):
 def test_masks_are_found_and_are_no_images(tmp_path):
     for name in ("one", "two", "three", "four", "five", "gas_mask"):
         image(tmp_path / f"{name}.png")
-    image(tmp_path / "one-masklabel.png", mode="L", colour=255)
-    image(tmp_path / "two_mask.jpg", mode="L", colour=255, size=(32, 32))  # another size and kind of the same shape
-    image(tmp_path / "masks" / "three.png", mode="L", colour=255)
-    image(tmp_path / "masks" / "one.png", mode="L", colour=0)  # one-masklabel.png goes before it
+    image(tmp_path / "one-masklabel.png", mode="L", color=255)
+    image(tmp_path / "two_mask.jpg", mode="L", color=255, size=(32, 32))  # another size and kind of the same shape
+    image(tmp_path / "masks" / "three.png", mode="L", color=255)
+    image(tmp_path / "masks" / "one.png", mode="L", color=0)  # one-masklabel.png goes before it
     Image.new("RGBA", (64, 64), (255, 0, 0, 0)).save(tmp_path / "four.png")
     Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(tmp_path / "five.png")  # an alpha channel that hides nothing
     dataset = scan_folder(str(tmp_path), "folder")
@@ -189,7 +189,7 @@ def errors_of_halves(training: Training) -> tuple[float, float]:
 
 
 def test_training_ignores_what_the_mask_leaves_black(tiny_bases, make_spec, tmp_path):
-    """Without masks both halves are learnt; with them the white half as well as before, and the black one far less."""
+    """Without masks both halves are learned; with them the white half as well as before, and the black one far less."""
     dataset = scan_folder(str(make_masked_images(tmp_path / "data")), "data")
 
     def errors(name, **parts):

@@ -7,7 +7,7 @@ import torch
 from finetune.trainers import families
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_loading import load_text_encoder, load_unet
-from finetune.trainers.families.recognition import fingerprint_of, recognise
+from finetune.trainers.families.recognition import fingerprint_of, recognize
 from finetune.trainers.families.unet_state_dict import weights_of
 from safetensors.torch import load_file, save_file
 from support import tiny
@@ -30,7 +30,7 @@ WHOLE = blocks((4, 2), (5, 2), (7, 10), (8, 10))
 def found(tmp_path, tensors, metadata=None, **choices):
     path = tmp_path / "model.safetensors"
     save_file(tensors, path, metadata)
-    return recognise(str(path), "model", **choices)
+    return recognize(str(path), "model", **choices)
 
 
 @pytest.mark.parametrize("extra, metadata, words", [
@@ -105,14 +105,14 @@ def change(folder, component, **fields):
 def test_folders_of_another_kind_are_refused(component, fields, words, folder):
     change(folder, component, **fields)
     with pytest.raises(UserError, match=words):
-        recognise(str(folder), "folder")
+        recognize(str(folder), "folder")
 
 
 def test_a_folder_with_zero_terminal_snr(folder):
     change(folder, "scheduler", rescale_betas_zero_snr=True)
-    assert not recognise(str(folder), "folder").zero_terminal_snr
+    assert not recognize(str(folder), "folder").zero_terminal_snr
     change(folder, "scheduler", prediction_type="v_prediction")
-    base = recognise(str(folder), "folder")
+    base = recognize(str(folder), "folder")
     assert base.zero_terminal_snr and base.objective == "v_prediction"
 
 
@@ -130,7 +130,7 @@ ODD = [None, [], {}, "", "x" * 10_000, -1, 0, 10**30, 1.5, True, [None], [[1]], 
                    "rescale_betas_zero_snr")),
 ])
 def test_configs_of_wrong_types_give_a_base_or_a_sentence(component, fields, folder, tiny_bases):
-    """And a base that is recognised has loadable shapes, or its loader has a sentence."""
+    """And a base that is recognized has loadable shapes, or its loader has a sentence."""
     original = (folder / component).parent / component
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     text = (original / name).read_text()
@@ -138,7 +138,7 @@ def test_configs_of_wrong_types_give_a_base_or_a_sentence(component, fields, fol
         for value in ODD:
             (original / name).write_text(json.dumps({**json.loads(text), field: value}))
             try:
-                base = recognise(str(folder), "folder")
+                base = recognize(str(folder), "folder")
                 families.get(base.family).latent_format(base)
                 families.get(base.family).attention_widths(base)
                 if component == "scheduler":
@@ -156,7 +156,7 @@ def test_configs_that_are_no_objects(text, component, folder):
     name = "scheduler_config.json" if component == "scheduler" else "config.json"
     (folder / component / name).write_text(text)
     with pytest.raises(UserError, match=f"'folder' .*{name}"):
-        recognise(str(folder), "folder")
+        recognize(str(folder), "folder")
 
 
 # ---- several versions of the weights beside each other ---------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_one_version_of_the_weights_is_loaded_compared_and_fingerprinted(compone
         write_version(folder, component, file, value)
     if f"{stem}.safetensors" not in versions:
         (folder / component / f"{stem}.safetensors").unlink()
-    base = recognise(str(folder), "folder")
+    base = recognize(str(folder), "folder")
     if component == "unet":
         loaded = load_unet(base, torch.float32).conv_in.weight
         compared = weights_of(folder).weight(UNET + "input_blocks.0.0.weight")
@@ -214,18 +214,18 @@ def test_one_version_of_the_weights_is_loaded_compared_and_fingerprinted(compone
         write_version(folder, component, file, value + 8)
         (folder / component / file).touch()
         assert fingerprint_of(folder) != before
-        changed = recognise(str(folder), "folder").fingerprint != base.fingerprint
+        changed = recognize(str(folder), "folder").fingerprint != base.fingerprint
         assert changed == (value == taken), file
-        base = recognise(str(folder), "folder")
+        base = recognize(str(folder), "folder")
 
 
 def test_a_folder_with_bin_files_only_is_refused_when_it_is_chosen(folder):
     (folder / "unet" / f"{STEM}.safetensors").rename(folder / "unet" / f"{STEM}.bin")
     with pytest.raises(UserError, match="'folder' holds its unet as .bin only.*Download unet/diffusion_pytorch"):
-        recognise(str(folder), "folder")
+        recognize(str(folder), "folder")
     (folder / "unet" / f"{STEM}.bin").unlink()
     with pytest.raises(UserError, match="'folder' holds no unet/diffusion_pytorch_model.safetensors"):
-        recognise(str(folder), "folder")
+        recognize(str(folder), "folder")
 
 
 @pytest.mark.parametrize("index, words", [
@@ -237,19 +237,19 @@ def test_a_folder_with_bin_files_only_is_refused_when_it_is_chosen(folder):
 def test_broken_indexes(index, words, folder):
     (folder / "unet" / f"{STEM}.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=words):
-        recognise(str(folder), "folder")
+        recognize(str(folder), "folder")
 
 
 def test_damaged_weights_of_a_folder_are_seen_when_it_is_chosen(folder):
     path = folder / "vae" / f"{STEM}.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=f"'{STEM}.safetensors' is incomplete"):
-        recognise(str(folder), "folder")
+        recognize(str(folder), "folder")
 
 
 @pytest.mark.parametrize("component, name", [("unet", "conv_in.weight"), ("text_encoder", "fc1.weight")])
 def test_values_that_are_not_numbers_are_named_when_a_base_is_loaded(component, name, folder):
-    base = recognise(str(folder), "folder")
+    base = recognize(str(folder), "folder")
     path = next((folder / component).glob("*.safetensors"))
     weights = load_file(path)
     key = next(key for key in weights if key.endswith(name))
@@ -264,7 +264,7 @@ def test_values_that_are_not_numbers_in_a_single_file(tiny_bases, tmp_path):
     weights = load_file(path)
     weights[UNET + "out.2.bias"][0] = float("nan")
     save_file(weights, path)
-    base = recognise(str(path), "one", configs=tiny_bases["sd1"].path)
+    base = recognize(str(path), "one", configs=tiny_bases["sd1"].path)
     with pytest.raises(UserError, match="out.2.bias holds values that are not numbers in 'one.safetensors'"):
         families.get("sd1").load_denoiser(base, torch.float32)
 
@@ -274,4 +274,4 @@ def test_scales_beside_the_weights_of_a_folder_are_refused(folder):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({**load_file(path), "conv_in.scale_weight": torch.ones(1)}, path)
     with pytest.raises(UserError, match="scales.*conv_in.scale_weight.*Choose the fp16 or bf16 version"):
-        recognise(str(folder), "model")
+        recognize(str(folder), "model")

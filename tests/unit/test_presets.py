@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.families.presets import native_resolution, recommended
-from finetune.trainers.families.recognition import recognise
+from finetune.trainers.families.recognition import recognize
 
 DEMO = Path(__file__).resolve().parents[2] / "demo_base"
 
@@ -27,7 +27,7 @@ def test_released_models_are_trained_at_the_size_they_draw(family, objective, si
 
 @pytest.mark.parametrize("images, batch", [(20, 16), (16, 16), (3, 3), (1, 1)])
 def test_the_demo_base_is_not_trained_as_a_large_model(images, batch):
-    recipe = recommended(recognise(str(DEMO), "demo_base"), images)
+    recipe = recommended(recognize(str(DEMO), "demo_base"), images)
     assert (recipe.resolution, recipe.batch_size, recipe.steps, recipe.rank) == (64, batch, 150, 8)
     assert recipe.targets == "all with convolutions" and recipe.preview_every == 50
 

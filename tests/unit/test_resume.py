@@ -1,4 +1,4 @@
-"""What a checkpoint brings back: all that a run has learnt besides its weights, and the newest that can be read."""
+"""What a checkpoint brings back: all that a run has learned besides its weights, and the newest that can be read."""
 import errno
 import json
 from pathlib import Path

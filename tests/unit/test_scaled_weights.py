@@ -8,7 +8,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.scaled_weights import is_scaled
 from finetune.trainers.artifacts.weights import Weights
 from finetune.trainers.errors import UserError
-from finetune.trainers.families.recognition import recognise
+from finetune.trainers.families.recognition import recognize
 from finetune.trainers.tools.baking import baked, whole_model
 from safetensors.torch import load_file, save_file
 from support import tiny
@@ -72,7 +72,7 @@ def test_every_part_has_the_numbers_of_the_file_without_scales(scale_of, suffix,
     weights = Weights.of_file(tmp_path / "small.safetensors")
     assert is_scaled(weights.entries) and set(weights) == set(plain)
     assert all(weights.weight(name).equal(tensor.float()) for name, tensor in plain.items())
-    bases = [recognise(str(tmp_path / f"{name}.safetensors"), name, configs=tiny_bases[family].path)
+    bases = [recognize(str(tmp_path / f"{name}.safetensors"), name, configs=tiny_bases[family].path)
              for name in ("small", "plain")]
     assert [base.storage for base in bases] == ["scaled fp8", ""]
     kind = families.get(family)
@@ -87,7 +87,7 @@ def test_losses_and_checkpoint_equal_those_of_the_file_without_scales(single_fil
     found = {}
     for name, tensors in (("small", mark(small, "old")), ("plain", plain)):
         save_file(tensors, tmp_path / f"{name}.safetensors")
-        base = recognise(str(tmp_path / f"{name}.safetensors"), name, configs=tiny_bases["sd1"].path)
+        base = recognize(str(tmp_path / f"{name}.safetensors"), name, configs=tiny_bases["sd1"].path)
         spec = make_spec(base, name=name, method=specs.FullSpec(file_precision="fp32"),
                          training=specs.TrainingSpec(steps=2, batch_size=2, resolution=64))
         losses, run = losses_of(spec)

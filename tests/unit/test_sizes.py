@@ -9,7 +9,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.tensor_files import read_header
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
-from finetune.trainers.families.recognition import recognise
+from finetune.trainers.families.recognition import recognize
 from finetune.trainers.families.sizes import METADATA, check_sizes, read_configs, stated_sizes, unpacked_configs
 from finetune.trainers.spec.file_tasks import BakeSpec
 from finetune.trainers.tools.baking import bake
@@ -24,7 +24,7 @@ def test_a_trained_small_checkpoint_is_a_base_by_its_name(tiny_bases, make_spec,
     spec = make_spec(base, method=specs.FullSpec(file_precision="fp32"),
                      training=specs.TrainingSpec(steps=1, batch_size=1, resolution=64))
     _, run = losses_of(spec)
-    again = recognise(str(run.artifact), "run")
+    again = recognize(str(run.artifact), "run")
     assert again.configs and again.family == family
     check_sizes(run.artifact, "run", family, again.configs)
     kind, weights = families.get(family), load_file(run.artifact)
@@ -57,7 +57,7 @@ def test_a_baked_small_checkpoint_is_a_base_by_its_name(tiny_bases, tmp_path):
         spec = BakeSpec(name="baked" if source == base.path else "twice", base=source, loras=(row,), folders=runs)
         bake(spec, tmp_path, lambda *_, **__: None, lambda: False)
     for file in ("baked", "twice"):
-        assert read_configs(Path(recognise(str(tmp_path / f"{file}.safetensors"), file).configs)) == read_configs(
+        assert read_configs(Path(recognize(str(tmp_path / f"{file}.safetensors"), file).configs)) == read_configs(
             Path(base.path))
 
 

@@ -18,15 +18,16 @@ from PIL import Image
 from support import tiny
 
 
-def image(path, colour="red"):
+def image(path, color="red"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (16, 16), colour).save(path)
+    Image.new("RGB", (16, 16), color).save(path)
     return path
 
 
 def dataset(name, count=2, trigger="", start=0, **fields):
     return specs.DatasetSpec(name=name, trigger=trigger, images=tuple(
-        specs.DatasetImage(path="p", name=f"{number}.png", caption=trigger, size=(8, 8), digest=f"{start + number}", **fields)
+        specs.DatasetImage(path="p", name=f"{number}.png", caption=trigger, size=(8, 8), digest=f"{start + number}",
+                           **fields)
         for number in range(count)))
 
 
@@ -280,7 +281,7 @@ def test_combinations_that_cannot_be_are_refused():
         combine([Concept(dataset("cat", repeats=20), 1000)])
     with pytest.raises(UserError, match="would have the weight 400"):
         combine([Concept(dataset("cat", weight=20.0), 1, 20.0)])
-    assert share_lines([Concept(dataset("cat"), 1, 0.0)])[-1] == "All weights are 0: nothing would be learnt"
+    assert share_lines([Concept(dataset("cat"), 1, 0.0)])[-1] == "All weights are 0: nothing would be learned"
 
 
 def test_division_is_stable_and_disjoint():

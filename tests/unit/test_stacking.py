@@ -10,7 +10,7 @@ from finetune.trainers.artifacts.layer_names.blocks import BLOCKS, place
 from finetune.trainers.artifacts.layer_names.unet import original_unet_name
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
-from finetune.trainers.stacking import LoraEntry, StackRow, entries_from, parse_rows, serialise_rows
+from finetune.trainers.stacking import LoraEntry, StackRow, entries_from, parse_rows, serialize_rows
 from finetune.trainers.stacking.block_weights import LISTS, PRESETS, parse_block_weights
 from finetune.trainers.stacking.cards import card, data_bytes, family_of, hashes_of, plain
 from finetune.trainers.stacking.inspection import change_norm, draw_norms, norms_by_block
@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 def test_rows_survive_the_widget():
     rows = (StackRow(lora="a/b.safetensors", hash="ab" * 32, bytes=7, model=0.8, text=-0.5, blocks="OUTD, IN04=0.3",
                      attention=0.5, feed_forward=0.0, convolution=2.0), StackRow(on=False, lora="<i>ü.safetensors"))
-    assert parse_rows(serialise_rows(rows)) == rows
-    assert parse_rows(json.dumps(json.loads(serialise_rows(rows))["rows"])) == rows
+    assert parse_rows(serialize_rows(rows)) == rows
+    assert parse_rows(json.dumps(json.loads(serialize_rows(rows))["rows"])) == rows
     assert parse_rows("  ") == ()
     assert parse_rows('[{"lora": "a", "model": 0.4}]')[0].text == 0.4
 

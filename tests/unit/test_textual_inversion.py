@@ -1,4 +1,4 @@
-"""Textual Inversion: the losses of a plain loop, an untouched vocabulary, lengths, the regulariser, and what is refused."""
+"""Textual Inversion: the losses of a plain loop, an untouched vocabulary, lengths, the regularizer, and what is refused."""
 import itertools
 from pathlib import Path
 
@@ -186,11 +186,11 @@ def test_lengths_after_a_step(norm, tiny_bases):
 def test_the_cosine_term(tiny_bases):
     method, _, _ = attached(tiny_bases["sd1"], cosine_weight=2.0, initial_text="red dog")
     words = method.words["te"]
-    assert method.regulariser().item() == pytest.approx(0, abs=1e-6)
+    assert method.regularizer().item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         words.vectors[0].mul_(-3)
-    assert method.regulariser().item() == pytest.approx(2.0 * (2 + 0) / 2, abs=1e-5)
-    assert attached(tiny_bases["sd1"])[0].regulariser() is None
+    assert method.regularizer().item() == pytest.approx(2.0 * (2 + 0) / 2, abs=1e-5)
+    assert attached(tiny_bases["sd1"])[0].regularizer() is None
 
 
 def test_the_cosine_term_holds_the_word_near_its_start(tiny_bases, make_spec):

@@ -175,7 +175,7 @@ def test_encoded_as_they_come_equals_encoded_beforehand(tiny_bases, make_spec, s
 @pytest.mark.parametrize("family, method", [("sdxl", "attention"), ("sd1", "new word and LoRA")])
 def test_resume_equals_never_stopping_with_everything_varying(family, method, tiny_bases, make_spec, squares, tmp_path):
     dataset = varied(squares, variation=SHUFFLED.model_copy(update={"templates": IMAGENET_OBJECTS}), weight=0.5,
-                     augmentation=specs.AugmentationSpec(variants=3, flip=True, crop=0.2, colour=0.2, noise=0.02))
+                     augmentation=specs.AugmentationSpec(variants=3, flip=True, crop=0.2, color=0.2, noise=0.02))
     spec = make_spec(tiny_bases[family], dataset=dataset, method=METHODS[method], training=specs.TrainingSpec(
         steps=4, batch_size=2, resolution=64, caption_dropout=0.2))
     whole, run = losses_of(spec)
@@ -197,7 +197,7 @@ def test_validation_and_previews_see_plain_captions_and_images(tiny_bases, make_
         return losses[0]
 
     assert before("plain") == before("varied", variation=SHUFFLED, weight=3.0, augmentation=specs.AugmentationSpec(
-        variants=4, crop=0.3, colour=0.5))
+        variants=4, crop=0.3, color=0.5))
 
 
 def test_a_word_that_tag_dropout_leaves_out_is_named(tiny_bases, make_spec, squares):

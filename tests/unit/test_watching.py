@@ -325,7 +325,7 @@ def test_the_same_prompt_starts_from_the_same_noise_every_time(make_spec, tiny_b
     before, after = first_sheet("one")
     many, _ = first_sheet("many", images=6)
     for row in range(2):
-        assert np.abs(before[row, 0] - after[row, 0]).max() <= 1  # nothing was learnt, so the noise was the same
+        assert np.abs(before[row, 0] - after[row, 0]).max() <= 1  # nothing was learned, so the noise was the same
         assert np.abs(before[row, 0] - many[row, 0]).max() <= 1
     assert np.abs(before[0, 0] - before[1, 0]).max() > 10, "two prompts have two noises"
     assert len({each.tobytes() for each in many.values()}) == 12

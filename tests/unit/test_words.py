@@ -1,4 +1,4 @@
-"""One rule for "the text holds the word", wherever the pack asks: datasets, captions, prompts, learnt words."""
+"""One rule for "the text holds the word", wherever the pack asks: datasets, captions, prompts, learned words."""
 import unicodedata
 
 import pytest
@@ -33,7 +33,7 @@ HELD = [
 ]
 NOT_HELD = [
     ("ohwx", "ohwxen"), ("ohwx", "xohwx"), ("ohwx", "ohwx-like"), ("ohwx", "un-ohwx"), ("ohwx", "ohwx_2"),
-    ("ohwx", "ohwx2"), ("cat", "a catalogue"), ("cat", "<cat-toy>"), ("toy", "<cat-toy>"), ("c++", "abc++"),
+    ("ohwx", "ohwx2"), ("cat", "a catalog"), ("cat", "<cat-toy>"), ("toy", "<cat-toy>"), ("c++", "abc++"),
     ("sks dog", "sks-dog"), ("sks dog", "sksdog"), ("cafe", NFD("café")), ("cafe", "café"), ("e", NFD("é")),
     ("x", NFD("éx")), ("か", NFD("が")), ("가", NFD("각")), ("ก", "ก้อน"), ("हिन्द", "हिन्दी"), ("👩", "👩\u200d🚀"),
     ("ohwx", ""), ("", "anything"), (" ", "a b"),
@@ -95,7 +95,7 @@ def test_a_search_goes_on_behind_a_part_of_a_longer_word():
 
 
 def test_blanks_around_what_is_replaced_are_looked_for_too():
-    assert WholeWord(" cat").sub("", "a cat, a catalogue, cat") == "a, a catalogue,"
+    assert WholeWord(" cat").sub("", "a cat, a catalog, cat") == "a, a catalog,"
     assert WholeWord("cat ").sub("", "a cat toy, tomcat toy") == "a toy, tomcat toy"
     assert not WholeWord("Cat", match_case=True).search("a cat")
 

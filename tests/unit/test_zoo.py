@@ -22,7 +22,7 @@ def test_there_are_more_than_forty(zoo):
     assert len(kept) + len(named) > 80
 
 
-def test_what_is_used_has_its_size_its_colour_and_its_caption(zoo):
+def test_what_is_used_has_its_size_its_color_and_its_caption(zoo):
     root, kept, _, dataset = zoo
     found = {str(Path(image.path).relative_to(root)): image for image in dataset.images}
     assert found.keys() == kept.keys()
@@ -31,7 +31,7 @@ def test_what_is_used_has_its_size_its_colour_and_its_caption(zoo):
         assert image.size == expected.size and image.caption == expected.caption, name
         pixels = read_image(Path(image.path), image.background)
         assert pixels.mode == "RGB" and pixels.size == expected.size, name
-        difference = np.abs(np.array(pixels.getpixel((0, 0))) - expected.colour).max()
+        difference = np.abs(np.array(pixels.getpixel((0, 0))) - expected.color).max()
         assert difference <= expected.tolerance, (name, pixels.getpixel((0, 0)))
 
 
@@ -44,7 +44,7 @@ def test_what_is_not_used_is_named_with_its_reason(zoo, monkeypatch):
     text = "\n".join(notes)
     assert not any("\n" in note for note in notes)
     assert f"4 of {len(kept)} images have several frames or pages, of which only the first is used: moving.apng" in text
-    assert f"2 of {len(kept)} images have a colour profile that cannot be used" in text
+    assert f"2 of {len(kept)} images have a color profile that cannot be used" in text
     assert "1 caption file belongs to several images: both.txt" in text
     for silent in ("DS_Store", "._one", "Thumbs", "notes.md", "passwd.txt"):
         assert silent not in text

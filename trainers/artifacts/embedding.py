@@ -1,4 +1,4 @@
-"""Files of learnt words (Textual Inversion embeddings), as prompts call them by `embedding:name`.
+"""Files of learned words (Textual Inversion embeddings), as prompts call them by `embedding:name`.
 
 What is written: for one text encoder a safetensors file with the single tensor `emb_params` [vectors, width], as kohya's
 `train_textual_inversion.py` names it (readers that do not know the name take the first tensor, so there is no other); for
@@ -37,7 +37,7 @@ SUFFIXES = (".safetensors", ".pt", ".bin")
 
 @dataclass(frozen=True)
 class Embedding:
-    """A learnt word: float32 vectors [vectors, width] for each text encoder, by the names that ComfyUI looks for.
+    """A learned word: float32 vectors [vectors, width] for each text encoder, by the names that ComfyUI looks for.
 
     `trigger` is the word of the training captions, `base` the model it was trained on; both are empty where the file does
     not tell. `metadata` is the header of the file. `notes` say what of the file is not used, and what ComfyUI reads of it
@@ -71,7 +71,7 @@ def save_embedding(path: Path, tensors: Mapping[str, Tensor], precision: str, me
     tensors = {name: tensor.detach().to("cpu", PRECISIONS[precision]).contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"The learnt vectors {name} hold values that are not numbers in {precision}. "
+            raise UserError(f"The learned vectors {name} hold values that are not numbers in {precision}. "
                             "Lower the learning rate, or save the file as fp32.")
     write_tensors(path, tensors, with_hashes(tensors, metadata))
     return {"bytes": path.stat().st_size, "vectors": max(len(tensor) for tensor in tensors.values())}

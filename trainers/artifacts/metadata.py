@@ -99,7 +99,7 @@ def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
     (`lycoris/wrapper.py`) say the kind.
     """
     # Readers divide alpha by the rank to get the scale.
-    alpha = method.alpha * method.rank**0.5 if method.rank_stabilised else method.alpha
+    alpha = method.alpha * method.rank**0.5 if method.rank_stabilized else method.alpha
     kinds = {
         "lora": {}, "dora": {"algo": "lora", "dora_wd": True, "wd_on_output": False}, "loha": {"algo": "loha"},
         "lokr": {"algo": "lokr", "factor": method.kronecker_factor},
@@ -110,7 +110,7 @@ def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
         "conv_dim": (method.convolution_rank or method.rank) if convolutions else None,
         "conv_alpha": method.convolution_alpha or None,
         "loraplus_lr_ratio": method.plus_ratio if method.plus_ratio != 1 else None,
-        "rank_stabilised": method.rank_stabilised or None,
+        "rank_stabilized": method.rank_stabilized or None,
         "block_ranks": _typed(method.block_ranks), "block_rates": _typed(method.block_rates),
     }
     entries = {
@@ -215,9 +215,9 @@ def tag_frequency(images: Sequence[DatasetImage]) -> dict[str, int]:
 
 def with_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata with hashes over the tensor data alone, so that editing metadata does not change them."""
-    serialised = save(dict(tensors))
-    start = 8 + int.from_bytes(serialised[:8], "little")
-    digest = hashlib.sha256(memoryview(serialised)[start:]).hexdigest()
+    serialized = save(dict(tensors))
+    start = 8 + int.from_bytes(serialized[:8], "little")
+    digest = hashlib.sha256(memoryview(serialized)[start:]).hexdigest()
     # kohya's legacy hash (the Additional Networks extension's): 64 KiB from 1 MiB on, eight digits.
-    legacy = hashlib.sha256(memoryview(serialised)[0x100000:0x110000]).hexdigest()[:8]
+    legacy = hashlib.sha256(memoryview(serialized)[0x100000:0x110000]).hexdigest()[:8]
     return {**metadata, "sshs_model_hash": digest, "sshs_legacy_hash": legacy, "modelspec.hash_sha256": f"0x{digest}"}

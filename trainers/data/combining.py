@@ -92,7 +92,7 @@ def share_lines(parts: Sequence[Concept]) -> list[str]:
                 f"({part.images_an_epoch / total:.0%})")
         weighted = whole and abs(loss / whole - part.images_an_epoch / total) > 0.005
         lines.append(f"{line}, {loss / whole:.0%} of the loss" if weighted else line)
-    return lines if whole else [*lines, "All weights are 0: nothing would be learnt"]
+    return lines if whole else [*lines, "All weights are 0: nothing would be learned"]
 
 
 def divide(dataset: DatasetSpec, share: float) -> tuple[DatasetSpec, DatasetSpec]:

@@ -9,8 +9,8 @@ from ..words import clause, shown
 NUMBERED_FOLDER = re.compile(r"(-?\d{1,9})_(.*)", re.DOTALL)
 """kohya's `N_name`: the images in it come N times an epoch and are captioned with the name."""
 IMAGE_FOLDERS = ("img", "image", "images")
-CLASS_FOLDERS = frozenset({"reg", "regularization", "regularisation"} | {
-    f"{name}_{kind}" for name in ("reg", "regularization", "regularisation") for kind in ("img", "image", "images")})
+CLASS_FOLDERS = frozenset({"reg", "regularization", "regularization"} | {
+    f"{name}_{kind}" for name in ("reg", "regularization", "regularization") for kind in ("img", "image", "images")})
 OTHER_FOLDERS = frozenset({"log", "logs", "model", "models", "sample", "samples"})
 
 

@@ -17,7 +17,7 @@ COLUMNS = 8
 MOST_ON_NODE, NODE_SHAPE = 12, 4 / 3
 """Images that can still be told from each other on a node, and the width of its room for them over the height."""
 GAP = 4
-PAPER, INK, GREY = "white", (30, 30, 30), (110, 110, 110)
+PAPER, INK, GRAY = "white", (30, 30, 30), (110, 110, 110)
 
 
 def contact_sheet(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], title: str) -> Image.Image:
@@ -86,7 +86,7 @@ def _lay_out(rows: Sequence[Sequence[Image.Image]], prompts: Sequence[str], titl
         draw.text((number * (side + GAP) + GAP, line / 2), title, INK, font, anchor="lm")
     for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
         top = line + number * (line + side)
-        draw.text((GAP, top + line / 2), shorten(draw, prompt, font, width - 2 * GAP), GREY, font, anchor="lm")
+        draw.text((GAP, top + line / 2), shorten(draw, prompt, font, width - 2 * GAP), GRAY, font, anchor="lm")
         for column, tile in enumerate(row):
             sheet.paste(tile, (column * (side + GAP), top + line))
     return sheet

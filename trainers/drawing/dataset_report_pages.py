@@ -21,7 +21,7 @@ COLUMNS = ((12, 4), (30, 6), (10**9, 8))
 PER_PAGE = 64
 SMALL, NORMAL, LARGE, TITLE = 14, 17, 20, 30
 CAPTION_LINES = 3
-INK, GREY, FAINT, PAPER = (40, 40, 40), (120, 120, 120), (236, 238, 241), "white"
+INK, GRAY, FAINT, PAPER = (40, 40, 40), (120, 120, 120), (236, 238, 241), "white"
 BLUE, ORANGE, RED = (31, 98, 189), (222, 120, 30), (196, 43, 43)
 SHOWN_BARS, SHOWN_FINDINGS = 12, 14
 
@@ -66,7 +66,7 @@ def chosen(report: Report, most: int) -> list[int]:
 def _figures(report: Report) -> "_Page":
     page = _Page(3000)
     page.text(MARGIN, MARGIN, report.dataset.name, TITLE, width=WIDTH - 2 * MARGIN)
-    page.text(MARGIN, MARGIN + 44, size_line(report), LARGE, GREY)
+    page.text(MARGIN, MARGIN + 44, size_line(report), LARGE, GRAY)
     top = MARGIN + 100
     left = _bars(page, top, "Shapes, width to height", [(name, number, str(number)) for name, number in aspects(report)])
     rows = buckets(report)
@@ -91,10 +91,10 @@ def _bars(page: "_Page", top: int, title: str, rows: Sequence[tuple[str, int, st
     for name, number, figure in rows[:SHOWN_BARS]:
         page.text(MARGIN, top, name, NORMAL, width=180)
         page.box(MARGIN + 190, top + 3, MARGIN + 190 + max(2, 250 * number // longest), top + 19, BLUE)
-        page.text(MARGIN + 200 + 250 * number // longest, top, figure, NORMAL, GREY)
+        page.text(MARGIN + 200 + 250 * number // longest, top, figure, NORMAL, GRAY)
         top += 26
     if len(rows) > SHOWN_BARS:
-        page.text(MARGIN, top, f"and {len(rows) - SHOWN_BARS} more", NORMAL, GREY)
+        page.text(MARGIN, top, f"and {len(rows) - SHOWN_BARS} more", NORMAL, GRAY)
         top += 26
     return top
 
@@ -106,11 +106,11 @@ def _findings(page: "_Page", top: int, report: Report) -> int:
     page.text(MIDDLE, top, counted(count, "finding") if count else "Nothing to complain about", LARGE)
     top += 40
     for kind, text in lines[:SHOWN_FINDINGS]:
-        page.box(MIDDLE, top + 3, MIDDLE + 5, top + 20, GREY if kind == "note" else ORANGE)
-        page.text(MIDDLE + 16, top, kind, NORMAL, GREY if kind == "note" else ORANGE)
+        page.box(MIDDLE, top + 3, MIDDLE + 5, top + 20, GRAY if kind == "note" else ORANGE)
+        page.text(MIDDLE + 16, top, kind, NORMAL, GRAY if kind == "note" else ORANGE)
         top = page.paragraph(MIDDLE + 16, top + 23, text, NORMAL, WIDTH - MARGIN, most=4) + 10
     if len(lines) > SHOWN_FINDINGS:
-        page.text(MIDDLE, top, f"and {len(lines) - SHOWN_FINDINGS} more, in the text", NORMAL, GREY)
+        page.text(MIDDLE, top, f"and {len(lines) - SHOWN_FINDINGS} more, in the text", NORMAL, GRAY)
         top += 30
     return top
 
@@ -138,7 +138,7 @@ class _Cell:
         if marks:
             page.draw.rectangle([left, top, left + self.side - 1, top + self.side - 1], outline=ORANGE, width=3)
         top += self.side + 4
-        page.text(left, top, image.name, SMALL, GREY, width=self.side)
+        page.text(left, top, image.name, SMALL, GRAY, width=self.side)
         lost = cut_at(image.caption, self.tokenizer, self.room) if self.tokenizer else ""
         seen = " ".join(image.caption.split())
         seen = seen[:len(seen) - len(lost)].rstrip() if lost else seen
@@ -169,25 +169,25 @@ class _Page:
         self.draw = ImageDraw.Draw(self.image)
         self.used = height
 
-    def text(self, x: int, y: int, text: str, size: int, colour=INK, width: int = 0):
+    def text(self, x: int, y: int, text: str, size: int, color=INK, width: int = 0):
         """One line from its upper left corner, cut with an ellipsis where it is wider than `width`."""
         font, text = font_and_text(text, size)
-        self.draw.text((x, y), fitted(self.draw, text, font, width) if width else text, colour, font)
+        self.draw.text((x, y), fitted(self.draw, text, font, width) if width else text, color, font)
 
-    def paragraph(self, x: int, y: int, text: str, size: int, right: int, colour=INK, most: int = 99) -> int:
+    def paragraph(self, x: int, y: int, text: str, size: int, right: int, color=INK, most: int = 99) -> int:
         """Lines between `x` and `right`, `most` of them; returns where the next line would begin."""
         font, text = font_and_text(text, size)
         for line in wrapped(self.draw, text, font, right - x, most):
-            self.draw.text((x, y), line, colour, font)
+            self.draw.text((x, y), line, color, font)
             y += size + 5
         return y
 
-    def box(self, left: int, top: int, right: int, bottom: int, colour):
-        self.draw.rectangle([left, top, right, bottom], colour)
+    def box(self, left: int, top: int, right: int, bottom: int, color):
+        self.draw.rectangle([left, top, right, bottom], color)
 
-    def label(self, left: int, top: int, text: str, colour):
+    def label(self, left: int, top: int, text: str, color):
         font, text = font_and_text(text, SMALL)
-        self.box(left, top, left + round(self.draw.textlength(text, font)) + 9, top + SMALL + 7, colour)
+        self.box(left, top, left + round(self.draw.textlength(text, font)) + 9, top + SMALL + 7, color)
         self.draw.text((left + 5, top + 2), text, PAPER, font)
 
     def finish(self, height: int) -> Image.Image:

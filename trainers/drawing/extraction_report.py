@@ -129,12 +129,12 @@ class _Page:
         self.image = Image.new("RGB", (WIDTH * SCALE, height * SCALE), "white")
         self.draw = ImageDraw.Draw(self.image)
 
-    def text(self, x: float, y: float, words: str, colour=INK, anchor: str = "lm", size: int = 14):
+    def text(self, x: float, y: float, words: str, color=INK, anchor: str = "lm", size: int = 14):
         font, words = font_and_text(words, size * SCALE)
-        self.draw.text((x * SCALE, y * SCALE), words, colour, font, anchor=anchor)
+        self.draw.text((x * SCALE, y * SCALE), words, color, font, anchor=anchor)
 
-    def box(self, left: float, top: float, right: float, bottom: float, colour):
-        self.draw.rectangle([left * SCALE, top * SCALE, max(left, right) * SCALE, bottom * SCALE], colour)
+    def box(self, left: float, top: float, right: float, bottom: float, color):
+        self.draw.rectangle([left * SCALE, top * SCALE, max(left, right) * SCALE, bottom * SCALE], color)
 
     def finish(self) -> Image.Image:
         return self.image.resize((WIDTH, self.height), Image.Resampling.LANCZOS)

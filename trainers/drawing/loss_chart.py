@@ -28,7 +28,7 @@ def loss_chart(training: Curve, validation: Curve, gradient_norm: Curve) -> Imag
     chart.line(validation, chart.left, VALIDATION, 2)
     chart.points(validation, chart.left, VALIDATION)
     names = {"training loss": TRAINING, "validation loss": VALIDATION, "gradient norm": NORM}
-    return chart.finish({name: colour for name, colour in names.items() if validation or colour != VALIDATION})
+    return chart.finish({name: color for name, color in names.items() if validation or color != VALIDATION})
 
 
 def smoothed(curve: Curve) -> Curve:
@@ -78,21 +78,21 @@ class _Chart:
                        INK, SCALE)
         self._text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16, "step", INK, "mm")
 
-    def line(self, curve: Curve, axis: tuple[float, float], colour, width: int):
+    def line(self, curve: Curve, axis: tuple[float, float], color, width: int):
         points = [(self._x(step), self._y(curve[step], axis)) for step in sorted(curve)]
         if len(points) > 1:
-            self.draw.line(points, colour, width * SCALE, joint="curve")
+            self.draw.line(points, color, width * SCALE, joint="curve")
 
-    def points(self, curve: Curve, axis: tuple[float, float], colour):
+    def points(self, curve: Curve, axis: tuple[float, float], color):
         for step, value in curve.items():
             x, y, radius = self._x(step), self._y(value, axis), 4 * SCALE
-            self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], colour)
+            self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], color)
 
     def finish(self, names: Mapping[str, tuple]) -> Image.Image:
-        """The image, with the names of the curves above it in their colours."""
+        """The image, with the names of the curves above it in their colors."""
         x = LEFT
-        for name, colour in names.items():
-            self.draw.line([x * SCALE, 26 * SCALE, (x + 24) * SCALE, 26 * SCALE], colour, 3 * SCALE)
+        for name, color in names.items():
+            self.draw.line([x * SCALE, 26 * SCALE, (x + 24) * SCALE, 26 * SCALE], color, 3 * SCALE)
             self._text(x + 30, 26, name, INK, "lm")
             x += 64 + self.draw.textlength(name, self.font) / SCALE
         return self.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
@@ -105,5 +105,5 @@ class _Chart:
         share = min(1.0, max(0.0, (value - axis[0]) / (axis[1] - axis[0])))
         return (BOTTOM - (BOTTOM - TOP) * share) * SCALE
 
-    def _text(self, x: float, y: float, text: str, colour, anchor: str):
-        self.draw.text((x * SCALE, y * SCALE), text, colour, self.font, anchor=anchor)
+    def _text(self, x: float, y: float, text: str, color, anchor: str):
+        self.draw.text((x * SCALE, y * SCALE), text, color, self.font, anchor=anchor)

@@ -41,21 +41,21 @@ class _Facts:
     storage: str = ""
 
 
-def recognise(path: str, name: str, prediction: str = "auto", configs: str = "") -> BaseModelSpec:
+def recognize(path: str, name: str, prediction: str = "auto", configs: str = "") -> BaseModelSpec:
     """What is at `path` (a .safetensors checkpoint or a diffusers folder), or a UserError that says why it is no base.
 
     `prediction` other than "auto" overrides what the file says about epsilon or v-prediction.
     """
     location = Path(path)
     if location.is_dir():
-        layout, facts = "diffusers", _recognise_folder(location, name)
+        layout, facts = "diffusers", _recognize_folder(location, name)
         files = files_of_folder(location, facts.family, name)
     elif location.is_file():
         if location.suffix.lower() not in (".safetensors", ".sft"):
             raise UserError(f"{name!r} is a {location.suffix or 'nameless'} file. Only .safetensors checkpoints are "
                             "read, because other formats can run code; convert it first.")
         configs = configs or unpacked_configs(read_header(location)[1])
-        layout, facts, files = "single_file", _recognise_file(location, name, configs), [location]
+        layout, facts, files = "single_file", _recognize_file(location, name, configs), [location]
     else:
         raise UserError(f"The base model {name!r} is not there. Refresh the node list and choose it again.")
     objective = facts.objective if prediction == "auto" else prediction
@@ -92,7 +92,7 @@ def files_of_folder(folder: Path, family: str, name: str) -> list[Path]:
     return sorted({*found, *tokenizers})
 
 
-def _recognise_folder(folder: Path, name: str) -> _Facts:
+def _recognize_folder(folder: Path, name: str) -> _Facts:
     for component in ("unet", "scheduler"):
         if not (folder / component / config_file(component)).is_file():
             raise UserError(f"The folder {name!r} is not a diffusers model: {component}/{config_file(component)} is "
@@ -157,7 +157,7 @@ def _require_no_scales(tensors: Mapping[str, dict], title: str):
 
 # ---- single files --------------------------------------------------------------------------------------------------
 
-def _recognise_file(path: Path, name: str, configs: str) -> _Facts:
+def _recognize_file(path: Path, name: str, configs: str) -> _Facts:
     tensors, metadata = read_header(path)
     if any(".lora_" in key or ".hada_" in key or ".lokr_" in key for key in tensors):
         raise UserError(f"{name!r} is a LoRA, not a checkpoint. Choose the full model that it was made for.")
@@ -220,7 +220,7 @@ def other_objective(tensors: Iterable[str], metadata: Mapping[str, str]) -> str:
 def objective_of(path: Path) -> str:
     """What a checkpoint or diffusers folder of any family says that it predicts: "epsilon", "v_prediction", or words."""
     if path.is_dir():
-        return recognise(str(path), path.name).objective
+        return recognize(str(path), path.name).objective
     tensors, metadata = read_header(path)
     family = "sd2" if "cond_stage_model.model.ln_final.weight" in tensors else ""
     return other_objective(tensors, metadata) or _prediction(Weights.of_file(path), family, tensors, metadata)

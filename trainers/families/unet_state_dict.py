@@ -11,7 +11,7 @@ from ..errors import UserError
 from . import component_loading, get
 from .checkpoint_writing import plain
 from .component_configs import component_config
-from .recognition import UNET, recognise
+from .recognition import UNET, recognize
 
 
 def weights_of(path: Path, title: str = "") -> Weights:
@@ -22,7 +22,7 @@ def weights_of(path: Path, title: str = "") -> Weights:
             raise UserError(f"{title!r} is a {path.suffix or 'nameless'} file. Only .safetensors files are read, because "
                             "other formats can run code; convert it first.")
         return replace(Weights.of_file(path), title=title)
-    base = recognise(str(path), title)
+    base = recognize(str(path), title)
     entries = {UNET + original_unet_name(name, *shape_of(component_config(base, "unet"))): entry
                for name, entry in _component(base, "unet").items()}
     for component, prefix in get(base.family).text_places.values():

@@ -58,7 +58,7 @@ class Full:
                 groups.append(ParameterGroup(name, self.spec.text_encoder_learning_rate, trainable(encoder)))
         return groups
 
-    def regulariser(self) -> None:
+    def regularizer(self) -> None:
         return None
 
     def after_step(self, step: int):

@@ -44,7 +44,7 @@ class Network(nn.Module):
         widths, layers = [int(width * multiple) for multiple in spec.layer_structure], []
         for place, (inputs, outputs) in enumerate(pairwise(widths), start=2):
             layers.append(nn.Linear(inputs, outputs))
-            _initialise(layers[-1], spec)
+            _initialize(layers[-1], spec)
             if spec.activation != "linear" and (place < len(widths) or activates_output(spec)):
                 layers.append(ACTIVATIONS[spec.activation]())
             if spec.layer_norm:
@@ -63,9 +63,9 @@ class Network(nn.Module):
         return hidden
 
 
-def _initialise(layer: nn.Linear, spec: HypernetworkSpec):
+def _initialize(layer: nn.Linear, spec: HypernetworkSpec):
     """A1111's choices; its normal distribution has the standard deviation 0.01, and biases are zero."""
-    distribution, _, shape = spec.initialisation.partition(" ")
+    distribution, _, shape = spec.initialization.partition(" ")
     nn.init.zeros_(layer.bias)
     if distribution == "normal":
         nn.init.normal_(layer.weight, std=0.01)
@@ -102,7 +102,7 @@ class Hypernetwork:
             notes.append(f"self-attention and cross-attention of this base have the width {min(shared)} in common, and a "
                          f"hypernetwork acts on a width: it is trained and applied in both, not in {self.spec.widths} alone")
         if self.spec.activation == "sigmoid" and activates_output(self.spec) and not self.spec.layer_norm:
-            notes.append("a sigmoid at the output is 0.5 before anything is learnt, so the first previews are not the "
+            notes.append("a sigmoid at the output is 0.5 before anything is learned, so the first previews are not the "
                          "base's; switch activate_output off if the training does not recover from that")
         return notes
 
@@ -114,7 +114,7 @@ class Hypernetwork:
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         denoiser = parts.denoiser.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.derive(seed, randomness.INITIALISATION))
+            torch.manual_seed(randomness.derive(seed, randomness.INITIALIZATION))
             networks = nn.ModuleDict({
                 str(width): nn.ModuleList([Network(width, self.spec), Network(width, self.spec)])
                 for width in self._widths(parts.family, parts.base)
@@ -132,7 +132,7 @@ class Hypernetwork:
         denoiser.hypernetwork = networks  # part of the denoiser, so that it moves, trains and is wrapped with it
         return [ParameterGroup("hypernetwork", self.learning_rate, trainable(networks))]
 
-    def regulariser(self) -> None:
+    def regularizer(self) -> None:
         return None
 
     def after_step(self, step: int):
@@ -153,7 +153,7 @@ class Hypernetwork:
         return {
             "step": int(metadata.get("ss_steps", 0)), "name": name, "layer_structure": list(spec.layer_structure),
             "activation_func": spec.activation, "is_layer_norm": spec.layer_norm,
-            "weight_initialization": "".join(word.capitalize() for word in spec.initialisation.split()),
+            "weight_initialization": "".join(word.capitalize() for word in spec.initialization.split()),
             # ComfyUI never switches a file's dropout off, and missing means True to A1111 but False to ComfyUI.
             "use_dropout": False, "last_layer_dropout": False, "activate_output": activates_output(spec),
             "sd_checkpoint": None, "sd_checkpoint_name": Path(base.name.replace("\\", "/")).stem,

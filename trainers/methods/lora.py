@@ -48,7 +48,7 @@ class Lora:
         block_of = parts.family.block_of
         # peft draws the adapters' first values from the global generator.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(randomness.derive(seed, randomness.INITIALISATION))
+            torch.manual_seed(randomness.derive(seed, randomness.INITIALIZATION))
             self._adapt(parts.denoiser, pattern, lambda name: value_of(self.spec.block_ranks, block_of(name), -1))
             groups = self._groups("denoiser", parts.denoiser, self.learning_rate,
                                   lambda name: value_of(self.spec.block_rates, block_of(name), 1.0))
@@ -80,7 +80,7 @@ class Lora:
                 alpha, usual_rank = spec.convolution_alpha, spec.convolution_rank or spec.rank
             rank = spec.convolution_rank or rank
         # An adapter acts with alpha / rank. That stays the same at other ranks, or falls with the root of the rank.
-        return Size(rank, alpha * rank**0.5 if spec.rank_stabilised else alpha * rank / usual_rank)
+        return Size(rank, alpha * rank**0.5 if spec.rank_stabilized else alpha * rank / usual_rank)
 
     def _groups(self, prefix: str, module: nn.Module, learning_rate: float,
                 factor_of: Callable[[str], float] = lambda name: 1.0) -> list[ParameterGroup]:
@@ -95,7 +95,7 @@ class Lora:
             for factor in sorted(found, key=lambda factor: (factor != 1, factor))
         ]
 
-    def regulariser(self) -> None:
+    def regularizer(self) -> None:
         return None
 
     def after_step(self, step: int):

@@ -34,8 +34,8 @@ class Pivotal:
         """The LoRA first: it freezes what it adapts and then takes all that trains there for its own."""
         return [*self.lora.attach(parts, seed), *self.inversion.attach(parts, seed)]
 
-    def regulariser(self) -> Tensor | None:
-        terms = [term for term in (self.lora.regulariser(), self.inversion.regulariser()) if term is not None]
+    def regularizer(self) -> Tensor | None:
+        terms = [term for term in (self.lora.regularizer(), self.inversion.regularizer()) if term is not None]
         return sum(terms) if terms else None
 
     def after_step(self, step: int):
@@ -43,7 +43,7 @@ class Pivotal:
         self.inversion.after_step(step)
 
     def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
-        """Two files; the smaller of the two changes is reported, so that a part which learnt nothing shows."""
+        """Two files; the smaller of the two changes is reported, so that a part which learned nothing shows."""
         lora = self.lora.save(parts, folder, name, metadata)
         word = self.inversion.save(parts, folder, f"{name}_embedding", metadata)
         return {**word, **lora, "files": [*lora["files"], *word["files"]],

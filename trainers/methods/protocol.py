@@ -37,7 +37,7 @@ class Method(Protocol):
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         """Make the method's parameters, and only those, trainable. Adapters start from numbers drawn from `seed`."""
 
-    def regulariser(self) -> Tensor | None:
+    def regularizer(self) -> Tensor | None:
         """A scalar to add to the loss of every step, or None."""
 
     def after_step(self, step: int): ...

@@ -22,7 +22,7 @@ ROUNDING = 1e-6
 """Lengths this near to where they belong, relatively, are left alone: vectors that no longer train keep their bits."""
 
 
-class LearntWords(nn.Module):
+class LearnedWords(nn.Module):
     """A token embedding with new words: ids from `first` on are `vectors`, all others the frozen vocabulary's rows.
 
     The vocabulary is not resized and not copied, so its rows cannot change. The encoder itself never sees the new ids:
@@ -48,8 +48,8 @@ class LearntWords(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         words = self.vocabulary(ids)
         # Always part of the graph: a batch without the word gives zero gradients, which all processes can exchange.
-        learnt = self.vectors[self.places.clamp(min=0)].to(words.dtype)
-        return torch.where(self.places[..., None] < 0, words, learnt)
+        learned = self.vectors[self.places.clamp(min=0)].to(words.dtype)
+        return torch.where(self.places[..., None] < 0, words, learned)
 
     @torch.no_grad()
     def hold_lengths(self):
@@ -70,7 +70,7 @@ class TextualInversion:
     def __init__(self, spec: TextualInversionSpec, learning_rate: float):
         self.spec, self.learning_rate = spec, learning_rate
         self.token = spec.token
-        self.words: dict[str, LearntWords] = {}
+        self.words: dict[str, LearnedWords] = {}
 
     def trains_text(self) -> bool:
         return True
@@ -83,7 +83,7 @@ class TextualInversion:
         self.token = self.spec.token or spec.dataset.trigger
         if not self.token:
             raise UserError("token is empty, and the dataset has no trigger word either. Type the word that stands for what "
-                            "is learnt, as token on the Train node or as trigger on the dataset.")
+                            "is learned, as token on the Train node or as trigger on the dataset.")
         if " " in spec.name:
             raise UserError(f"name is {spec.name!r}, but a prompt cannot call an embedding with spaces in its name. "
                             f"Write {spec.name.replace(' ', '_')!r}.")
@@ -94,8 +94,8 @@ class TextualInversion:
         word, images, notes = whole_word(self.token), spec.dataset.images, []
         lacking = [image for image in images if not word.search(image.variation.longest(image.caption))]
         if len(lacking) == len(images):
-            raise UserError(f"No caption contains the word {self.token!r}, so nothing could be learnt. Set it as trigger on "
-                            f"the dataset, or choose a token that the captions use; one of them is "
+            raise UserError(f"No caption contains the word {self.token!r}, so nothing could be learned. Set it as trigger "
+                            f"on the dataset, or choose a token that the captions use; one of them is "
                             f"{images[0].caption[:80]!r}.")
         if lacking:
             notes.append(clause(len(lacking), "caption", f"do not contain {self.token!r}, for example that of "
@@ -147,14 +147,14 @@ class TextualInversion:
         return notes
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
-        names = [f"<|learnt-{number}|>" for number in range(self.spec.vectors)]
+        names = [f"<|learned-{number}|>" for number in range(self.spec.vectors)]
         for number, (name, encoder) in enumerate(parts.text.encoders.items()):
             tokenizer, vocabulary = parts.text.tokenizers[name], encoder.get_input_embeddings()
-            draw = randomness.generator(seed, randomness.INITIALISATION, number)
+            draw = randomness.generator(seed, randomness.INITIALIZATION, number)
             shortest, longest = self._lengths(tokenizer, vocabulary.weight)
             start = self._start(tokenizer, vocabulary.weight, draw)
             tokenizer.add_tokens(names, special_tokens=True)
-            words = LearntWords(vocabulary, start, tokenizer.convert_tokens_to_ids(names[0]), shortest, longest)
+            words = LearnedWords(vocabulary, start, tokenizer.convert_tokens_to_ids(names[0]), shortest, longest)
             encoder.set_input_embeddings(words)
             encoder.register_forward_pre_hook(words.take_places)
             self.words[name] = words
@@ -177,7 +177,7 @@ class TextualInversion:
         lengths = _ordinary(tokenizer, vocabulary).norm(dim=1)
         return (0.0, lengths.max().item()) if self.spec.norm == "limited" else (lengths.mean().item(),) * 2
 
-    def regulariser(self) -> Tensor | None:
+    def regularizer(self) -> Tensor | None:
         if not self.spec.cosine_weight:
             return None
         similarity = torch.cat([words.similarity() for words in self.words.values()])

@@ -140,6 +140,6 @@ def objective_notes(prediction: str, settings: ObjectiveSpec) -> list[str]:
     if settings.distribution_spread != 1 and distribution not in ("logit_normal", "mode"):
         notes.append(f"distribution_spread is not read by the distribution {distribution}")
     if settings.zero_terminal_snr and settings.min_snr_gamma:
-        notes.append("min_snr_gamma gives pure noise the weight 0, so the step that zero_terminal_snr adds is not learnt; "
+        notes.append("min_snr_gamma gives pure noise the weight 0, so the step that zero_terminal_snr adds is not learned; "
                      "set min_snr_gamma to 0, or use debiased")
     return notes

@@ -109,7 +109,7 @@ class RunSpec(Part):
             if name == "prodigy" and 0 < rate < 0.01:
                 raise ValueError(
                     f"prodigy finds the learning rate itself; {field} is a factor of it, and with {rate:g} next to nothing "
-                    "is learnt. Set it to 1, or to less for what should learn more slowly than the rest"
+                    "is learned. Set it to 1, or to less for what should learn more slowly than the rest"
                 )
             if rate > 0.1 and name not in ("prodigy", "sgd"):
                 raise ValueError(f"{field} {rate:g} is too high for {name}; use 0.1 or less")

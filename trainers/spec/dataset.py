@@ -54,21 +54,21 @@ class AugmentationSpec(Part):
     """Mirror half of the variants left to right."""
     crop: float = Field(0.0, ge=0, le=0.5)
     """Cut away up to this share of either side, at a random place, before the image goes into its bucket."""
-    colour: float = Field(0.0, ge=0, le=1)
+    color: float = Field(0.0, ge=0, le=1)
     """Change brightness, contrast and saturation by a factor of up to 1 ± this."""
     noise: float = Field(0.0, ge=0, le=0.5)
     """Standard deviation of Gaussian noise, where black to white is 1."""
 
     @model_validator(mode="after")
     def _variants_differ(self):
-        wanted = [name for name in ("flip", "crop", "colour", "noise") if getattr(self, name)]
+        wanted = [name for name in ("flip", "crop", "color", "noise") if getattr(self, name)]
         if wanted and self.variants == 1:
             raise ValueError(
                 f"variants is 1, so that every step would see the same image and {' and '.join(wanted)} would be frozen; "
                 f"set variants to 2 or more, or switch {' and '.join(wanted)} off"
             )
         if self.variants > 1 and not wanted:
-            raise ValueError(f"variants is {self.variants}, but nothing makes them differ; switch on flip, crop, colour or "
+            raise ValueError(f"variants is {self.variants}, but nothing makes them differ; switch on flip, crop, color or "
                              "noise, or set variants to 1")
         return self
 

@@ -139,7 +139,7 @@ class MetadataSpec(FileTaskSpec):
     changes: tuple[tuple[str, str], ...] = ()
     """(name, text); an empty text removes the entry."""
     forget_training: bool = False
-    """Remove what tells of the training and its images, and keep what programs need to recognise the file."""
+    """Remove what tells of the training and its images, and keep what programs need to recognize the file."""
 
     def inputs(self) -> list[str]:
         return [self.lora]

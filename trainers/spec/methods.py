@@ -27,7 +27,7 @@ class LoraSpec(Part):
     convolution_rank: int = Field(0, ge=0, le=1024)
     """Rank of 3×3 convolutions; 0: that of the other layers."""
     convolution_alpha: float = Field(0.0, ge=0, le=4096)
-    """Alpha of 3×3 convolutions; 0: in the same proportion to their rank as `alpha` to `rank`, or with rank-stabilised
+    """Alpha of 3×3 convolutions; 0: in the same proportion to their rank as `alpha` to `rank`, or with rank-stabilized
     scaling just `alpha`."""
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: Literal["attention", "attention and feed-forward", "all with convolutions", "pattern"] = "attention"
@@ -40,7 +40,7 @@ class LoraSpec(Part):
     """Factors of the learning rate for named blocks."""
     plus_ratio: float = Field(1.0, ge=1, le=1000)
     """How many times faster the up factors learn (LoRA+, Hayou et al. 2024, arXiv:2402.12354; 16 in the paper)."""
-    rank_stabilised: bool = False
+    rank_stabilized: bool = False
     """Scale with alpha / √rank (Kalajdzievski 2023, arXiv:2312.03732)."""
     kronecker_factor: int = Field(-1, ge=-1, le=1024)
     """lokr: size of the small factor; -1 makes both as equal as the layer allows."""
@@ -73,8 +73,8 @@ class LoraSpec(Part):
         if self.adapter in ("loha", "lokr"):
             if self.plus_ratio != 1:
                 raise ValueError(f"LoRA+ is about the two factors of a LoRA; {self.adapter} has others. Set its ratio to 1")
-            if self.rank_stabilised:
-                raise ValueError(f"rank-stabilised scaling is for lora and dora, not for {self.adapter}; switch it off")
+            if self.rank_stabilized:
+                raise ValueError(f"rank-stabilized scaling is for lora and dora, not for {self.adapter}; switch it off")
         return self
 
 
@@ -97,7 +97,7 @@ class TextualInversionSpec(Part):
 
     kind: Literal["textual_inversion"] = "textual_inversion"
     token: str = Field("", max_length=64)
-    """The word in captions that stands for what is learnt."""
+    """The word in captions that stands for what is learned."""
     vectors: int = Field(1, ge=1, le=75)
     initial_text: str = ""
     """Words whose vectors are the start; empty: random vectors of the vocabulary's size and spread."""
@@ -129,7 +129,7 @@ class HypernetworkSpec(Part):
     layer_norm: bool = False
     dropout: float = Field(0.0, ge=0, lt=1)
     """Only while training; the file says that there is none, because the host would go on dropping."""
-    initialisation: Literal["normal", "xavier uniform", "xavier normal", "kaiming uniform", "kaiming normal"] = "normal"
+    initialization: Literal["normal", "xavier uniform", "xavier normal", "kaiming uniform", "kaiming normal"] = "normal"
     widths: Literal["all", "cross-attention", "self-attention"] = "all"
 
     @field_validator("layer_structure")

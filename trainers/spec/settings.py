@@ -61,7 +61,7 @@ class ObjectiveSpec(Part):
 
     `min_snr_gamma` 0 switches the weighting off (Hang et al. 2023, arXiv:2303.09556; 5 in the paper). `debiased` weighs
     by 1 / √SNR (Yu et al. 2023, arXiv:2310.08442). `noise_offset` adds one random value per channel to the noise, so that
-    overall brightness can be learnt; about 0.05 to 0.1 (kohya's documentation). `multires_*` add noise of lower
+    overall brightness can be learned; about 0.05 to 0.1 (kohya's documentation). `multires_*` add noise of lower
     resolutions (kohya: 6 to 10 iterations, discount 0.3). `input_perturbation` adds noise that the target does not know
     (Ning et al. 2023, arXiv:2301.11706; 0.1 in the paper). `flow_shift` moves flow timesteps towards noise (Esser et al.
     2024, eq. 23). Timesteps are shares of the noise schedule, 0 clean, 1 noise; a density is squeezed into their range.

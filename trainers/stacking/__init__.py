@@ -2,6 +2,6 @@
 
 `nodes/host/stack.py` applies what is described here to the host's models.
 """
-from .rows import LoraEntry, StackRow, entries_from, parse_rows, serialise_rows
+from .rows import LoraEntry, StackRow, entries_from, parse_rows, serialize_rows
 
-__all__ = ["LoraEntry", "StackRow", "entries_from", "parse_rows", "serialise_rows"]
+__all__ = ["LoraEntry", "StackRow", "entries_from", "parse_rows", "serialize_rows"]

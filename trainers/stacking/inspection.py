@@ -13,7 +13,7 @@ from ..artifacts.layer_names.parts import ALPHA, DORA, DOWN, MID, UP
 from ..artifacts.lora import LoraWeight
 from ..drawing.fonts import fitted, font_and_text
 
-COLOURS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
+COLORS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
 TITLES = {ATTENTION: "attention", FEED_FORWARD: "feed-forward", CONVOLUTION: "convolution", OTHER: "other"}
 WIDTH, HEIGHT, MARGIN, LEGEND = 960, 420, 56, 64
 PAPER, INK, PALE = (250, 250, 248), (40, 40, 44), (208, 208, 206)
@@ -87,15 +87,15 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list
         left, y = MARGIN + number * slot, bottom
         for kind, value in norms[block].items():
             piece = height * value**2 / (total * top) if top and total else 0.0
-            pen.rectangle((left + slot * 0.12, y - piece, left + slot * 0.88, y), COLOURS[kind])
+            pen.rectangle((left + slot * 0.12, y - piece, left + slot * 0.88, y), COLORS[kind])
             y -= piece
         if slot >= 26 or number % 3 == 0:
             label = block if slot >= 42 or block in (BASE, "MID") else block.replace("OUT", "O").replace("IN", "I")
             pen.text((left + slot / 2, bottom + 6), label, INK, small, anchor="ma")
-    present = [kind for kind in COLOURS if any(kind in kinds for kinds in norms.values())]
+    present = [kind for kind in COLORS if any(kind in kinds for kinds in norms.values())]
     for number, kind in enumerate(present):
         x = MARGIN + 160 * number
-        pen.rectangle((x, HEIGHT - 32, x + 14, HEIGHT - 18), COLOURS[kind])
+        pen.rectangle((x, HEIGHT - 32, x + 14, HEIGHT - 18), COLORS[kind])
         pen.text((x + 20, HEIGHT - 34), TITLES[kind], INK, plain_font)
     for number, line in enumerate(lines):
         _line(pen, HEIGHT + 22 * number, line, 15)

@@ -130,7 +130,7 @@ def _row(number: int, fields: dict) -> StackRow:
         raise UserError(f"Row {number} of rows: {str(problem)[:500]}") from None
 
 
-def serialise_rows(rows: Iterable[StackRow]) -> str:
+def serialize_rows(rows: Iterable[StackRow]) -> str:
     """The widget's text for these rows: `parse_rows` gives them back."""
     return json.dumps({"version": VERSION, "rows": [row.model_dump() for row in rows]}, ensure_ascii=False)
 

@@ -18,7 +18,7 @@ from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..errors import Cancelled, UserError
 from ..families import sizes
-from ..families.recognition import recognise
+from ..families.recognition import recognize
 from ..files import ensure_space, read_json
 from ..spec.file_tasks import BakeSpec, ShardSpec
 
@@ -55,7 +55,7 @@ def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, st
                             "bf16 as file_precision.")
         return weights, read_header(path)[1]
     emit("phase", text="loading the model", stage="loading")
-    base = recognise(str(path), path.name)
+    base = recognize(str(path), path.name)
     family, dtype = families.get(base.family), PRECISIONS["fp16" if precision == "same" else precision]
     entries = family.checkpoint_entries(base, family.load_denoiser(base, torch.float32), {}, dtype)
     return Weights(path.name, {entry.name: entry for entry in entries}), sizes.stated_sizes(path, base.family)

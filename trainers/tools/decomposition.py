@@ -33,7 +33,7 @@ class Factors:
 def decompose(matrix: Tensor, rank: int, exact: bool = False, seed: int = 0) -> Factors:
     """The first `rank` singular triplets of a float32 matrix [m, n].
 
-    Large ones by randomised block Krylov iteration (Musco & Musco 2015, arXiv:1504.05477, algorithm 2): of the spaces that
+    Large ones by randomized block Krylov iteration (Musco & Musco 2015, arXiv:1504.05477, algorithm 2): of the spaces that
     (A Aᵀ)ⁱ A x spans for random blocks x of half of `rank` columns, the best factors are taken. A is the matrix with its
     short side first, where orthogonal columns cost least; what Aᵀ makes of them is kept, so that A is applied twice a block.
     """

@@ -16,7 +16,7 @@ from .. import families
 from ..errors import Cancelled, UserError
 from ..families.component_configs import config_folder
 from ..families.protocol import Family
-from ..families.recognition import recognise
+from ..families.recognition import recognize
 from ..files import UNFINISHED, ensure_space
 from ..optional_packages import require_modules
 from ..spec import BaseModelSpec
@@ -61,7 +61,7 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
         emit("phase", text=text, stage=stage)
 
     phase("loading the model", "loading")
-    base = recognise(spec.base, Path(spec.base).stem, configs=spec.configs)
+    base = recognize(spec.base, Path(spec.base).stem, configs=spec.configs)
     family, dtype = families.get(base.family), {"fp32": torch.float32, "fp16": torch.float16}[spec.file_precision]
     conditioning = {name: (tensor.shape, tensor.dtype) for name, tensor in
                     family.encode_captions(family.load_text(base, torch.float32), [""]).items()}
@@ -71,7 +71,7 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
             report = bake(BakeSpec(name="baked", base=spec.base, loras=spec.loras, file_precision="fp32",
                                    folders=spec.folders), Path(temporary), emit, stop_requested)
             configs = str(config_folder(base)) if base.layout == "diffusers" else base.configs
-            source = recognise(str(Path(temporary) / "baked.safetensors"), "baked", base.objective, configs)
+            source = recognize(str(Path(temporary) / "baked.safetensors"), "baked", base.objective, configs)
         denoiser = family.load_denoiser(source, dtype).eval().requires_grad_(False)
         ensure_space(folder, 2 * sum(parameter.nbytes for parameter in denoiser.parameters()))
         model = Denoiser(family, denoiser, conditioning)

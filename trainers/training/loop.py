@@ -40,13 +40,13 @@ def train(
     spec: RunSpec,
     start: int,
     after_step: Callable[[StepResult], bool],
-    regulariser: Callable[[], torch.Tensor | None] = lambda: None,
+    regularizer: Callable[[], torch.Tensor | None] = lambda: None,
 ) -> int:
     """Train from step `start` to the end of the spec, until `after_step` returns False, or until a stop breaks a step off.
     Returns the steps finished.
 
     `model(latents, timesteps, batch)` predicts what the objective asks for. `model` and `optimizer` come from
-    `accelerator.prepare`. What `regulariser()` returns is added to every step's
+    `accelerator.prepare`. What `regularizer()` returns is added to every step's
     loss. Raises UserError when the loss is no longer a number.
     """
     model.train()
@@ -55,7 +55,7 @@ def train(
         torch.manual_seed(randomness.derive(spec.training.seed, randomness.DROPOUT, step, accelerator.process_index))
         try:
             with breakable(accelerator.num_processes == 1):  # several would wait for each other
-                loss = accumulate_gradients(accelerator, model, batches, objective, step, regulariser)
+                loss = accumulate_gradients(accelerator, model, batches, objective, step, regularizer)
         except Cancelled:  # nothing has changed yet: as if this step had not begun
             return step
         if not torch.isfinite(loss):
@@ -73,7 +73,7 @@ def train(
     return spec.training.steps
 
 
-def accumulate_gradients(accelerator, model, batches, objective, step: int, regulariser) -> torch.Tensor:
+def accumulate_gradients(accelerator, model, batches, objective, step: int, regularizer) -> torch.Tensor:
     """Backward passes of all shares of a step; returns their weighted loss, averaged over all processes."""
     total, shares = torch.zeros((), device=accelerator.device), batches.plan(step)
     for share in shares:
@@ -83,7 +83,7 @@ def accumulate_gradients(accelerator, model, batches, objective, step: int, regu
             noised = objective.noise(batch.latents, batch.generators)
             prediction = model(noised.latents, noised.timesteps, batch)
             loss = share.weight * objective.loss(prediction, noised, batch.masks, batch.weights)
-            extra = regulariser() if last else None
+            extra = regularizer() if last else None
             if extra is not None:
                 loss = loss + extra
             accelerator.backward(loss)

@@ -95,7 +95,7 @@ class Training:
         if complete and self.finished_steps == self.spec.training.steps:
             return self._finish()
         if self.finished_steps > self.saved_step:
-            self.emit("phase", text="saving what is learnt")
+            self.emit("phase", text="saving what is learned")
             self._checkpoint(self.finished_steps)
         if self.watching.ended:
             return self._finish()
@@ -177,7 +177,7 @@ class Training:
             return
         self.finished_steps = loop.train(
             self.accelerator, self.model, batches, self.objective, self.optimizer, self.schedule, spec, start,
-            self._after_step, self.method.regulariser,
+            self._after_step, self.method.regularizer,
         )
 
     def _after_step(self, result: loop.StepResult) -> bool:

@@ -1,5 +1,5 @@
 /**
- * Train LoRA with the preset "recommended for the base": the widgets that it does not read are grey, and after a run they
+ * Train LoRA with the preset "recommended for the base": the widgets that it does not read are gray, and after a run they
  * show the numbers that were used. The node's text says the same without this file.
  */
 import { app } from "../../../scripts/app.js";

@@ -23,7 +23,7 @@ def trigger_notes(dataset: DatasetSpec, class_images: DatasetSpec | None, tokeni
 def word_notes(trigger: str, tokenizer) -> list[str]:
     count = len(token_ids(trigger, tokenizer))
     if count > MANY_TOKENS:
-        return [f"the trigger {trigger!r} is split into {count} tokens, which are learnt together with more effort; a "
+        return [f"the trigger {trigger!r} is split into {count} tokens, which are learned together with more effort; a "
                 f"short rare word such as {RARE!r} has {tokens_of_rare(tokenizer)}"]
     if is_common(trigger, tokenizer):
         return [f"the trigger {trigger!r} is a common word: the training has to overwrite what the base knows of it, and "

@@ -1,4 +1,4 @@
-"""Variants of an image that are made once and cached: mirrored, cut closer, in other colours, with grain.
+"""Variants of an image that are made once and cached: mirrored, cut closer, in other colors, with grain.
 
 Variants are drawn from the image's digest and their number, not from the training seed: runs with other seeds find them
 in the cache, and draw another variant in each step. What a variant is, is in its `View` as plain numbers, which are also
@@ -26,14 +26,14 @@ class View:
     deviation of the noise on it, where black to white is 1."""
 
     crop: Crop
-    colour: tuple[float, float, float] = PLAIN
+    color: tuple[float, float, float] = PLAIN
     noise: float = 0.0
     noise_seed: int = 0
 
     @property
     def appearance(self) -> tuple:
         """What changes pixels besides the crop, for a cache's key; empty for the image as it is."""
-        return (*self.colour, self.noise, self.noise_seed) if self.noise or self.colour != PLAIN else ()
+        return (*self.color, self.noise, self.noise_seed) if self.noise or self.color != PLAIN else ()
 
 
 def views_of(image: DatasetImage, crop: Crop) -> list[View]:
@@ -44,11 +44,11 @@ def views_of(image: DatasetImage, crop: Crop) -> list[View]:
     for variant in range(settings.variants):
         # All numbers are drawn always, in the same order, so that one setting does not change what another does.
         draw = randomness.generator(digest, randomness.AUGMENTATION, variant)
-        amount, left, top, *colours = torch.rand(6, generator=draw, dtype=torch.float64).tolist()
+        amount, left, top, *colors = torch.rand(6, generator=draw, dtype=torch.float64).tolist()
         noise_seed = int(torch.randint(2**62, (), generator=draw))
         views.append(View(
             crop=closer(crop, settings.crop * amount, left, top, settings.flip and variant % 2 == 1),
-            colour=tuple(1 + settings.colour * (2 * number - 1) for number in colours),
+            color=tuple(1 + settings.color * (2 * number - 1) for number in colors),
             noise=settings.noise, noise_seed=noise_seed if settings.noise else 0,
         ))
     return list(dict.fromkeys(views))
@@ -66,7 +66,7 @@ def closer(crop: Crop, share: float, left: float, top: float, mirrored: bool) ->
 def view_pixels(image: Image.Image, view: View) -> torch.Tensor:
     """The image as the view shows it, uint8 [3, height, width]."""
     cut = cut_image(image, view.crop)
-    for enhancer, factor in zip(ENHANCERS, view.colour):
+    for enhancer, factor in zip(ENHANCERS, view.color):
         if factor != 1:
             cut = enhancer(cut).enhance(factor)
     pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)

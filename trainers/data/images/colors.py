@@ -1,7 +1,7 @@
-"""Whatever an image file holds → 8-bit sRGB, with its transparency: depths, palettes, inks and colour profiles.
+"""Whatever an image file holds → 8-bit sRGB, with its transparency: depths, palettes, inks and color profiles.
 
-Pillow itself reads 16-bit RGB, RGBA and grey-with-alpha files at 8 bits: it drops the low byte, which makes a value at most
-one step too dark. 16-bit grey, 32-bit and floating-point files come at their full depth and are scaled here.
+Pillow itself reads 16-bit RGB, RGBA and gray-with-alpha files at 8 bits: it drops the low byte, which makes a value at most
+one step too dark. 16-bit gray, 32-bit and floating-point files come at their full depth and are scaled here.
 """
 from functools import lru_cache
 from io import BytesIO
@@ -11,30 +11,30 @@ from PIL import Image, ImageCms, ImageColor
 
 from ...errors import UserError
 
-DAMAGED_PROFILE = "have a colour profile that cannot be used; sRGB is taken instead"
+DAMAGED_PROFILE = "have a color profile that cannot be used; sRGB is taken instead"
 PROFILE_SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK", "LAB": "Lab"}
-"""Pillow's mode → the colour space that the profile of such an image names (ICC.1:2022, table 19)."""
+"""Pillow's mode → the color space that the profile of such an image names (ICC.1:2022, table 19)."""
 WHITES = {"I": (65535.0, 2.0**31 - 1), "F": (1.0, 255.0, 65535.0, 2.0**31 - 1)}
 """Mode → what white may be in a file of 32-bit or floating-point values."""
 UNCERTAIN_WHITE = "hold 32-bit values, of which the largest decides what is taken as white (1, 255, 65535 or 2³¹)"
 BLACK_POINT_COMPENSATION = 0x2000
 """littlecms' flag; Pillow's name for it is newer than the oldest Pillow."""
 DISTANCE = 1
-"""Profiles that change no colour by more than this, of 255, are sRGB under another name."""
+"""Profiles that change no color by more than this, of 255, are sRGB under another name."""
 
 
-def hexadecimal(colour: str) -> str:
-    """A colour as people type it (#fff, #FFFFFF, white, rgb(255, 255, 255)) → #rrggbb. Raises UserError."""
+def hexadecimal(color: str) -> str:
+    """A color as people type it (#fff, #FFFFFF, white, rgb(255, 255, 255)) → #rrggbb. Raises UserError."""
     try:
-        red, green, blue = ImageColor.getrgb(colour.strip())[:3]
+        red, green, blue = ImageColor.getrgb(color.strip())[:3]
     except ValueError:
-        raise UserError(f"{colour!r} is no colour. Write it as #rrggbb, for example #ffffff for white or #808080 for grey, "
+        raise UserError(f"{color!r} is no color. Write it as #rrggbb, for example #ffffff for white or #808080 for gray, "
                         "or by its English name.") from None
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Deeper grey images as "L", or as "LA" where one of their values stands for transparency; others as they are.
+    """Deeper gray images as "L", or as "LA" where one of their values stands for transparency; others as they are.
 
     16-bit values are divided by 257. 32-bit and floating-point values have no fixed white: it is the smallest of `WHITES`
     that none of them exceeds. What is negative or not a number is black.
@@ -47,45 +47,45 @@ def eight_bits(image: Image.Image) -> Image.Image:
     whites = (65535.0,) if deep else WHITES[image.mode]
     values = np.nan_to_num(values.astype(np.float32), nan=0, neginf=0).clip(0, whites[-1])
     white = next(each for each in whites if values.max() <= np.float32(each))
-    grey = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
-    grey = Image.merge("LA", (grey, alpha)) if alpha else grey
-    grey.info = {key: value for key, value in image.info.items() if key != "transparency"}
-    return grey
+    gray = Image.fromarray((values * (255 / white)).round().astype(np.uint8))
+    gray = Image.merge("LA", (gray, alpha)) if alpha else gray
+    gray.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    return gray
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """An 8-bit image of any mode as "RGB", or as "RGBA" where it has transparency. A colour profile that cannot be used
-    counts as none: then grey and RGB are sRGB already, and inks become colours by Pillow's plain formula."""
+    """An 8-bit image of any mode as "RGB", or as "RGBA" where it has transparency. A color profile that cannot be used
+    counts as none: then gray and RGB are sRGB already, and inks become colors by Pillow's plain formula."""
     profile = image.info.get("icc_profile")
-    alpha, mode = opacity(image), _colour_mode(image)
-    # By way of "RGBA", a palette keeps the colours of its transparent entries.
-    colours = image.convert("RGBA") if alpha and image.mode not in ("LA", "RGBA") else image
-    colours = colours if colours.mode == mode else colours.convert(mode)
-    if profile or colours.mode == "LAB":
+    alpha, mode = opacity(image), _color_mode(image)
+    # By way of "RGBA", a palette keeps the colors of its transparent entries.
+    colors = image.convert("RGBA") if alpha and image.mode not in ("LA", "RGBA") else image
+    colors = colors if colors.mode == mode else colors.convert(mode)
+    if profile or colors.mode == "LAB":
         try:
-            transform = _transform(profile, colours.mode)
-            colours = ImageCms.applyTransform(colours, transform) if transform else colours
+            transform = _transform(profile, colors.mode)
+            colors = ImageCms.applyTransform(colors, transform) if transform else colors
         except (ImageCms.PyCMSError, ImportError):
             pass
-    rgb = colours if colours.mode == "RGB" else colours.convert("RGB")
+    rgb = colors if colors.mode == "RGB" else colors.convert("RGB")
     if alpha:
         rgb.putalpha(alpha)
     return rgb
 
 
 def profile_fits(image: Image.Image) -> bool:
-    """Whether the image's colour profile, if it has one, can be used."""
+    """Whether the image's color profile, if it has one, can be used."""
     profile = image.info.get("icc_profile")
     try:
         if profile:
-            _transform(profile, _colour_mode(image))
+            _transform(profile, _color_mode(image))
     except (ImageCms.PyCMSError, ImportError):
         return False
     return True
 
 
-def _colour_mode(image: Image.Image) -> str:
-    """The mode of an image's colours, without palette and transparency."""
+def _color_mode(image: Image.Image) -> str:
+    """The mode of an image's colors, without palette and transparency."""
     if image.mode in ("1", "L", "LA", "La"):
         return "L"
     return image.mode if image.mode in PROFILE_SPACES else "RGB"

@@ -1,4 +1,4 @@
-"""Masks: which parts of an image count in the loss. White counts, black counts less, grey in between.
+"""Masks: which parts of an image count in the loss. White counts, black counts less, gray in between.
 
 A mask is a file of its own beside the image, or the image's own transparency. The names are OneTrainer's
 (`cat-masklabel.png`), the `cat_mask.png` of many tools, and kohya's folder of equally named files, here `masks`.
@@ -52,7 +52,7 @@ def fits(mask: tuple[int, int], image: tuple[int, int]) -> bool:
 
 
 def read_mask(path: Path) -> Image.Image:
-    """A mask file as 8-bit grey; transparent parts are black. Raises UserError that names a file it cannot read."""
+    """A mask file as 8-bit gray; transparent parts are black. Raises UserError that names a file it cannot read."""
     image = open_image(path)
     if not image.has_transparency_data:
         return image.convert("L")
@@ -62,7 +62,7 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def read_transparency(path: Path) -> Image.Image:
-    """What is opaque in an image, as 8-bit grey: white where nothing shows through."""
+    """What is opaque in an image, as 8-bit gray: white where nothing shows through."""
     image = open_image(path)
     return opacity(image) or Image.new("L", image.size, 255)
 

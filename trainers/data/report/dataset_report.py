@@ -115,13 +115,13 @@ def image_findings(measured: Sequence[Measured | None], crops: Sequence[Crop], r
         ("unreadable", "unreadable", tuple(place for place, each in enumerate(measured) if not each),
          "changed or went away since the folder was read. Queue again."),
         ("blurred", "blurred", blurred(measured),
-         "no sharp edges, measured by the Laplacian at 512 pixels, by itself or beside the others. Blur is learnt too."),
+         "no sharp edges, measured by the Laplacian at 512 pixels, by itself or beside the others. Blur is learned too."),
         ("tiny", "tiny", tuple(place for place, crop in enumerate(crops) if crop.enlargement > ENLARGED),
          f"to be enlarged for {resolution} pixels, up to {max(crop.enlargement for crop in crops):.1f} times, which teaches "
          "blur. Use larger originals or a lower resolution."),
         ("over-compressed", "compressed", tuple(place for place, each in known if compressed(each)),
          f"strong JPEG compression (quality below {COMPRESSED_QUALITY}, or steps at 8 × 8 blocks above {BLOCKY:g} times the "
-         "others). Its blocks are learnt too."),
+         "others). Its blocks are learned too."),
         ("cropped", "cropped", tuple(place for place, crop in enumerate(crops) if crop.kept < CROPPED),
          f"more than {1 - CROPPED:.0%} cut away by the bucket, up to {1 - min(crop.kept for crop in crops):.0%}. Crop by "
          "hand what should stay."),
@@ -132,24 +132,24 @@ def image_findings(measured: Sequence[Measured | None], crops: Sequence[Crop], r
 
 MODES = {
     "16 bit": "more than 8 bits a channel: the finer steps are dropped.",
-    "CMYK": "colours for printing (CMYK): they are converted and may look different. Save as RGB to be sure.",
-    "LAB": "colours in Lab: they are converted. Save as RGB to be sure.",
+    "CMYK": "colors for printing (CMYK): they are converted and may look different. Save as RGB to be sure.",
+    "LAB": "colors in Lab: they are converted. Save as RGB to be sure.",
     "animated": "several frames: only the first is trained.",
-    "transparent": "transparent parts: a background colour shows through, unless they are the mask.",
-    "palette": "a palette of at most 256 colours: smooth areas may show bands.",
-    "grey": "no colour. Among coloured images, say so in the caption.",
+    "transparent": "transparent parts: a background color shows through, unless they are the mask.",
+    "palette": "a palette of at most 256 colors: smooth areas may show bands.",
+    "gray": "no color. Among colored images, say so in the caption.",
 }
 
 
 def mode_findings(known: Sequence[tuple[int, Measured]]) -> list[Finding]:
-    """Unusual colour modes. A dataset of nothing but grey images is one on purpose."""
+    """Unusual color modes. A dataset of nothing but gray images is one on purpose."""
     modes: dict[str, list[int]] = {}
     for place, each in known:
         if mode := odd_mode(each):
             modes.setdefault(mode, []).append(place)
-    if len(modes.get("grey", [])) == len(known):
-        modes.pop("grey", None)
-    return [Finding("colour mode", mode, f"{count(modes[mode])} {words}", tuple(modes[mode]))
+    if len(modes.get("gray", [])) == len(known):
+        modes.pop("gray", None)
+    return [Finding("color mode", mode, f"{count(modes[mode])} {words}", tuple(modes[mode]))
             for mode, words in MODES.items() if mode in modes]
 
 

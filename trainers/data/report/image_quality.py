@@ -1,4 +1,4 @@
-"""What can be wrong with the pixels of an image: blurred, over-compressed, small, in an unusual colour mode.
+"""What can be wrong with the pixels of an image: blurred, over-compressed, small, in an unusual color mode.
 
 An image is measured once and judged afterwards, because some judgements compare it with the others of its dataset.
 """
@@ -32,9 +32,9 @@ ENLARGED = 1.1
 """Enlargement on the way into the bucket above which an image is tiny for the resolution."""
 CROPPED = 0.85
 """Share of an image's area below which the bucket keeps too little."""
-COLOURLESS = 16.0
-"""Difference between the colour channels, of 255, which hardly any pixel of a grey image reaches; more than compression
-makes of grey."""
+COLORLESS = 16.0
+"""Difference between the color channels, of 255, which hardly any pixel of a gray image reaches; more than compression
+makes of gray."""
 
 # The luminance table of the JPEG standard (ITU-T T.81, table K.1) in order of size; encoders scale it by their quality.
 STANDARD_TABLE = np.array([
@@ -48,10 +48,10 @@ class Measured:
     """What is known of an image file. `sharpness` and `jpeg_quality` are None where there is nothing to measure."""
 
     mode: str
-    """Pillow's name of the colour mode, with ";16" behind it where a channel has 16 bits."""
+    """Pillow's name of the color mode, with ";16" behind it where a channel has 16 bits."""
     transparent: bool
     frames: int
-    colour: float
+    color: float
     """Difference between the largest and the smallest channel, 0…255, that one pixel in a hundred exceeds."""
     sharpness: float | None
     jpeg_quality: int | None
@@ -85,16 +85,16 @@ def _measured(path: str, size: int, modified: int) -> Measured:
                     blocks, fingerprint(image))
 
 
-def sharpness(grey: np.ndarray) -> float | None:
+def sharpness(gray: np.ndarray) -> float | None:
     """Variance of the Laplacian (Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy") as a share of
     the variance of brightness, for float32 [height, width] in 0…255. None for a plain area.
 
     The ratio does not change with contrast, nor with the size of an empty background around the subject.
     """
-    if min(grey.shape) < 3 or grey.std() < PLAIN:
+    if min(gray.shape) < 3 or gray.std() < PLAIN:
         return None
-    laplacian = (grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1])
-    return float(laplacian.var() / grey.var())
+    laplacian = (gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1])
+    return float(laplacian.var() / gray.var())
 
 
 def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
@@ -108,13 +108,13 @@ def jpeg_quality(tables: Mapping[int, Sequence[int]]) -> int:
 
 
 def blockiness(image: Image.Image, side: int = 1024) -> float:
-    """Mean brightness step across the borders of 8 × 8 blocks over that between all other neighbours, in the middle of an
+    """Mean brightness step across the borders of 8 × 8 blocks over that between all other neighbors, in the middle of an
     RGB image at its own size: 1 where there are no blocks. Blocks survive in files that were a JPEG once."""
     left, top = (max(0, (length - side) // 2 // 8 * 8) for length in image.size)
     box = (left, top, min(image.width, left + side), min(image.height, top + side))
-    grey = np.asarray(image.crop(box).convert("L"), np.float32)
+    gray = np.asarray(image.crop(box).convert("L"), np.float32)
     ratios = []
-    for steps in (np.abs(np.diff(grey, axis=1)).mean(axis=0), np.abs(np.diff(grey, axis=0)).mean(axis=1)):
+    for steps in (np.abs(np.diff(gray, axis=1)).mean(axis=0), np.abs(np.diff(gray, axis=0)).mean(axis=1)):
         if len(steps) < 32:
             return 1.0
         phases = [float(steps[phase::8].mean()) for phase in range(8)]
@@ -151,7 +151,7 @@ def compressed(each: Measured) -> bool:
 
 
 def odd_mode(each: Measured) -> str | None:
-    """What is unusual about an image's colours, in a word that stands on the contact sheet."""
+    """What is unusual about an image's colors, in a word that stands on the contact sheet."""
     if each.mode.endswith(";16"):
         return "16 bit"
     if each.mode in ("CMYK", "LAB"):
@@ -162,4 +162,4 @@ def odd_mode(each: Measured) -> str | None:
         return "transparent"
     if each.mode in ("P", "PA"):
         return "palette"
-    return "grey" if each.mode in ("1", "L", "LA") or each.colour < COLOURLESS else None
+    return "gray" if each.mode in ("1", "L", "LA") or each.color < COLORLESS else None

@@ -129,7 +129,7 @@ def fused(captions: Sequence[str], trigger: str) -> list[Finding]:
     if not tags + words:
         return []
     named = ", ".join(map(repr, (tags + words)[:8]))
-    text = (f"In every caption that holds {trigger!r} there is also {named}: what that means is learnt as part of the "
+    text = (f"In every caption that holds {trigger!r} there is also {named}: what that means is learned as part of the "
             "trigger. Right for the subject's class; vary or remove what should stay free.")
     return [Finding("fused with the trigger", "", text)]
 

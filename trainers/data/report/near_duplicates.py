@@ -1,7 +1,7 @@
 """Images that are the same to the eye: a small copy of each, and groups of images whose small copies agree.
 
 Hashes of 64 bits see little but the layout, which things on a white ground have in common, and lose images that were
-cropped a little. So colour images of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
+cropped a little. So color images of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
 cutting up to a seventh of either away: copies then agree everywhere, and other images differ strongly somewhere.
 """
 from typing import Callable, Sequence
@@ -17,7 +17,7 @@ images of different things, drawn alike on white, differ by 1.5 and more."""
 POSSIBLE, ALIGNED = 0.4, 0.8
 """Correlation below which no cutting is tried, and that which the best cutting has at least."""
 PLAIN = 2.0
-"""Standard deviation, of 255, below which an image has nothing to correlate and only its colour counts."""
+"""Standard deviation, of 255, below which an image has nothing to correlate and only its color counts."""
 KEPT = (0.97, 0.94, 0.91, 0.88, 0.85)
 PLACES = tuple((left, top) for left in (0, 0.5, 1) for top in (0, 0.5, 1))
 """Which share of either side is kept of an image, and where."""
@@ -51,25 +51,25 @@ def _groups(prints: Sequence[bytes], on_progress: Callable[[int, int], None], ro
         return group
     pixels = np.stack([np.frombuffer(each, np.uint8) for each in prints]).reshape(-1, SIDE, SIDE, 3)
     plain = pixels.reshape(len(pixels), -1).std(axis=1) < PLAIN
-    colours = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
+    colors = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
 
     def join(place: int, others: np.ndarray):
         group[np.isin(group, group[others])] = group[place]
 
     for place in np.flatnonzero(plain):
-        join(place, np.flatnonzero(plain & (np.abs(colours - colours[place]).max(axis=1) < 3)))
-    itself = _normalised(_halved(pixels))
+        join(place, np.flatnonzero(plain & (np.abs(colors - colors[place]).max(axis=1) < 3)))
+    itself = _normalized(_halved(pixels))
     for half, turned in enumerate((pixels, pixels[:, :, ::-1])):
-        fine, coarse = _normalised(turned), _normalised(_halved(turned))
+        fine, coarse = _normalized(turned), _normalized(_halved(turned))
         for start in range(0, len(prints), rows):
             near = (itself[start:start + rows] @ coarse.T > POSSIBLE) & ~plain & ~plain[start:start + rows, None]
             for place, row in enumerate(near, start=start):
                 possible = np.flatnonzero(row & (group != group[place]))
                 if len(possible):
                     cuttings = _cuttings(pixels[place])
-                    agreement = coarse[possible] @ _normalised(_halved(cuttings)).T
+                    agreement = coarse[possible] @ _normalized(_halved(cuttings)).T
                     aligned = agreement.max(axis=1) > ALIGNED
-                    difference = _normalised(cuttings)[agreement[aligned].argmax(axis=1)] - fine[possible[aligned]]
+                    difference = _normalized(cuttings)[agreement[aligned].argmax(axis=1)] - fine[possible[aligned]]
                     join(place, possible[aligned][_largest_difference(difference) < DIFFERENT])
             on_progress((half * len(prints) + min(start + rows, len(prints))) // 2, len(prints))
     return group
@@ -92,12 +92,12 @@ def _cuttings(image: np.ndarray) -> np.ndarray:
 
 
 def _largest_difference(vectors: np.ndarray) -> np.ndarray:
-    """The largest mean of a cell and channel in each difference of normalised vectors, in standard deviations."""
+    """The largest mean of a cell and channel in each difference of normalized vectors, in standard deviations."""
     cells = vectors.reshape(len(vectors), SIDE // CELL, CELL, SIDE // CELL, CELL, 3).mean(axis=(2, 4))
     return np.abs(cells).max(axis=(1, 2, 3), initial=0) * np.sqrt(vectors.shape[1])
 
 
-def _normalised(pixels: np.ndarray) -> np.ndarray:
+def _normalized(pixels: np.ndarray) -> np.ndarray:
     """Vectors of mean 0 and length 1, float32 [count, values]."""
     vectors = pixels.reshape(len(pixels), -1).astype(np.float32)
     vectors -= vectors.mean(axis=1, keepdims=True)

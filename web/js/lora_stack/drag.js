@@ -17,7 +17,7 @@ export function startDrag(event, list, row, drop) {
     if (to !== from) drop(to);
   };
   const move = ({ clientY }) => {
-    // The neighbours move around the dragged row: moving itself would end the capture of the pointer.
+    // The neighbors move around the dragged row: moving itself would end the capture of the pointer.
     const before = row.previousElementSibling;
     const after = row.nextElementSibling;
     const middle = (element) => {

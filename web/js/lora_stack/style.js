@@ -1,4 +1,4 @@
-/** The editor's looks, in the frontend's own colours. Heights are those that editor.js counts with. */
+/** The editor's looks, in the frontend's own colors. Heights are those that editor.js counts with. */
 
 const CSS = `
 .ftls, .ftls-popup {
