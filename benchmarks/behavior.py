@@ -2,6 +2,7 @@
 
     python -m benchmarks.behavior record        writes results/behavior.json
     python -m benchmarks.behavior compare       computes all rows anew and names those that differ
+    python -m benchmarks.behavior compare --only demo/ optimizer/     those rows alone
 
 For changes that must not change numbers: record before, compare after, in the same environment, on one thread. Rows are
 every family (tiny random models, and the demo base) × every method, and on one tiny model every optimizer, schedule, loss,
@@ -178,6 +179,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("do", choices=("record", "compare"))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of rows")
     arguments = parser.parse_args()
     sys.path.append(str(ROOT / "tests"))
     load_pack()
@@ -188,11 +190,13 @@ def main():
     found, differing = {}, []
     with tempfile.TemporaryDirectory() as folder:
         for name, compute in rows(Bench(Path(folder))):
+            if not name.startswith(tuple(arguments.only)):
+                continue
             found[name] = json.loads(json.dumps(compute()))
             same = arguments.do == "record" or known.get(name) == found[name]
             differing += [] if same else [name]
             print(f"{name}: {'' if same else 'DIFFERS '}{list(found[name]['files'].values())}", flush=True)
-    missing = sorted(set(known) - set(found))
+    missing = sorted(name for name in set(known) - set(found) if name.startswith(tuple(arguments.only)))
     if arguments.do == "record":
         arguments.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({"name": "behavior", "results": [
