@@ -21,7 +21,9 @@ from trainers.run_folder import open_run
 from trainers.training.run import train_run
 
 from . import emoji_style
-from .learning import DATA, HELD_OUT, ROOT, load_pipeline
+from .demo_training import DATA, HELD_OUT
+from .learning import load_pipeline
+from .pack import ROOT
 from .report import finish
 
 WORKFLOWS = {"word": "5 Train Textual Inversion", "pivotal": "6 Train Pivotal Tuning"}
