@@ -69,8 +69,8 @@ def directly(model, name, image, prompt="", task="<DETAILED_CAPTION>", **options
         found = processor.post_process_generation(text, task=task, image_size=image.size)[task]
         return found if isinstance(found, str) else found["labels"]
     processor, network = loaded(hf.AutoProcessor, hf.AutoModelForImageTextToText, folder)
-    image = "<image>" if name == "llava" else "<|vision_start|><|image_pad|><|vision_end|>"
-    inputs = processor(text=f"user {image} {prompt} a ", images=image, return_tensors="pt")
+    marker = "<image>" if name == "llava" else "<|vision_start|><|image_pad|><|vision_end|>"
+    inputs = processor(text=f"user {marker} {prompt} a ", images=image, return_tensors="pt")
     tokens = network.generate(**inputs, **options)[0, inputs.input_ids.shape[1]:]
     return processor.decode(tokens, skip_special_tokens=True).strip()
 
