@@ -28,7 +28,8 @@ export class StackEditor {
     this.all.setAttribute("role", "checkbox"); // a switch is never in between
     this.count = element("span", { className: "ftls-dim" });
     this.header = element("div", { className: "ftls-line ftls-header" }, this.all, this.count);
-    this.list = element("div", { className: "ftls-rows" });
+    // A press beside the controls focuses the list, and thereby gives it the wheel.
+    this.list = element("div", { className: "ftls-rows", tabIndex: -1 });
     this.add = element("button", {
       type: "button", className: "ftls-add", "data-control": "add", onclick: () => this.#add(),
     }, icon("add"), "Add LoRA");
@@ -90,6 +91,16 @@ export class StackEditor {
     this.add.hidden = Boolean(this.problem);
     this.sentence.textContent = plain(this.problem ?? "", 300);
     if (this.problem) this.raw.value = this.node.text();
+    this.#keepWheel();
+  }
+
+  get #scrolls() {
+    return this.list.scrollHeight > this.list.clientHeight + 1;
+  }
+
+  /** The Vue renderer's word for "not the canvas's"; newer ones leave the wheel only to what also has the focus. */
+  #keepWheel() {
+    this.list.dataset.captureWheel = String(this.#scrolls);
   }
 
   // ---- changes --------------------------------------------------------------------------------------------------------
@@ -215,18 +226,16 @@ export class StackEditor {
         if (!middle) event.stopPropagation();
       });
     }
-    const scrolls = () => this.list.scrollHeight > this.list.clientHeight + 1;
-    this.root.addEventListener("pointerenter", () => {
-      this.list.dataset.captureWheel = String(scrolls()); // the Vue renderer's word for "not the canvas's"
-    });
+    this.root.addEventListener("pointerenter", () => this.#keepWheel());
     this.root.addEventListener("wheel", (event) => {
-      if (!event.ctrlKey && scrolls() && this.list.contains(event.target)) event.stopPropagation();
+      if (!event.ctrlKey && this.#scrolls && this.list.contains(event.target)) event.stopPropagation();
       else this.node.wheel(event);
     }, { passive: false });
   }
 
   #key(event) {
     const { target } = event;
+    if (target === this.list) return; // pressed beside the controls: keys are the graph's
     if (event.ctrlKey || event.metaKey) {
       if (event.key === "Enter") target.dispatchEvent(new Event("change")); // what is typed belongs to the run
       this.#undo(event, target);
