@@ -88,10 +88,11 @@ class EditorPage:
     # ---- the editor -------------------------------------------------------------------------------------------------
 
     def settle(self):
-        """Until the frontend has laid out what changed and taken it into its history, which takes some frames, and until a
-        next change is a step of its own: newer frontends take what changes in the next 50 ms into the same step."""
+        """Until the frontend has laid out what changed and taken it into its history, or brought it back from there, which
+        takes some frames, and until a next change is a step of its own: newer frontends take what changes in the next 50 ms
+        into the same step."""
         self.page.wait_for_timeout(60)
-        self.page.wait_for_function(f"() => {TRACKER}.changeCount === 0")
+        self.page.wait_for_function(f"() => {TRACKER}.changeCount === 0 && !{TRACKER}._restoringState")
         self.page.evaluate("() => new Promise((done) => setTimeout(done, 60))")
 
     def row(self, number: int):
