@@ -70,8 +70,11 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         latent_diffusion.py         what SD 1.x, SD 2.x and SDXL have in common
         stable_diffusion.py         SD 1.x and SD 2.x
         sdxl.py                     Stable Diffusion XL
-        recognition.py              what a model file is, from headers and configs alone
-        component_loading.py        components from a single file or a folder
+        recognition.py              what a model file is: every family is asked
+        unet_recognition.py         whether it is a Stable Diffusion, and which
+        model_parts.py              which file or folder holds which component of a model
+        component_loading.py        denoisers, VAEs and noise schedules
+        text_loading.py             tokenizers and text encoders
         component_configs.py        their configs, checked
         weight_files.py             which files of a folder are loaded
         sizes.py                    checkpoints of other sizes than the released ones
@@ -157,6 +160,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
     optional_packages.py            packages that may be missing, and what is said then
     spec/                           a task as data: frozen, validated whole
         part.py                     what all parts share
+        base_model.py               the model to start from, and where its components lie
         dataset.py                  datasets
         methods.py                  what is trained
         settings.py                 how it is trained

@@ -60,7 +60,7 @@ class DatasetReport(io.ComfyNode):
 def tokenizer_of(base) -> tuple[object, int]:
     """(tokenizer of a base's first text encoder, tokens that it takes of a caption)."""
     if base is None:
-        from ...trainers.families.component_loading import clip_tokenizer
+        from ...trainers.families.text_loading import clip_tokenizer
 
         return clip_tokenizer(), CLIP_TOKENS
     family = families.get(base.family)

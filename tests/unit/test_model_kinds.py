@@ -6,8 +6,9 @@ import pytest
 import torch
 from finetune.trainers import families
 from finetune.trainers.errors import UserError
-from finetune.trainers.families.component_loading import load_text_encoder, load_unet
+from finetune.trainers.families.component_loading import load_unet
 from finetune.trainers.families.recognition import fingerprint_of, recognize
+from finetune.trainers.families.text_loading import load_clip
 from finetune.trainers.families.unet_state_dict import weights_of
 from safetensors.torch import load_file, save_file
 from support import tiny
@@ -204,7 +205,7 @@ def test_one_version_of_the_weights_is_loaded_compared_and_fingerprinted(compone
         loaded = load_unet(base, torch.float32).conv_in.weight
         compared = weights_of(folder).weight(UNET + "input_blocks.0.0.weight")
     else:
-        loaded = load_text_encoder(base, component, torch.float32, "").state_dict()
+        loaded = load_clip(base, component, torch.float32).state_dict()
         loaded = next(tensor for name, tensor in loaded.items() if "fc1.weight" in name)
         prefix = "conditioner.embedders.0.transformer.text_model."
         compared = weights_of(folder).weight(prefix + "encoder.layers.0.mlp.fc1.weight")
@@ -256,7 +257,7 @@ def test_values_that_are_not_numbers_are_named_when_a_base_is_loaded(component, 
     weights[key].view(-1)[3] = float("inf")
     save_file(weights, path, {"format": "pt"})
     with pytest.raises(UserError, match=f"{name} holds values that are not numbers in"):
-        load_unet(base, torch.float32) if component == "unet" else load_text_encoder(base, component, torch.float32, "")
+        load_unet(base, torch.float32) if component == "unet" else load_clip(base, component, torch.float32)
 
 
 def test_values_that_are_not_numbers_in_a_single_file(tiny_bases, tmp_path):

@@ -11,9 +11,8 @@ from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.ldm_layout import open_clip_pieces, original_vae_tensors
 from ..artifacts.tensor_files import Entry, entry_of, finite, read_entries
 from ..artifacts.weights import Weights
-from .recognition import UNET
+from .sizes import UNET, VAE
 
-VAE = "first_stage_model."
 COMPONENTS = (UNET, VAE, "cond_stage_model.", "conditioner.")
 """What else a file holds (markers, schedules) is no weight, and keeps its precision."""
 RUNNING_MEAN = "model_ema."
@@ -65,7 +64,7 @@ def idle_layers(pieces: Pieces, count: int) -> Pieces:
 def checkpoint_entries(trained: Pieces, base, others, dtype: torch.dtype) -> dict[str, Entry]:
     """Every tensor of the file. Of a single-file base all that was not trained is copied as it is, under the base's own
     names, and converted only from another precision; `others()` makes the rest of a diffusers folder's."""
-    if base.layout == "diffusers":
+    if base.layout != "single_file":
         pieces = {**others(), **trained}
         return {name: in_precision(entry_of(name, each), dtype) for name, each in pieces.items()}
     stored = Weights.of_file(Path(base.path))
@@ -85,9 +84,8 @@ def name_in(stored: Mapping[str, Entry], name: str) -> str:
     return plain(name) if name not in stored and plain(name) in stored else name
 
 
-def pairs_in_file(trained: Pieces, base) -> Iterator[tuple[Tensor, Tensor]]:
-    """(trained, base) of every trained tensor, the base's read from its single file one at a time."""
-    stored = Weights.of_file(Path(base.path)).entries
+def pairs_in_file(trained: Pieces, stored: Mapping[str, Entry]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(trained, base) of every trained tensor, the base's read one at a time."""
     for name, pieces in trained.items():
         entry = stored.get(name_in(stored, name))
         if entry is not None:

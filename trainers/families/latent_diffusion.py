@@ -1,5 +1,6 @@
 """What SD 1.x, SD 2.x and SDXL have in common: a UNet over four-channel latents and CLIP text encoders."""
 import re
+from pathlib import Path
 from types import MappingProxyType
 from typing import Iterator, Mapping
 
@@ -7,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts.tensor_files import Entry
-from . import checkpoint_writing, component_loading
+from ..artifacts.weights import Weights
+from . import checkpoint_writing, component_loading, text_loading, unet_recognition
 from .component_configs import component_config
+from .model_parts import ModelParts, ModelSource, Recognized
 from .protocol import LatentFormat, TextEncoders
+from .sizes import UNET
 
 ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)$"
 LORA_TARGETS = MappingProxyType({
@@ -28,11 +32,18 @@ TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 class LatentDiffusion:
     """The half of the family protocol that does not differ between the generations."""
 
+    name: str
     capabilities = frozenset({"lora", "full", "text_encoder", "hypernetwork", "textual_inversion"})
     lora_targets = LORA_TARGETS
     embedding_keys: Mapping[str, str] = MappingProxyType({"te": "emb_params"})
     text_places: Mapping[str, tuple[str, str]]
     """Text encoder → its folder in diffusers' layout, and its prefix in a single file."""
+
+    def recognize(self, source: ModelSource) -> Recognized | None:
+        return unet_recognition.recognize(source, self.name)
+
+    def objective_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
+        return unet_recognition.objective_of(path, tensors, metadata)
 
     def latent_format(self, base) -> LatentFormat:
         config = component_config(base, "vae")
@@ -108,12 +119,16 @@ class LatentDiffusion:
                          encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         if base.layout == "single_file":
             trained = {**checkpoint_writing.unet_pieces(denoiser), **self._text_pieces(encoders)}
-            yield from checkpoint_writing.pairs_in_file(trained, base)
+            yield from checkpoint_writing.pairs_in_file(trained, Weights.of_file(Path(base.path)).entries)
             return
-        yield from checkpoint_writing.pairs_in_folder(denoiser, component_loading.component_files(base, "unet"))
+        parts = ModelParts.of(base)
+        if base.layout == "diffusers":
+            yield from checkpoint_writing.pairs_in_folder(denoiser, parts["unet"].files)
+        else:
+            stored = {UNET + name: entry for name, entry in parts["unet"].entries().items()}
+            yield from checkpoint_writing.pairs_in_file(checkpoint_writing.unet_pieces(denoiser), stored)
         for encoder, module in encoders.items():
-            folder = self.text_places[encoder][0]
-            yield from checkpoint_writing.pairs_in_folder(module, component_loading.component_files(base, folder))
+            yield from checkpoint_writing.pairs_in_folder(module, parts[self.text_places[encoder][0]].files)
 
     def attention_widths(self, base) -> dict[str, frozenset[int]]:
         config = component_config(base, "unet")
@@ -135,7 +150,7 @@ class LatentDiffusion:
 
 def hidden_states(text: TextEncoders, encoder: str, captions):
     """The encoder's output with all hidden states, for tokens cut and padded to its length."""
-    return text.encoders[encoder](component_loading.tokenize(text, encoder, captions), output_hidden_states=True)
+    return text.encoders[encoder](text_loading.tokenize(text, encoder, captions), output_hidden_states=True)
 
 
 def final_norm(encoder: nn.Module) -> nn.Module:

@@ -4,12 +4,14 @@ A family is one object. It holds no weights: `load_*` functions return modules a
 that parts can be loaded, used and freed one at a time.
 """
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Iterator, Mapping, Protocol, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..artifacts.tensor_files import Entry
+from .model_parts import ModelSource, Recognized
 
 Conditioning = dict[str, Tensor]
 """Named tensors with a leading batch dimension, as the family's denoiser wants them."""
@@ -70,6 +72,13 @@ class Family(Protocol):
     """Text encoder → the name of its vectors in embedding files."""
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
+
+    def recognize(self, source: ModelSource) -> Recognized | None:
+        """What a file or folder is, if it is of this family; None for everything else. UserError for a model of this family
+        that cannot be trained."""
+
+    def objective_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
+        """What a single file of this family says that it predicts, from its header; "" for what is of no such family."""
 
     def latent_format(self, base) -> LatentFormat: ...
 

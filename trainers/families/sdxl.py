@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.tensor_files import Entry, entry_of
-from . import component_loading
+from . import text_loading
 from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
 
@@ -34,22 +34,15 @@ class StableDiffusionXL(LatentDiffusion):
 
     def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
         """"te1" is CLIP ViT-L, "te2" OpenCLIP ViT-bigG; the second pads with "!" (token 0)."""
-        return TextEncoders(
-            self.load_tokenizers(base),
-            {
-                "te1": component_loading.load_text_encoder(
-                    base, "text_encoder", dtype, "conditioner.embedders.0.transformer."
-                ),
-                "te2": component_loading.load_text_encoder(
-                    base, "text_encoder_2", dtype, "conditioner.embedders.1.model.", projection=True
-                ),
-            },
-        )
+        return TextEncoders(self.load_tokenizers(base), {
+            "te1": text_loading.load_clip(base, "text_encoder", dtype),
+            "te2": text_loading.load_clip(base, "text_encoder_2", dtype, projection=True),
+        })
 
     def load_tokenizers(self, base) -> Mapping[str, object]:
         return {
-            "te1": component_loading.load_tokenizer(base, "tokenizer", "<|endoftext|>"),
-            "te2": component_loading.load_tokenizer(base, "tokenizer_2", "!"),
+            "te1": text_loading.load_tokenizer(base, "tokenizer", "<|endoftext|>"),
+            "te2": text_loading.load_tokenizer(base, "tokenizer_2", "!"),
         }
 
     def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:

@@ -6,7 +6,7 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from . import checkpoint_writing, component_loading
+from . import checkpoint_writing, text_loading
 from .latent_diffusion import LatentDiffusion, final_norm, hidden_states
 from .protocol import Conditioning, LoraPreset, TextEncoders
 
@@ -30,11 +30,11 @@ class StableDiffusion(LatentDiffusion):
     metadata: Mapping[str, str]
 
     def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
-        encoder = component_loading.load_text_encoder(base, "text_encoder", dtype, self.text_prefix)
+        encoder = text_loading.load_clip(base, "text_encoder", dtype)
         return TextEncoders(self.load_tokenizers(base), {"te": encoder})
 
     def load_tokenizers(self, base) -> Mapping[str, object]:
-        return {"te": component_loading.load_tokenizer(base, "tokenizer", self.pad_token)}
+        return {"te": text_loading.load_tokenizer(base, "tokenizer", self.pad_token)}
 
     @property
     def text_places(self) -> Mapping[str, tuple[str, str]]:

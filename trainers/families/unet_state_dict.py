@@ -5,13 +5,15 @@ from typing import Mapping, Sequence
 
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.ldm_layout import open_clip_pieces
-from ..artifacts.tensor_files import Entry, read_entries
+from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
 from ..errors import UserError
-from . import component_loading, get
+from . import get
 from .checkpoint_writing import plain
 from .component_configs import component_config
-from .recognition import UNET, recognize
+from .model_parts import ModelParts
+from .recognition import recognize
+from .sizes import UNET
 
 
 def weights_of(path: Path, title: str = "") -> Weights:
@@ -36,8 +38,7 @@ def shape_of(config: Mapping) -> tuple[int, list[bool]]:
 
 
 def _component(base, component: str) -> dict[str, Entry]:
-    return {name: entry for file in component_loading.component_files(base, component)
-            for name, entry in read_entries(file).items()}
+    return ModelParts.of(base)[component].entries()
 
 
 def _text(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:

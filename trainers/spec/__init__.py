@@ -5,10 +5,10 @@ changes the result is in `RunSpec.identity`; where things lie on this disk is no
 """
 import hashlib
 import json
-from typing import Literal
 
 from pydantic import Field, model_validator
 
+from .base_model import BaseModelSpec, ComponentSpec
 from .dataset import AugmentationSpec, CaptionVariationSpec, DatasetImage, DatasetSpec
 from .methods import FullSpec, HypernetworkSpec, LoraSpec, MethodSpec, PivotalSpec, TextualInversionSpec
 from .part import MAXIMUM_SEED, Part, RunName, checked, explain
@@ -24,30 +24,13 @@ from .settings import (
 )
 
 __all__ = [
-    "MAXIMUM_SEED", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec", "DatasetSpec",
-    "FolderSpec", "FullSpec", "HypernetworkSpec", "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec",
+    "MAXIMUM_SEED", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec", "ComponentSpec",
+    "DatasetSpec", "FolderSpec", "FullSpec", "HypernetworkSpec", "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec",
     "OptimizerSpec", "Part", "DatasetImage", "PivotalSpec", "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec",
     "TextualInversionSpec", "TrainingSpec", "ValidationSpec", "checked", "explain",
 ]
 
 VERSION = 2
-
-
-class BaseModelSpec(Part):
-    """The model to start from. `fingerprint` changes when the file does; `name` is what people see."""
-
-    family: str
-    path: str
-    name: str
-    layout: Literal["single_file", "diffusers"]
-    objective: Literal["epsilon", "v_prediction", "flow"]
-    fingerprint: str
-    configs: str = ""
-    """Folder with the component configs of a single file; empty: the family's own."""
-    zero_terminal_snr: bool = False
-    """The file says that its noise schedule ends in pure noise."""
-    storage: str = ""
-    """How the file keeps its weights where that is not in full: "scaled fp8" or "fp8"."""
 
 
 class PriorSpec(Part):
@@ -174,7 +157,8 @@ class RunSpec(Part):
         """SHA-256 over everything that changes the result. Moving the files does not change it, and neither does a new
         field of a later version that is left at its default, nor a mask that is not used, nor what is kept in caches."""
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={
-            "folders": True, "device": True, "base": {"path", "configs"}, "memory": {"caption_cache", "cache_days"}})
+            "folders": True, "device": True, "base": {"path", "configs", "components"},
+            "memory": {"caption_cache", "cache_days"}})
         content = {name: part for name, part in content.items() if part != {}}
         content["version"], content["method"] = self.version, {"kind": self.method.kind, **content.get("method", {})}
         for dataset in [content["dataset"], *([content["prior"]["dataset"]] if self.prior else [])]:

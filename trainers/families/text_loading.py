@@ -1,0 +1,115 @@
+"""Loads tokenizers and text encoders, CLIP's and T5's, from wherever a model's parts lie, offline, by transformers.
+
+transformers is imported where it is needed, as `component_loading` says.
+"""
+from pathlib import Path
+from typing import Callable, Mapping
+
+import torch
+from torch import nn
+
+from ..artifacts.ldm_layout import transformers_clip_tensors
+from ..errors import UserError
+from ..words import whole_word
+from .component_configs import CONFIGS, component_config
+from .component_loading import explained
+from .model_parts import ModelParts
+from .protocol import TextEncoders
+
+TOKENIZER = CONFIGS / "clip_tokenizer"
+"""CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
+LONGEST_VOCABULARY = 50_000_000
+"""Bytes of a file of a tokenizer; CLIP's has one million, T5's two."""
+
+
+def load_encoder(base, component: str, dtype: torch.dtype, make: Callable[[dict], nn.Module],
+                 renamed: Callable[[dict, nn.Module], dict] = lambda weights, model: weights) -> nn.Module:
+    """Any text encoder, frozen, in evaluation mode, on the CPU. `make(config)` builds it without weights, `renamed` gives
+    the weights of the part the names that it has. Raises UserError when weights are missing."""
+    part = ModelParts.of(base)[component]
+    with explained(component.replace("_", " "), base):
+        model = make(component_config(base, component))
+        _fill(model, renamed(part.tensors(), model), base.name)
+    return model.to(dtype).requires_grad_(False).eval()
+
+
+def load_clip(base, component: str, dtype: torch.dtype, projection: bool = False) -> nn.Module:
+    """A CLIP text encoder. Behind a prefix that ends in ".model." it is in OpenCLIP's layout, else in transformers'."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    model_class = CLIPTextModelWithProjection if projection else CLIPTextModel
+    open_clip = ModelParts.of(base)[component].prefix.endswith(".model.")
+    return load_encoder(
+        base, component, dtype, lambda config: model_class(CLIPTextConfig.from_dict(config)),
+        lambda weights, model: transformers_clip_tensors(weights, model.config.num_hidden_layers) if open_clip else weights)
+
+
+def load_t5(base, component: str, dtype: torch.dtype) -> nn.Module:
+    """The encoder of a T5, whose token embedding has two names, of which files hold the one or the other."""
+    from transformers import T5Config, T5EncoderModel
+
+    def both(weights: dict, model: nn.Module) -> dict:
+        shared = weights.get("shared.weight", weights.get("encoder.embed_tokens.weight"))
+        return weights if shared is None else {**weights, "shared.weight": shared, "encoder.embed_tokens.weight": shared}
+
+    return load_encoder(base, component, dtype, lambda config: T5EncoderModel(T5Config.from_dict(config)), both)
+
+
+def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor], title: str):
+    wanted = model.state_dict()
+    # Old files lack the text_model. prefix, and so do the modules of CLIPTextModel since transformers 5.6.
+    bare = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+    found = {name: bare[name.removeprefix("text_model.")] for name in wanted if name.removeprefix("text_model.") in bare}
+    missing = [name for name in wanted if name not in found and not name.endswith("position_ids")]
+    if missing:
+        raise UserError(f"{title!r} holds no complete text encoder: {missing[0]} and {len(missing) - 1} more "
+                        "weights are missing. Use a full checkpoint, not one with the denoiser alone.")
+    model.load_state_dict(found, strict=False)
+
+
+def load_tokenizer(base, component: str, pad_token: str):
+    """A CLIPTokenizer: the folder's own, or CLIP's vocabulary with the padding of this encoder."""
+    from transformers import CLIPTokenizer
+
+    folder = Path(base.path) / component
+    if (folder / "vocab.json").exists():
+        require_ordinary(folder, base.name)
+        with explained("tokenizer", base):
+            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return clip_tokenizer(pad_token)
+
+
+def load_t5_tokenizer(base, component: str, fallback: Path):
+    """A fast T5 tokenizer: the folder's own, or the family's in `fallback`."""
+    from transformers import T5TokenizerFast
+
+    folder = Path(base.path) / component
+    folder = folder if (folder / "tokenizer.json").exists() else fallback
+    require_ordinary(folder, base.name)
+    with explained("tokenizer", base):
+        return T5TokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def require_ordinary(folder: Path, title: str):
+    """Raise UserError where a file is too large for one of a tokenizer."""
+    large = [file.name for file in folder.iterdir() if file.stat().st_size > LONGEST_VOCABULARY]
+    if large:
+        raise UserError(f"{title!r} is damaged: {folder.name}/{large[0]} is no file of a tokenizer. Download the model "
+                        "again.")
+
+
+def clip_tokenizer(pad_token: str = "<|endoftext|>"):
+    """A CLIPTokenizer, without any base model."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token, local_files_only=True)
+
+
+def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:
+    """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
+    tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
+    for word, replacement in text.aliases.items():
+        captions = [whole_word(word).sub(replacement, caption) for caption in captions]
+    batch = tokenizer(list(captions), padding="max_length", max_length=module.config.max_position_embeddings,
+                      truncation=True, return_tensors="pt")
+    return batch.input_ids.to(next(module.parameters()).device)

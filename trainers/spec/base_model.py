@@ -1,0 +1,35 @@
+"""A base model as data: what it is, and where each of its components lies."""
+from typing import Literal
+
+from .part import Part
+
+
+class ComponentSpec(Part):
+    """A component of a model ("unet", "vae", "text_encoder_2", …): a file, whose tensors of it begin with `prefix`, or a
+    folder in diffusers' layout."""
+
+    name: str
+    path: str
+    prefix: str = ""
+
+
+class BaseModelSpec(Part):
+    """The model to start from. `fingerprint` changes when a file of it does; `name` is what people see.
+
+    `path` is the checkpoint, the diffusers folder, or the denoiser of a model in separate files; `components` say where
+    everything is that is loaded.
+    """
+
+    family: str
+    path: str
+    name: str
+    layout: Literal["single_file", "diffusers", "separate_files"]
+    objective: Literal["epsilon", "v_prediction", "flow"]
+    fingerprint: str
+    components: tuple[ComponentSpec, ...] = ()
+    configs: str = ""
+    """Folder with the component configs of a model in files; empty: the family's own."""
+    zero_terminal_snr: bool = False
+    """The file says that its noise schedule ends in pure noise."""
+    storage: str = ""
+    """How the file keeps its weights where that is not in full: "scaled fp8" or "fp8"."""
