@@ -1,5 +1,6 @@
 """Caches on disk: what is encoded when, killed and simultaneous processes, age."""
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,9 +19,12 @@ from finetune.trainers.data.images.buckets import bucket_sizes, fit
 from finetune.trainers.data.images.image_files import crop_pixels, read_image
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.families.recognition import recognize
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import train_run
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from support import tiny
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +190,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import conftest, torch
 from pathlib import Path
-from finetune.trainers.data.caches import TensorCache
+from finetune.trainers.caches.tensor_cache import TensorCache
 cache = TensorCache(Path(sys.argv[1]))
 for number in range(10**6):
     cache.put(cache.key(number % 50), {{"latents": torch.full((500_000,), float(number % 50))}})
@@ -313,3 +317,40 @@ def test_cleaning_from_the_command_line(tmp_path):
         assert refused.returncode == 1 and words in refused.stderr
     cleaned = clean("--days", "10", tmp_path)
     assert cleaned.returncode == 0 and key not in cache and "removed 1 file," in cleaned.stdout
+
+
+# ---- another fine-tune -------------------------------------------------------------------------------------------------
+
+def encoded_by(spec) -> list[str]:
+    """What a run of a step has encoded."""
+    found = []
+    train_run(spec, open_run(spec), lambda event, **fields: found.append(fields["what"]) if event == "encoding" else None)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["single files", "folders"])
+def test_another_fine_tune_with_the_same_vae_and_text_encoders_encodes_nothing(layout, tiny_bases, make_spec, tmp_path):
+    """Checkpoints that differ in a component encode anew what comes out of that component, and nothing else."""
+    folder = Path(tiny_bases["sd1"].path)
+
+    def variant(name: str, changed: str) -> specs.RunSpec:
+        copy = Path(shutil.copytree(folder, tmp_path / name))
+        [file] = [copy / part for part in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors",
+                                           "vae/diffusion_pytorch_model.safetensors") if part.startswith(changed)]
+        tensors = load_file(file)
+        last = sorted(key for key in tensors if tensors[key].ndim == 2)[-1]
+        tensors[last][-1, -1] += 0.125  # one number among all
+        save_file(tensors, file, {"format": "pt"})
+        path = copy if layout == "folders" else tiny.make_single_file("sd1", copy, tmp_path / f"{name}.safetensors")
+        base = recognize(str(path), name, configs="" if layout == "folders" else str(folder))
+        return make_spec(base, name=name, training=specs.TrainingSpec(steps=1, batch_size=2, resolution=64),
+                         folders=specs.FolderSpec(runs=str(tmp_path / "runs"), caches=str(tmp_path / "caches")))
+
+    first, captions = encoded_by(variant("one", "unet")), len(list((tmp_path / "caches" / "captions").glob("*/*")))
+    assert set(first) == {"images", "captions"} and captions
+    other = variant("two", "unet")
+    assert encoded_by(other) == []
+    assert set(encoded_by(variant("three", "text_encoder"))) == {"captions"}
+    assert set(encoded_by(variant("four", "vae"))) == {"images"}
+    skipping = other.model_copy(update={"name": "five", "training": other.training.model_copy(update={"clip_skip": 2})})
+    assert set(encoded_by(skipping)) == {"captions"}

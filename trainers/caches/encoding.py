@@ -2,6 +2,7 @@
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import cached_property
 from os import cpu_count
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,9 @@ ONE_THREAD_BELOW = 256 * 256
 TIDY_EVERY = 10
 """Images after which freed memory is given back; it takes some milliseconds."""
 
+FINGERPRINTS = "fingerprints"
+"""Folder in the folder of caches that remembers what components hold."""
+
 Job = tuple[DatasetImage, list[View]]
 
 
@@ -59,8 +63,12 @@ class LatentCache:
         self.spec, self.family, self.form = spec, family, form
         self.cache = TensorCache(Path(spec.folders.caches) / LATENTS)
 
+    @cached_property
+    def identity(self) -> Sequence:
+        return self.family.latent_identity(self.spec.base, Path(self.spec.folders.caches) / FINGERPRINTS)
+
     def key(self, image: DatasetImage, view: View) -> str:
-        return TensorCache.key(self.spec.base.fingerprint, pixel_key(image), view.crop.key, view.appearance)
+        return TensorCache.key(self.identity, pixel_key(image), view.crop.key, view.appearance)
 
     def reader(self, image: DatasetImage, view: View):
         key = self.key(image, view)
@@ -168,8 +176,12 @@ class CaptionCache:
         self.cache = TensorCache(Path(spec.folders.caches) / CAPTIONS)
         self.text: TextEncoders | None = None
 
+    @cached_property
+    def identity(self) -> Sequence:
+        return self.family.caption_identity(self.spec.base, Path(self.spec.folders.caches) / FINGERPRINTS)
+
     def key(self, caption: str) -> str:
-        return TensorCache.key(self.spec.base.fingerprint, str(self.dtype), self.spec.training.clip_skip, caption)
+        return TensorCache.key(self.identity, str(self.dtype), self.spec.training.clip_skip, caption)
 
     def keep_encoders(self, device: torch.device) -> int:
         """Load the text encoders for good; returns their bytes."""

@@ -1,8 +1,9 @@
 """What SD 1.x, SD 2.x and SDXL have in common: a UNet over four-channel latents and CLIP text encoders."""
 import re
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Iterator, Mapping
+from typing import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
 from . import checkpoint_writing, component_loading, text_loading, unet_recognition
 from .component_configs import component_config
-from .model_parts import ModelParts, ModelSource, Recognized
+from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
 from .protocol import LatentFormat, TextEncoders
 from .sizes import UNET
 
@@ -26,6 +27,8 @@ LORA_TARGETS = MappingProxyType({
 })
 """The first is the target list of the diffusers LoRA examples; the second adds what kohya's LoRA adds by default
 (its Transformer2DModel modules); the third what kohya adds with `conv_dim`."""
+LIBRARY_FIELDS = ("torch_dtype", "dtype", "transformers_version")
+"""Of configs: with what they were written."""
 TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 
 
@@ -53,6 +56,22 @@ class LatentDiffusion:
             shift=config.get("shift_factor") or 0.0,
             downscale=2 ** (len(config["block_out_channels"]) - 1),
         )
+
+    def latent_identity(self, base, memory: Path) -> Sequence:
+        return [self.name, asdict(self.latent_format(base)), *self._content(base, memory, ["vae"])]
+
+    def caption_identity(self, base, memory: Path) -> Sequence:
+        """Captions are cut at the length that the config of their encoder says."""
+        encoders, parts = [component for component, _ in self.text_places.values()], ModelParts.of(base)
+        tokenizers = [parts[name].fingerprint(memory) for name in TOKENIZERS if name in parts]
+        return [self.name, tokenizers, *self._content(base, memory, encoders)]
+
+    def _content(self, base, memory: Path, components: Sequence[str]) -> Sequence:
+        """Weights and configs, without what libraries note in configs for themselves."""
+        parts = ModelParts.of(base)
+        return [[parts[name].fingerprint(memory), {
+            field: value for field, value in component_config(base, name).items() if not field.startswith("_")
+            and field not in LIBRARY_FIELDS}] for name in components]
 
     def load_vae(self, base) -> nn.Module:
         return component_loading.load_vae(base)

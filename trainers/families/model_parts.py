@@ -17,6 +17,8 @@ from ..files import write_json
 from ..spec import BaseModelSpec, ComponentSpec
 from .weight_files import weight_files
 
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
+"""Components that are words and no weights."""
 AT_ONCE = 1 << 24
 """Bytes that are read at once for a hash."""
 
@@ -36,7 +38,10 @@ class ModelPart:
 
     @property
     def files(self) -> list[Path]:
-        """The files its weights are read from. Raises UserError when there are none, or a shard is missing."""
+        """The files its weights, or a tokenizer's words, are read from. Raises UserError when there are none, or a shard is
+        missing."""
+        if self.name in TOKENIZERS:
+            return sorted(file for file in self.path.iterdir() if file.suffix in (".json", ".txt", ".model"))
         return weight_files(self.path.parent, self.path.name, self.title).files if self.is_folder else [self.path]
 
     def tensors(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -61,8 +66,8 @@ class ModelPart:
 
     def fingerprint(self, memory: Path) -> str:
         """SHA-256 over names, types, shapes and bytes of its tensors, wherever they lie: the same component in another
-        checkpoint has the same. Gigabytes are read once: `memory` is a folder that remembers it for names, sizes and times
-        of the files."""
+        checkpoint has the same. Gigabytes are read once: `memory` is a folder that remembers it for paths, sizes and times
+        of the files, in a hundred bytes each."""
         files = self.files
         stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         known = memory / f"{_sha256(json.dumps([stats, self.prefix]).encode())[:40]}.json"
@@ -74,6 +79,8 @@ class ModelPart:
         return found
 
     def _content_hash(self, files: list[Path]) -> str:
+        if self.name in TOKENIZERS:
+            return _sha256(b"".join(file.name.encode() + b"\0" + file.read_bytes() for file in files))
         where = {name.removeprefix(self.prefix): (file, data_start(file), facts) for file in files
                  for name, facts in read_header(file)[0].items() if name.startswith(self.prefix)}
         total = hashlib.sha256()
@@ -137,13 +144,11 @@ class ModelParts:
     def __contains__(self, name: str) -> bool:
         return name in self.parts
 
-    def fingerprint(self, names: tuple[str, ...], memory: Path) -> tuple[str, ...]:
-        return tuple(self[name].fingerprint(memory) for name in names)
-
 
 def in_folder(folder: Path, names: Iterable[str]) -> tuple[ComponentSpec, ...]:
-    """The components of a diffusers folder."""
-    return tuple(ComponentSpec(name=name, path=str(folder / name)) for name in names)
+    """The components of a diffusers folder, tokenizers among them where they are there."""
+    tokenizers = (name for name in TOKENIZERS if (folder / name).is_dir())
+    return tuple(ComponentSpec(name=name, path=str(folder / name)) for name in (*names, *tokenizers))
 
 
 def in_file(path: Path, prefixes: Mapping[str, str]) -> tuple[ComponentSpec, ...]:

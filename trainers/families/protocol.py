@@ -82,6 +82,13 @@ class Family(Protocol):
 
     def latent_format(self, base) -> LatentFormat: ...
 
+    def latent_identity(self, base, memory: Path) -> Sequence:
+        """What latents depend on besides the image, as JSON: the content of the VAE, and how latents are scaled. Bases that
+        share it share what is encoded. `memory` is the folder that remembers fingerprints."""
+
+    def caption_identity(self, base, memory: Path) -> Sequence:
+        """The same of conditioning besides the caption: text encoders, tokenizers, how long a caption may be."""
+
     def load_vae(self, base) -> nn.Module:
         """The autoencoder in float32 (half precision overflows in SDXL's)."""
 

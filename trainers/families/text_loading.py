@@ -71,11 +71,11 @@ def load_tokenizer(base, component: str, pad_token: str):
     """A CLIPTokenizer: the folder's own, or CLIP's vocabulary with the padding of this encoder."""
     from transformers import CLIPTokenizer
 
-    folder = Path(base.path) / component
-    if (folder / "vocab.json").exists():
-        require_ordinary(folder, base.name)
+    parts = ModelParts.of(base)
+    if component in parts and (parts[component].path / "vocab.json").exists():
+        require_ordinary(parts[component].path, base.name)
         with explained("tokenizer", base):
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            return CLIPTokenizer.from_pretrained(parts[component].path, local_files_only=True)
     return clip_tokenizer(pad_token)
 
 
@@ -83,8 +83,8 @@ def load_t5_tokenizer(base, component: str, fallback: Path):
     """A fast T5 tokenizer: the folder's own, or the family's in `fallback`."""
     from transformers import T5TokenizerFast
 
-    folder = Path(base.path) / component
-    folder = folder if (folder / "tokenizer.json").exists() else fallback
+    parts = ModelParts.of(base)
+    folder = parts[component].path if component in parts else fallback
     require_ordinary(folder, base.name)
     with explained("tokenizer", base):
         return T5TokenizerFast.from_pretrained(folder, local_files_only=True)
