@@ -46,7 +46,8 @@ class DatasetReport(io.ComfyNode):
         progress = host.NodeProgress(cls.hidden.unique_id)
         tokenizer, room = tokenizer_of(base)
         report = examine(dataset, resolution, tokenizer, trigger.strip(), room,
-                         lambda what, done, total: progress.show(f"{what}, {done} of {total}", done, total))
+                         lambda what, done, total: progress.show(f"{what}, {done} of {total}", done, total),
+                         base.multiple if base else 8)
         progress.show("drawing the pages")
         pages = [np.asarray(page) for page in draw_pages(report, sheets, tokenizer, room)]
         image = torch.empty(len(pages), *pages[0].shape)

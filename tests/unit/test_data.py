@@ -15,9 +15,11 @@ from PIL import Image
 from support import tiny
 
 
-@pytest.mark.parametrize("resolution", [64, 256, 512, 768, 1024])
-def test_buckets_share_the_area_and_the_step(resolution):
-    sizes, step = bucket_sizes(resolution), bucket_step(resolution)
+@pytest.mark.parametrize("resolution, multiple", [
+    (64, 8), (256, 8), (512, 8), (768, 8), (1024, 8), (256, 16), (1024, 16), (768, 24), (64, 2)])
+def test_buckets_share_the_area_and_the_step(resolution, multiple):
+    sizes, step = bucket_sizes(resolution, multiple=multiple), bucket_step(resolution, multiple)
+    assert step % multiple == 0
     assert (resolution, resolution) in sizes and len(sizes) > 4
     for width, height in sizes:
         assert width % step == height % step == 0

@@ -15,7 +15,7 @@ from finetune.trainers.run_folder import open_run
     (specs.OptimizerSpec, {"learning_rate": -1e-4}, "learning_rate"),
     (specs.OptimizerSpec, {"betas": (0.9, 1.0)}, "both betas must be"),
     (specs.TrainingSpec, {"steps": 0}, "steps is 0"),
-    (specs.TrainingSpec, {"resolution": 100}, "resolution is 100"),
+    (specs.TrainingSpec, {"resolution": 60}, "resolution is 60"),
     (specs.TrainingSpec, {"seed": -1}, "seed is -1"),
     (specs.ObjectiveSpec, {"noise_offset": "much"}, "noise_offset is 'much'"),
 ])
@@ -23,6 +23,15 @@ def test_bad_values_are_named(part, fields, words):
     with pytest.raises(UserError) as problem:
         specs.checked(part, **fields)
     assert words in str(problem.value)
+
+
+@pytest.mark.parametrize("multiple, resolution, nearest", [(8, 100, 96), (16, 520, 512), (16, 504, 512), (64, 90, 64)])
+def test_a_resolution_that_does_not_fit_the_family_is_said(multiple, resolution, nearest, tiny_bases, make_spec):
+    base = tiny_bases["sd1"].model_copy(update={"multiple": multiple})
+    with pytest.raises(ValueError, match=f"multiples of {multiple} pixels, and resolution is {resolution}; the nearest that "
+                                         f"fits is {nearest}"):
+        make_spec(base, training=specs.TrainingSpec(resolution=resolution))
+    assert make_spec(base, training=specs.TrainingSpec(resolution=nearest)).training.resolution == nearest
 
 
 def test_all_problems_are_named_at_once():

@@ -50,11 +50,13 @@ class LatentDiffusion:
 
     def latent_format(self, base) -> LatentFormat:
         config = component_config(base, "vae")
+        downscale = 2 ** (len(config["block_out_channels"]) - 1)
         return LatentFormat(
             channels=config["latent_channels"],
             scale=config.get("scaling_factor", 0.18215),
             shift=config.get("shift_factor") or 0.0,
-            downscale=2 ** (len(config["block_out_channels"]) - 1),
+            downscale=downscale,
+            multiple=downscale,
         )
 
     def latent_identity(self, base, memory: Path) -> Sequence:

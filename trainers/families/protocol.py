@@ -25,6 +25,8 @@ class LatentFormat:
     scale: float
     shift: float = 0.0
     downscale: int = 8
+    multiple: int = 8
+    """Pixels that the sides of images must be a multiple of: `downscale` times the side of the denoiser's patches."""
 
 
 @dataclass(frozen=True)

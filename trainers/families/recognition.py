@@ -40,11 +40,12 @@ def recognize(path: str, name: str, prediction: str = "auto", configs: str = "",
         found = family.recognize(source)
         if found is not None:
             objective = found.objective if prediction == "auto" else prediction
-            return BaseModelSpec(
+            base = BaseModelSpec(
                 family=family.name, path=str(location), name=name, layout=source.layout, objective=objective,
                 fingerprint=fingerprint(found.files, location), components=found.components, configs=source.configs,
                 storage=found.storage, zero_terminal_snr=found.zero_terminal_snr and objective == "v_prediction",
             )
+            return base.model_copy(update={"multiple": family.latent_format(base).multiple})
     raise _unknown(source)
 
 

@@ -86,8 +86,6 @@ def _draw(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_re
     remove_unfinished(folder.glob(f"{UNFINISHED}*"))  # of a process that was killed; whoever calls holds the lock
     family = families.get(spec.base.family)
     form = family.latent_format(spec.base)
-    if spec.resolution % form.downscale:
-        raise UserError(f"resolution is {spec.resolution}, but this base draws multiples of {form.downscale} only.")
     with accelerated(spec) as accelerator:
         device, dtype = accelerator.device, dtype_of(accelerator)
         emit("phase", text="loading the text encoders", stage="captions")

@@ -8,7 +8,7 @@ import json
 
 from pydantic import Field, model_validator
 
-from .base_model import BaseModelSpec, ComponentSpec
+from .base_model import BaseModelSpec, ComponentSpec, check_resolution
 from .dataset import AugmentationSpec, CaptionVariationSpec, DatasetImage, DatasetSpec
 from .methods import FullSpec, HypernetworkSpec, LoraSpec, MethodSpec, PivotalSpec, TextualInversionSpec
 from .part import MAXIMUM_SEED, Part, RunName, checked, explain
@@ -66,6 +66,11 @@ class RunSpec(Part):
     validation: ValidationSpec = ValidationSpec()
     folders: FolderSpec
     device: str = "auto"
+
+    @model_validator(mode="after")
+    def _resolution_fits(self):
+        check_resolution(self.base, self.training.resolution)
+        return self
 
     @model_validator(mode="after")
     def _schedule_fits(self):

@@ -1,6 +1,8 @@
 """A base model as data: what it is, and where each of its components lies."""
 from typing import Literal
 
+from pydantic import Field
+
 from .part import Part
 
 
@@ -29,7 +31,17 @@ class BaseModelSpec(Part):
     components: tuple[ComponentSpec, ...] = ()
     configs: str = ""
     """Folder with the component configs of a model in files; empty: the family's own."""
+    multiple: int = Field(8, ge=1)
+    """Pixels that the sides of images must be a multiple of."""
     zero_terminal_snr: bool = False
     """The file says that its noise schedule ends in pure noise."""
     storage: str = ""
     """How the file keeps its weights where that is not in full: "scaled fp8" or "fp8"."""
+
+
+def check_resolution(base: BaseModelSpec, resolution: int):
+    """Raise ValueError for a size that the model's family has no latents for."""
+    if resolution % base.multiple:
+        nearest = max(1, round(resolution / base.multiple)) * base.multiple
+        raise ValueError(f"{base.name!r} takes images whose sides are multiples of {base.multiple} pixels, and resolution is "
+                         f"{resolution}; the nearest that fits is {nearest}")

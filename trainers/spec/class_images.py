@@ -1,9 +1,10 @@
 """Class images that the base draws itself, as data."""
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from . import BaseModelSpec, FolderSpec
+from .base_model import check_resolution
 from .part import MAXIMUM_SEED, Part
 from .settings import MemorySpec
 
@@ -20,7 +21,7 @@ class ClassImagesSpec(Part):
     prompt: str = Field(min_length=1, max_length=2000)
     negative: str = Field("", max_length=2000)
     count: int = Field(200, ge=1, le=100_000)
-    resolution: int = Field(512, ge=64, le=4096, multiple_of=8)
+    resolution: int = Field(512, ge=64, le=4096)
     sampler_steps: int = Field(25, ge=1, le=200)
     guidance: float = Field(7.0, ge=1, le=30)
     image_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
@@ -30,6 +31,11 @@ class ClassImagesSpec(Part):
     device: str = "auto"
     memory: MemorySpec = MemorySpec()
     """Only its precision counts here."""
+
+    @model_validator(mode="after")
+    def _resolution_fits(self):
+        check_resolution(self.base, self.resolution)
+        return self
 
     @field_validator("prompt", "negative")
     @classmethod

@@ -115,7 +115,7 @@ class TrainingSpec(Part):
     batch_size: int = Field(1, ge=1, le=1024)
     """Images in one forward pass, over all processes together."""
     accumulation: int = Field(1, ge=1, le=1024)
-    resolution: int = Field(512, ge=64, le=4096, multiple_of=8)
+    resolution: int = Field(512, ge=64, le=4096)
     buckets: bool = True
     caption_dropout: float = Field(0.0, ge=0, le=1)
     """Share of captions replaced by the empty caption, which keeps classifier-free guidance working."""

@@ -50,7 +50,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     """Caches filled, notes written. Only the main process encodes; the others wait for its files. `keep_text` is the
     precision of text encoders that train, or None when captions can be encoded once."""
     training, form = spec.training, family.latent_format(spec.base)
-    sizes = bucket_sizes(training.resolution, training.buckets)
+    sizes = bucket_sizes(training.resolution, training.buckets, form.multiple)
     images = spec.dataset.images
     class_images = spec.prior.dataset.images if spec.prior else ()
     crops = {image: fit(image.size, sizes) for image in (*images, *class_images)}
@@ -112,7 +112,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
         buckets=Counter(crops[image].bucket for image in trained), latent_format=form,
         vae=vae.cpu() if vae is not None and spec.previews.every else None, text=text, captions=captions,
-        preview_resolution=training.resolution // form.downscale * form.downscale, notes=notes,
+        preview_resolution=training.resolution, notes=notes,
     )
 
 

@@ -44,17 +44,17 @@ class Crop:
         return self.resized, self.left, self.top, self.bucket, self.mirrored
 
 
-def bucket_step(resolution: int) -> int:
-    """64 for usual resolutions, finer for small ones; always a multiple of the VAE's 8."""
-    return min(64, max(8, resolution // 8 // 8 * 8))
+def bucket_step(resolution: int, multiple: int = 8) -> int:
+    """64 for usual resolutions, finer for small ones; always a multiple of what the model family needs (`multiple`)."""
+    return max(multiple, min(64, resolution // 8) // multiple * multiple)
 
 
-def bucket_sizes(resolution: int, buckets: bool = True) -> list[tuple[int, int]]:
+def bucket_sizes(resolution: int, buckets: bool = True, multiple: int = 8) -> list[tuple[int, int]]:
     """All bucket sizes: no side times side above resolution², sides multiples of the step, the square among them."""
     square = (resolution, resolution)
     if not buckets:
         return [square]
-    step, sizes = bucket_step(resolution), {square}
+    step, sizes = bucket_step(resolution, multiple), {square}
     for width in range(step, int(resolution * MAXIMUM_ASPECT) + 1, step):
         height = resolution * resolution // width // step * step
         if height and max(width / height, height / width) <= MAXIMUM_ASPECT:

@@ -55,8 +55,9 @@ class Report:
 
 
 def examine(dataset: DatasetSpec, resolution: int, tokenizer, trigger: str = "", room: int = CLIP_TOKENS,
-            on_progress: Callable[[str, int, int], None] = lambda what, done, total: None) -> Report:
-    """Measure all images and judge them and their captions, for training at `resolution`.
+            on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+            multiple: int = 8) -> Report:
+    """Measure all images and judge them and their captions, for training at `resolution`, a multiple of `multiple`.
 
     `trigger` is looked for where it is given, else the dataset's. `tokenizer` is a CLIPTokenizer of which `room` tokens
     reach the text encoder. Memory does not grow with the images: about 2 kB of each are kept.
@@ -69,7 +70,7 @@ def examine(dataset: DatasetSpec, resolution: int, tokenizer, trigger: str = "",
                 on_progress("looking at images", done, len(images))
         finally:
             pool.shutdown(cancel_futures=True)
-    sizes = bucket_sizes(resolution)
+    sizes = bucket_sizes(resolution, multiple=multiple)
     crops = tuple(fit(image.size, sizes) for image in images)
     trigger = trigger or dataset.trigger
     findings = [*copies(dataset, measured, lambda done, total: on_progress("comparing images", done, total)),
