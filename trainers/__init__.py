@@ -156,6 +156,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
             text.py                 text encoders' layers
             blocks.py               blocks and kinds of layers
             family.py               the family of a file
+            brought.py              names that a family brings with it
     run_folder.py                   a run's folder: identity, state, resume, lookup
     optional_packages.py            packages that may be missing, and what is said then
     spec/                           a task as data: frozen, validated whole

@@ -102,8 +102,9 @@ def test_no_file_name_stands_for_two_things():
 
 
 HOST = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "server", "execution", "nodes")
-CONCRETE = [rf"^trainers\.{room}\.({'|'.join(sorted({module for module, _ in where.values()}))})(\.|$)" for room, where in (
-    ("families", families.WHERE), ("methods", methods.WHERE))]
+MODULES = {"families": {type(family).__module__.rpartition(".")[2] for family in families.FAMILIES.values()},
+           "methods": {module for module, _ in methods.WHERE.values()}}
+CONCRETE = [rf"^trainers\.{room}\.({'|'.join(sorted(modules))})(\.|$)" for room, modules in MODULES.items()]
 RULES = [
     (rooms("trainers/**/*.py"), [f"^{name}(\\.|$)" for name in HOST], "the engine never imports ComfyUI"),
     (rooms("trainers/objectives/*.py", "trainers/data/images/buckets.py", "trainers/artifacts/**/*.py"),

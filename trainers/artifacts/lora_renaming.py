@@ -73,7 +73,7 @@ def names_for(files: Sequence[LoraFile]) -> LayerNames | None:
         if not family and not any(map(is_numbered, file.layers)):
             raise UserError(f"{file.name!r} is {describe(file)}. Choose a LoRA for SD 1.x, SD 2.x, SDXL or a transformer.")
     if family not in LAYOUTS:
-        return None
+        return family_names(family)
     keys = [key for file in files for key in file.layers]
     tables = [family_names(family, count) for count in LAYERS_PER_LEVEL]
     return max(tables, key=lambda table: sum(table.find(key) is not None for key in keys))

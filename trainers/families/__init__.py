@@ -1,40 +1,36 @@
 """The registry of model families. A new family is one file and one line here.
 
-Importing this package is light; a family's libraries are imported when it is asked for.
+Importing this package is light: diffusers and transformers are imported when a model is loaded.
 """
-from importlib import import_module
-
+from ..artifacts import layer_names
 from ..errors import UserError
 from .protocol import Family
+from .sdxl import SDXL
+from .stable_diffusion import SD1, SD2
 
-WHERE = {
-    "sd1": ("stable_diffusion", "SD1"),
-    "sd2": ("stable_diffusion", "SD2"),
-    "sdxl": ("sdxl", "SDXL"),
-}
-NAMES = tuple(WHERE)
-_registered: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {}
+"""Every family that can be trained, by its name in specs."""
 
 
 def register(family: Family):
-    """Make a family known that comes from elsewhere, with the names of its layers."""
-    _registered[family.name] = family
+    """Make a family known, with the names of its layers."""
+    FAMILIES[family.name] = family
+    layer_names.register(family.layer_names)
 
 
 def unregister(name: str):
-    _registered.pop(name, None)
+    FAMILIES.pop(name, None)
+    layer_names.unregister(name)
 
 
 def get(name: str) -> Family:
     """The family of that name."""
-    if name in _registered:
-        return _registered[name]
-    if name not in WHERE:
-        raise UserError(f"The model family {name!r} is unknown. Known families: {', '.join(NAMES)}.")
-    module, attribute = WHERE[name]
-    return getattr(import_module(f".{module}", __name__), attribute)
+    if name not in FAMILIES:
+        raise UserError(f"The model family {name!r} is unknown. Known families: {', '.join(FAMILIES)}.")
+    return FAMILIES[name]
 
 
-def all_families() -> list[Family]:
-    """Every family, in the order of the registry."""
-    return [get(name) for name in (*WHERE, *_registered)]
+for _family in (SD1, SD2, SDXL):
+    register(_family)
+NAMES = tuple(FAMILIES)
+"""Those that come with the pack."""

@@ -8,6 +8,7 @@ from typing import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..artifacts.layer_names import ReleasedNames
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
 from . import checkpoint_writing, component_loading, text_loading, unet_recognition
@@ -41,6 +42,10 @@ class LatentDiffusion:
     embedding_keys: Mapping[str, str] = MappingProxyType({"te": "emb_params"})
     text_places: Mapping[str, tuple[str, str]]
     """Text encoder → its folder in diffusers' layout, and its prefix in a single file."""
+
+    @property
+    def layer_names(self) -> ReleasedNames:
+        return ReleasedNames(self.name)
 
     def recognize(self, source: ModelSource) -> Recognized | None:
         return unet_recognition.recognize(source, self.name)

@@ -10,6 +10,7 @@ from typing import Iterator, Mapping, Protocol, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..artifacts.layer_names import FamilyNames
 from ..artifacts.tensor_files import Entry
 from .model_parts import ModelSource, Recognized
 
@@ -74,6 +75,9 @@ class Family(Protocol):
     """Text encoder → the name of its vectors in embedding files."""
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
+
+    layer_names: FamilyNames
+    """The names of its layers in every program's files, and their blocks."""
 
     def recognize(self, source: ModelSource) -> Recognized | None:
         """What a file or folder is, if it is of this family; None for everything else. UserError for a model of this family

@@ -7,7 +7,7 @@ from typing import Iterable, Sequence
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..spec import BaseModelSpec
-from . import all_families
+from . import FAMILIES
 from .component_configs import config_file
 from .model_parts import ModelSource
 from .sizes import unpacked_configs
@@ -36,7 +36,7 @@ def recognize(path: str, name: str, prediction: str = "auto", configs: str = "",
         if any(".lora_" in key or ".hada_" in key or ".lokr_" in key for key in tensors):
             raise UserError(f"{name!r} is a LoRA, not a checkpoint. Choose the full model that it was made for.")
         source = ModelSource(location, name, configs or unpacked_configs(metadata), source.others)
-    for family in all_families():
+    for family in FAMILIES.values():
         found = family.recognize(source)
         if found is not None:
             objective = found.objective if prediction == "auto" else prediction
@@ -89,4 +89,4 @@ def objective_of(path: Path) -> str:
     if path.is_dir():
         return recognize(str(path), path.name).objective
     tensors, metadata = read_header(path)
-    return next((said for family in all_families() if (said := family.objective_of(path, tensors, metadata))), "epsilon")
+    return next((said for family in FAMILIES.values() if (said := family.objective_of(path, tensors, metadata))), "epsilon")

@@ -43,5 +43,5 @@ def check_resolution(base: BaseModelSpec, resolution: int):
     """Raise ValueError for a size that the model's family has no latents for."""
     if resolution % base.multiple:
         nearest = max(1, round(resolution / base.multiple)) * base.multiple
-        raise ValueError(f"{base.name!r} takes images whose sides are multiples of {base.multiple} pixels, and resolution is "
-                         f"{resolution}; the nearest that fits is {nearest}")
+        raise ValueError(f"{base.name!r} takes images whose sides are multiples of {base.multiple} pixels, and resolution "
+                         f"is {resolution}; the nearest that fits is {nearest}")

@@ -8,6 +8,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
+from .brought import BROUGHT
 from .spelling import is_text, read_spelling, underscored
 from .unet import original_unet_name
 
@@ -62,7 +63,7 @@ def place(name: str, family: str = "") -> Place:
     if is_text(name):
         return Place(BASE, _kind(underscored(name)))
     core = read_spelling(name).core
-    return Place(_block(core, family), _kind(core))
+    return Place(BROUGHT[family].block(core) if family in BROUGHT else _block(core, family), _kind(core))
 
 
 def _kind(flat: str) -> str:

@@ -3,6 +3,7 @@ import re
 from typing import Iterable, Mapping
 
 from ...errors import UserError
+from .brought import BROUGHT
 from .parts import DOWN, split_key
 from .spelling import is_text, read_spelling, underscored
 
@@ -31,8 +32,11 @@ _NUMBERED = re.compile(r"(blocks?|layers?|refiner)_\d+_")
 
 
 def family_of_model(names: Iterable[str]) -> str:
-    """"sd1", "sd2", "sdxl", or "other" for a denoiser that is no UNet. Raises UserError for what is no model."""
+    """"sd1", "sd2", "sdxl", a family that brings its names, or "other" for another denoiser that is no UNet. Raises
+    UserError for what is no model."""
     names = set(names)
+    if own := next((each.family for each in BROUGHT.values() if each.owns_model(names)), ""):
+        return own
     if any(".lora_" in name or ".hada_" in name or ".lokr_" in name for name in names):
         raise UserError("this is a LoRA, not a model; choose a model")
     if _UNET + "label_emb.0.0.weight" in names:
@@ -54,6 +58,8 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
     Names and shapes come first: they cannot be mistaken, metadata can. The demo base's widths are nobody else's, so there
     metadata decides.
     """
+    if own := next((each.family for each in BROUGHT.values() if each.owns_lora(shapes, metadata)), ""):
+        return own
     layers = {split.layer for key in shapes if (split := split_key(key))}
     names = [underscored(layer) for layer in layers]
     if any("double_blocks" in name or "single_transformer_blocks" in name for name in names):

@@ -5,11 +5,12 @@ UNets of SD 1.x and 2.x get diffusers' names from kohya's scripts, SDXL and the 
 """
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Iterable, Iterator, Mapping
+from typing import Collection, Iterable, Iterator, Mapping
 
 from ...errors import UserError
-from .blocks import BASE, place
-from .family import family_of_model
+from .blocks import BASE, BLOCKS, place
+from .brought import BROUGHT
+from .family import TITLES, family_of_lora, family_of_model
 from .spelling import BARE_TEXT, UNET, read_spelling, underscored
 from .text import ENCODERS, Encoder, places
 from .unet import ALIASES, LINEAR, UNetLayout, diffusers_unet_name, layers_per_block
@@ -44,11 +45,13 @@ class Layer:
     part: int = 0
     parts: int = 1
     transposed: bool = False
+    own_block: str = ""
+    """As a family says that brings its names."""
 
     @property
     def block(self) -> str:
         """As block weights call it: "IN04", "MID", "OUT11", "BASE" for text encoders, "EXTRA" outside all blocks."""
-        return place(self.native or self.key).block
+        return self.own_block or place(self.native or self.key).block
 
     @property
     def is_text(self) -> bool:
@@ -130,8 +133,11 @@ class LayerNames:
 
 
 @lru_cache(maxsize=16)
-def family_names(family: str, layers_per_level: int = 2) -> LayerNames:
-    """The table of a family of `LAYOUTS`, as released; models of unusual size may have fewer layers per level."""
+def family_names(family: str, layers_per_level: int = 2) -> LayerNames | None:
+    """The table of a family as released; models of unusual size may have fewer layers per level. None for families whose
+    names are read from the model itself."""
+    if family not in LAYOUTS:
+        return BROUGHT[family].table() if family in BROUGHT else None
     layout = UNetLayout(**{**LAYOUTS[family].__dict__, "layers_per_block": layers_per_level})
     unet = [_denoiser_layer(family, original, diffusers, kernel) for diffusers, original, kernel in layout.modules()]
     text = [_text_layer(encoder, module) for encoder in ENCODERS[family] for module in encoder.modules()]
@@ -156,6 +162,9 @@ def layers_of_checkpoint(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Laye
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], family: str, start: str) -> Iterator[Layer]:
+    if family in BROUGHT:
+        yield from BROUGHT[family].layers(shapes)
+        return
     per_block = layers_per_block(name.removeprefix(start) for name in shapes)
     # Only ComfyUI's names for diffusers' Flux begin otherwise; whatever has original names is lora_unet_ everywhere.
     prefix = "lora_transformer_" if any("single_transformer_blocks." in name for name in shapes) else "lora_unet_"
@@ -177,4 +186,37 @@ def _layers(shapes: Mapping[str, tuple[int, ...]], family: str, start: str) -> I
         yield _denoiser_layer(family, module, diffusers_unet_name(module, per_block), kernel, tensor=name)
 
 
-__all__ = ["LAYOUTS", "MAKERS", "OTHER_PARTS", "UNET", "Layer", "LayerNames", "family_names", "layers_of_checkpoint"]
+@dataclass(frozen=True)
+class ReleasedNames:
+    """`FamilyNames` of a family that is described in this folder."""
+
+    family: str
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.family]
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        return BLOCKS[self.family]
+
+    def owns_model(self, names: Collection[str]) -> bool:
+        return family_of_model(names) == self.family
+
+    def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
+        return family_of_lora(shapes, metadata) == self.family
+
+    def layers(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Layer]:
+        starts = (each for each in (CHECKPOINT, "diffusion_model.") if any(name.startswith(each) for name in shapes))
+        start = next(starts, "")
+        return _layers(shapes, self.family, start)
+
+    def table(self) -> LayerNames | None:
+        return family_names(self.family)
+
+    def block(self, name: str) -> str:
+        return place(name, self.family).block
+
+
+__all__ = ["LAYOUTS", "MAKERS", "OTHER_PARTS", "UNET", "Layer", "LayerNames", "ReleasedNames", "family_names",
+           "layers_of_checkpoint"]

@@ -1,0 +1,34 @@
+"""Names that a model family brings with it: what the others ask where a file is of no UNet and no released transformer."""
+from typing import Any, Collection, Iterator, Mapping, Protocol
+
+
+class FamilyNames(Protocol):
+    """What a family says about the names of its layers: the one authority for recognition, extraction, conversion, stacking,
+    block weights and the load check."""
+
+    family: str
+    """Its identifier in specs."""
+    title: str
+    """What people call it."""
+    blocks: tuple[str, ...]
+    """All blocks in the order of the data flow, as block weights call them; `BASE` is text encoders, `EXTRA` the rest."""
+
+    def owns_model(self, names: Collection[str]) -> bool:
+        """Whether a file with tensors of these names holds a denoiser of the family."""
+
+    def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
+        """Whether a LoRA file with these tensors is for the family."""
+
+    def layers(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Any]:
+        """Every layer of a model that a LoRA can change (`table.Layer`): its native, diffusers' and LoRA-file name and its
+        block, from the names and shapes of the model's tensors."""
+
+    def table(self) -> Any | None:
+        """The layers (`table.LayerNames`) of the released model; None where names are read from the model itself."""
+
+    def block(self, name: str) -> str:
+        """The block of a layer, by its native name or by that in a LoRA file, underscored and without prefixes."""
+
+
+BROUGHT: dict[str, FamilyNames] = {}
+"""Of families that are not described in this folder, by their identifiers."""
