@@ -1,7 +1,7 @@
 """What a base model is: recognition, configs, which weights of a folder are read."""
 from .mutation import Mutation
 
-RECOGNITION, WEIGHTS = "trainers/families/recognition.py", "trainers/families/weight_files.py"
+RECOGNITION, WEIGHTS = "trainers/families/unet_recognition.py", "trainers/families/weight_files.py"
 CONFIGS, TRAINING = "trainers/families/component_configs.py", "trainers/training/run.py"
 NOISE = "trainers/families/component_loading.py"
 KINDS = "unit/test_model_kinds.py"
@@ -14,7 +14,7 @@ MUTATIONS = [
              'if any(name.startswith("edm_vpred.") for name in names):',
              "if False:", "unit/test_model_kinds.py::test_single_files_trained_for_something_else_are_refused"),
     Mutation("LCM trains as epsilon", RECOGNITION,
-             '    if UNET + "time_embed.cond_proj.weight" in names:\n',
+             '    if prefix + "time_embed.cond_proj.weight" in names:\n',
              "    if False:\n", "unit/test_model_kinds.py::test_single_files_trained_for_something_else_are_refused"),
     Mutation("EDM schedulers of folders are not seen", RECOGNITION,
              'if kind.startswith("EDM") or', "if", "unit/test_model_kinds.py::test_folders_of_another_kind_are_refused"),
@@ -32,9 +32,9 @@ MUTATIONS = [
              "    if False:\n", "unit/test_model_kinds.py::test_what_a_single_file_says_of_its_prediction"),
     Mutation("ztsnr is not read", RECOGNITION,
              '"ztsnr" in tensors,', "False,", "unit/test_model_kinds.py::test_what_a_single_file_says_of_its_prediction"),
-    Mutation("ztsnr counts for epsilon too", RECOGNITION,
-             'facts.zero_terminal_snr and objective == "v_prediction"',
-             "facts.zero_terminal_snr", "unit/test_model_kinds.py::test_what_a_single_file_says_of_its_prediction"),
+    Mutation("ztsnr counts for epsilon too", "trainers/families/recognition.py",
+             'found.zero_terminal_snr and objective == "v_prediction"',
+             "found.zero_terminal_snr", "unit/test_model_kinds.py::test_what_a_single_file_says_of_its_prediction"),
     Mutation("zero SNR of a folder's scheduler is not read", RECOGNITION,
              'bool(scheduler.get("rescale_betas_zero_snr"))',
              "False", "unit/test_model_kinds.py::test_a_folder_with_zero_terminal_snr"),
