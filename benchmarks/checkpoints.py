@@ -125,11 +125,14 @@ def differences(one: Path, other: Path) -> list[str]:
 def compute(kind, base, known=None) -> dict:
     """Conditioning of the caption and one prediction by the engine; weights are stored in fp16 and computed in fp32."""
     import torch
+    from finetune.trainers.data.images.buckets import Crop
+    from finetune.trainers.families.conditioning import Conditioning
 
     form = kind.latent_format(base)
     with torch.no_grad():
-        conditioning = known and {name: known[name] for name in known if name not in ("noise", "latents")}
-        if not conditioning:
+        if known:
+            conditioning = Conditioning({name: known[name] for name in known if name not in ("noise", "latents")})
+        else:
             conditioning = kind.encode_captions(kind.load_text(base, torch.float32), [CAPTION])
         denoiser = kind.load_denoiser(base, torch.float16)
         denoiser.enable_layerwise_casting(torch.float16, torch.float32, skip_modules_pattern=())
@@ -138,9 +141,9 @@ def compute(kind, base, known=None) -> dict:
                 module.float()  # the casting leaves norms alone
         draw = torch.Generator().manual_seed(1)
         latents = torch.randn((1, form.channels, SIDE // 8, SIDE // 8), generator=draw)
-        sizes = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]], dtype=torch.float32)
-        noise = kind.predict(denoiser, latents, torch.tensor([TIMESTEP]), conditioning, sizes)
-    return {**conditioning, "noise": noise, "latents": latents}
+        asked = conditioning | kind.crop_conditioning([Crop.whole(SIDE, SIDE)])
+        noise = kind.predict(denoiser, latents, torch.tensor([TIMESTEP]), asked)
+    return {**conditioning.tensors, "noise": noise, "latents": latents}
 
 
 def host(family: str, folder: Path) -> dict:

@@ -15,6 +15,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         conditioned_model.py        denoiser and text encoders as the one module that trains
         preparation.py              images and captions into caches, before the loop
         batches.py                  which images make which batch, and reading them
+        prefetch.py                 micro-batches read while the steps before them run
         monitor.py                  previews, validation, the best file, on the way
         validation.py               the loss on held-out images, and early stopping
         quantization.py             frozen weights in 8 bits
@@ -67,6 +68,8 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         freed_memory.py             freed memory goes back to the system
     families/                       model families: a file for each, and what they share
         protocol.py                 what a family offers
+        conditioning.py             what a denoiser is told beside the latents
+        samplers.py                 ways from noise to latents
         latent_diffusion.py         what SD 1.x, SD 2.x and SDXL have in common
         stable_diffusion.py         SD 1.x and SD 2.x
         sdxl.py                     Stable Diffusion XL
@@ -172,6 +175,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
     accelerator.py                  device and precision of a task
     stopping.py                     where a stop breaks work off, and where it waits
     required_packages.py            packages that must be there
+    read_ahead.py                   work begun by threads before its turn
     page_text.py                    text as the page shows it on a node
     vocabulary.py                   words as a tokenizer takes them
     words.py                        what a whole word is; names and counts in sentences

@@ -91,8 +91,9 @@ class ObjectiveSettings(io.ComfyNode):
                                        "al. 2023). 5 is usual; 0 switches it off. Not used by flow models."),
                 io.Float.Input("noise_offset", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Lets very dark and very bright images be learned; 0.05 to 0.1 is usual."),
-                io.Float.Input("flow_shift", default=1.0, min=0.1, max=100.0, step=0.1,
-                               tooltip="Flow models only: above 1 trains more at high noise."),
+                io.Float.Input("flow_shift", default=0.0, min=0.0, max=100.0, step=0.1,
+                               tooltip="Flow models only: above 1 trains more at high noise. 0 leaves it to the model's "
+                                       "family, which may shift more for larger images."),
                 *noise_inputs(),
                 *loss_inputs(),
                 *noise_level_inputs(),

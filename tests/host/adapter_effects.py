@@ -129,8 +129,7 @@ def compare_denoising(training: Training, folder: Path, name: str) -> dict:
         denoised = model.model.apply_model(noisy, sigma, c_crossattn=hidden)
         conditioning = training.family.encode_captions(training.parts.text, [PROMPT])
         predicted = training.family.predict(
-            training.parts.denoiser, noisy / (sigma**2 + 1).sqrt(), torch.tensor([len(sigmas) // 2]), conditioning,
-            torch.zeros(1, 6))
+            training.parts.denoiser, noisy / (sigma**2 + 1).sqrt(), torch.tensor([len(sigmas) // 2]), conditioning)
         results[precision] = {
             "text": distance(hidden, conditioning["hidden"]), "denoised": distance(denoised, noisy - sigma * predicted)}
     return results

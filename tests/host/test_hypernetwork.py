@@ -9,6 +9,7 @@ from diffusers import UNet2DConditionModel
 from environment import describe
 from finetune.benchmarks.pack import become_host
 from finetune.trainers import families, methods
+from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.spec import HypernetworkSpec
@@ -124,14 +125,14 @@ def test_a_denoising_call_of_the_host_equals_ours(comfy, family, cross, widths, 
 
     draw = torch.Generator().manual_seed(9)
     latents, hidden = torch.randn((2, 4, 8, 8), generator=draw), torch.randn((2, 77, cross), generator=draw)
-    timesteps, conditioning, added = torch.tensor([700, 20]), {"hidden": hidden}, {}
-    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+    timesteps, tensors, added = torch.tensor([700, 20]), {"hidden": hidden}, {}
     if family == "sdxl":
-        conditioning["pooled"] = torch.randn((2, 32), generator=draw)
-        added["y"] = torch.cat([conditioning["pooled"], denoiser.add_time_proj(sizes.flatten()).reshape(2, -1)], dim=1)
+        pooled, sizes = torch.randn((2, 32), generator=draw), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+        tensors |= {"pooled": pooled, "sizes": sizes}
+        added["y"] = torch.cat([pooled, denoiser.add_time_proj(sizes.flatten()).reshape(2, -1)], dim=1)
 
     def ours():
-        return families.get(family).predict(denoiser, latents, timesteps, conditioning, sizes)
+        return families.get(family).predict(denoiser, latents, timesteps, Conditioning(tensors))
 
     def theirs(patched):
         options = patched.model_options.get("transformer_options", {})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from finetune.trainers import families
 from finetune.trainers.artifacts.embedding import load_embedding
+from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.families.recognition import recognize
 from host_server import NodeFailed, PromptRejected
 from safetensors import safe_open
@@ -63,7 +64,7 @@ def engine_latents(host, hidden, lora=None) -> torch.Tensor:
         if lora and f"{key}.alpha" in lora:
             add_change(module, lora, key)
     with torch.no_grad():
-        predicted = family.predict(denoiser, noise, torch.tensor([999]), {"hidden": hidden}, None)
+        predicted = family.predict(denoiser, noise, torch.tensor([999]), Conditioning({"hidden": hidden}))
     return (noise * (1 + sigma**2).sqrt() - sigma * predicted) / family.latent_format(base).scale
 
 

@@ -2,8 +2,14 @@
 from finetune.trainers import spec as specs
 from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.errors import Cancelled
+from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import Training, train_run
+
+
+def nothing(captions, crops) -> Conditioning:
+    """What batches know before a step, where no model asks."""
+    return Conditioning()
 
 
 def losses_of(spec, **arguments):

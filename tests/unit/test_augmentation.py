@@ -14,7 +14,7 @@ from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.batches import Batches, BatchOrder, CachedImage, CachedView, Source
 from finetune.trainers.training.run import train_run
 from PIL import Image
-from support.running import training_of
+from support.running import nothing, training_of
 from support.tiny import make_masked_images
 
 
@@ -159,7 +159,7 @@ def test_every_variant_is_drawn_equally_often():
     crop = fit((64, 64), [(64, 64)])
     variants = [CachedView(crop, lambda number=number: torch.full((4, 8, 8), float(number))) for number in range(5)]
     source = Source([CachedImage("a", variants)], BatchOrder([(64, 64)], [1], 4, 3))
-    batches = Batches(source, 1, 3, 0.0, None, torch.device("cpu"))
+    batches = Batches(source, 1, 3, 0.0, nothing)
     drawn = [int(each[0, 0, 0]) for step in range(2500) for each in batches.load(batches.plan(step)[0]).latents]
     counts = Counter(drawn)
     assert sum((counts[number] - 2000) ** 2 / 2000 for number in range(5)) < 18.5  # 4 degrees of freedom, 1 in 1000
@@ -181,11 +181,11 @@ def test_a_run_trains_on_variants_with_their_masks(tiny_bases, make_spec, tmp_pa
     assert held_out and Counter(encoded)["images"] == (4 - held_out) * 4 + held_out == Counter(encoded)["masks"]
     latents = [view.latents() for each in training.data.subject.images for view in each.views]
     assert len({tensor.numpy().tobytes() for tensor in latents}) == len(latents)
-    batches = Batches(training.data.subject, 1, 0, 0.0, None, torch.device("cpu"))
+    batches = Batches(training.data.subject, 1, 0, 0.0, training.data.conditioning)
     seen = 0
     for step in range(20):
         batch = batches.load(batches.plan(step)[0])
-        for sample, mask, sizes in zip(batch.latents, batch.masks, batch.sizes):
+        for sample, mask, sizes in zip(batch.latents, batch.masks, batch.conditioning["sizes"]):
             [view] = [view for each in training.data.subject.images for view in each.views
                       if torch.equal(view.latents(), sample)]
             assert torch.equal(mask, view.mask()) and sizes.tolist() == list(view.crop.sizes)

@@ -12,7 +12,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.process.parent import SCRIPT, TrainingProcess
 from finetune.trainers.run_folder import open_run
-from finetune.trainers.sampling.class_images import class_dataset, draw_class_images, images_of, open_folder
+from finetune.trainers.sampling.class_images import class_dataset, images_of, make_class_images, open_folder
 from finetune.trainers.spec.class_images import ClassImagesSpec
 from finetune.trainers.training.run import train_run
 from PIL import Image
@@ -32,7 +32,7 @@ def asked(tiny_bases, tmp_path):
 def draw(spec, **arguments):
     """(dataset, how many were done after each batch)."""
     seen = []
-    dataset = draw_class_images(
+    dataset = make_class_images(
         spec, lambda event, **fields: seen.append(fields["done"]) if event == "drawing" else None, **arguments)
     return dataset, seen
 

@@ -141,6 +141,7 @@ def test_a_batch_larger_than_its_bucket_is_filled_up():
 
 def test_processes_share_a_batch_without_overlap():
     from finetune.trainers.training.batches import Batches, CachedImage, CachedView, Source
+    from support.running import nothing
 
     crop = fit((64, 64), [(64, 64)])
     images = [CachedImage(str(number), [CachedView(crop, lambda number=number: torch.full((4, 8, 8), float(number)))])
@@ -148,7 +149,7 @@ def test_processes_share_a_batch_without_overlap():
 
     def batch(rank, processes):
         order = BatchOrder([(64, 64)] * 8, [1] * 8, batch_size=4, seed=0)
-        batches = Batches(Source(images, order), 1, 0, 0.5, None, torch.device("cpu"), rank, processes)
+        batches = Batches(Source(images, order), 1, 0, 0.5, nothing, rank, processes)
         return batches.load(batches.plan(step=3)[0])
 
     whole, first, second = batch(0, 1), batch(0, 2), batch(1, 2)

@@ -58,13 +58,13 @@ def test_it_changes_no_training(tiny_bases, make_spec):
 def test_previews_are_drawn_with_the_weights_asked_for(from_ema, tiny_bases, make_spec, monkeypatch):
     training = training_of(with_mean(make_spec, tiny_bases["sd1"], previews=specs.PreviewSpec(
         prompts=("a",), every=3, sampler_steps=1, from_ema=from_ema)))
-    draw, drawn_with = previews.draw_previews, []
+    draw, drawn_with = previews.make_previews, []
 
     def look(*arguments):
         drawn_with[:] = [value.detach().clone() for value in training.parameters.values()]
         return draw(*arguments)
 
-    monkeypatch.setattr(previews, "draw_previews", look)
+    monkeypatch.setattr(previews, "make_previews", look)
     training.execute()
     means, trained = training.mean.model.shadow_params, list(training.parameters.values())
     for last_drawn, mean, value in zip(drawn_with, means, trained, strict=True):

@@ -5,6 +5,7 @@ import struct
 import pytest
 import torch
 from finetune.trainers import families
+from finetune.trainers.data.images.buckets import Crop
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.recognition import recognize
 from safetensors.torch import save_file
@@ -21,10 +22,10 @@ def outputs(base, dtype=torch.float32):
     text = family.load_text(base, dtype)
     conditioning = family.encode_captions(text, ["a red square"])
     denoiser = family.load_denoiser(base, dtype)
-    sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]])
+    conditioning |= family.crop_conditioning([Crop.whole(64, 64)])
     with torch.no_grad():
-        noise = family.predict(denoiser, latents.to(dtype), torch.tensor([500]), conditioning, sizes)
-    return [latents, *(conditioning[name] for name in sorted(conditioning)), noise]
+        noise = family.predict(denoiser, latents.to(dtype), torch.tensor([500]), conditioning)
+    return [latents, *(conditioning[name] for name in sorted(conditioning.tensors)), noise]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -7,6 +7,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.hypernetwork import read_hypernetwork, save_hypernetwork
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_configs import CONFIGS
+from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.methods.hypernetwork import Hypernetwork, Network, activates_output
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.run_folder import open_run
@@ -89,11 +90,13 @@ def test_the_same_added_to_all_keys_changes_nothing_so_it_is_not_trained(family,
     spec, base = HypernetworkSpec(activation="mish", layer_norm=layer_norm), tiny_bases[family]
     denoiser, draw = attached(base, spec), torch.Generator().manual_seed(0)
     cross = denoiser.config.cross_attention_dim
-    conditioning = {"hidden": torch.randn((1, 77, cross), generator=draw), "pooled": torch.randn((1, 32), generator=draw)}
+    conditioning = Conditioning({
+        "hidden": torch.randn((1, 77, cross), generator=draw), "pooled": torch.randn((1, 32), generator=draw),
+        "sizes": torch.full((1, 6), 64.0)})
 
     def predict():
         latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
-        return families.get(family).predict(denoiser, latents, torch.tensor([500]), conditioning, torch.full((1, 6), 64.0))
+        return families.get(family).predict(denoiser, latents, torch.tensor([500]), conditioning)
 
     before = predict()
     pairs = list(denoiser.hypernetwork.values())

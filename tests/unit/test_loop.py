@@ -14,6 +14,7 @@ from finetune.trainers.run_folder import open_run
 from finetune.trainers.training import loop
 from finetune.trainers.training.batches import Batches, BatchOrder, CachedImage, CachedView, Source
 from finetune.trainers.training.run import train_run
+from support.running import nothing
 
 STEPS, BATCH, ACCUMULATION, SEED, RATE, WARMUP = 6, 3, 2, 5, 0.1, 2
 PRIOR_WEIGHT, PRIOR_RATE, PRIOR_BATCH, MAXIMUM, STOP = 0.7, 0.4, 2, 0.05, 3
@@ -59,7 +60,7 @@ def plain_loop(model):
     groups = [{"params": list(model.first.parameters())}, {"params": list(model.second.parameters())}]
     optimizer, priors = torch.optim.SGD(groups, lr=RATE, momentum=0.9, nesterov=True, weight_decay=0.01), 0
 
-    def share(source, number, first, step):
+    def micro_batch(source, number, first, step):
         chosen = source.order[number]
         latents = torch.stack([source.images[index].views[0].latents() for index in chosen])
         generators = [randomness.generator(SEED, randomness.NOISE, step, first + place) for place in range(len(chosen))]
@@ -75,10 +76,10 @@ def plain_loop(model):
         torch.manual_seed(randomness.derive(SEED, randomness.DROPOUT, step, 0))
         loss = 0.0
         for micro in range(ACCUMULATION):
-            loss = loss + share(subject, step * ACCUMULATION + micro, micro * BATCH, step) / ACCUMULATION
+            loss = loss + micro_batch(subject, step * ACCUMULATION + micro, micro * BATCH, step) / ACCUMULATION
             if int((step * ACCUMULATION + micro + 1) * PRIOR_RATE) > priors:
                 first = ACCUMULATION * BATCH + micro * PRIOR_BATCH
-                loss = loss + PRIOR_WEIGHT / ACCUMULATION * share(prior, priors, first, step)
+                loss = loss + PRIOR_WEIGHT / ACCUMULATION * micro_batch(prior, priors, first, step)
                 priors += 1
         loss = loss + penalty(model)
         loss.backward()
@@ -104,7 +105,7 @@ def test_every_step_is_that_of_a_loop_in_plain_torch(tiny_bases, make_spec):
         ParameterGroup("second", RATE / 4, dict(model.second.named_parameters()), STOP / STEPS)], STEPS)
     schedule = make_schedule(specs.ScheduleSpec(name="linear", warmup_steps=WARMUP), optimizer, STEPS)
     subject, prior = sources()
-    batches = Batches(subject, ACCUMULATION, SEED, 0.0, None, torch.device("cpu"), prior=prior, prior_weight=PRIOR_WEIGHT,
+    batches = Batches(subject, ACCUMULATION, SEED, 0.0, nothing, prior=prior, prior_weight=PRIOR_WEIGHT,
                       prior_rate=PRIOR_RATE)
     expected, seen = plain_loop(plain), []
 
@@ -173,13 +174,13 @@ def test_class_images_come_as_often_as_their_ratio_says(ratio, sizes, tiny_bases
     """`sizes`: how many class images each of four steps sees beside its two images of the subject."""
     seen, load = {step: 0 for step in range(4)}, Batches.load
 
-    def count(batches, share):
-        batch = load(batches, share)
-        if share.source is batches.prior:
-            seen[share.step] += len(batch.latents)
-            assert share.weight == 0.3
+    def count(batches, micro):
+        batch = load(batches, micro)
+        if micro.source is batches.prior:
+            seen[micro.step] += len(batch.latents)
+            assert micro.weight == 0.3
         else:
-            assert len(batch.latents) == 2 and share.weight == 1
+            assert len(batch.latents) == 2 and micro.weight == 1
         return batch
 
     monkeypatch.setattr(Batches, "load", count)

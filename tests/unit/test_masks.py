@@ -180,10 +180,9 @@ def errors_of_halves(training: Training) -> tuple[float, float]:
     captions = [each.caption for each in images] * 8
     objective = make_objective("epsilon", training.family.alphas_cumprod(training.spec.base), specs.ObjectiveSpec())
     noised = objective.noise(latents, [randomness.generator(99, number) for number in range(len(latents))])
-    sizes = torch.zeros((len(latents), 6))
     with torch.no_grad():
         prediction = training.family.predict(training.parts.denoiser.eval(), noised.latents, noised.timesteps,
-                                             training.data.conditioning(captions), sizes)
+                                             training.data.captions.batch(captions))
     error = (prediction - noised.target).square().mean(dim=(0, 1, 2))
     return error[:4].mean().item(), error[4:].mean().item()
 

@@ -92,7 +92,7 @@ def test_previews_of_a_zero_terminal_model_start_from_pure_noise(tiny_bases):
 
     base = tiny_bases["sd2"]
     family = families.get("sd2")
-    plain, rescaled = family.sampler(base), family.sampler(base, True)
+    plain, rescaled = family.sampler(base).scheduler, family.sampler(base, True).scheduler
     for sampler in (plain, rescaled):
         sampler.set_timesteps(10)
     assert plain.timesteps[0] < 999 and rescaled.timesteps[0] == 999

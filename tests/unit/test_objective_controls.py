@@ -9,6 +9,7 @@ from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.families.component_loading import load_sampler
 from finetune.trainers.families.latent_diffusion import LatentDiffusion
+from finetune.trainers.families.samplers import DiscreteSampler
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import Training, train_run
 from safetensors import safe_open
@@ -163,7 +164,7 @@ def test_previews_are_drawn_on_the_trained_schedule(zero_terminal_snr, tiny_base
 
     def sampler(family, base, zero_terminal_snr=False):
         asked.append(zero_terminal_snr)
-        return load_sampler(base, zero_terminal_snr)
+        return DiscreteSampler(load_sampler(base, zero_terminal_snr))
 
     monkeypatch.setattr(LatentDiffusion, "sampler", sampler)
     run_losses(make_spec(

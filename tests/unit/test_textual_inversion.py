@@ -113,9 +113,9 @@ def test_ordinary_captions_are_encoded_bit_for_bit_as_before(family, tiny_bases)
     before = families.get(family).encode_captions(plain, captions)
     _, parts, _ = attached(base, family)
     after = families.get(family).encode_captions(parts.text, captions)
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(torch.equal(before[key], after[key]) for key in before.tensors)
     assert all(not torch.equal(tensor, families.get(family).encode_captions(parts.text, ["a zorp"] * 3)[key])
-               for key, tensor in after.items())
+               for key, tensor in after.tensors.items())
 
 
 @pytest.mark.parametrize("end", [2, 49407], ids=["configs before transformers 4.30", "configs since then"])
@@ -129,9 +129,9 @@ def test_a_word_started_from_words_means_what_they_mean(end, tiny_bases):
                 module.eos_token_id = end
     word = family.encode_captions(parts.text, ["a photo of zorp, by night", "Zorp zorp"])
     text = family.encode_captions(parts.text, ["a photo of red dog, by night", "red dog red dog"])
-    assert all(torch.equal(word[key], text[key]) for key in text)
+    assert all(torch.equal(word[key], text[key]) for key in text.tensors)
     other = family.encode_captions(parts.text, ["a photo of zorpling, by night", "pre-zorp"])
-    assert not any(torch.equal(word[key], other[key]) for key in word)
+    assert not any(torch.equal(word[key], other[key]) for key in word.tensors)
 
 
 def test_words_repeat_until_all_vectors_have_a_start(tiny_bases):

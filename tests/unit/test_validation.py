@@ -10,7 +10,7 @@ def losses_again(training, seed):
     """The validation of a run that is over, of its weights as they are."""
     torch.manual_seed(seed)
     return validation_loss(training.accelerator, training.model.train(), training.objective, training.data.held_out,
-                           lambda caption: training.data.conditioning([caption]), training.spec.training.seed)
+                           training.data.conditioning, training.spec.training.seed)
 
 
 def validated(make_spec, base, **parts):

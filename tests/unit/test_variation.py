@@ -14,7 +14,7 @@ from finetune.trainers.training.batches import Batches, BatchOrder, CachedImage,
 from finetune.trainers.training.run import train_run
 from safetensors.torch import load_file
 from support.method_rows import METHODS
-from support.running import losses_of, losses_with_a_stop, training_of
+from support.running import losses_of, losses_with_a_stop, nothing, training_of
 
 DRAWS = 10_000
 TAGS = ["ohwx", "red", "round", "small", "on grass", "at night"]
@@ -25,7 +25,7 @@ def captions_of(variation, caption=CAPTION, dropout=0.0, draws=DRAWS, seed=1) ->
     """Captions of a run of `draws` samples in batches of four, as the loop gets them."""
     crop = fit((64, 64), [(64, 64)])
     image = CachedImage(caption, [CachedView(crop, lambda: torch.zeros((4, 8, 8)))], variation)
-    batches = Batches(Source([image], BatchOrder([(64, 64)], [1], 4, seed)), 1, seed, dropout, None, torch.device("cpu"))
+    batches = Batches(Source([image], BatchOrder([(64, 64)], [1], 4, seed)), 1, seed, dropout, nothing)
     return [each for step in range(draws // 4) for each in batches.load(batches.plan(step)[0]).captions]
 
 
@@ -219,7 +219,7 @@ def test_weights_multiply_the_loss_of_their_samples(tiny_bases, make_spec, squar
     losses = []
     training.emit = lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None
     training.execute()
-    batches = Batches(training.data.subject, 1, 0, 0.0, training.data.conditioning, torch.device("cpu"))
+    batches = Batches(training.data.subject, 1, 0, 0.0, training.data.conditioning)
     batch = batches.load(batches.plan(0)[0])
     by_caption = {image.caption: image.weight for image in dataset.images}
     assert batch.weights.tolist() == [by_caption[caption] for caption in batch.captions]
@@ -238,5 +238,5 @@ def test_images_that_all_count_one_have_no_weights(squares):
     assert all(image.weight == 1 for image in squares.images)
     crop = fit((64, 64), [(64, 64)])
     image = CachedImage("a", [CachedView(crop, lambda: torch.zeros((4, 8, 8)))])
-    batches = Batches(Source([image], BatchOrder([(64, 64)], [1], 2, 0)), 1, 0, 0.0, None, torch.device("cpu"))
+    batches = Batches(Source([image], BatchOrder([(64, 64)], [1], 2, 0)), 1, 0, 0.0, nothing)
     assert batches.load(batches.plan(0)[0]).weights is None

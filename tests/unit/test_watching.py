@@ -267,7 +267,7 @@ class Clock:
 def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(training_module, "time", clock)
-    accumulate, draw = training_module.loop.accumulate_gradients, monitor.previews.draw_previews
+    accumulate, draw = training_module.loop.accumulate_gradients, monitor.previews.make_previews
 
     def slow_step(*arguments):
         clock.now += 10
@@ -278,7 +278,7 @@ def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
         return draw(*arguments)
 
     monkeypatch.setattr(training_module.loop, "accumulate_gradients", slow_step)
-    monkeypatch.setattr(monitor.previews, "draw_previews", slow_preview)
+    monkeypatch.setattr(monitor.previews, "make_previews", slow_preview)
     run, events = train(make_spec(
         tiny_bases["sd1"], training=specs.TrainingSpec(steps=12, batch_size=2, resolution=64),
         checkpoints=specs.CheckpointSpec(every=5, minutes=0.5, keep=9),

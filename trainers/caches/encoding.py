@@ -1,11 +1,11 @@
 """What is encoded once and kept on disk: images as latents, captions as conditioning."""
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
 from os import cpu_count
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, Sequence
+from threading import Lock
+from typing import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from ..data.images.augmentation import View, view_pixels
 from ..data.images.image_files import pixel_key, read_image
 from ..errors import UserError
-from ..families.protocol import Conditioning, Family, LatentFormat, TextEncoders
+from ..families.conditioning import Conditioning
+from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..files import ensure_space
+from ..read_ahead import ahead
 from ..spec import DatasetImage, RunSpec
 from .freed_memory import give_back_freed_memory
 from .tensor_cache import CAPTIONS, LATENTS, TensorCache
@@ -41,21 +43,6 @@ FINGERPRINTS = "fingerprints"
 """Folder in the folder of caches that remembers what components hold."""
 
 Job = tuple[DatasetImage, list[View]]
-
-
-def ahead(pool: ThreadPoolExecutor, work: Callable, items: Iterable, limit: int) -> Iterator:
-    """work(item) for all items in their order, up to `limit` of them begun before their turn. Close it to stop early."""
-    begun: deque[Future] = deque()
-    try:
-        for item in items:
-            begun.append(pool.submit(work, item))
-            if len(begun) >= limit:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
-    finally:
-        for future in begun:
-            future.cancel()
 
 
 class LatentCache:
@@ -175,6 +162,7 @@ class CaptionCache:
         self.spec, self.family, self.dtype = spec, family, dtype
         self.cache = TensorCache(Path(spec.folders.caches) / CAPTIONS)
         self.text: TextEncoders | None = None
+        self.encoding = Lock()  # a preview may ask while micro-batches are read ahead, and tokenizers serve one thread only
 
     @cached_property
     def identity(self) -> Sequence:
@@ -198,29 +186,28 @@ class CaptionCache:
         emit("phase", text="loading the text encoders", stage="captions")
         text = self.text or load_text(self.spec, self.family, self.dtype).to(device)
         for done, caption in enumerate(missing, start=1):
-            self.cache.put(keys[caption], self._encode(text, caption))
+            self.cache.put(keys[caption], self._encode(text, caption).entry())
             emit("encoding", what="captions", done=done, total=len(missing))
 
     def batch(self, captions: Sequence[str]) -> Conditioning:
+        """On the CPU."""
         single = {caption: self._single(caption) for caption in dict.fromkeys(captions)}
-        return {
-            name: torch.stack([single[caption][name] for caption in captions]) for name in single[captions[0]]
-        }
+        return Conditioning.collated([single[caption] for caption in captions])
 
-    def _single(self, caption: str) -> Mapping[str, Tensor]:
+    def _single(self, caption: str) -> Conditioning:
         try:
-            return self.cache.get(self.key(caption))
+            return Conditioning.of_entry(self.cache.get(self.key(caption)))
         except KeyError:
             if self.text is not None:
-                return {name: tensor.cpu() for name, tensor in self._encode(self.text, caption).items()}
+                return self._encode(self.text, caption).to(torch.device("cpu"))
             raise UserError(f"The cached encoding of the caption {caption[:60]!r} has disappeared from the cache folder "
                             "during the run. Queue again; it will be encoded anew.") from None
 
-    def _encode(self, text: TextEncoders, caption: str) -> Mapping[str, Tensor]:
+    def _encode(self, text: TextEncoders, caption: str) -> Conditioning:
         """Outside of any autocast, as if nothing else ran: previews ask from inside one."""
         device = next(text.parameters()).device
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return {name: tensor[0] for name, tensor in self.family.encode_captions(text, [caption]).items()}
+        with self.encoding, torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return self.family.encode_captions(text, [caption])
 
 
 def load_text(spec: RunSpec, family: Family, dtype: torch.dtype) -> TextEncoders:

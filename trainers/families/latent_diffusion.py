@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from ..artifacts.layer_names import ReleasedNames
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
+from ..data.images.buckets import Crop
 from . import checkpoint_writing, component_loading, text_loading, unet_recognition
 from .component_configs import component_config
+from .conditioning import Conditioning
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
 from .protocol import LatentFormat, TextEncoders
+from .samplers import DiscreteSampler
 from .sizes import UNET
 
 ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)$"
@@ -89,8 +92,11 @@ class LatentDiffusion:
     def alphas_cumprod(self, base) -> Tensor:
         return component_loading.load_alphas_cumprod(base)
 
-    def sampler(self, base, zero_terminal_snr: bool = False):
-        return component_loading.load_sampler(base, zero_terminal_snr)
+    def timestep_shift(self, height: int, width: int) -> float:
+        return 1.0
+
+    def sampler(self, base, zero_terminal_snr: bool = False) -> DiscreteSampler:
+        return DiscreteSampler(component_loading.load_sampler(base, zero_terminal_snr))
 
     @torch.no_grad()
     def encode_images(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
@@ -100,6 +106,9 @@ class LatentDiffusion:
     @torch.no_grad()
     def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
         return vae.decode(latents / latent_format.scale + latent_format.shift).sample.clamp(-1, 1)
+
+    def crop_conditioning(self, crops: Sequence[Crop]) -> Conditioning:
+        return Conditioning()
 
     def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
         """Two places of the encoder's length go to the start and end tokens."""

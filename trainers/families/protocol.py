@@ -5,17 +5,33 @@ that parts can be loaded, used and freed one at a time.
 """
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping, Protocol, Sequence
+from typing import Callable, Iterator, Literal, Mapping, Protocol, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..artifacts.layer_names import FamilyNames
 from ..artifacts.tensor_files import Entry
+from ..data.images.buckets import Crop
+from .conditioning import Conditioning
 from .model_parts import ModelSource, Recognized
 
-Conditioning = dict[str, Tensor]
-"""Named tensors with a leading batch dimension, as the family's denoiser wants them."""
+Guidance = Literal["classifier-free", "distilled", "none"]
+"""How images follow the prompt more closely. "classifier-free": two predictions, one of them for the negative prompt (Ho &
+Salimans 2022, arXiv:2207.12598). "distilled": one, for which the conditioning holds the strength as "guidance" [batch].
+"none": one, and the strength is not read."""
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(latents [batch, …], timestep []) → the denoiser's prediction in float32, guidance included."""
+
+
+class Sampler(Protocol):
+    """How a family makes images out of noise: the noise levels, what they do to the noise and how a step goes."""
+
+    @property
+    def guidance(self) -> Guidance: ...
+
+    def sample(self, predict: Predict, noise: Tensor, steps: int) -> Tensor:
+        """Unit Gaussian noise [batch, channels, height, width] → latents, in `steps` steps."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +121,12 @@ class Family(Protocol):
     def alphas_cumprod(self, base) -> Tensor | None:
         """The discrete noise schedule, float32 [steps]; None for flow models."""
 
-    def sampler(self, base, zero_terminal_snr: bool = False):
-        """A fresh diffusers scheduler for previews; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
+    def timestep_shift(self, height: int, width: int) -> float:
+        """How far noise levels of latents of this size are shifted towards noise, in training and sampling of flow models
+        (Esser et al. 2024, arXiv:2403.03206, eq. 23): a function of the length of the sequence that they become. 1: not."""
+
+    def sampler(self, base, zero_terminal_snr: bool = False) -> Sampler:
+        """For previews and class images; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
 
     def encode_images(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """Pixels float [batch, 3, height, width] in -1…1 → latents [batch, channels, height / 8, width / 8]."""
@@ -117,15 +137,16 @@ class Family(Protocol):
     def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
         """Captions → conditioning. Gradients flow to whatever in `text` requires them."""
 
+    def crop_conditioning(self, crops: Sequence[Crop]) -> Conditioning:
+        """What the denoiser wants to know of how images were cropped, on the CPU; empty where it wants nothing."""
+
     def load_tokenizers(self, base) -> Mapping[str, object]: ...
 
     def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
         """(tokens of the caption, tokens that fit)."""
 
-    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning,
-                sizes: Tensor) -> Tensor:
-        """One denoising call. `sizes` is float [batch, 6]: original height, width, crop top, left, target height,
-        width, in pixels; families without size conditioning ignore it."""
+    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """One denoising call. `conditioning` is that of the captions and that of the crops together."""
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         """Prefix and name of a denoiser module in LoRA files, for example "lora_unet_mid_block_attentions_0_…"."""

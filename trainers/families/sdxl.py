@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.tensor_files import Entry, entry_of
+from ..data.images.buckets import Crop
 from . import text_loading
+from .conditioning import Conditioning
 from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states
-from .protocol import Conditioning, LoraPreset, TextEncoders
+from .protocol import LoraPreset, TextEncoders
 
 V_MARKER, ZERO_MARKER = "v_pred", "ztsnr"
 
@@ -51,11 +53,15 @@ class StableDiffusionXL(LatentDiffusion):
         second = hidden_states(text, "te2", captions)
         layer = -1 - max(text.clip_skip - 1, 1)
         hidden = torch.cat([first.hidden_states[layer], second.hidden_states[layer]], dim=-1)
-        return {"hidden": hidden, "pooled": second.text_embeds}
+        return Conditioning({"hidden": hidden, "pooled": second.text_embeds})
 
-    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning,
-                sizes: Tensor) -> Tensor:
-        added = {"text_embeds": conditioning["pooled"], "time_ids": sizes.to(conditioning["pooled"])}
+    def crop_conditioning(self, crops: Sequence[Crop]) -> Conditioning:
+        """Section 2.2 of the paper: "sizes" float [batch, 6], in pixels."""
+        return Conditioning({"sizes": torch.tensor([crop.sizes for crop in crops], dtype=torch.float32)})
+
+    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        pooled = conditioning["pooled"]
+        added = {"text_embeds": pooled, "time_ids": conditioning["sizes"].to(pooled)}
         return denoiser(latents, timesteps, conditioning["hidden"], added_cond_kwargs=added).sample
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:

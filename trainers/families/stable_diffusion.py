@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoint_writing, text_loading
+from .conditioning import Conditioning
 from .latent_diffusion import LatentDiffusion, final_norm, hidden_states
-from .protocol import Conditioning, LoraPreset, TextEncoders
+from .protocol import LoraPreset, TextEncoders
 
 V_SPREAD = 0.09
 """Standard deviation of the bias from which ComfyUI infers v-prediction (its `supported_models.py`)."""
@@ -58,11 +59,10 @@ class StableDiffusion(LatentDiffusion):
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""
         output, skipped = hidden_states(text, "te", captions), text.clip_skip - self.own_layer
         if skipped <= 0:
-            return {"hidden": output.last_hidden_state}
-        return {"hidden": final_norm(text.encoders["te"])(output.hidden_states[-1 - skipped])}
+            return Conditioning({"hidden": output.last_hidden_state})
+        return Conditioning({"hidden": final_norm(text.encoders["te"])(output.hidden_states[-1 - skipped])})
 
-    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning,
-                sizes: Tensor) -> Tensor:
+    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return denoiser(latents, timesteps, conditioning["hidden"]).sample
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:

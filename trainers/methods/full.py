@@ -51,7 +51,7 @@ class Full:
         groups = [ParameterGroup("denoiser", self.learning_rate, trainable(parts.denoiser))]
         if self.trains_text():
             parts.text.encoders.requires_grad_(True)
-            reached = reached_by(parts.family.encode_captions(parts.text, [""]).values())
+            reached = reached_by(parts.family.encode_captions(parts.text, [""]).tensors.values())
             for name, encoder in parts.text.encoders.items():
                 for parameter in encoder.parameters():
                     parameter.requires_grad_(parameter in reached)

@@ -72,6 +72,24 @@ def disturb(values: Tensor, generators: Sequence[torch.Generator], strength: flo
     return values + strength * torch.stack(drawn).to(values)
 
 
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """Sigmas in 0…1 moved towards noise: k s / (1 + (k - 1) s) (Esser et al. 2024, arXiv:2403.03206, eq. 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+@dataclass(frozen=True)
+class ShiftByLength:
+    """The shift e^mu, with mu on a line through two points (tokens, mu): longer sequences need more noise to lose as much
+    (Esser et al. 2024, section 5.3.2). The default is the line of FLUX.1's scheduler, 1.65 at 256² and 3.16 at 1024²."""
+
+    first: tuple[int, float] = (256, 0.5)
+    second: tuple[int, float] = (4096, 1.15)
+
+    def __call__(self, tokens: int) -> float:
+        (near, low), (far, high) = self.first, self.second
+        return math.exp(low + (high - low) * (tokens - near) / (far - near))
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
     """A density over the noise schedule, 0 clean and 1 noise, squeezed into the range `minimum`…`maximum`.
@@ -108,7 +126,5 @@ class NoiseLevels:
         return first + (self.draw_share(generator) * count).long().clamp(0, count - 1)
 
     def draw_sigma(self, generator: torch.Generator, shift: float = 1.0) -> Tensor:
-        """A noise share of a flow model, float32 [1], shifted by k s / (1 + (k - 1) s) (Esser et al. 2024, eq. 23)."""
-        share = self.draw_share(generator)
-        share = shift * share / (1 + (shift - 1) * share)
-        return self.minimum + (self.maximum - self.minimum) * share
+        """A sigma of a flow model, float32 [1], shifted before it is squeezed into the range."""
+        return self.minimum + (self.maximum - self.minimum) * shifted(self.draw_share(generator), shift)

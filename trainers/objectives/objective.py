@@ -5,7 +5,7 @@ Shapes: latents, noise and targets are [batch, channels, height, width]; timeste
 its multi-resolution noise, the input perturbation and the image noise, in this order.
 """
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from typing import Callable, Protocol, Sequence
 
 import torch
 from torch import Tensor
@@ -28,8 +28,17 @@ class Noised:
 
 
 class Objective(Protocol):
+    @property
+    def settings(self) -> ObjectiveSpec: ...
+
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
-        """Noise each sample with its own generator."""
+        """Noise each sample with its own generator, as the settings want it."""
+
+    def levels(self, fractions: Tensor) -> Tensor:
+        """Noise levels [batch] at these fractions of the schedule, 0 clean and 1 noise, as `mix` takes them."""
+
+    def mix(self, latents: Tensor, noise: Tensor, levels: Tensor, mixed: Tensor | None = None) -> Noised:
+        """Latents with `noise` mixed in, which the target knows; or with `mixed`, where that is another one."""
 
     def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """How wrong a prediction is: a scalar in float32. `masks` [batch, 1, height, width] in 0…1; `weights` [batch], how
@@ -49,11 +58,20 @@ class DiscreteObjective:
         steps, levels = len(self.alphas_cumprod), noise_levels(self.settings, "uniform")
         timesteps = torch.cat([levels.draw_step(each, steps) for each in generators])
         clean, noise, mixed = draw_samples(latents, generators, self.settings)
-        alphas = self.alphas_cumprod[timesteps].to(latents)
-        threshold = sample_threshold(self.settings, alphas.sqrt(), (1 - alphas).sqrt(), timesteps.to(latents) / steps)
-        signal, spread = per_sample(alphas.sqrt(), latents), per_sample((1 - alphas).sqrt(), latents)
-        target = noise if self.prediction == "epsilon" else signal * noise - spread * clean
-        return Noised(signal * clean + spread * mixed, timesteps.to(latents.device), target, self._weight(alphas), threshold)
+        return self.mix(clean, noise, timesteps, mixed)
+
+    def levels(self, fractions: Tensor) -> Tensor:
+        """Timesteps, int64."""
+        return (fractions * len(self.alphas_cumprod)).long()
+
+    def mix(self, latents: Tensor, noise: Tensor, levels: Tensor, mixed: Tensor | None = None) -> Noised:
+        alphas, timesteps = self.alphas_cumprod[levels].to(latents), levels.to(latents.device)
+        fractions = levels.to(latents) / len(self.alphas_cumprod)
+        threshold = sample_threshold(self.settings, alphas.sqrt(), (1 - alphas).sqrt(), fractions)
+        alpha, sigma = per_sample(alphas.sqrt(), latents), per_sample((1 - alphas).sqrt(), latents)
+        target = noise if self.prediction == "epsilon" else alpha * noise - sigma * latents
+        noisy = alpha * latents + sigma * (noise if mixed is None else mixed)
+        return Noised(noisy, timesteps, target, self._weight(alphas), threshold)
 
     def _weight(self, alphas: Tensor) -> Tensor:
         if self.settings.min_snr_gamma:
@@ -70,18 +88,30 @@ class DiscreteObjective:
 class FlowObjective:
     """Rectified flow (Esser et al. 2024, arXiv:2403.03206): x_s = (1 - s) x_0 + s e, target e - x_0.
 
-    s is drawn logit-normally (their eq. 19) if the settings name no other density, and shifted by their eq. 23.
-    Timesteps handed to the network are 1000 s.
+    s is sampled logit-normally (their eq. 19) if the settings name no other density, and shifted by their eq. 23: by what
+    the settings say, or else by the family's own `shift(height, width)` of the latents. Timesteps handed to the network are
+    1000 s.
     """
 
     settings: ObjectiveSpec = ObjectiveSpec()
+    shift: Callable[[int, int], float] = lambda height, width: 1.0
 
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         levels = noise_levels(self.settings, "logit_normal")
-        sigma = torch.cat([levels.draw_sigma(each, self.settings.flow_shift) for each in generators]).to(latents)
+        shift = self.settings.flow_shift or self.shift(*latents.shape[-2:])
+        sigmas = torch.cat([levels.draw_sigma(each, shift) for each in generators])
         clean, noise, mixed = draw_samples(latents, generators, self.settings)
-        mix, threshold = per_sample(sigma, latents), sample_threshold(self.settings, 1 - sigma, sigma, sigma)
-        return Noised((1 - mix) * clean + mix * mixed, 1000 * sigma, noise - clean, torch.ones_like(sigma), threshold)
+        return self.mix(clean, noise, sigmas, mixed)
+
+    def levels(self, fractions: Tensor) -> Tensor:
+        """Sigmas."""
+        return fractions
+
+    def mix(self, latents: Tensor, noise: Tensor, levels: Tensor, mixed: Tensor | None = None) -> Noised:
+        sigmas = levels.to(latents)
+        sigma, threshold = per_sample(sigmas, latents), sample_threshold(self.settings, 1 - sigmas, sigmas, sigmas)
+        noisy = (1 - sigma) * latents + sigma * (noise if mixed is None else mixed)
+        return Noised(noisy, 1000 * sigmas, noise - latents, torch.ones_like(sigmas), threshold)
 
     def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         return objective_loss(prediction, noised, self.settings, masks, weights)
@@ -118,10 +148,12 @@ def objective_loss(prediction: Tensor, noised: Noised, settings: ObjectiveSpec, 
     return weighted_loss(prediction, noised.target, weight, settings.loss, noised.threshold, masks, settings.unmasked_weight)
 
 
-def make_objective(prediction: str, alphas_cumprod: Tensor | None, settings: ObjectiveSpec) -> Objective:
-    """The objective of a checkpoint. `alphas_cumprod` is None for flow models."""
+def make_objective(prediction: str, alphas_cumprod: Tensor | None, settings: ObjectiveSpec,
+                   shift: Callable[[int, int], float] = lambda height, width: 1.0) -> Objective:
+    """The objective of a checkpoint. `alphas_cumprod` is None for flow models, and only those read the family's `shift`."""
     if prediction == "flow":
-        return FlowObjective(settings)
+        return FlowObjective(settings, shift)
+    assert alphas_cumprod is not None
     if settings.zero_terminal_snr:
         alphas_cumprod = with_zero_terminal_snr(alphas_cumprod)
     return DiscreteObjective(alphas_cumprod, prediction, settings)
@@ -132,7 +164,7 @@ def objective_notes(prediction: str, settings: ObjectiveSpec) -> list[str]:
     flow, notes = prediction == "flow", []
     if flow and settings.min_snr_gamma:
         notes.append("min_snr_gamma is not read: flow models have no such weighting")
-    if not flow and settings.flow_shift != 1:
+    if not flow and settings.flow_shift not in (0, 1):
         notes.append("flow_shift is not read: it belongs to flow models, and this model is none")
     distribution = noise_levels(settings, "logit_normal" if flow else "uniform").distribution
     if settings.distribution_mean != 0 and distribution != "logit_normal":

@@ -41,12 +41,12 @@ def _after_checkpoint(run: Run) -> str:
 
 
 def _draw_class_images(run: Run, emit, stop_requested) -> dict:
-    from ..sampling.class_images import draw_class_images
+    from ..sampling.class_images import make_class_images
     from ..spec.class_images import ClassImagesSpec
 
     spec = ClassImagesSpec.model_validate_json(run.spec_path.read_bytes())
     emit("started", run=run.name, images=spec.count)
-    return {"images": len(draw_class_images(spec, emit, stop_requested).images)}
+    return {"images": len(make_class_images(spec, emit, stop_requested).images)}
 
 
 def _caption(run: Run, emit, stop_requested) -> dict:

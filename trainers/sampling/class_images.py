@@ -1,10 +1,10 @@
-"""Class images for prior preservation, drawn by the base itself, kept on disk and only ever added to.
+"""Class images for prior preservation, made by the base itself, kept on disk and only ever added to.
 
     <caches>/class_images/<prompt>-<key>/
         spec.json events.jsonl log.txt    as in the folder of a run
         images/00000.png, 00000.txt …   image i and its caption, the prompt
 
-The key is a hash of everything that determines the images but their count, so a larger count draws the missing ones.
+The key is a hash of everything that determines the images but their count, so a larger count makes the missing ones.
 """
 import os
 import re
@@ -23,7 +23,7 @@ from ..spec import DatasetSpec
 from ..spec.class_images import ClassImagesSpec
 
 FORMAT = 1
-"""Raised when the same spec would draw other images."""
+"""Raised when the same spec would give other images."""
 
 
 def open_folder(spec: ClassImagesSpec) -> Run:
@@ -44,11 +44,11 @@ def images_of(folder: Run) -> Path:
 def class_dataset(spec: ClassImagesSpec, on_progress: Callable[[int, int], None] = lambda done, total: None,
                   ) -> DatasetSpec | None:
     """The images that are asked for, as a dataset, if all of them are there."""
-    dataset = _drawn(open_folder(spec), spec, on_progress)
+    dataset = _found(open_folder(spec), spec, on_progress)
     return dataset if dataset is not None and len(dataset.images) == spec.count else None
 
 
-def _drawn(folder: Run, spec: ClassImagesSpec, on_progress=lambda done, total: None) -> DatasetSpec | None:
+def _found(folder: Run, spec: ClassImagesSpec, on_progress=lambda done, total: None) -> DatasetSpec | None:
     """Those of the images that are there and whole; None when there are none."""
     wanted = {file_name(number) for number in range(spec.count)}
     try:
@@ -63,29 +63,29 @@ def file_name(number: int) -> str:
     return f"{number:05}.png"
 
 
-def draw_class_images(spec: ClassImagesSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> DatasetSpec:
-    """Draw the images that are missing. Events: "phase", and "drawing" with done, total and the path of the newest.
+def make_class_images(spec: ClassImagesSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> DatasetSpec:
+    """Make the images that are missing. Events: "phase", and "drawing" with done, total and the path of the newest.
 
-    Raises UserError with a sentence, or Cancelled between two batches; what is drawn stays.
+    Raises UserError with a sentence, or Cancelled between two batches; what is made stays.
     """
     folder = open_folder(spec)
-    found = _drawn(folder, spec)
+    found = _found(folder, spec)
     there = {image.name for image in found.images} if found else set()
     missing = [number for number in range(spec.count) if file_name(number) not in there]
     if missing:
         # PNG images take at most about the 3 bytes of their pixels.
         ensure_space(folder.folder, 3 * spec.resolution**2 * len(missing))
-        _draw(spec, images_of(folder), missing, emit, stop_requested)
-    return _drawn(folder, spec)
+        _make(spec, images_of(folder), missing, emit, stop_requested)
+    return _found(folder, spec)
 
 
-def _draw(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_requested: Callable[[], bool]):
+def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_requested: Callable[[], bool]):
     from ..accelerator import accelerated, dtype_of  # seconds of imports, which a node that finds all images is spared
-    from .previews import draw_images
+    from .previews import make_images
 
     remove_unfinished(folder.glob(f"{UNFINISHED}*"))  # of a process that was killed; whoever calls holds the lock
     family = families.get(spec.base.family)
-    form = family.latent_format(spec.base)
+    latent_format = family.latent_format(spec.base)
     with accelerated(spec) as accelerator:
         device, dtype = accelerator.device, dtype_of(accelerator)
         emit("phase", text="loading the text encoders", stage="captions")
@@ -100,11 +100,11 @@ def _draw(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_re
             if stop_requested():
                 raise Cancelled
             numbers = missing[start:start + spec.batch_size]
-            draws = [randomness.generator(spec.image_seed, randomness.CLASS_IMAGES, number) for number in numbers]
+            generators = [randomness.generator(spec.image_seed, randomness.CLASS_IMAGES, number) for number in numbers]
             with accelerator.autocast():
-                images = draw_images(
-                    family, denoiser, vae, form, family.sampler(spec.base), positive, negative, draws, spec.sampler_steps,
-                    spec.guidance, spec.resolution, device)
+                images = make_images(
+                    family, denoiser, vae, latent_format, family.sampler(spec.base), positive, negative, generators,
+                    spec.sampler_steps, spec.guidance, spec.resolution, device)
             for number, image in zip(numbers, images, strict=True):
                 path = folder / file_name(number)
                 _save(path, spec.prompt, image)

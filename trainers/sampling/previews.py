@@ -1,4 +1,4 @@
-"""Images drawn with the model as it is now: DPM++ 2M with classifier-free guidance (Ho & Salimans 2022)."""
+"""Images made with the model as it is now, by the family's sampler."""
 from typing import Callable, Iterator, Sequence
 
 import numpy as np
@@ -7,7 +7,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import randomness
-from ..families.protocol import Conditioning, Family, LatentFormat
+from ..data.images.buckets import Crop
+from ..families.conditioning import Conditioning
+from ..families.protocol import Family, LatentFormat, Predict, Sampler
 from ..spec import PreviewSpec
 
 AT_ONCE = 4
@@ -15,8 +17,8 @@ AT_ONCE = 4
 
 
 @torch.no_grad()
-def draw_previews(
-    family: Family, base, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, spec: PreviewSpec,
+def make_previews(
+    family: Family, base, denoiser: nn.Module, vae: nn.Module, latent_format: LatentFormat, spec: PreviewSpec,
     conditioning: Callable[[str], Conditioning], resolution: int, device: torch.device, zero_terminal_snr: bool = False,
 ) -> Iterator[list[Image.Image]]:
     """The square images of each prompt, `resolution` pixels wide. `conditioning(prompt)` gives a batch of one.
@@ -26,38 +28,52 @@ def draw_previews(
     negative = conditioning(spec.negative)
     for number, prompt in enumerate(spec.prompts):
         positive, images = conditioning(prompt), []
-        draws = [randomness.generator(spec.seed, number, image) for image in range(spec.images)]
+        generators = [randomness.generator(spec.seed, number, image) for image in range(spec.images)]
         for start in range(0, spec.images, AT_ONCE):
-            images += draw_images(
-                family, denoiser, vae, form, family.sampler(base, zero_terminal_snr), positive, negative,
-                draws[start:start + AT_ONCE], spec.sampler_steps, spec.guidance, resolution, device)
+            images += make_images(
+                family, denoiser, vae, latent_format, family.sampler(base, zero_terminal_snr), positive, negative,
+                generators[start:start + AT_ONCE], spec.sampler_steps, spec.guidance, resolution, device)
         yield images
 
 
 @torch.no_grad()
-def draw_images(
-    family: Family, denoiser: nn.Module, vae: nn.Module, form: LatentFormat, sampler, positive: Conditioning,
-    negative: Conditioning, draws: Sequence[torch.Generator], sampler_steps: int, guidance: float, resolution: int,
-    device: torch.device,
+def make_images(
+    family: Family, denoiser: nn.Module, vae: nn.Module, latent_format: LatentFormat, sampler: Sampler,
+    positive: Conditioning, negative: Conditioning, generators: Sequence[torch.Generator], sampler_steps: int,
+    guidance: float, resolution: int, device: torch.device,
 ) -> list[Image.Image]:
-    """A batch of square images, `resolution` pixels wide, each from the noise of its own generator in `draws`. `sampler`
-    is a fresh diffusers scheduler; both conditionings are batches of one."""
-    count, side = len(draws), resolution // form.downscale
-    pair = {name: torch.cat([negative[name].repeat_interleave(count, 0), positive[name].repeat_interleave(count, 0)])
-            .to(device) for name in positive}
-    sizes = torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]], dtype=torch.float32, device=device)
-    sizes = sizes.repeat(2 * count, 1)
-    sampler.set_timesteps(sampler_steps, device=device)
-    latents = torch.stack([torch.randn((form.channels, side, side), generator=draw) for draw in draws])
-    latents = latents.to(device) * sampler.init_noise_sigma
-    for timestep in sampler.timesteps:
-        doubled = sampler.scale_model_input(latents, timestep).repeat(2, 1, 1, 1)
-        guess = family.predict(denoiser, doubled, timestep.expand(2 * count), pair, sizes).float()
-        without, with_prompt = guess.chunk(2)
-        latents = sampler.step(without + guidance * (with_prompt - without), timestep, latents).prev_sample
+    """A batch of square images, `resolution` pixels wide, each from the noise of its own generator. Both conditionings are
+    batches of one."""
+    count, side = len(generators), resolution // latent_format.downscale
+    shape = (latent_format.channels, side, side)
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+    crops = family.crop_conditioning([Crop.whole(resolution, resolution)] * count).to(device)
+    positive, negative = (each.to(device).repeated(count) | crops for each in (positive, negative))
+    predict = guided(family, denoiser, sampler, positive, negative, guidance)
+    latents = sampler.sample(predict, noise, sampler_steps)
     with torch.autocast(device.type, enabled=False):  # SDXL's VAE overflows in fp16
         # one by one: decoding needs more memory than denoising
-        return [to_image(family.decode_latents(vae, each[None].float(), form)[0]) for each in latents]
+        return [to_image(family.decode_latents(vae, each[None].float(), latent_format)[0]) for each in latents]
+
+
+def guided(family: Family, denoiser: nn.Module, sampler: Sampler, positive: Conditioning, negative: Conditioning,
+           guidance: float) -> Predict:
+    """The denoiser as a sampler asks it, with the strength `guidance` in the sampler's kind of guidance."""
+    if sampler.guidance == "classifier-free":
+        both = Conditioning.collated([negative, positive])
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            doubled = torch.cat([latents, latents])
+            prediction = family.predict(denoiser, doubled, timestep.expand(len(doubled)), both).float()
+            without, with_prompt = prediction.chunk(2)
+            return without + guidance * (with_prompt - without)
+        return predict
+
+    if sampler.guidance == "distilled":
+        first = next(iter(positive.tensors.values()))
+        strength = torch.full((len(first),), guidance, device=first.device)
+        positive = positive | Conditioning({"guidance": strength})
+    return lambda latents, timestep: family.predict(denoiser, latents, timestep.expand(len(latents)), positive).float()
 
 
 def to_image(pixels: Tensor) -> Image.Image:

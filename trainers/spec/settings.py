@@ -64,7 +64,8 @@ class ObjectiveSpec(Part):
     overall brightness can be learned; about 0.05 to 0.1 (kohya's documentation). `multires_*` add noise of lower
     resolutions (kohya: 6 to 10 iterations, discount 0.3). `input_perturbation` adds noise that the target does not know
     (Ning et al. 2023, arXiv:2301.11706; 0.1 in the paper). `flow_shift` moves flow timesteps towards noise (Esser et al.
-    2024, eq. 23). Timesteps are shares of the noise schedule, 0 clean, 1 noise; a density is squeezed into their range.
+    2024, eq. 23); 0 leaves it to the family, whose shift may depend on the resolution. Timesteps are fractions of the noise
+    schedule, 0 clean, 1 noise; a density is squeezed into their range.
     """
 
     min_snr_gamma: float = Field(0.0, ge=0, le=100)
@@ -90,7 +91,7 @@ class ObjectiveSpec(Part):
     """Of logit_normal, before the sigmoid; above 0 means more noise."""
     distribution_spread: float = Field(1.0, gt=0, le=5)
     """Standard deviation of logit_normal, before the sigmoid; scale of mode (1.29 in the paper)."""
-    flow_shift: float = Field(1.0, gt=0, le=100)
+    flow_shift: float = Field(0.0, ge=0, le=100)
     masked: bool = False
     """Let the error count where the images' masks are white; needs masks in the dataset."""
     unmasked_weight: float = Field(0.1, ge=0, le=1)

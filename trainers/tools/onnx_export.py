@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import families
+from ..data.images.buckets import Crop
 from ..errors import Cancelled, UserError
 from ..families.component_configs import config_folder
+from ..families.conditioning import Conditioning
 from ..families.protocol import Family
 from ..families.recognition import recognize
 from ..files import UNFINISHED, ensure_space
@@ -24,8 +26,9 @@ from ..spec.file_tasks import BakeSpec, OnnxSpec
 from .baking import bake
 
 OPSET = 17
-CONDITIONING = {"hidden": "encoder_hidden_states", "pooled": "text_embeds"}
+CONDITIONING = {"hidden": "encoder_hidden_states", "pooled": "text_embeds", "sizes": "time_ids"}
 """Our names of conditioning → those of other programs."""
+OURS = {theirs: ours for ours, theirs in CONDITIONING.items()}
 AXES = {"sample": {0: "batch", 2: "height", 3: "width"}, "timestep": {0: "batch"}, "text_embeds": {0: "batch"},
         "encoder_hidden_states": {0: "batch", 1: "tokens"}, "time_ids": {0: "batch"},
         "out_sample": {0: "batch", 2: "height", 3: "width"}}
@@ -43,9 +46,7 @@ class Denoiser(nn.Module):
         self.family, self.denoiser, self.conditioning = family, denoiser, tuple(conditioning)
 
     def forward(self, sample: Tensor, timestep: Tensor, *rest: Tensor) -> Tensor:
-        conditioning = dict(zip(self.conditioning, rest))
-        sizes = rest[len(self.conditioning)] if len(rest) > len(self.conditioning) else None
-        return self.family.predict(self.denoiser, sample, timestep, conditioning, sizes)
+        return self.family.predict(self.denoiser, sample, timestep, Conditioning(dict(zip(self.conditioning, rest))))
 
 
 def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
@@ -63,8 +64,7 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
     phase("loading the model", "loading")
     base = recognize(spec.base, Path(spec.base).stem, configs=spec.configs)
     family, dtype = families.get(base.family), {"fp32": torch.float32, "fp16": torch.float16}[spec.file_precision]
-    conditioning = {name: (tensor.shape, tensor.dtype) for name, tensor in
-                    family.encode_captions(family.load_text(base, torch.float32), [""]).items()}
+    conditioning = family.encode_captions(family.load_text(base, torch.float32), [""])
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
         report, source = {"layers": 0, "notes": []}, base
         if spec.loras:
@@ -74,8 +74,8 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
             source = recognize(str(Path(temporary) / "baked.safetensors"), "baked", base.objective, configs)
         denoiser = family.load_denoiser(source, dtype).eval().requires_grad_(False)
         ensure_space(folder, 2 * sum(parameter.nbytes for parameter in denoiser.parameters()))
-        model = Denoiser(family, denoiser, conditioning)
         examples = [example(family, base, conditioning, dtype, *shape) for shape in ((2, 8, 8, 1), (1, 16, 8, 2))]
+        model = Denoiser(family, denoiser, [OURS.get(name, name) for name in [*examples[0]][2:]])
         phase("computing what the file must compute", "computing")
         with torch.no_grad():
             wanted = [model(*each.values()) for each in examples]
@@ -105,19 +105,19 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
     }
 
 
-def example(family: Family, base: BaseModelSpec, conditioning, dtype: torch.dtype, batch: int, height: int, width: int,
-            texts: int) -> dict[str, Tensor]:
+def example(family: Family, base: BaseModelSpec, conditioning: Conditioning, dtype: torch.dtype, batch: int, height: int,
+            width: int, texts: int) -> dict[str, Tensor]:
     """Random inputs by name, for latents of `height` × `width` and prompts of `texts` times the usual length."""
-    draw = torch.Generator().manual_seed(batch)
-    form = family.latent_format(base)
-    inputs = {"sample": torch.randn((batch, form.channels, height, width), generator=draw).to(dtype),
-              "timestep": torch.randint(0, 1000, (batch,), generator=draw)}
-    for name, (shape, kind) in conditioning.items():
-        shape = (batch, shape[1] * texts, *shape[2:]) if len(shape) == 3 else (batch, *shape[1:])
-        inputs[CONDITIONING.get(name, name)] = torch.randn(shape, generator=draw).to(dtype)
-    if "pooled" in conditioning:
-        pixels = torch.tensor([[height, width, 0, 0, height, width]], dtype=dtype) * form.downscale
-        inputs["time_ids"] = pixels.expand(batch, -1).clone()
+    generator, latent_format = torch.Generator().manual_seed(batch), family.latent_format(base)
+    inputs = {"sample": torch.randn((batch, latent_format.channels, height, width), generator=generator).to(dtype),
+              "timestep": torch.randint(0, 1000, (batch,), generator=generator)}
+    for name, tensor in conditioning.tensors.items():
+        tokens = (tensor.shape[1] * texts,) if tensor.ndim == 3 else ()
+        shape = (batch, *tokens, tensor.shape[-1])
+        inputs[CONDITIONING.get(name, name)] = torch.randn(shape, generator=generator).to(dtype)
+    crop = Crop.whole(width * latent_format.downscale, height * latent_format.downscale)
+    for name, tensor in family.crop_conditioning([crop] * batch).tensors.items():
+        inputs[CONDITIONING.get(name, name)] = tensor.to(dtype)
     return inputs
 
 

@@ -1,5 +1,5 @@
 """Which images make up which batch, as a function of (seed, batch number), and reading them from the caches."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, floor
 from typing import Callable, Sequence
@@ -10,31 +10,40 @@ from torch import Tensor
 from .. import randomness
 from ..data.captions.variation import vary_caption
 from ..data.images.buckets import Crop
-from ..families.protocol import Conditioning
+from ..families.conditioning import Conditioning
 from ..spec import CaptionVariationSpec
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`latents` [batch, channels, height, width]; `sizes` [batch, 6]; `generators` one per sample; `masks`
-    [batch, 1, height, width] in 0…1, or None; `weights` [batch], how much each sample's loss counts, or None where all
-    count 1.
+    """`latents` [batch, channels, height, width]; `generators` one per sample; `masks` [batch, 1, height, width] in 0…1, or
+    None; `weights` [batch], how much each sample's loss counts, or None where all count 1.
 
-    `conditioning` is None when the text encoders train: then `captions` are encoded in every step.
+    `conditioning` lacks that of the captions when the text encoders train: then `captions` are encoded in every step.
     """
 
     latents: Tensor
     captions: tuple[str, ...]
-    conditioning: Conditioning | None
-    sizes: Tensor
+    conditioning: Conditioning
     generators: tuple[torch.Generator, ...]
     masks: Tensor | None = None
     weights: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Batch":
+        """From pinned memory the copy runs beside whatever else the device does."""
+        return self._each(lambda each: each.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        return self._each(lambda each: each.pinned() if isinstance(each, Conditioning) else each.pin_memory())
+
+    def _each(self, change) -> "Batch":
+        fields = {name: getattr(self, name) for name in ("latents", "conditioning", "masks", "weights")}
+        return replace(self, **{name: change(each) for name, each in fields.items() if each is not None})
+
 
 class BatchOrder:
-    """Endless batches of images that share a bucket. Every image comes `repeats` times an epoch, in an order drawn
-    from (seed, stream, epoch); a bucket's last batch is filled up from its beginning."""
+    """Endless batches of images that share a bucket. Every image comes `repeats` times an epoch, in an order that (seed,
+    stream, epoch) decide; a bucket's last batch is filled up from its beginning."""
 
     def __init__(self, buckets: Sequence[tuple[int, int]], repeats: Sequence[int], batch_size: int, seed: int,
                  stream: int = randomness.ORDER):
@@ -47,17 +56,17 @@ class BatchOrder:
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> list[list[int]]:
-        draw = randomness.generator(self.seed, self.stream, epoch)
+        generator = randomness.generator(self.seed, self.stream, epoch)
         batches = []
         for bucket in sorted(self.groups):
             group = self.groups[bucket]
-            shuffled = [group[position] for position in torch.randperm(len(group), generator=draw).tolist()]
+            shuffled = [group[position] for position in torch.randperm(len(group), generator=generator).tolist()]
             for start in range(0, len(group), self.batch_size):
                 chosen = shuffled[start:start + self.batch_size]
                 while len(chosen) < self.batch_size:
                     chosen = chosen + shuffled[:self.batch_size - len(chosen)]
                 batches.append(chosen)
-        return [batches[position] for position in torch.randperm(len(batches), generator=draw).tolist()]
+        return [batches[position] for position in torch.randperm(len(batches), generator=generator).tolist()]
 
     def __getitem__(self, number: int) -> list[int]:
         """Indices of the images of batch `number`, counted from the start of the run."""
@@ -76,7 +85,7 @@ class CachedView:
 
 @dataclass(frozen=True)
 class CachedImage:
-    """`views` are its variants, of which one is drawn each time; they share a bucket."""
+    """`views` are its variants, of which one is chosen each time; they share a bucket."""
 
     caption: str
     views: Sequence[CachedView]
@@ -93,7 +102,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Share:
+class MicroBatch:
     """One forward and backward pass of a step: batch `number` of `source`; its loss counts `weight`. Its samples are
     numbered from `first_sample` on, over all processes and passes of the step."""
 
@@ -105,52 +114,53 @@ class Share:
 
 
 class Batches:
-    """Batches for the loop: `plan(step)` says which, `load(share)` reads this process's part of one.
+    """Batches for the loop: `plan(step)` says which, `load(micro)` reads this process's part of one.
 
     The batch size counts all processes, so the same spec trains alike in one process or several. Class images come in
     passes of their own, because they need not have the shape of the subject's.
     """
 
     def __init__(self, subject: Source, accumulation: int, seed: int, caption_dropout: float,
-                 conditioning: Callable[[Sequence[str]], Conditioning] | None, device: torch.device, rank: int = 0,
-                 processes: int = 1, prior: Source | None = None, prior_weight: float = 1.0, prior_rate: float = 1.0):
-        """`prior_rate`: batches of `prior` for every batch of `subject`, at most 1."""
+                 conditioning: Callable[[Sequence[str], Sequence[Crop]], Conditioning], rank: int = 0, processes: int = 1,
+                 prior: Source | None = None, prior_weight: float = 1.0, prior_rate: float = 1.0):
+        """`conditioning(captions, crops)` is what is known of it before the step. `prior_rate`: batches of `prior` for every
+        batch of `subject`, at most 1."""
         self.subject, self.prior, self.prior_weight, self.prior_rate = subject, prior, prior_weight, prior_rate
         self.accumulation, self.seed, self.caption_dropout = accumulation, seed, caption_dropout
-        self.conditioning, self.device, self.rank, self.processes = conditioning, device, rank, processes
+        self.conditioning, self.rank, self.processes = conditioning, rank, processes
 
-    def plan(self, step: int) -> list[Share]:
-        size, shares = self.subject.order.batch_size, []
+    def plan(self, step: int) -> list[MicroBatch]:
+        size, planned = self.subject.order.batch_size, []
         for micro in range(self.accumulation):
             number = step * self.accumulation + micro
-            shares.append(Share(self.subject, number, step, micro * size, 1 / self.accumulation))
+            planned.append(MicroBatch(self.subject, number, step, micro * size, 1 / self.accumulation))
             if self.prior:
                 due = floor((number + 1) * self.prior_rate)
                 if due > floor(number * self.prior_rate):
                     first = self.accumulation * size + micro * self.prior.order.batch_size
-                    shares.append(Share(self.prior, due - 1, step, first, self.prior_weight / self.accumulation))
-        return shares
+                    planned.append(MicroBatch(self.prior, due - 1, step, first, self.prior_weight / self.accumulation))
+        return planned
 
-    def load(self, share: Share) -> Batch:
-        order, batch = share.source.order, share.source.order[share.number]
+    def load(self, micro: MicroBatch) -> Batch:
+        """On the CPU. Raises UserError when what was cached is gone."""
+        order, batch = micro.source.order, micro.source.order[micro.number]
         part = order.batch_size // self.processes
         places = range(self.rank * part, (self.rank + 1) * part)
-        chosen = [share.source.images[batch[place]] for place in places]
-        samples = [share.first_sample + place for place in places]
-        captions = tuple(self._caption(image, share.step, sample) for image, sample in zip(chosen, samples))
-        views = [self._view(image, share.step, sample) for image, sample in zip(chosen, samples)]
+        chosen = [micro.source.images[batch[place]] for place in places]
+        samples = [micro.first_sample + place for place in places]
+        captions = tuple(self._caption(image, micro.step, sample) for image, sample in zip(chosen, samples))
+        views = [self._view(image, micro.step, sample) for image, sample in zip(chosen, samples)]
         masks = [view.mask() for view in views if view.mask]
         weights = [image.weight for image in chosen]
         return Batch(
-            latents=torch.stack([view.latents() for view in views]).to(self.device),
+            latents=torch.stack([view.latents() for view in views]),
             captions=captions,
-            conditioning=self._condition(captions),
-            sizes=torch.tensor([view.crop.sizes for view in views], dtype=torch.float32, device=self.device),
+            conditioning=self.conditioning(captions, [view.crop for view in views]),
             generators=tuple(
-                randomness.generator(self.seed, randomness.NOISE, share.step, sample) for sample in samples
+                randomness.generator(self.seed, randomness.NOISE, micro.step, sample) for sample in samples
             ),
-            masks=torch.stack(masks).to(self.device) if masks else None,
-            weights=torch.tensor(weights, device=self.device) if any(weight != 1 for weight in weights) else None,
+            masks=torch.stack(masks) if masks else None,
+            weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None,
         )
 
     def _caption(self, image: CachedImage, step: int, sample: int) -> str:
@@ -161,19 +171,14 @@ class Batches:
                             randomness.generator(self.seed, randomness.VARIATION, step, sample))
 
     def _view(self, image: CachedImage, step: int, sample: int) -> CachedView:
-        draw = randomness.generator(self.seed, randomness.VARIANT, step, sample)
-        return image.views[int(torch.randint(len(image.views), (), generator=draw))]
+        generator = randomness.generator(self.seed, randomness.VARIANT, step, sample)
+        return image.views[int(torch.randint(len(image.views), (), generator=generator))]
 
     def _dropped(self, step: int, sample: int) -> bool:
         if not self.caption_dropout:
             return False
-        draw = randomness.generator(self.seed, randomness.CAPTIONS, step, sample)
-        return torch.rand((), generator=draw).item() < self.caption_dropout
-
-    def _condition(self, captions: Sequence[str]) -> Conditioning | None:
-        if self.conditioning is None:
-            return None
-        return {name: tensor.to(self.device) for name, tensor in self.conditioning(captions).items()}
+        generator = randomness.generator(self.seed, randomness.CAPTIONS, step, sample)
+        return torch.rand((), generator=generator).item() < self.caption_dropout
 
 
 def prior_batches(batch_size: int, ratio: float, processes: int) -> tuple[int, float]:

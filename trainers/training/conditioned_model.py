@@ -3,7 +3,8 @@ from typing import Sequence
 
 from torch import Tensor, nn
 
-from ..families.protocol import Conditioning, Family, TextEncoders
+from ..families.conditioning import Conditioning
+from ..families.protocol import Family, TextEncoders
 from .batches import Batch
 
 
@@ -15,8 +16,8 @@ class ConditionedModel(nn.Module):
         self.family, self.denoiser, self.text = family, denoiser, text
 
     def forward(self, latents: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
-        conditioning = batch.conditioning if self.text is None else self.condition(batch.captions)
-        return self.family.predict(self.denoiser, latents, timesteps, conditioning, batch.sizes)
+        conditioning = batch.conditioning if self.text is None else batch.conditioning | self.condition(batch.captions)
+        return self.family.predict(self.denoiser, latents, timesteps, conditioning)
 
     def condition(self, captions: Sequence[str]) -> Conditioning:
         return self.family.encode_captions(self.text, captions)

@@ -1,11 +1,11 @@
 """The training loop: the only one, for every model family and every method.
 
-A step draws its batch and noise from (seed, step), so the loop can stop after any step and go on later as if it never
+A step's batch and noise are functions of (seed, step), so the loop can stop after any step and go on later as if it never
 had. Families, methods, files and progress live elsewhere; they reach the loop as `model`, `optimizer` and `after_step`.
 """
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -16,7 +16,8 @@ from ..errors import Cancelled, UserError
 from ..objectives.objective import Objective
 from ..spec import RunSpec
 from ..stopping import breakable
-from .batches import Batches
+from .batches import Batch, Batches, MicroBatch
+from .prefetch import prefetched
 
 
 @dataclass(frozen=True)
@@ -50,39 +51,43 @@ def train(
     loss. Raises UserError when the loss is no longer a number.
     """
     model.train()
-    for step in range(start, spec.training.steps):
-        # Dropout inside the model draws from the global generator.
-        torch.manual_seed(randomness.derive(spec.training.seed, randomness.DROPOUT, step, accelerator.process_index))
-        try:
-            with breakable(accelerator.num_processes == 1):  # several would wait for each other
-                loss = accumulate_gradients(accelerator, model, batches, objective, step, regularizer)
-        except Cancelled:  # nothing has changed yet: as if this step had not begun
-            return step
-        if not torch.isfinite(loss):
-            raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
-                            "the precision bf16 or fp32; then queue again.")
-        gradient_norm = clip(accelerator, optimizer, step, spec.optimizer.maximum_gradient_norm)
-        learning_rates = dict(zip((group["name"] for group in optimizer.param_groups), schedule.get_last_lr()))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-        result = StepResult(step + 1, float(loss), float(gradient_norm), learning_rates)
-        if not agreed(accelerator, after_step(result)):
-            return result.step
-        model.train()  # a preview may have switched it
+    steps = range(start, spec.training.steps)
+    with prefetched(batches, steps, accelerator.device) as reading:
+        for step in steps:
+            # Dropout inside the model asks the global generator.
+            torch.manual_seed(randomness.derive(spec.training.seed, randomness.DROPOUT, step, accelerator.process_index))
+            try:
+                with breakable(accelerator.num_processes == 1):  # several would wait for each other
+                    loss = accumulate_gradients(accelerator, model, batches.plan(step), reading, objective, regularizer)
+            except Cancelled:  # nothing has changed yet: as if this step had not begun
+                return step
+            if not torch.isfinite(loss):
+                raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
+                                "the precision bf16 or fp32; then queue again.")
+            gradient_norm = clip(accelerator, optimizer, step, spec.optimizer.maximum_gradient_norm)
+            learning_rates = dict(zip((group["name"] for group in optimizer.param_groups), schedule.get_last_lr()))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            result = StepResult(step + 1, float(loss), float(gradient_norm), learning_rates)
+            if not agreed(accelerator, after_step(result)):
+                return result.step
+            model.train()  # a preview may have switched it
     return spec.training.steps
 
 
-def accumulate_gradients(accelerator, model, batches, objective, step: int, regularizer) -> torch.Tensor:
-    """Backward passes of all shares of a step; returns their weighted loss, averaged over all processes."""
-    total, shares = torch.zeros((), device=accelerator.device), batches.plan(step)
-    for share in shares:
-        last = share is shares[-1]
+def accumulate_gradients(accelerator: Accelerator, model: nn.Module, planned: Sequence[MicroBatch], reading: Iterator[Batch],
+                         objective: Objective, regularizer: Callable[[], torch.Tensor | None]) -> torch.Tensor:
+    """Backward passes of all micro-batches of a step, the next ones of `reading`; returns their weighted loss, averaged over
+    all processes."""
+    total = torch.zeros((), device=accelerator.device)
+    for micro in planned:
+        last = micro is planned[-1]
         with nullcontext() if last else accelerator.no_sync(model):
-            batch = batches.load(share)
+            batch = next(reading).to(accelerator.device)
             noised = objective.noise(batch.latents, batch.generators)
             prediction = model(noised.latents, noised.timesteps, batch)
-            loss = share.weight * objective.loss(prediction, noised, batch.masks, batch.weights)
+            loss = micro.weight * objective.loss(prediction, noised, batch.masks, batch.weights)
             extra = regularizer() if last else None
             if extra is not None:
                 loss = loss + extra

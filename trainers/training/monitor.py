@@ -18,7 +18,7 @@ from .validation import ValidationRecord, validation_loss
 
 
 class Watching:
-    """Looks at a `Training` between its steps. All processes call everything; the main one draws and writes."""
+    """Looks at a `Training` between its steps. All processes call everything; the main one makes and writes."""
 
     def __init__(self, training):
         self.training, self.spec, self.run, self.data = training, training.spec, training.run, training.data
@@ -61,11 +61,11 @@ class Watching:
         model, vae, rows = self.accelerator.unwrap_model(training.model).eval(), self.data.vae, []
 
         def conditioning(prompt: str):
-            return model.condition([prompt]) if self.data.text else self.data.conditioning([prompt])
+            return model.condition([prompt]) if self.data.text else self.data.captions.batch([prompt])
 
         try:
             with training.mean_weights(spec.from_ema), self.accelerator.autocast(), breakable():
-                for row in previews.draw_previews(
+                for row in previews.make_previews(
                         training.family, self.spec.base, model.denoiser, vae.to(training.device), self.data.latent_format,
                         spec, conditioning, self.data.preview_resolution, training.device,
                         self.spec.objective.zero_terminal_snr):
@@ -104,7 +104,7 @@ class Watching:
         with training.mean_weights():
             loss = validation_loss(
                 self.accelerator, training.model, training.objective, self.data.held_out,
-                None if self.data.text else lambda caption: self.data.conditioning([caption]), self.spec.training.seed, tell)
+                self.data.conditioning, self.spec.training.seed, tell)
         if loss is None:
             self.broken_off = True
             return

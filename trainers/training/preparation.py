@@ -16,7 +16,8 @@ from ..data.captions.trigger_advice import trigger_notes
 from ..data.images.augmentation import View, views_of
 from ..data.images.buckets import Crop, bucket_sizes, fit
 from ..data.split import split
-from ..families.protocol import Conditioning, Family, LatentFormat, TextEncoders
+from ..families.conditioning import Conditioning
+from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..spec import DatasetImage, RunSpec
 from ..words import clause, counted
 from .batches import BatchOrder, CachedImage, CachedView, Source, prior_batches
@@ -27,6 +28,7 @@ class Prepared:
     """What the loop needs of the data. `trained` are the subject's images without those `held_out`, which are the images
     for validation, by digest. `text` and `vae` are there only if something still needs them."""
 
+    family: Family
     trained: Sequence[DatasetImage]
     subject: Source
     prior: Source | None
@@ -41,8 +43,10 @@ class Prepared:
     preview_resolution: int
     notes: list[str]
 
-    def conditioning(self, captions: Sequence[str]) -> Conditioning:
-        return self.captions.batch(captions)
+    def conditioning(self, captions: Sequence[str], crops: Sequence[Crop]) -> Conditioning:
+        """What is known before a step, on the CPU: without the captions when the text encoders train."""
+        known = self.family.crop_conditioning(crops)
+        return known if self.text else known | self.captions.batch(captions)
 
 
 def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator: Accelerator, keep_text: torch.dtype | None,
@@ -107,7 +111,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         size, rate = prior_batches(training.batch_size, spec.prior.ratio, accelerator.num_processes)
         prior = source(class_images, size, randomness.CLASS_ORDER)
     return Prepared(
-        trained=trained, subject=subject, prior=prior, prior_rate=rate,
+        family=family, trained=trained, subject=subject, prior=prior, prior_rate=rate,
         held_out={image.digest: cached(image, plain[image], masks) for image in held_out},
         steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
         buckets=Counter(crops[image].bucket for image in trained), latent_format=form,

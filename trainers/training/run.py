@@ -161,11 +161,12 @@ class Training:
 
     def _loop(self, start: int):
         spec = self.spec
-        self.objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective)
+        self.objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective,
+                                        self.family.timestep_shift)
         batches = Batches(
             self.data.subject, spec.training.accumulation, spec.training.seed, spec.training.caption_dropout,
-            None if self.data.text else self.data.conditioning, self.device, self.accelerator.process_index,
-            self.accelerator.num_processes, self.data.prior, spec.prior.weight if spec.prior else 0.0, self.data.prior_rate,
+            self.data.conditioning, self.accelerator.process_index, self.accelerator.num_processes, self.data.prior,
+            spec.prior.weight if spec.prior else 0.0, self.data.prior_rate,
         )
         self.began = self.saved_at = time.monotonic()
         self.saved_step = start

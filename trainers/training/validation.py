@@ -1,21 +1,22 @@
 """The loss on images that are not trained, and when to stop because it no longer falls.
 
-Training losses jump with the noise that was drawn. Here noise and timesteps are a function of (seed, image), so that one
+Training losses jump with the noise of their samples. Here noise and timesteps are a function of (seed, image), so that one
 number can be compared with the next.
 """
 from dataclasses import asdict, dataclass
-from typing import Callable, Mapping
+from typing import Callable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .. import randomness
+from ..data.images.buckets import Crop
 from ..data.split import number_of
 from ..errors import Cancelled
-from ..families.protocol import Conditioning
+from ..families.conditioning import Conditioning
 from ..objectives.losses import weighted_loss
-from ..objectives.objective import FlowObjective, Objective
+from ..objectives.objective import Noised, Objective
 from ..stopping import breakable
 from .batches import Batch, CachedImage
 
@@ -25,13 +26,13 @@ LEVELS = 4
 
 @torch.no_grad()
 def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objective, held_out: Mapping[str, CachedImage],
-                    conditioning: Callable[[str], Conditioning] | None, seed: int,
-                    on_progress: Callable[[int, int], None] = lambda done, total: None) -> float:
+                    conditioning: Callable[[Sequence[str], Sequence[Crop]], Conditioning], seed: int,
+                    on_progress: Callable[[int, int], None] = lambda done, total: None) -> float | None:
     """Mean squared error over all images of `held_out` (by digest) and their noise levels, without weights or dropout,
     with plain images and captions; in a masked run with the masks of the images. None when a stop broke it off.
 
     The processes share the images; all of them must call this and all get the same number, which does not depend on how
-    many they are. `conditioning` is None when the text encoders train. Leaves the model in evaluation mode.
+    many they are. `conditioning(captions, crops)` is what is known before. Leaves the model in evaluation mode.
     """
     model, losses = accelerator.unwrap_model(model).eval(), torch.zeros(len(held_out), device=accelerator.device)
     broken_off = torch.zeros((), device=accelerator.device)
@@ -39,9 +40,9 @@ def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objec
         with breakable():
             for place, (digest, image) in enumerate(held_out.items()):
                 if place % accelerator.num_processes == accelerator.process_index:
-                    draw = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
-                    batch = batch_of(image, conditioning, accelerator.device)
-                    losses[place] = loss_of(accelerator, model, batch, objective, draw)
+                    generator = randomness.generator(seed, randomness.VALIDATION, number_of(digest))
+                    batch = batch_of(image, conditioning).to(accelerator.device)
+                    losses[place] = loss_of(accelerator, model, batch, objective, generator)
                     on_progress(place + 1, len(held_out))
     except Cancelled:
         broken_off += 1
@@ -49,43 +50,31 @@ def validation_loss(accelerator: Accelerator, model: nn.Module, objective: Objec
     return float(losses.mean()) if not broken_off else None
 
 
-def loss_of(accelerator: Accelerator, model: nn.Module, batch: Batch, objective: Objective, draw: torch.Generator) -> Tensor:
+def loss_of(accelerator: Accelerator, model: nn.Module, batch: Batch, objective: Objective,
+            generator: torch.Generator) -> Tensor:
     """The loss of one image at all its noise levels."""
-    noisy, timesteps, target = noised(objective, batch.latents, draw)
+    noised = evenly_noised(objective, batch.latents, generator)
     with accelerator.autocast():
-        prediction = model(noisy, timesteps, batch)
-    return weighted_loss(prediction, target, torch.ones(LEVELS, device=accelerator.device), "l2", masks=batch.masks,
+        prediction = model(noised.latents, noised.timesteps, batch)
+    return weighted_loss(prediction, noised.target, torch.ones(LEVELS, device=accelerator.device), "l2", masks=batch.masks,
                          unmasked_weight=objective.settings.unmasked_weight)
 
 
-def batch_of(image: CachedImage, conditioning, device: torch.device) -> Batch:
+def batch_of(image: CachedImage, conditioning: Callable[[Sequence[str], Sequence[Crop]], Conditioning]) -> Batch:
     """One image LEVELS times."""
-    known = conditioning and {
-        name: tensor.to(device).repeat_interleave(LEVELS, 0) for name, tensor in conditioning(image.caption).items()}
     [view] = image.views  # images that are held out have no variants
-    sizes = torch.tensor([view.crop.sizes] * LEVELS, dtype=torch.float32, device=device)
-    latents = view.latents().to(device).expand(LEVELS, -1, -1, -1)
-    masks = view.mask().to(device).expand(LEVELS, -1, -1, -1) if view.mask else None
-    return Batch(latents, (image.caption,) * LEVELS, known, sizes, generators=(), masks=masks)
+    latents = view.latents().expand(LEVELS, -1, -1, -1)
+    masks = view.mask().expand(LEVELS, -1, -1, -1) if view.mask else None
+    known = conditioning([image.caption], [view.crop]).repeated(LEVELS)
+    return Batch(latents, (image.caption,) * LEVELS, known, generators=(), masks=masks)
 
 
-def noised(objective: Objective, latents: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(noisy latents, timesteps, target) by the equations of `objectives`, without their offsets and weights.
-
-    The noise levels lie evenly over the schedule, shifted together by a random part of their distance, so that many
-    images cover it all.
-    """
-    shares = (torch.arange(LEVELS) + torch.rand((), generator=draw, dtype=torch.float64)) / LEVELS
-    noise = torch.randn(latents.shape, generator=draw).to(latents)
-    if isinstance(objective, FlowObjective):
-        sigma = shares.to(latents)
-        mix = sigma[:, None, None, None]
-        return (1 - mix) * latents + mix * noise, 1000 * sigma, noise - latents
-    timesteps = (shares * len(objective.alphas_cumprod)).long()
-    alphas = objective.alphas_cumprod[timesteps].to(latents)[:, None, None, None]
-    signal, spread = alphas.sqrt(), (1 - alphas).sqrt()
-    target = noise if objective.prediction == "epsilon" else signal * noise - spread * latents
-    return signal * latents + spread * noise, timesteps.to(latents.device), target
+def evenly_noised(objective: Objective, latents: Tensor, generator: torch.Generator) -> Noised:
+    """Without the offsets of the objective's settings. The noise levels lie evenly over the schedule, shifted together by a
+    random part of their distance, so that many images cover it all."""
+    fractions = (torch.arange(LEVELS) + torch.rand((), generator=generator, dtype=torch.float64)) / LEVELS
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    return objective.mix(latents, noise, objective.levels(fractions))
 
 
 @dataclass

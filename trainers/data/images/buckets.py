@@ -22,6 +22,11 @@ class Crop:
     bucket: tuple[int, int]
     mirrored: bool = False
 
+    @classmethod
+    def whole(cls, width: int, height: int) -> "Crop":
+        """Of an image that has the size of its bucket."""
+        return cls((width, height), (width, height), 0, 0, (width, height))
+
     @property
     def kept(self) -> float:
         """Share of the image's area that is left after the cut."""

@@ -1,0 +1,90 @@
+"""What a denoiser is told beside the noised latents: encoded captions, and whatever else a family wants to know."""
+from dataclasses import dataclass, field
+from typing import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MASK = "mask."
+"""Prefix of masks in the cache."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Named tensors of a batch. Each has the batch first; those that are sequences have tokens on the second axis.
+
+    `masks` are bool [batch, tokens], True where a token counts. A sequence without a mask counts as a whole, which is how
+    families tell "no padding" from "padding that the denoiser must see".
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __or__(self, other: "Conditioning") -> "Conditioning":
+        """Both together, of the same batch."""
+        return Conditioning({**self.tensors, **other.tensors}, {**self.masks, **other.masks})
+
+    def lengths(self, name: str) -> tuple[int, ...]:
+        """How many tokens of a sequence count, for each sample."""
+        if name in self.masks:
+            return tuple(self.masks[name].sum(dim=1).tolist())
+        batch, tokens = self.tensors[name].shape[:2]
+        return (tokens,) * batch
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Conditioning":
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pinned(self) -> "Conditioning":
+        """In memory from which a GPU copies while it computes."""
+        return self._each(Tensor.pin_memory)
+
+    def repeated(self, count: int) -> "Conditioning":
+        """Each sample `count` times, one after the other."""
+        return self._each(lambda tensor: tensor.repeat_interleave(count, 0))
+
+    def _each(self, change) -> "Conditioning":
+        return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()},
+                            {name: change(mask) for name, mask in self.masks.items()})
+
+    @staticmethod
+    def collated(parts: Sequence["Conditioning"]) -> "Conditioning":
+        """Batches as one. Sequences of different lengths are padded behind with zeros to the longest, and their masks tell;
+        where all are equally long and none has a mask, there is none."""
+        tensors, masks = {}, {}
+        for name in parts[0].tensors:
+            each = [part[name] for part in parts]
+            if len({tensor.shape[1:] for tensor in each}) > 1 or any(name in part.masks for part in parts):
+                longest = max(tensor.shape[1] for tensor in each)
+                masks[name] = torch.cat([_lengthened(part._mask(name), longest) for part in parts])
+                each = [_lengthened(tensor, longest) for tensor in each]
+            tensors[name] = torch.cat(each)
+        return Conditioning(tensors, masks)
+
+    def _mask(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        return self.masks.get(name, torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
+
+    # ---- as caches keep it -----------------------------------------------------------------------------------------
+
+    def entry(self) -> dict[str, Tensor]:
+        """A batch of one as plain tensors without the batch's axis."""
+        masks = {MASK + name: mask[0] for name, mask in self.masks.items()}
+        return {**{name: tensor[0] for name, tensor in self.tensors.items()}, **masks}
+
+    @staticmethod
+    def of_entry(entry: Mapping[str, Tensor]) -> "Conditioning":
+        """The batch of one that `entry` was made of."""
+        return Conditioning({name: tensor[None] for name, tensor in entry.items() if not name.startswith(MASK)},
+                            {name.removeprefix(MASK): mask[None] for name, mask in entry.items() if name.startswith(MASK)})
+
+
+def _lengthened(tensor: Tensor, tokens: int) -> Tensor:
+    """[batch, tokens, …] with zeros (False) behind."""
+    return F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, tokens - tensor.shape[1]))

@@ -1,0 +1,38 @@
+"""Micro-batches are read by a thread of their own while the steps before them run, so that no step waits for files."""
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Iterator
+
+import torch
+
+from ..read_ahead import ahead
+from .batches import Batch, Batches, MicroBatch
+
+BEGUN = 3
+"""Micro-batches in memory at once: one that trains, one that is ready, and one that is being read."""
+
+
+@contextmanager
+def prefetched(batches: Batches, steps: range, device: torch.device) -> Iterator[Iterator[Batch]]:
+    """The batches of all micro-batches of `steps`, in the order of `batches.plan`; for a GPU in pinned memory, from which
+    it copies while it computes. They are functions of (seed, step), so it does not matter when they are read.
+
+    An error of reading is raised where its batch is asked for. The thread ends with the context.
+    """
+    on_cuda = device.type == "cuda"
+
+    def read(micro: MicroBatch) -> Batch:
+        batch = batches.load(micro)
+        return batch.pinned() if on_cuda else batch
+
+    def prepare():
+        if on_cuda:  # pinning would open a context on the first GPU otherwise
+            torch.cuda.set_device(device)
+
+    planned = (micro for step in steps for micro in batches.plan(step))
+    pool = ThreadPoolExecutor(1, "prefetch", prepare)
+    try:
+        with closing(ahead(pool, read, planned, BEGUN)) as reading:
+            yield reading
+    finally:
+        pool.shutdown(cancel_futures=True)
