@@ -6,6 +6,8 @@ RUNS, BATCHES = "trainers/run_folder.py", "trainers/training/batches.py"
 WATCHING, VALIDATION = "trainers/training/monitor.py", "trainers/training/validation.py"
 PREPARATION = "trainers/training/preparation.py"
 EMA, FILES, PREVIEWS = "trainers/optimization/ema.py", "trainers/files.py", "trainers/sampling/previews.py"
+PREFETCH, OBJECTIVES = "trainers/training/prefetch.py", "trainers/objectives/objective.py"
+CONDITIONING, SAMPLERS = "trainers/families/conditioning.py", "trainers/families/samplers.py"
 EVERY_STEP = "unit/test_loop.py::test_every_step_is_that_of_a_loop_in_plain_torch"
 STEP_LENGTH = "unit/test_loop.py::test_a_step_is_as_long_as_rate_and_clipping_say"
 CLASS_IMAGES = "unit/test_loop.py::test_class_images_come_as_often_as_their_ratio_says"
@@ -15,7 +17,7 @@ NEWEST = "unit/test_resume.py::test_the_newest_checkpoint_that_can_be_read_is_ta
 
 MUTATIONS = [
     # ---- the seven that no test noticed --------------------------------------------------------------------------------
-    Mutation("the schedule never steps", LOOP, "        schedule.step()\n", "", STEP_LENGTH),
+    Mutation("the schedule never steps", LOOP, "            schedule.step()\n", "", STEP_LENGTH),
     Mutation("gradient clipping is ignored", LOOP, 'maximum or float("inf")', 'float("inf")', STEP_LENGTH),
     Mutation("the rate of class images is ignored", TRAINING,
              "self.data.prior_rate,\n        )", "1.0,\n        )", CLASS_IMAGES),
@@ -25,14 +27,14 @@ MUTATIONS = [
     Mutation("after a damaged newest checkpoint the oldest is taken", RUNS,
              "for step in reversed(self.checkpoints()):",
              "for step in [*self.checkpoints()[-1:], *self.checkpoints()]:", NEWEST),
-    Mutation("the weight of an image in the loss is ignored", "trainers/objectives/objective.py",
+    Mutation("the weight of an image in the loss is ignored", OBJECTIVES,
              "weight = noised.weight if weights is None else noised.weight * weights", "weight = noised.weight", EVERY_STEP),
     # ---- the loop ------------------------------------------------------------------------------------------------------
     Mutation("dropout is not seeded by the step", LOOP,
              "randomness.DROPOUT, step, accelerator", "randomness.DROPOUT, start, accelerator", EVERY_STEP),
-    Mutation("shares of a step count alike", LOOP,
-             "loss = share.weight * objective.loss(", "loss = objective.loss(", EVERY_STEP),
-    Mutation("the penalty counts in every share", LOOP,
+    Mutation("micro-batches of a step count alike", LOOP,
+             "loss = micro.weight * objective.loss(", "loss = objective.loss(", EVERY_STEP),
+    Mutation("the penalty counts in every micro-batch", LOOP,
              "extra = regularizer() if last else None", "extra = regularizer()", EVERY_STEP),
     Mutation("masks do not reach the loss", LOOP,
              "batch.masks, batch.weights)",
@@ -41,9 +43,10 @@ MUTATIONS = [
              "clip_grad_norm_(training,", "clip_grad_norm_(training + stopped,", EVERY_STEP),
     Mutation("a group stops one step late", LOOP,
              'training if step < group["stop_step"]', 'training if step <= group["stop_step"]', EVERY_STEP),
-    Mutation("gradients pile up over the steps", LOOP, "        optimizer.zero_grad(set_to_none=True)\n", "", EVERY_STEP),
+    Mutation("gradients pile up over the steps", LOOP,
+             "            optimizer.zero_grad(set_to_none=True)\n", "", EVERY_STEP),
     Mutation("a preview leaves the model in evaluation mode", LOOP,
-             "        model.train()  # a preview may have switched it\n",
+             "            model.train()  # a preview may have switched it\n",
              "", "unit/test_watching.py::test_watching_changes_no_loss"),
     Mutation("a loss that is no number goes on", LOOP,
              "if not torch.isfinite(loss):",
@@ -52,7 +55,7 @@ MUTATIONS = [
              "result = StepResult(step + 1, float(loss)", "result = StepResult(step, float(loss)", EVERY_STEP),
     # ---- batches -------------------------------------------------------------------------------------------------------
     Mutation("images have no weights", BATCHES,
-             "weights=torch.tensor(weights, device=self.device) if any(weight != 1 for weight in weights) else None",
+             "weights=torch.tensor(weights) if any(weight != 1 for weight in weights) else None",
              "weights=None", EVERY_STEP),
     Mutation("class images weigh as much as the subject's", BATCHES,
              "self.prior_weight / self.accumulation", "1 / self.accumulation", EVERY_STEP),
@@ -75,13 +78,39 @@ MUTATIONS = [
              '        if self._dropped(step, sample):\n            return ""\n',
              "", "unit/test_variation.py::test_rates_over_ten_thousand_draws"),
     Mutation("the first variant is always shown", BATCHES,
-             "torch.randint(len(image.views), (), generator=draw)",
+             "torch.randint(len(image.views), (), generator=generator)",
              "0", "unit/test_augmentation.py::test_every_variant_is_drawn_equally_often"),
     Mutation("processes read the same images", BATCHES,
              "range(self.rank * part, (self.rank + 1) * part)",
              "range(part)", "unit/test_processes.py::test_two_processes_equal_one"),
     Mutation("half a batch of class images for each", BATCHES,
              "ceil(max(1, round(wanted)) / processes)", "ceil(max(1, int(wanted)) / processes)", CLASS_IMAGES),
+    Mutation("nothing is read ahead", PREFETCH,
+             "ahead(pool, read, planned, BEGUN)",
+             "ahead(pool, read, planned, 1)", "unit/test_prefetch.py::test_a_run_reads_ahead_and_ends_its_thread"),
+    Mutation("reading never stops running ahead", PREFETCH,
+             "ahead(pool, read, planned, BEGUN)", "ahead(pool, read, planned, 99)",
+             "unit/test_prefetch.py::test_the_next_ones_are_read_while_one_trains"),
+    Mutation("the thread stays when a run is left", PREFETCH,
+             "pool.shutdown(cancel_futures=True)", "pass",
+             "unit/test_prefetch.py::test_leaving_early_leaves_no_thread"),
+    # ---- what denoisers are told ---------------------------------------------------------------------------------------
+    Mutation("padding of shorter captions counts", CONDITIONING,
+             "masks[name] = torch.cat(", "torch.cat(",
+             "unit/test_conditioning.py::test_different_lengths_are_padded_behind_and_masked"),
+    Mutation("the cache forgets masks", CONDITIONING,
+             "return {**{name: tensor[0] for name, tensor in self.tensors.items()}, **masks}",
+             "return {name: tensor[0] for name, tensor in self.tensors.items()}",
+             "unit/test_conditioning.py::test_an_entry_of_the_cache_is_the_batch_of_one_again"),
+    Mutation("guidance points away from the prompt", PREVIEWS,
+             "guidance * (with_prompt - without)", "guidance * (without - with_prompt)",
+             "unit/test_samplers.py::test_classifier_free_guidance_asks_for_both_prompts_in_one_call"),
+    Mutation("flow is sampled without its shift", SAMPLERS,
+             "self.shift(*noise.shape[-2:])", "1.0",
+             "unit/test_samplers.py::test_flow_is_sampled_as_by_diffusers"),
+    Mutation("the family's shift is not asked for", OBJECTIVES,
+             "self.settings.flow_shift or self.shift(*latents.shape[-2:])", "self.settings.flow_shift or 1.0",
+             "unit/test_objectives.py::test_flow_levels_are_shifted_by_the_family_unless_the_settings_say_how_far"),
     # ---- what a checkpoint keeps ---------------------------------------------------------------------------------------
     Mutation("resume drops the optimizer's state", TRAINING,
              '        self.optimizer.load_state_dict(state["optimizer"])\n', "", MEAN),
@@ -153,9 +182,9 @@ MUTATIONS = [
     Mutation("held-out images share one noise", VALIDATION,
              "randomness.VALIDATION, number_of(digest))",
              "randomness.VALIDATION, place)", "unit/test_watching.py::test_validation_equals_plain_diffusers"),
-    Mutation("validation measures epsilon for v", VALIDATION,
-             "signal * noise - spread * latents",
-             "signal * noise + spread * latents", "unit/test_watching.py::test_validation_equals_plain_diffusers"),
+    Mutation("validation looks at clean images alone", VALIDATION,
+             "objective.levels(fractions)",
+             "objective.levels(fractions / 2)", "unit/test_watching.py::test_validation_equals_plain_diffusers"),
     Mutation("validation keeps dropout on", VALIDATION,
              "accelerator.unwrap_model(model).eval()",
              "accelerator.unwrap_model(model).train()", "unit/test_validation.py::test_dropout_is_off"),

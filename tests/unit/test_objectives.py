@@ -46,6 +46,38 @@ def test_flow_shift_moves_the_median_as_the_formula_says():
     assert median == pytest.approx(3 * 0.5 / (1 + 2 * 0.5), abs=0.02)
 
 
+def test_flow_levels_are_shifted_by_the_family_unless_the_settings_say_how_far():
+    asked, latents = [], torch.zeros((3, 4, 6, 8))
+
+    def family(height, width):
+        asked.append((height, width))
+        return 3.0
+
+    def timesteps(**controls):
+        return make_objective("flow", None, ObjectiveSpec(**controls), family).noise(latents, generators()).timesteps
+
+    by_family, by_settings, unshifted = timesteps(), timesteps(flow_shift=5.0), timesteps(flow_shift=1.0)
+    assert asked == [(6, 8)]
+    sigma = unshifted / 1000
+    torch.testing.assert_close(by_family / 1000, 3 * sigma / (1 + 2 * sigma))
+    torch.testing.assert_close(by_settings / 1000, 5 * sigma / (1 + 4 * sigma))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_levels_span_the_schedule_and_mix_noises_at_them(prediction):
+    """As validation asks for them, whatever the settings say about the levels of training."""
+    alphas, noise = scaled_linear_alphas(), torch.randn(LATENTS.shape, generator=torch.Generator().manual_seed(3))
+    objective = make_objective(prediction, alphas, ObjectiveSpec(minimum_timestep=0.5, noise_offset=0.3), lambda *size: 9.0)
+    noised = objective.mix(LATENTS, noise, objective.levels(torch.tensor([0.0, 0.25, 0.999], dtype=torch.float64)))
+    assert noised.timesteps.tolist() == pytest.approx([0.0, 250.0, 999.0])
+    a = alphas[[0, 250, 999]].reshape(3, 1, 1, 1)
+    s = torch.tensor([0.0, 0.25, 0.999]).reshape(3, 1, 1, 1)
+    alpha, sigma = (1 - s, s) if prediction == "flow" else (a.sqrt(), (1 - a).sqrt())
+    torch.testing.assert_close(noised.latents, alpha * LATENTS + sigma * noise)
+    target = {"epsilon": noise, "v_prediction": alpha * noise - sigma * LATENTS, "flow": noise - LATENTS}[prediction]
+    torch.testing.assert_close(noised.target, target)
+
+
 def test_noise_offset_shifts_whole_channels():
     def draws():
         return [randomness.generator(3, sample) for sample in range(500)]
