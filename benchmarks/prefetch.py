@@ -85,7 +85,8 @@ def main():
     parser.add_argument("--delay", type=float, default=0.02, help="seconds that each read of a file takes longer")
     arguments = parser.parse_args()
     load_pack()
-    rows = {"no delay": (0.0, None), "delay, read ahead": (arguments.delay, None), "delay, not read ahead": (arguments.delay, 1)}
+    rows = {"no delay": (0.0, None), "delay, read ahead": (arguments.delay, None),
+            "delay, not read ahead": (arguments.delay, 1)}
     seconds = {}
     for name, (delay, begun) in rows.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -93,8 +94,8 @@ def main():
         print(f"{name}: {1000 * statistics.median(seconds[name]):.1f} ms a step", flush=True)
     usual, ahead, waiting = (statistics.median(each) for each in seconds.values())
     finish("prefetch", [
-        {"measure": "length of a step with slow reads, read ahead, against one with no delay", "value": round(ahead / usual, 3),
-         "unit": "ratio of medians", "goal": "<= 1.05", "met": ahead <= 1.05 * usual},
+        {"measure": "length of a step with slow reads, read ahead, against one with no delay",
+         "value": round(ahead / usual, 3), "unit": "ratio of medians", "goal": "<= 1.05", "met": ahead <= 1.05 * usual},
         {"measure": "the same without reading ahead", "value": round(waiting / usual, 3), "unit": "ratio of medians",
          "goal": "for comparison", "met": True},
     ], {"arguments": vars(arguments), "milliseconds": {
