@@ -18,7 +18,7 @@ IMAGES = 8
 
 
 def seconds_per_step(folder: Path, steps: int, step: float, delay: float, begun: int | None = None) -> list[float]:
-    """Of the steps of one training after the first two. `begun`: micro-batches in memory at once, if not the pack's number."""
+    """Of the steps of one training after the first. `begun`: micro-batches in memory at once, if not the pack's number."""
     import torch
     from accelerate import Accelerator
     from finetune.trainers import randomness
