@@ -27,12 +27,13 @@ from .pack import ROOT
 from .report import finish
 
 WORKFLOWS = {"word": "5 Train Textual Inversion", "pivotal": "6 Train Pivotal Tuning"}
+LATE = "embedding_training_fraction embedding_norm cosine_weight"
 WIDGETS = {
-    "word": "name token vectors initial_text steps learning_rate batch_size resolution preview_prompts preview_every "
-            "checkpoint_every training_seed stop_at norm cosine_weight file_precision accumulation caption_dropout",
-    "pivotal": "name token vectors initial_text steps learning_rate embedding_learning_rate rank alpha targets batch_size "
-               "resolution preview_prompts preview_every checkpoint_every training_seed text_encoder_learning_rate stop_at "
-               "norm cosine_weight dropout target_pattern file_precision accumulation caption_dropout",
+    "word": "name preset placeholder_token vectors initializer_text steps learning_rate batch_size resolution "
+            f"preview_prompts training_seed {LATE} file_precision gradient_accumulation caption_dropout",
+    "pivotal": "name preset placeholder_token vectors initializer_text steps learning_rate embedding_learning_rate rank "
+               f"batch_size resolution preview_prompts alpha targets text_encoder_learning_rate training_seed {LATE} "
+               "gradient_accumulation caption_dropout",
 }
 """The widgets of the Train nodes, in the order in which workflows keep their values."""
 
@@ -48,7 +49,9 @@ def train(method: str, data: str, seed: int, folder: Path):
     """Returns the finished run."""
     widgets = settings_of(method)
     word = specs.TextualInversionSpec(
-        **{name: widgets[name] for name in ("token", "vectors", "initial_text", "stop_at", "norm", "cosine_weight")})
+        token=widgets["placeholder_token"], vectors=widgets["vectors"], initial_text=widgets["initializer_text"],
+        stop_at=widgets["embedding_training_fraction"], norm=widgets["embedding_norm"],
+        cosine_weight=widgets["cosine_weight"])
     chosen = word if method == "word" else specs.PivotalSpec(
         embedding=word, embedding_learning_rate=widgets["embedding_learning_rate"],
         lora=specs.LoraSpec(rank=widgets["rank"], alpha=widgets["alpha"], targets=widgets["targets"]))

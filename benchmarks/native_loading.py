@@ -33,8 +33,7 @@ def training() -> dict:
         "train": {"class_type": "FineTuneTrainLora", "inputs": {
             "base": ["base", 0], "dataset": ["data", 0], "name": "full_size", "preset": "custom", "steps": STEPS,
             "learning_rate": LEARNING_RATE, "rank": 4, "alpha": 4.0, "targets": "all with convolutions", "batch_size": 1,
-            "resolution": 64, "text_encoder_learning_rate": LEARNING_RATE, "precision": "auto",
-            "gradient_checkpointing": False, "preview_prompts": "", "preview_every": 0, "checkpoint_every": 0,
+            "resolution": 64, "text_encoder_learning_rate": LEARNING_RATE, "preview_prompts": "",
             "training_seed": 0}},
     }
 

@@ -15,6 +15,7 @@ from .lora_stack.lora_stack import ApplyLoraStack, LoraStack
 from .lora_tools.change_checkpoints import BakeLoras, ExportOnnx, ShardCheckpoint
 from .lora_tools.change_loras import ConvertLora, EditLoraMetadata, MergeLoras, ResizeLora
 from .lora_tools.extract_lora import ExtractLora
+from .settings.lora_settings import LoraSettings
 from .settings.previews_and_checkpoints import PreviewsAndCheckpoints
 from .settings.training_settings import MemorySettings, ObjectiveSettings, OptimizerSettings, ScheduleSettings
 from .train.train_dreambooth import TrainDreamBooth
@@ -24,13 +25,15 @@ from .train.train_pivotal import TrainPivotal
 from .train.train_textual_inversion import TrainTextualInversion
 
 NODES = [
-    LoadBase, LoadDemoBase, BaseModel, LoadImageDataset, TrainLora, OptimizerSettings, ScheduleSettings, ObjectiveSettings,
-    PromptList, MemorySettings, PreviewsAndCheckpoints, TrainHypernetwork, ClassImages, TrainTextualInversion, TrainPivotal,
-    ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint, ExportOnnx,
-    MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary, TrainDreamBooth,
-    LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
-    TriggerWord, ReplaceInCaptions, EditTags, EditCaptions, WriteCaptions, UndoWriteCaptions,
-    DatasetReport,
+    LoadBase, LoadDemoBase, BaseModel,
+    LoadImageDataset, DatasetFromImages, CombineDatasets, SplitDataset, DatasetReport, VaryCaptions, AugmentImages,
+    ClassImages,
     CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagImages, CaptionFromNames,
-    VaryCaptions, AugmentImages, DatasetFromImages, CombineDatasets, SplitDataset,
+    TriggerWord, ReplaceInCaptions, EditTags, EditCaptions, WriteCaptions, UndoWriteCaptions,
+    TrainLora, TrainDreamBooth, TrainTextualInversion, TrainPivotal, TrainHypernetwork,
+    LoraSettings, OptimizerSettings, ScheduleSettings, ObjectiveSettings, MemorySettings, PreviewsAndCheckpoints,
+    PromptList,
+    LoraStack, ApplyLoraStack, PromptLoras, KeywordLoras, InspectLora,
+    ExtractLora, MergeLoras, ResizeLora, ConvertLora, EditLoraMetadata, BakeLoras, ShardCheckpoint, ExportOnnx,
+    MergeEmbeddings, SaveEmbeddingLibrary, LoadEmbeddingLibrary,
 ]

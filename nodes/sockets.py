@@ -15,8 +15,10 @@ Schedule = io.Custom("FINETUNE_SCHEDULE")
 """trainers.spec.ScheduleSpec"""
 Objective = io.Custom("FINETUNE_OBJECTIVE")
 """trainers.spec.ObjectiveSpec"""
-Watching = io.Custom("FINETUNE_WATCHING")
-"""WatchingSettings"""
+Monitoring = io.Custom("FINETUNE_MONITORING")
+"""Monitored"""
+Lora = io.Custom("FINETUNE_LORA")
+"""trainers.spec.LoraSpec, whose rank, alpha, targets and rates the train node sets"""
 Memory = io.Custom("FINETUNE_MEMORY")
 """trainers.spec.MemorySpec"""
 Embedding = io.Custom("FINETUNE_EMBEDDING")
@@ -30,7 +32,7 @@ LoraStack = io.Custom("LORA_STACK")
 
 
 @dataclass(frozen=True)
-class WatchingSettings:
+class Monitored:
     """What is shown and kept while a run goes on; the prompts of the previews are on the Train node."""
 
     previews: PreviewSpec

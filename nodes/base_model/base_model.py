@@ -7,6 +7,7 @@ from ...trainers.families.presets import native_resolution
 from ...trainers.families.recognition import fingerprint_of, recognize
 from ...trainers.families.sizes import check_sizes
 from .. import host, sockets
+from ..widgets import Schema
 
 DEMO = "demo base (comes with the pack)"
 OBJECTIVES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
@@ -54,10 +55,11 @@ def prediction_input():
 class LoadBase(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneLoadBase",
             display_name="Load Base to Train",
             category="FineTune/base model",
+            search_aliases=("checkpoint loader", "base model", "fine-tune", "training base"),
             description="One model for all of a training graph: its MODEL, CLIP and VAE for the core's nodes, and the base "
                         "for the Train nodes. Loads checkpoints, diffusers folders, and the small checkpoints that were "
                         "trained on the demo base, which Load Checkpoint does not know.",
@@ -103,10 +105,11 @@ class LoadBase(io.ComfyNode):
 class LoadDemoBase(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneLoadDemoBase",
             display_name="Load Demo Base",
             category="FineTune/base model",
+            search_aliases=("demo", "example model", "tiny model"),
             description="A real, small Stable Diffusion 1.x that comes with the pack. It draws 64-pixel emoji on any "
                         "computer in a second, so that training can be tried without a download. Its styles are called "
                         "'noto emoji' and 'twemoji'.",
@@ -130,10 +133,11 @@ class LoadDemoBase(io.ComfyNode):
 class BaseModel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneBaseModel",
-            display_name="Base Model",
+            display_name="Training Base Model",
             category="FineTune/base model",
+            search_aliases=("checkpoint", "pretrained model", "fine-tune"),
             description="The model to train on: a checkpoint (.safetensors) or a diffusers folder. Its family is found "
                         "by itself and shown; no weights are loaded here.",
             inputs=[

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ...trainers.captioning.model_folders import KINDS
 from ...trainers.spec import MAXIMUM_SEED
 from ...trainers.spec.captioning import Blip2Spec, BlipSpec, Florence2Spec, GitSpec, TaggerSpec, VisionLanguageSpec
-from ..train.run_training import advanced
+from ..widgets import Schema, advanced
 from .run_captioner import (
     CATEGORY,
     batch_input,
@@ -35,10 +35,11 @@ def speak(cls, build, dataset, captioner, mode, batch_size, **widgets) -> io.Nod
 class CaptionBlip(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneCaptionBlip",
             display_name="Caption with BLIP",
             category=CATEGORY,
+            search_aliases=("auto caption", "image to text", "describe images"),
             description="One short sentence for every image, by BLIP. Small and quick: it runs on any computer. What is "
                         "described once is kept and found again.",
             inputs=[
@@ -64,10 +65,11 @@ class CaptionBlip(io.ComfyNode):
 class CaptionBlip2(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneCaptionBlip2",
             display_name="Caption with BLIP-2",
             category=CATEGORY,
+            search_aliases=("auto caption", "image to text", "describe images"),
             description="One sentence for every image, or the answer to a question about it, by BLIP-2: an image encoder "
                         "before a language model. Needs a graphics card.",
             inputs=[
@@ -93,10 +95,11 @@ class CaptionBlip2(io.ComfyNode):
 class CaptionGit(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneCaptionGit",
             display_name="Caption with GIT",
             category=CATEGORY,
+            search_aliases=("auto caption", "image to text", "describe images"),
             description="One short sentence for every image, by GIT. Small and quick, an alternative to BLIP in the style "
                         "of the COCO captions.",
             inputs=[
@@ -122,10 +125,11 @@ class CaptionGit(io.ComfyNode):
 class CaptionFlorence2(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneCaptionFlorence2",
             display_name="Caption with Florence-2",
             category=CATEGORY,
+            search_aliases=("auto caption", "image to text", "ocr", "describe images"),
             description="Captions of three lengths, a list of the objects, or the text in every image, by Florence-2: a "
                         "small model that describes well.",
             inputs=[
@@ -134,7 +138,7 @@ class CaptionFlorence2(io.ComfyNode):
                                                        "text in the image"], default="detailed caption",
                                tooltip="What is written: one sentence, two or three, a paragraph, the names of the objects "
                                        "with commas between, or what can be read in the image."),
-                mode_input(), *decoding_inputs(256, 3), batch_input(8),
+                mode_input(), *decoding_inputs(75, 3), batch_input(8),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -152,10 +156,11 @@ class CaptionFlorence2(io.ComfyNode):
 class CaptionVisionLanguage(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneCaptionVisionLanguage",
             display_name="Caption with Vision-Language Model",
             category=CATEGORY,
+            search_aliases=("vlm", "qwen", "llava", "auto caption", "image to text", "describe images"),
             description="Captions as you ask for them, by a model that reads images and follows instructions: Qwen-VL, "
                         "SmolVLM, LLaVA, InternVL, Gemma 3 and others that transformers knows.",
             inputs=[
@@ -169,7 +174,7 @@ class CaptionVisionLanguage(io.ComfyNode):
                 io.Int.Input("maximum_side", default=1024, min=0, max=8192,
                              tooltip="Larger images are shrunk to this side in pixels before the model sees them. Less is "
                                      "faster and needs less memory; 0: as they are."),
-                advanced(io.String.Input("system", multiline=True, default="", optional=True,
+                advanced(io.String.Input("system_prompt", multiline=True, default="", optional=True,
                                          tooltip="What the model is told before the instruction; empty for none. Not all "
                                                  "models take it.")),
                 advanced(io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, optional=True,
@@ -191,17 +196,18 @@ class CaptionVisionLanguage(io.ComfyNode):
         return model_state("vision_language", inputs["captioner"])
 
     @classmethod
-    def execute(cls, **widgets):
-        return speak(cls, VisionLanguageSpec, **widgets)
+    def execute(cls, system_prompt="", **widgets):
+        return speak(cls, VisionLanguageSpec, system=system_prompt, **widgets)
 
 
 class TagImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneTagImages",
             display_name="Tag Images (WD14)",
             category=CATEGORY,
+            search_aliases=("wd14", "tagger", "danbooru", "booru tags", "deepdanbooru"),
             description="Danbooru tags for every image, by SmilingWolf's taggers (WD14 and later) or DeepDanbooru, with "
                         "onnxruntime. For bases that were trained on tags; thresholds can be changed without waiting.",
             inputs=[
@@ -212,7 +218,7 @@ class TagImages(io.ComfyNode):
                 io.Float.Input("character_threshold", default=0.85, min=0.05, max=1.0, step=0.01,
                                tooltip="Names of characters are written from this probability on."),
                 mode_input(),
-                io.Boolean.Input("underscores", default=False,
+                io.Boolean.Input("keep_underscores", default=False,
                                  tooltip="Off: long_hair is written as long hair. Faces such as ^_^ keep theirs."),
                 io.String.Input("exclude", default="", multiline=True,
                                 tooltip="Tags that are never written, with commas or on lines of their own. Leave out here "
@@ -228,10 +234,10 @@ class TagImages(io.ComfyNode):
                                         default="characters first", optional=True,
                                         tooltip="characters first: then the others; within both, and with probability, the "
                                                 "likeliest first.")),
-                advanced(io.Int.Input("most", default=0, min=0, max=1000, optional=True,
+                advanced(io.Int.Input("maximum_tags", default=0, min=0, max=1000, optional=True,
                                       tooltip="The most tags for one image, the likeliest; 0: all. About 25 fit into 75 "
                                               "tokens.")),
-                advanced(io.Boolean.Input("escape", default=False, optional=True,
+                advanced(io.Boolean.Input("escape_parentheses", default=False, optional=True,
                                           tooltip="Write parentheses as \\( \\), as prompts need them. Captions to train on "
                                                   "do not.")),
             ],
@@ -244,6 +250,8 @@ class TagImages(io.ComfyNode):
         return model_state("tagger", inputs["captioner"])
 
     @classmethod
-    def execute(cls, dataset, captioner, mode, batch_size, exclude="", **settings):
+    def execute(cls, dataset, captioner, mode, batch_size, keep_underscores, exclude="", maximum_tags=0,
+                escape_parentheses=False, **settings):
         tags = tuple(tag.strip() for tag in re.split(r"[,\n]", exclude) if tag.strip())
-        return caption(cls.hidden.unique_id, TaggerSpec, dataset, captioner, mode, batch_size, exclude=tags, **settings)
+        return caption(cls.hidden.unique_id, TaggerSpec, dataset, captioner, mode, batch_size, exclude=tags,
+                       underscores=keep_underscores, most=maximum_tags, escape=escape_parentheses, **settings)

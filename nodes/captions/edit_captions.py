@@ -21,6 +21,7 @@ from ...trainers.data.captions.text_replacement import Replacement, replace_in_c
 from ...trainers.errors import UserError
 from ...trainers.words import listed, shown
 from .. import host, sockets
+from ..widgets import Schema
 
 CATEGORY = "FineTune/captions"
 LOOK = "show what would change"
@@ -49,10 +50,11 @@ def edited(node_id: str, before, after) -> io.NodeOutput:
 class TriggerWord(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneTriggerWord",
-            display_name="Trigger Word",
+            display_name="Trigger Word in Captions",
             category=CATEGORY,
+            search_aliases=("trigger word", "activation word", "token"),
             description="Puts the word that will call up what is trained into every caption that lacks it: in front, at the "
                         "end, or where the caption names the subject's class.",
             inputs=[
@@ -79,10 +81,11 @@ class TriggerWord(io.ComfyNode):
 class ReplaceInCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneReplaceInCaptions",
             display_name="Replace in Captions",
             category=CATEGORY,
+            search_aliases=("find and replace", "regex", "prefix", "suffix"),
             description="Finds words in all captions and puts others in their place, by plain words or by a regular "
                         "expression, and puts text around every caption.",
             inputs=[
@@ -117,10 +120,11 @@ class EditTags(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         listing = "Tags with commas between them, or one a line. * stands for anything: *hair finds 'long hair'."
-        return io.Schema(
+        return Schema(
             node_id="FineTuneEditTags",
             display_name="Edit Tags",
             category=CATEGORY,
+            search_aliases=("remove tags", "sort tags", "booru tags"),
             description="For captions that are lists of tags: removes, keeps, sorts and shortens them. A trigger word that "
                         "is the first tag stays the first.",
             inputs=[
@@ -135,7 +139,8 @@ class EditTags(io.ComfyNode):
                                default="as they are",
                                tooltip="Encoders read the front most closely and cut the end. most frequent first counts "
                                        "over the whole dataset."),
-                io.Int.Input("limit", default=0, min=0, max=1000, tooltip="Most tags in a caption; 0 for all."),
+                io.Int.Input("maximum_tags", default=0, min=0, max=1000,
+                             tooltip="Tags in a caption at the most; 0 for all."),
                 io.Int.Input("keep_first", default=0, min=0, max=1000,
                              tooltip="So many tags at the front stay there whatever else is set."),
                 io.String.Input("separator", default=",", tooltip="What stands between tags."),
@@ -145,19 +150,20 @@ class EditTags(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset, remove, keep_only, move_to_front, deduplicate, order, limit, keep_first, separator):
-        rule = TagEdit(keep_first, tag_list(remove), tag_list(keep_only), deduplicate, order, tag_list(move_to_front), limit,
-                       separator)
+    def execute(cls, dataset, remove, keep_only, move_to_front, deduplicate, order, maximum_tags, keep_first, separator):
+        rule = TagEdit(keep_first, tag_list(remove), tag_list(keep_only), deduplicate, order, tag_list(move_to_front),
+                       maximum_tags, separator)
         return edited(cls.hidden.unique_id, dataset, edit_tags(dataset, rule))
 
 
 class EditCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneEditCaptions",
             display_name="Edit Captions by Hand",
             category=CATEGORY,
+            search_aliases=("edit captions", "manual captions"),
             description="Captions typed by hand for single images. Queue once, press 'Fill with the captions', correct "
                         "them, and queue again. They travel with the workflow.",
             inputs=[
@@ -185,10 +191,11 @@ UNDO, UNDO_REST = "undo the last write", "undo it, but keep files changed since"
 class WriteCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneWriteCaptions",
             display_name="Write Captions",
             category=CATEGORY,
+            search_aliases=("save captions", "txt files", "sidecar"),
             description="Writes the captions into .txt files beside the images, for other programs and other graphs. "
                         "Every file that changes is kept in a backup, and Undo Write Captions brings it back.",
             is_output_node=True,
@@ -246,10 +253,11 @@ def describe_write(plan: sidecars.Plan, backups: list[Path], only_looked: bool, 
 class UndoWriteCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneUndoWriteCaptions",
             display_name="Undo Write Captions",
             category=CATEGORY,
+            search_aliases=("restore captions", "backup"),
             description="Puts the caption files of a folder back as they were before the last Write Captions, byte by byte. "
                         "Queued again, it takes back the write before that.",
             is_output_node=True,

@@ -16,9 +16,9 @@ from ...trainers.spec import DatasetSpec, FolderSpec, checked
 from ...trainers.spec.captioning import CaptioningSpec
 from ...trainers.words import counted
 from .. import host, sockets
-from ..train.run_training import advanced
+from ..widgets import Schema, advanced
 
-CATEGORY = "FineTune/captioning"
+CATEGORY = "FineTune/captions"
 SHOWN = 20
 """Captions on the node; the output has all of them."""
 
@@ -38,9 +38,9 @@ def captioner_input(kind: str, models: str):
 
 def mode_input():
     return io.Combo.Input(
-        "mode", options=list(MODES),
-        tooltip="Where the new text goes. replace: the old caption is dropped. only missing: images that have a caption "
-                "keep it. in front, behind: both, with a comma between. The dataset's trigger word always stays.")
+        "mode", options=list(MODES), default="only missing",
+        tooltip="Where the new text goes. only missing: images that have a caption keep it. replace: the old caption is "
+                "dropped. in front, behind: both, with a comma between. The dataset's trigger word always stays.")
 
 
 def batch_input(default: int):
@@ -160,10 +160,11 @@ def finished(progress: host.NodeProgress, dataset: DatasetSpec, lines: list[str]
 class CaptionFromNames(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneCaptionFromNames",
             display_name="Caption from Names",
             category=CATEGORY,
+            search_aliases=("file names", "auto caption"),
             description="Captions without any model: out of the names of files and folders and a template. Numbering, "
                         "underscores and camera names such as IMG_0001 are left out.",
             inputs=[

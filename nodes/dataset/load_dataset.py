@@ -10,6 +10,7 @@ from ...trainers.data.manifest import Subfolders, scan_folder
 from ...trainers.data.sources import folder_state
 from ...trainers.words import counted
 from .. import host, sockets
+from ..widgets import Schema
 
 IGNORE = get_args(Subfolders)[0]
 
@@ -17,10 +18,11 @@ IGNORE = get_args(Subfolders)[0]
 class LoadImageDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneLoadImageDataset",
             display_name="Load Image Dataset",
             category="FineTune/dataset",
+            search_aliases=("training images", "folder", "kohya dataset", "captions", "fine-tune"),
             description="A folder of images, each with a caption in a .txt (or .caption) file of the same name, or in a "
                         "metadata.jsonl. Damaged images are skipped and named. Only names, sizes and captions "
                         "leave this node, no pixels.",

@@ -4,44 +4,45 @@ from comfy_api.latest import io
 from ...trainers.errors import UserError
 from ...trainers.process.parent import TrainingProcess
 from ...trainers.sampling.class_images import class_dataset, open_folder
-from ...trainers.spec import MAXIMUM_SEED, FolderSpec, checked
+from ...trainers.spec import FolderSpec, checked
 from ...trainers.spec.class_images import ClassImagesSpec
 from .. import host, sockets
 from ..train.run_training import image_at
+from ..widgets import Schema, widget
 from .load_dataset import summarize
 
 
 class ClassImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneClassImages",
-            display_name="Class Images",
+            display_name="Regularization Images (class images)",
             category="FineTune/dataset",
-            description="Lets the base itself draw images of a subject's class, for prior preservation: connect them to "
-                        "class_images of a Train node. They are kept; asking for more draws only the missing ones, and "
-                        "cancel keeps what is drawn.",
+            search_aliases=("class images", "prior preservation", "dreambooth", "reg images"),
+            description="Class images: lets the base itself generate images of a subject's class, for prior preservation: "
+                        "connect them to class_images of a Train node. They are kept; asking for more generates only the "
+                        "missing ones, and cancel keeps what there is.",
             inputs=[
                 sockets.Base.Input("base", tooltip="The model that will be trained: Base Model or Load Demo Base."),
-                io.String.Input("prompt", default="a photo of a dog",
-                                tooltip="The class of your subject in plain words, without its rare word. It becomes the "
-                                        "caption of every image."),
-                io.Int.Input("count", default=200, min=1, max=100_000,
-                             tooltip="How many images. 200 to 300 are usual for DreamBooth."),
-                io.String.Input("negative", default="", tooltip="What the images shall not show; empty for none."),
-                io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
-                             tooltip="Pixels of an image's side: that of the training. SD 1.x 512, SD 2.x 768, SDXL 1024, "
-                                     "demo base 64."),
-                io.Int.Input("sampler_steps", default=25, min=1, max=200,
-                             tooltip="Steps of the sampler DPM++ 2M. 20 to 30 are enough."),
-                io.Float.Input("guidance", default=7.0, min=1.0, max=30.0, step=0.5,
-                               tooltip="How closely images follow the prompt (CFG). 7 is usual."),
-                # Not "seed": frontends put a randomize control beside that, and every queue would draw anew.
-                io.Int.Input("image_seed", default=0, min=0, max=MAXIMUM_SEED,
-                             tooltip="Another seed is another set of images, in a folder of its own."),
-                io.Int.Input("batch_size", default=4, min=1, max=256,
-                             tooltip="Images drawn at once. More is faster and needs more memory; the images stay the "
-                                     "same."),
+                widget(ClassImagesSpec, "prompt", default="",
+                       tooltip="The class of your subject in plain words, without its rare word, for example: a photo of a "
+                               "dog. It becomes the caption of every image."),
+                widget(ClassImagesSpec, "count", tooltip="How many images. 200 to 300 are usual for DreamBooth."),
+                widget(ClassImagesSpec, "negative", name="negative_prompt",
+                       tooltip="What the images shall not show; empty for none."),
+                widget(ClassImagesSpec, "resolution",
+                       tooltip="Pixels of an image's side: that of the training. SD 1.x 512, SD 2.x 768, SDXL 1024, demo "
+                               "base 64. Connect resolution of Load Base to Train."),
+                widget(ClassImagesSpec, "sampler_steps",
+                       tooltip="Steps of the sampler DPM++ 2M. 20 to 30 are enough."),
+                widget(ClassImagesSpec, "guidance",
+                       tooltip="How closely images follow the prompt (CFG). 7 is usual."),
+                # Not "seed": frontends put a randomize control beside that, and every queue would generate anew.
+                widget(ClassImagesSpec, "image_seed",
+                       tooltip="Another seed is another set of images, in a folder of its own."),
+                widget(ClassImagesSpec, "batch_size",
+                       tooltip="Images generated at once. More is faster and needs more memory; the images stay the same."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For class_images of the Train nodes."),
@@ -51,9 +52,9 @@ class ClassImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, base, **widgets):
+    def execute(cls, base, negative_prompt, **widgets):
         spec = checked(
-            ClassImagesSpec, base=base, **widgets, device=host.training_device(),
+            ClassImagesSpec, base=base, negative=negative_prompt, **widgets, device=host.training_device(),
             folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")))
         progress = host.NodeProgress(cls.hidden.unique_id)
         folder = open_folder(spec)

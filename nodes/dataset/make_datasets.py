@@ -6,6 +6,7 @@ from ...trainers.data.image_store import captions_of, store_dataset
 from ...trainers.errors import UserError
 from ...trainers.words import counted
 from .. import host, sockets
+from ..widgets import Schema
 from .load_dataset import summarize
 
 SLOTS = 4
@@ -14,10 +15,11 @@ SLOTS = 4
 class DatasetFromImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneDatasetFromImages",
             display_name="Dataset from Images",
             category="FineTune/dataset",
+            search_aliases=("training images", "image batch"),
             description="Images of the graph as a dataset for training, with captions. They are kept once in the output "
                         "folder as files named by their content; only names and captions go on.",
             inputs=[
@@ -35,8 +37,8 @@ class DatasetFromImages(io.ComfyNode):
                 io.String.Input("name", default="images", tooltip="Names the dataset and its images in reports."),
                 io.Mask.Input("masks", optional=True,
                               tooltip="White where an image counts: one for all images, or one for each. Load Image "
-                                      "gives the opposite of its transparency; put Invert Mask between. Used with masked in "
-                                      "Training Objective."),
+                                      "gives the opposite of its transparency; put Invert Mask between. Used with "
+                                      "masked_loss in Training Objective."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
@@ -77,10 +79,11 @@ class CombineDatasets(io.ComfyNode):
                                tooltip=f"How much the loss of the images of dataset_{number} counts, times their own "
                                        "weight. 1 is usual."),
             ]
-        return io.Schema(
+        return Schema(
             node_id="FineTuneCombineDatasets",
             display_name="Combine Datasets",
             category="FineTune/dataset",
+            search_aliases=("concepts", "merge datasets", "multiple subjects"),
             description="Several datasets as one, to train several concepts at once. Says what share of an epoch each is. "
                         "For more than four, combine the result again.",
             inputs=slots,
@@ -106,17 +109,18 @@ class CombineDatasets(io.ComfyNode):
 class SplitDataset(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneSplitDataset",
             display_name="Split Dataset",
             category="FineTune/dataset",
+            search_aliases=("validation set", "held out", "train test split"),
             description="A dataset as two: images to train, and images held out to judge the result by. Each image's "
                         "own content decides its side, so it stays there when others come or go.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="The dataset to divide."),
-                io.Float.Input("share", default=0.1, min=0.01, max=0.9, step=0.01,
-                               tooltip="About how much is held out. In a small dataset it is at least one image; 0.1 to "
-                                       "0.2 is usual."),
+                io.Float.Input("held_out_fraction", default=0.1, min=0.01, max=0.9, step=0.01,
+                               tooltip="About which fraction is held out. In a small dataset it is at least one image; 0.1 "
+                                       "to 0.2 is usual."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="training", tooltip="For the Train nodes."),
@@ -127,8 +131,8 @@ class SplitDataset(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset, share):
-        trained, held_out = divide(dataset, share)
+    def execute(cls, dataset, held_out_fraction):
+        trained, held_out = divide(dataset, held_out_fraction)
         names = ", ".join([*(image.name for image in held_out.images[:10]), *["…"][:len(held_out.images) > 10]])
         report = f"{counted(len(trained.images), 'image')} to train, {len(held_out.images)} held out: {names}"
         host.NodeProgress(cls.hidden.unique_id).show(report)

@@ -8,15 +8,17 @@ from ...trainers.data.report.dataset_report import as_text, examine
 from ...trainers.data.report.lint import CLIP_TOKENS
 from ...trainers.drawing.dataset_report_pages import draw_pages
 from .. import host, sockets
+from ..widgets import Schema
 
 
 class DatasetReport(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneDatasetReport",
             display_name="Dataset Report",
             category="FineTune/dataset",
+            search_aliases=("dataset check", "duplicates", "blurred images", "buckets", "lint"),
             description="Looks at all images and captions before they are trained: shapes, buckets, copies, blurred and "
                         "tiny images, captions without the trigger or too long for the text encoder, and more.",
             is_output_node=True,
@@ -27,9 +29,9 @@ class DatasetReport(io.ComfyNode):
                                      "small. SD 1.x 512, SD 2.x 768, SDXL 1024, demo base 64."),
                 io.String.Input("trigger", default="",
                                 tooltip="The word that captions should hold; empty for the dataset's own."),
-                io.Int.Input("sheets", default=4, min=0, max=32,
-                             tooltip="Most pages of 64 images. With more images those with findings are shown first. A "
-                                     "page takes about 40 MB of memory."),
+                io.Int.Input("maximum_pages", default=4, min=0, max=32,
+                             tooltip="Pages of 64 images at the most. With more images those with findings are shown first. "
+                                     "A page takes about 40 MB of memory."),
                 sockets.Base.Input("base", optional=True,
                                  tooltip="The base model, whose tokenizer measures the captions. Without it CLIP's, which "
                                          "all SD 1.x, SD 2.x and SDXL have."),
@@ -42,14 +44,14 @@ class DatasetReport(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset, resolution, trigger, sheets, base=None):
+    def execute(cls, dataset, resolution, trigger, maximum_pages, base=None):
         progress = host.NodeProgress(cls.hidden.unique_id)
         tokenizer, room = tokenizer_of(base)
         report = examine(dataset, resolution, tokenizer, trigger.strip(), room,
                          lambda what, done, total: progress.show(f"{what}, {done} of {total}", done, total),
                          base.multiple if base else 8)
         progress.show("drawing the pages")
-        pages = [np.asarray(page) for page in draw_pages(report, sheets, tokenizer, room)]
+        pages = [np.asarray(page) for page in draw_pages(report, maximum_pages, tokenizer, room)]
         image = torch.empty(len(pages), *pages[0].shape)
         for place, page in enumerate(pages):
             image[place] = torch.from_numpy(page.astype(np.float32) / 255)

@@ -8,6 +8,7 @@ from ...trainers.errors import UserError
 from ...trainers.spec import AugmentationSpec, CaptionVariationSpec, DatasetSpec, checked
 from ...trainers.words import counted
 from .. import sockets
+from ..widgets import Schema
 
 TEMPLATES = {"none": (), "ImageNet objects": IMAGENET_OBJECTS, "ImageNet styles": IMAGENET_STYLES}
 OWN = "own"
@@ -17,10 +18,11 @@ EXAMPLES = 6
 class VaryCaptions(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneVaryCaptions",
             display_name="Vary Captions",
             category="FineTune/dataset",
+            search_aliases=("shuffle tags", "tag dropout", "caption templates"),
             description="Lets captions change from step to step: tags in another order, some left out, inside another "
                         "sentence. What varies is not learned by heart. The caption files stay as they are.",
             inputs=[
@@ -82,10 +84,11 @@ def with_images(dataset: DatasetSpec, **changes) -> DatasetSpec:
 class AugmentImages(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneAugmentImages",
-            display_name="Augment Images",
+            display_name="Augment Dataset Images",
             category="FineTune/dataset",
+            search_aliases=("augmentation", "flip", "mirror", "color jitter"),
             description="Makes variants of every image, of which one is drawn each time it is trained: mirrored, cut "
                         "closer, in other colors, with grain. Helps with few images. The files stay as they are; masks "
                         "follow.",
@@ -104,7 +107,7 @@ class AugmentImages(io.ComfyNode):
                 io.Float.Input("color", default=0.0, min=0.0, max=1.0, step=0.05,
                                tooltip="Change brightness, contrast and saturation by up to this share. 0.1 is mild. Not "
                                        "for a style that lives by its colors."),
-                io.Float.Input("noise", default=0.0, min=0.0, max=0.5, step=0.01,
+                io.Float.Input("pixel_noise", default=0.0, min=0.0, max=0.5, step=0.01,
                                tooltip="Grain on the images: its standard deviation, where black to white is 1. Above "
                                        "0.02 it is learned too."),
             ],
@@ -115,11 +118,11 @@ class AugmentImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, dataset, variants, flip, crop, color, noise):
-        augmentation = checked(AugmentationSpec, variants=variants, flip=flip, crop=crop, color=color, noise=noise)
+    def execute(cls, dataset, variants, flip, crop, color, pixel_noise):
+        augmentation = checked(AugmentationSpec, variants=variants, flip=flip, crop=crop, color=color, noise=pixel_noise)
         count = len(dataset.images)
         # Mirroring alone gives two different images, however many variants are asked for.
-        different = min(variants, 2) if not (crop or color or noise) else variants
+        different = min(variants, 2) if not (crop or color or pixel_noise) else variants
         report = (f"{counted(count, 'image')} in {counted(different, 'variant')}: {count * different} to encode before "
                   "the first step")
         return io.NodeOutput(with_images(dataset, augmentation=augmentation), report, ui={"text": [report]})

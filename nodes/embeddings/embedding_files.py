@@ -12,7 +12,7 @@ from ...trainers.errors import UserError
 from ...trainers.spec import checked
 from ...trainers.words import counted, listed, one_line
 from .. import host, sockets
-from ..train.run_training import advanced
+from ..widgets import Schema, advanced
 
 NONE = "none"
 ROWS = 4
@@ -32,10 +32,11 @@ class MergeEmbeddings(io.ComfyNode):
                                tooltip="Its part of the average: the weights are divided by their sum. Below 0 leads away "
                                        "from it."),
             ]
-        return io.Schema(
+        return Schema(
             node_id="FineTuneMergeEmbeddings",
             display_name="Merge Embeddings",
             category=CATEGORY,
+            search_aliases=("textual inversion", "ti", "combine embeddings"),
             description="One embedding from two to four: the weighted average of their vectors, saved as a new file. All "
                         "must be made for the same kind of model and have equally many vectors.",
             is_output_node=True,
@@ -98,10 +99,11 @@ class MergeEmbeddings(io.ComfyNode):
 class SaveEmbeddingLibrary(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneSaveEmbeddingLibrary",
             display_name="Save Embedding Library",
             category=CATEGORY,
+            search_aliases=("textual inversion", "ti", "embedding list"),
             description="Writes a JSON file that maps names of your own choice to embedding files, with their trigger words "
                         "and bases. It lies in models/embeddings/libraries and can be shared with the files.",
             is_output_node=True,
@@ -158,10 +160,11 @@ class SaveEmbeddingLibrary(io.ComfyNode):
 class LoadEmbeddingLibrary(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneLoadEmbeddingLibrary",
             display_name="Load Embedding Library",
             category=CATEGORY,
+            search_aliases=("textual inversion", "ti", "embedding list"),
             description="Write prompts with the names of a library: they become embedding:file wherever they stand. Lists "
                         "what the library holds and names files that are missing.",
             inputs=[

@@ -3,16 +3,17 @@ from comfy_api.latest import io
 
 from ...trainers.errors import UserError
 from .. import sockets
-from ..train.run_training import advanced
+from ..widgets import Schema, advanced
 
 
 class PromptList(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTunePromptList",
-            display_name="Prompt List",
+            display_name="Prompt List for Evaluation",
             category="FineTune/evaluate",
+            search_aliases=("prompts", "batch prompts", "evaluation"),
             description="One prompt a line. Everything behind this node runs once per prompt, so one sampler draws them "
                         "all: connect it to CLIP Text Encode, and the images to Image Grid. With a dataset connected, "
                         "captions of its images are taken where no prompts are typed.",

@@ -1,13 +1,17 @@
 """Finished files where the host's loaders find them: put there over nothing, put back when they are gone, and taken away
 again when they were there for the meantime only."""
+import os
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Iterable, Sequence
 
 import folder_paths
+from PIL import Image
 
-from ...trainers.files import place_copy, read_json, write_json
+from ...trainers.files import place_copy, read_json, temporary_beside, write_json
 from .folders import artifact_folder
+from .lora_files import PREVIEWS
 
 MEANWHILE = "placed.json"
 """In the folder of a run: the files of a cancelled run that lie among the others until it is finished."""
@@ -39,6 +43,16 @@ def is_taken(kinds: Sequence[str], name: str) -> bool:
     too."""
     return any((folder / f"{name}{suffix}").exists() for kind in kinds for folder in _folders(kind)
                for suffix in (".safetensors", ".pt"))
+
+
+def place_preview(file: Path, image: Image.Image):
+    """Put an image beside a placed file, where ComfyUI and LoRA managers look for it, unless there is one already."""
+    if any(file.with_name(file.stem + suffix).exists() for suffix in PREVIEWS):
+        return
+    target = file.with_name(f"{file.stem}.preview.png")
+    with temporary_beside(target) as temporary, suppress(OSError):  # a file system without links does without
+        image.save(temporary)
+        os.link(temporary, target)  # fails if another process took the name meanwhile
 
 
 def watch(name: str, paths: Iterable[Path]):

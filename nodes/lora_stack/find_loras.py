@@ -14,23 +14,25 @@ from ...trainers.stacking.prompts import MODEL_FIRST, TEXT_FIRST, Keyword, parse
 from ...trainers.stacking.rows import StackRow
 from ...trainers.words import counted, holds
 from .. import host, sockets
+from ..widgets import Schema
 from .lora_stack import CATEGORY, describe
 
 
 class PromptLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTunePromptLoras",
             display_name="LoRAs from Prompt",
             category=CATEGORY,
+            search_aliases=("lora tags", "a1111 lora syntax", "lora loader"),
             description="Takes <lora:name:0.8> tags out of a prompt and makes a stack of them. Names are looked up in all "
                         "loras folders, with or without folder and suffix, whatever the case.",
             inputs=[
                 io.String.Input("prompt", multiline=True, default="",
                                 tooltip="Tags are <lora:name>, <lora:name:0.8>, <lora:name:0.8:0.6>, "
                                         "<lora:name:unet=0.8:te=0.6>, <lora:name:0.8:lbw=OUTD>."),
-                io.Combo.Input("two_numbers", options=[MODEL_FIRST, TEXT_FIRST], default=MODEL_FIRST,
+                io.Combo.Input("number_order", options=[MODEL_FIRST, TEXT_FIRST], default=MODEL_FIRST,
                                tooltip="What the two numbers of <lora:name:0.8:0.6> are. ComfyUI's packs write the model's "
                                        "strength first, Automatic1111 the text encoder's."),
                 io.Boolean.Input("skip_unknown", default=False,
@@ -47,13 +49,13 @@ class PromptLoras(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        return [inputs.get(name) for name in ("prompt", "two_numbers", "skip_unknown")] + host.signature(host.lora_names())
+        return [inputs.get(name) for name in ("prompt", "number_order", "skip_unknown")] + host.signature(host.lora_names())
 
     @classmethod
-    def execute(cls, prompt, two_numbers, skip_unknown, lora_stack=None):
-        if two_numbers not in (MODEL_FIRST, TEXT_FIRST):
-            raise UserError(f"two_numbers is {two_numbers!r}. Choose {MODEL_FIRST!r} or {TEXT_FIRST!r}.")
-        clean, mentions = read_prompt(prompt, two_numbers)
+    def execute(cls, prompt, number_order, skip_unknown, lora_stack=None):
+        if number_order not in (MODEL_FIRST, TEXT_FIRST):
+            raise UserError(f"number_order is {number_order!r}. Choose {MODEL_FIRST!r} or {TEXT_FIRST!r}.")
+        clean, mentions = read_prompt(prompt, number_order)
         rows, unknown = rows_of(mentions, host.lora_names())
         if unknown and not skip_unknown:
             raise UserError("\n".join(unknown) + "\nCorrect the prompt, or switch skip_unknown on.")
@@ -68,16 +70,17 @@ class PromptLoras(io.ComfyNode):
 class KeywordLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneKeywordLoras",
             display_name="LoRAs by Keyword",
             category=CATEGORY,
+            search_aliases=("trigger words", "automatic lora"),
             description="Adds the LoRAs whose trigger words occur in the prompt. Words come from the files' own metadata, "
                         "from a map that you write, or from both.",
             inputs=[
                 io.String.Input("prompt", multiline=True, default="",
                                 tooltip="The prompt that is searched; it stays as it is."),
-                io.Combo.Input("words_from", options=["metadata and map", "map only", "metadata only"],
+                io.Combo.Input("keyword_source", options=["metadata and map", "map only", "metadata only"],
                                default="metadata and map",
                                tooltip="metadata: modelspec.trigger_phrase and the class tokens that trainers write into "
                                        "the file. map: the text below."),
@@ -88,8 +91,9 @@ class KeywordLoras(io.ComfyNode):
                                tooltip="Strength on the model, where the map gives none."),
                 io.Float.Input("text_strength", default=1.0, min=-100.0, max=100.0, step=0.05,
                                tooltip="Strength on the text encoder, where the map gives none."),
-                io.Int.Input("most", default=5, min=1, max=100,
-                             tooltip="The most LoRAs that are added, so that a common word does not load a whole library."),
+                io.Int.Input("maximum_loras", default=5, min=1, max=100,
+                             tooltip="LoRAs that are added at the most, so that a common word does not load a whole "
+                                     "library."),
                 io.String.Input("keyword_map", multiline=True, default="", optional=True,
                                 tooltip='JSON: {"my_lora": ["ohwx", "ink drawing"], "other": {"words": ["sks"], "model": '
                                         '0.8, "text": 0.5}}. For a LoRA in it the file\'s own words are not read.'),
@@ -110,9 +114,10 @@ class KeywordLoras(io.ComfyNode):
         return kept + host.signature(host.lora_names())
 
     @classmethod
-    def execute(cls, prompt, words_from, folder, model_strength, text_strength, most, keyword_map="", lora_stack=None):
+    def execute(cls, prompt, keyword_source, folder, model_strength, text_strength, maximum_loras, keyword_map="",
+                lora_stack=None):
         names, entries, lines = host.lora_names(), entries_from(lora_stack), []
-        keywords = parse_keyword_map(keyword_map) if words_from != "metadata only" else []
+        keywords = parse_keyword_map(keyword_map) if keyword_source != "metadata only" else []
         mapped, unknown = {}, []
         for keyword in keywords:
             file = resolve(keyword.name, names)
@@ -123,12 +128,12 @@ class KeywordLoras(io.ComfyNode):
             raise UserError(f"keyword_map names LoRAs that are not in the loras folders: {', '.join(map(repr, unknown))}.")
         present = {entry[0] for entry in entries}
         added = 0
-        for name, keyword in {**mapped, **cls._from_metadata(names, mapped, words_from, folder)}.items():
+        for name, keyword in {**mapped, **cls._from_metadata(names, mapped, keyword_source, folder)}.items():
             word = next((word for word in keyword.words if holds(prompt, word)), None)
             if word is None or name in present:
                 continue
-            if added == most:
-                lines.append(f"More LoRAs fit the prompt, but most is {most}.")
+            if added == maximum_loras:
+                lines.append(f"More LoRAs fit the prompt, but maximum_loras is {maximum_loras}.")
                 break
             model = model_strength if keyword.model is None else keyword.model
             text = text_strength if keyword.text is None else keyword.text
@@ -140,8 +145,8 @@ class KeywordLoras(io.ComfyNode):
         return io.NodeOutput(entries, report, ui={"text": [report]})
 
     @classmethod
-    def _from_metadata(cls, names, mapped, words_from: str, folder: str) -> dict[str, Keyword]:
-        if words_from == "map only":
+    def _from_metadata(cls, names, mapped, keyword_source: str, folder: str) -> dict[str, Keyword]:
+        if keyword_source == "map only":
             return {}
         wanted, found = folder.strip().replace("\\", "/").strip("/").lower(), {}
         for name in names:
@@ -156,10 +161,11 @@ class KeywordLoras(io.ComfyNode):
 class InspectLora(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneInspectLora",
             display_name="LoRA Inspector",
             category=CATEGORY,
+            search_aliases=("lora info", "metadata", "lora key not loaded"),
             description="Shows what is in a LoRA file: the size of its change in every block as an image, ranks, method, "
                         "base model, trigger words, metadata; with a model connected also what would not load, and why.",
             is_output_node=True,

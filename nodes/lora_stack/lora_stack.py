@@ -1,9 +1,13 @@
 """Many LoRAs at once: a stack of rows, and its effect on a model."""
+from typing import Sequence
+
 from comfy_api.latest import io
 
 from ...trainers.errors import UserError
 from ...trainers.stacking import LoraEntry, entries_from, parse_rows
+from ...trainers.stacking.cards import plain
 from .. import host, sockets
+from ..widgets import Schema
 
 CATEGORY = "FineTune/lora stack"
 
@@ -11,10 +15,11 @@ CATEGORY = "FineTune/lora stack"
 class LoraStack(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneLoraStack",
             display_name="LoRA Stack",
             category=CATEGORY,
+            search_aliases=("lora loader", "multi lora", "block weight", "lbw", "power lora loader"),
             description="Any number of LoRAs in an order, each with its strengths, block weights and factors for attention, "
                         "feed-forward and convolution weights. Other packs' nodes read the stack too: names and strengths.",
             inputs=[
@@ -28,6 +33,7 @@ class LoraStack(io.ComfyNode):
                 sockets.LoraStack.Output(display_name="lora_stack",
                                        tooltip="For Apply LoRA Stack, and for every node that takes a LORA_STACK."),
                 io.String.Output(display_name="summary", tooltip="The rows in words, one a line."),
+                trigger_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -65,7 +71,18 @@ class LoraStack(io.ComfyNode):
             lines.append(f"{idle} row{'s' * (idle > 1)} off, without a file or with strengths of 0.")
         summary = "\n".join(lines) or "The stack is empty: the model stays as it is."
         host.NodeProgress(cls.hidden.unique_id).show(summary)
-        return io.NodeOutput(entries, summary, ui={"text": [summary]})
+        return io.NodeOutput(entries, summary, trigger_words(entries), ui={"text": [summary]})
+
+
+def trigger_output():
+    return io.String.Output(display_name="trigger_words",
+                            tooltip="The words that call up the stack's LoRAs, as their files state them, with commas "
+                                    "between.")
+
+
+def trigger_words(entries: Sequence[LoraEntry]) -> str:
+    cards = [host.quick_card(entry[0]) or {} for entry in entries]
+    return ", ".join(dict.fromkeys(plain(word, 100) for card in cards for word in card.get("triggers", ())))
 
 
 def describe(entry: LoraEntry) -> str:
@@ -81,10 +98,11 @@ def describe(entry: LoraEntry) -> str:
 class ApplyLoraStack(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneApplyLoraStack",
             display_name="Apply LoRA Stack",
             category=CATEGORY,
+            search_aliases=("lora loader", "multi lora"),
             description="Puts a stack of LoRAs on a model, many for about the time of one, with the same result as a chain "
                         "of LoRA loaders. Reads every format that ComfyUI reads and some that it leaves unloaded, and says "
                         "per file what matched and what did not.",
@@ -98,14 +116,16 @@ class ApplyLoraStack(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="For KSampler."),
                 io.Clip.Output(display_name="clip", tooltip="For CLIP Text Encode; empty when no clip is connected."),
                 io.String.Output(display_name="report", tooltip="Per file: how many keys matched, what did not, and why."),
+                trigger_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, model, lora_stack, clip=None):
-        model, clip, reports = host.apply_stack(model, clip, entries_from(lora_stack))
+        entries = entries_from(lora_stack)
+        model, clip, reports = host.apply_stack(model, clip, entries)
         lines = [line for report in reports for line in report.lines()]
         report = "\n".join(lines) or "The stack is empty: model and clip are as they came."
         host.NodeProgress(cls.hidden.unique_id).show(report)
-        return io.NodeOutput(model, clip, report, ui={"text": [report]})
+        return io.NodeOutput(model, clip, report, trigger_words(entries), ui={"text": [report]})

@@ -8,6 +8,7 @@ from ...trainers.spec.file_tasks import BakeSpec, OnnxSpec, ShardSpec
 from ...trainers.words import counted
 from .. import host, sockets
 from ..base_model.base_model import load_line
+from ..widgets import Schema
 from .change_loras import chosen_rows, common, files_changed, lora_input, strength_input
 from .make_file import CATEGORY, make, name_input
 
@@ -15,10 +16,11 @@ from .make_file import CATEGORY, make, name_input
 class BakeLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneBakeLoras",
             display_name="Bake LoRAs into Checkpoint",
             category=CATEGORY,
+            search_aliases=("merge lora into checkpoint", "fuse lora"),
             description="Works a stack of LoRAs into a checkpoint's weights and saves it, one layer in memory at a time. "
                         "Draws what base and LoRAs draw together, without loading them.",
             is_output_node=True,
@@ -67,10 +69,11 @@ class BakeLoras(io.ComfyNode):
 class ShardCheckpoint(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneShardCheckpoint",
             display_name="Split or Join Checkpoint",
             category=CATEGORY,
+            search_aliases=("shards", "split file", "join file"),
             description="Splits a checkpoint into shards of a given size, for uploads, or joins the shards of an index into "
                         "one file. Weights stay bit for bit as they are.",
             is_output_node=True,
@@ -107,10 +110,11 @@ class ShardCheckpoint(io.ComfyNode):
 class ExportOnnx(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneExportOnnx",
             display_name="Export to ONNX",
             category=CATEGORY,
+            search_aliases=("onnxruntime", "export"),
             description="Saves a base's denoiser (UNet), with a stack of LoRAs worked in, as an ONNX file, "
                         "for other programs, and proves with onnxruntime that it computes the same.",
             is_output_node=True,

@@ -11,6 +11,7 @@ from ...trainers.spec import checked
 from ...trainers.spec.file_tasks import ConvertSpec, LoraInput, MergeSpec, MetadataSpec
 from ...trainers.words import counted
 from .. import host, sockets
+from ..widgets import Schema
 from .make_file import CATEGORY, Made, device, folders, make, name_input
 
 NONE = "(none)"
@@ -76,12 +77,13 @@ def files_changed(names) -> list[str]:
 class MergeLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneMergeLoras",
             display_name="Merge LoRAs",
             category=CATEGORY,
+            search_aliases=("svd merge", "combine loras", "add loras"),
             description="Several LoRAs as one file: added, subtracted, scaled. exact keeps everything and adds the ranks; "
-                        "the other rules cut the sum to its best approximation of a smaller rank.",
+                        "the other rank methods cut the sum to its best approximation of a smaller rank.",
             is_output_node=True,
             inputs=[
                 lora_input("lora_a", "The first LoRA; (none) if all come from the stack.", none=True),
@@ -89,13 +91,13 @@ class MergeLoras(io.ComfyNode):
                 lora_input("lora_b", "The second LoRA, or (none).", none=True),
                 strength_input("strength_b"),
                 name_input("merged", "output/loras"),
-                io.Combo.Input("rule", options=RULES, default="exact",
+                io.Combo.Input("rank_method", options=RULES, default="exact",
                                tooltip="exact: nothing is lost, and ranks add up. fixed: rank. energy: the smallest rank "
                                        "that keeps threshold of the sum. ratio: singular values above 1 ÷ threshold of the "
                                        "largest. knee: where their curve bends."),
                 io.Int.Input("rank", default=32, min=1, max=1024, tooltip="The rank, or the most; not read with exact."),
                 io.Float.Input("threshold", default=0.9, min=0.0001, max=10_000.0, step=0.01,
-                               tooltip="For the rules energy (a share, at most 1) and ratio (a number above 1)."),
+                               tooltip="For the rank methods energy (a fraction, at most 1) and ratio (a number above 1)."),
                 io.Combo.Input("file_precision", options=PRECISIONS, default="fp16", tooltip=PRECISION_HELP),
                 sockets.LoraStack.Input("lora_stack", optional=True,
                                       tooltip="Any number of LoRAs with their own strengths, added to both above."),
@@ -109,11 +111,12 @@ class MergeLoras(io.ComfyNode):
         return [files_changed([inputs.get("lora_a"), inputs.get("lora_b")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
-    def execute(cls, lora_a, strength_a, lora_b, strength_b, name, rule, rank, threshold, file_precision, lora_stack=None):
+    def execute(cls, lora_a, strength_a, lora_b, strength_b, name, rank_method, rank, threshold, file_precision,
+                lora_stack=None):
         rows = chosen_rows(((lora_a, strength_a), (lora_b, strength_b)), lora_stack)
         if not rows:
             raise UserError("No LoRA is chosen. Choose lora_a and lora_b, or connect a lora_stack.")
-        spec = checked(MergeSpec, loras=tuple(rows), rule=rule, rank=rank, threshold=threshold,
+        spec = checked(MergeSpec, loras=tuple(rows), rule=rank_method, rank=rank, threshold=threshold,
                        file_precision=file_precision, **common(name))
         made = make(spec, cls.hidden.unique_id)
         return lora_output(made, describe_merge(made, counted(len(rows), "LoRA")))
@@ -122,24 +125,26 @@ class MergeLoras(io.ComfyNode):
 class ResizeLora(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneResizeLora",
             display_name="Resize LoRA",
             category=CATEGORY,
+            search_aliases=("svd", "reduce rank", "lora size"),
             description="The best approximation of a LoRA with a smaller rank, or the smallest rank that keeps enough; also "
                         "scales it, and turns LoHa and LoKr into plain LoRA.",
             is_output_node=True,
             inputs=[
                 lora_input("lora", "The LoRA to resize."),
                 name_input("resized", "output/loras"),
-                io.Combo.Input("rule", options=RULES[1:], default="energy",
+                io.Combo.Input("rank_method", options=RULES[1:], default="energy",
                                tooltip="fixed: rank. energy: the smallest rank that keeps threshold of the LoRA, for "
                                        "example 0.95. ratio: singular values above 1 ÷ threshold of the largest. knee: "
                                        "where their curve bends."),
-                io.Int.Input("rank", default=32, min=1, max=1024, tooltip="The rank, or the most that the rule may choose."),
+                io.Int.Input("rank", default=32, min=1, max=1024, tooltip="The rank, or the most that rank_method may "
+                                                                          "choose."),
                 io.Float.Input("threshold", default=0.95, min=0.0001, max=10_000.0, step=0.01,
-                               tooltip="For the rules energy (a share, at most 1) and ratio (a number above 1)."),
-                strength_input("scale"),
+                               tooltip="For the rank methods energy (a fraction, at most 1) and ratio (a number above 1)."),
+                strength_input("strength"),
                 io.Combo.Input("file_precision", options=PRECISIONS, default="fp16", tooltip=PRECISION_HELP),
             ],
             outputs=lora_outputs(),
@@ -151,9 +156,9 @@ class ResizeLora(io.ComfyNode):
         return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
-    def execute(cls, lora, name, rule, rank, threshold, scale, file_precision):
-        spec = checked(MergeSpec, loras=tuple(rows_of([(lora, scale, scale)])), rule=rule, rank=rank, threshold=threshold,
-                       file_precision=file_precision, **common(name))
+    def execute(cls, lora, name, rank_method, rank, threshold, strength, file_precision):
+        spec = checked(MergeSpec, loras=tuple(rows_of([(lora, strength, strength)])), rule=rank_method, rank=rank,
+                       threshold=threshold, file_precision=file_precision, **common(name))
         made = make(spec, cls.hidden.unique_id)
         return lora_output(made, describe_merge(made, lora))
 
@@ -170,17 +175,18 @@ def describe_merge(made: Made, source: str) -> list[str]:
 class ConvertLora(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneConvertLora",
             display_name="Convert LoRA",
             category=CATEGORY,
+            search_aliases=("kohya", "diffusers", "peft", "format"),
             description="A LoRA under the names of other programs (kohya, diffusers and PEFT, ComfyUI) or in another "
                         "precision. The summary says how exact the result is.",
             is_output_node=True,
             inputs=[
                 lora_input("lora", "The LoRA to convert."),
                 name_input("converted", "output/loras"),
-                io.Combo.Input("names", options=["same", "kohya", "diffusers", "comfyui"], default="same",
+                io.Combo.Input("key_format", options=["same", "kohya", "diffusers", "comfyui"], default="same",
                                tooltip="kohya: every program reads it. diffusers: lora_A and lora_B, for diffusers and "
                                        "PEFT. comfyui: the names of ComfyUI's own Save LoRA."),
                 io.Combo.Input("file_precision", options=["same", *PRECISIONS], default="same", tooltip=PRECISION_HELP),
@@ -197,8 +203,8 @@ class ConvertLora(io.ComfyNode):
         return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
-    def execute(cls, lora, name, names, file_precision, base=None):
-        spec = checked(ConvertSpec, lora=str(host.chosen_lora(lora)), base=base.path if base else "", names=names,
+    def execute(cls, lora, name, key_format, file_precision, base=None):
+        spec = checked(ConvertSpec, lora=str(host.chosen_lora(lora)), base=base.path if base else "", names=key_format,
                        file_precision=file_precision, **common(name))
         models = [Path(each) for each in (base.path, base.configs) if each] if base else []
 
@@ -206,7 +212,7 @@ class ConvertLora(io.ComfyNode):
             return host.unloaded_lora_keys(load_file(run.artifact), report["family"], *models)
 
         # ComfyUI does not know peft's names of attentions; such files are for other programs.
-        foreign = names == "diffusers"
+        foreign = key_format == "diffusers"
         made = make(spec, cls.hidden.unique_id, (lambda run, report: None) if foreign or base is None else unloaded)
         report, left = made.report, (unloaded(made.run, made.report) or []) if foreign else []
         note = [f"For diffusers and PEFT: ComfyUI's own LoRA loader does not know {len(left)} of its {report['keys']} keys."]
@@ -223,10 +229,11 @@ class ConvertLora(io.ComfyNode):
 class EditLoraMetadata(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneEditLoraMetadata",
             display_name="Edit LoRA Metadata",
             category=CATEGORY,
+            search_aliases=("trigger words", "modelspec", "ss_tag_frequency"),
             description="Writes title, author, description, trigger words and tags into a copy of a LoRA, and can forget "
                         "what tells of the training images before a file is shared. Weights and hash stay the same.",
             is_output_node=True,
@@ -239,9 +246,9 @@ class EditLoraMetadata(io.ComfyNode):
                 io.String.Input("author", default="", tooltip="Empty: as it is."),
                 io.String.Input("description", default="", multiline=True, tooltip="Empty: as it is."),
                 io.String.Input("tags", default="", tooltip="Separated by commas. Empty: as they are."),
-                io.String.Input("more", default="", multiline=True,
+                io.String.Input("other_entries", default="", multiline=True,
                                 tooltip="Any entries, one a line: name = text. name = removes the entry."),
-                io.Boolean.Input("forget_training", default=False,
+                io.Boolean.Input("remove_training_metadata", default=False,
                                  tooltip="Removes captions' tags, folder names, learning rates and all else that tells of "
                                          "the training. What programs need to recognize the file stays."),
             ],
@@ -254,16 +261,17 @@ class EditLoraMetadata(io.ComfyNode):
         return [files_changed([inputs.get("lora")]), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
-    def execute(cls, lora, name, trigger_words, title, author, description, tags, more, forget_training):
+    def execute(cls, lora, name, trigger_words, title, author, description, tags, other_entries,
+                remove_training_metadata):
         named = {"trigger_phrase": trigger_words, "title": title, "author": author, "description": description, "tags": tags}
         changes = [(f"modelspec.{field}", text.strip()) for field, text in named.items() if text.strip()]
-        for line in filter(str.strip, more.splitlines()):
+        for line in filter(str.strip, other_entries.splitlines()):
             field, sign, text = line.partition("=")
             if not sign or not field.strip():
-                raise UserError(f"more holds the line {line!r}, which is not of the form: name = text.")
+                raise UserError(f"other_entries holds the line {line!r}, which is not of the form: name = text.")
             changes.append((field.strip(), text.strip()))
         spec = checked(MetadataSpec, lora=str(host.chosen_lora(lora)), changes=tuple(changes),
-                       forget_training=forget_training, **common(name))
+                       forget_training=remove_training_metadata, **common(name))
         made = make(spec, cls.hidden.unique_id)
         metadata = made.report["metadata"]
         output = lora_output(made, [f"{made.names['lora']}: {len(metadata)} entries; the weights are those of {lora}."])

@@ -15,7 +15,7 @@ from ...trainers.spec import checked
 from ...trainers.spec.file_tasks import ExtractionSpec
 from ...trainers.words import counted
 from .. import host, sockets
-from ..train.run_training import advanced
+from ..widgets import Schema, advanced
 from .make_file import CATEGORY, DEVICES, Made, device, folders, loads, make, name_input
 
 RULES = ["fixed", "energy", "ratio", "knee"]
@@ -27,25 +27,26 @@ RULE_HELP = ("How the rank of each layer is found. fixed: rank. energy: the smal
 class ExtractLora(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneExtractLora",
             display_name="Extract LoRA",
             category=CATEGORY,
+            search_aliases=("svd", "lora from checkpoint", "difference", "lycoris extract"),
             description="Makes a LoRA of what a tuned model (DreamBooth, a fine-tuned checkpoint) changed in its base. Both "
                         "are read one layer at a time. The report shows what the LoRA keeps of the change, block by block.",
             is_output_node=True,
             inputs=[
                 io.Combo.Input("tuned", options=[host.CONNECTED, *host.base_choices()], default=host.CONNECTED,
                                tooltip="The tuned model. (connected): tuned_base or tuned_model is connected."),
-                io.Combo.Input("base", options=[host.CONNECTED, *host.base_choices()], default=host.CONNECTED,
+                io.Combo.Input("original", options=[host.CONNECTED, *host.base_choices()], default=host.CONNECTED,
                                tooltip="The model that it was tuned from. (connected): original_base or original_model is "
                                        "connected."),
                 name_input("extracted", "output/loras"),
-                io.Combo.Input("rule", options=RULES, default="fixed", tooltip=RULE_HELP),
+                io.Combo.Input("rank_method", options=RULES, default="fixed", tooltip=RULE_HELP),
                 io.Int.Input("rank", default=32, min=1, max=1024,
-                             tooltip="Rank of every layer, or the most that the rule may choose. 32 to 128 are usual."),
+                             tooltip="Rank of every layer, or the most that rank_method may choose. 32 to 128 are usual."),
                 io.Float.Input("threshold", default=0.9, min=0.0001, max=10_000.0, step=0.01,
-                               tooltip="For the rules energy (a share, at most 1) and ratio (a number above 1)."),
+                               tooltip="For the rank methods energy (a fraction, at most 1) and ratio (a number above 1)."),
                 io.Boolean.Input("text_encoders", default=True,
                                  tooltip="Extract the text encoders too, where they differ."),
                 io.Boolean.Input("convolutions", default=True,
@@ -62,10 +63,10 @@ class ExtractLora(io.ComfyNode):
                 io.Clip.Input("original_clip", optional=True, tooltip="Its text encoder."),
                 advanced(io.Int.Input("convolution_rank", default=0, min=0, max=1024, optional=True,
                                       tooltip="Rank, or the most, of 3×3 convolutions. 0: the same as rank.")),
-                advanced(io.Float.Input("clamp", default=1.0, min=0.5, max=1.0, step=0.001, optional=True,
+                advanced(io.Float.Input("clamp_quantile", default=1.0, min=0.5, max=1.0, step=0.001, optional=True,
                                         tooltip="Quantile at which outliers of the factors are cut off. 1 cuts nothing; "
                                                 "0.99 is what other tools do.")),
-                advanced(io.Boolean.Input("exact", default=False, optional=True,
+                advanced(io.Boolean.Input("exact_svd", default=False, optional=True,
                                           tooltip="Decompose large layers exactly instead of by random sketches: many times "
                                                   "slower, and better by less than half a percent.")),
                 advanced(io.Combo.Input("device", options=DEVICES, default="auto", optional=True,
@@ -85,24 +86,26 @@ class ExtractLora(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs):
-        chosen = [inputs.get(side) for side in ("tuned", "base")]
+        chosen = [inputs.get(side) for side in ("tuned", "original")]
         paths = [host.base_path(choice) for choice in chosen if choice and choice != host.CONNECTED]
         return [*(fingerprint_of(path) for path in paths), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
-    def execute(cls, tuned, base, name, tuned_base=None, original_base=None, tuned_model=None, tuned_clip=None,
-                original_model=None, original_clip=None, device="auto", **widgets):
+    def execute(cls, tuned, original, name, rank_method, tuned_base=None, original_base=None, tuned_model=None,
+                tuned_clip=None, original_model=None, original_clip=None, clamp_quantile=1.0, exact_svd=False,
+                device="auto", **widgets):
         if (tuned_clip is None) != (original_clip is None):
             raise UserError("Only one of tuned_clip and original_clip is connected. Connect both, or none.")
         host.require_packages()
         with ExitStack() as stack:
             sides = [
                 cls._side(stack, "tuned", tuned, tuned_base, tuned_model, tuned_clip),
-                cls._side(stack, "original", base, original_base, original_model, original_clip),
+                cls._side(stack, "original", original, original_base, original_model, original_clip),
             ]
             (tuned_path, tuned_name), (base_path, base_name) = sides
             spec = checked(ExtractionSpec, name=name.strip(), tuned=str(tuned_path), base=str(base_path),
-                           tuned_name=tuned_name, base_name=base_name, folders=folders(),
+                           tuned_name=tuned_name, base_name=base_name, rule=rank_method, clamp=clamp_quantile,
+                           exact=exact_svd, folders=folders(),
                            device=chosen_device(device), **widgets)
             configs = [Path(each.configs) for each in (tuned_base, original_base) if each is not None and each.configs]
             made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_lora_keys(

@@ -13,7 +13,7 @@ from ...trainers.spec import FolderSpec
 from .. import host
 from ..train.run_training import place_files
 
-CATEGORY = "FineTune/LoRA tools"
+CATEGORY = "FineTune/lora tools"
 KINDS = {"bake": ("checkpoint",), **dict.fromkeys(("extract", "merge", "convert", "metadata"), ("lora",))}
 """Tasks that make files which loaders list."""
 DEVICES = ["auto", "cpu", "cuda"]

@@ -1,160 +1,20 @@
-"""What all Train nodes share: widgets → run spec → worker process → progress → the file, placed and checked."""
+"""What all Train nodes share: run spec → worker process → progress → the file, placed and checked."""
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Sequence
 
-from comfy_api.latest import io
 from PIL import Image
 
-from ...trainers.drawing.contact_sheets import sheet_on_node
+from ...trainers.drawing.contact_sheets import first_image, sheet_on_node
 from ...trainers.errors import UserError
 from ...trainers.files import write_json
 from ...trainers.optional_packages import require_packages
 from ...trainers.process.parent import TrainingProcess
 from ...trainers.run_folder import Run, open_run
-from ...trainers.spec import (
-    MAXIMUM_SEED,
-    CheckpointSpec,
-    FolderSpec,
-    MemorySpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    PreviewSpec,
-    PriorSpec,
-    RunSpec,
-    ScheduleSpec,
-    TrainingSpec,
-    ValidationSpec,
-    checked,
-)
+from ...trainers.spec import PreviewSpec, RunSpec
 from ...trainers.words import counted
-from .. import host, sockets
-
-
-def advanced(widget):
-    """Mark a widget as advanced. The keyword for it is newer than the oldest host; this entry is read by all."""
-    widget.extra_dict["advanced"] = True
-    return widget
-
-
-# ---- widgets -------------------------------------------------------------------------------------------------------
-
-def data_inputs(file: str, name: str) -> list:
-    """Base, dataset and name. `file` says in words where the result goes."""
-    return [
-        sockets.Base.Input("base", tooltip="The model to train on: Base Model or Load Demo Base."),
-        sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
-        io.String.Input("name", default=name,
-                        tooltip=f"Names the run and the {file}. A name that is taken by another run gets -2, -3, …"),
-    ]
-
-
-def run_inputs(batch_size: int = 1) -> list:
-    """Images, previews, checkpoints and seed: the same widgets on every Train node."""
-    return [
-        io.Int.Input("batch_size", default=batch_size, min=1, max=1024,
-                     tooltip="Images at once. Larger is steadier and needs more memory."),
-        io.Int.Input("resolution", default=512, min=64, max=4096, step=8,
-                     tooltip="Pixels of a square image's side; other shapes get about the same area. SD 1.x 512, SD 2.x "
-                             "768, SDXL 1024, demo base 64."),
-        io.String.Input("preview_prompts", default="", multiline=True,
-                        tooltip="One prompt a line. An image of each is drawn during training and shown here."),
-        io.Int.Input("preview_every", default=100, min=0, max=1_000_000, tooltip="Steps between previews; 0 for none."),
-        io.Int.Input("checkpoint_every", default=250, min=0, max=1_000_000,
-                     tooltip="Steps between checkpoints, from which a killed run goes on. 0: only on cancel."),
-        # Not "seed": frontends put a randomize control beside that, and every queue would be a new run.
-        io.Int.Input("training_seed", default=0, min=0, max=MAXIMUM_SEED,
-                     tooltip="Another seed is another run, with other noise and another order of images."),
-    ]
-
-
-def setting_inputs() -> list:
-    """Inputs for the settings nodes. A Train node works with none connected."""
-    return [
-        sockets.Optimizer.Input("optimizer", optional=True, tooltip="Default: AdamW, weight decay 0.01."),
-        sockets.Schedule.Input("schedule", optional=True, tooltip="Default: constant, no warm-up."),
-        sockets.Objective.Input("objective", optional=True, tooltip="Default: no loss weighting, no noise offset."),
-        *watching_inputs(),
-    ]
-
-
-def watching_inputs() -> list:
-    return [
-        sockets.Watching.Input("watching", optional=True,
-                             tooltip="Previews & Checkpoints: negative prompt, validation loss, early stop, … Its numbers "
-                                     "replace preview_every and checkpoint_every."),
-        sockets.Memory.Input("memory", optional=True,
-                           tooltip="Memory: precision, gradient checkpointing, … Default: automatic precision."),
-    ]
-
-
-def batch_inputs() -> list:
-    return [
-        advanced(io.Int.Input("accumulation", default=1, min=1, max=1024, optional=True,
-                              tooltip="Batches per step: the effect of a larger batch without its memory.")),
-        advanced(io.Float.Input("caption_dropout", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
-                                tooltip="Share of captions left out; 0.05 to 0.1 lets what is learned act without its "
-                                        "trigger too.")),
-        advanced(io.Boolean.Input("buckets", default=True, optional=True,
-                                  tooltip="Keep the images' shapes. Off: every image is cropped square.")),
-        *late_batch_inputs(),
-    ]
-
-
-def late_batch_inputs() -> list:
-    return [
-        advanced(io.Int.Input("clip_skip", default=0, min=0, max=12, optional=True,
-                              tooltip="Which layer of the text encoder is read, counted from the end; 0 is the model's own. "
-                                      "Draw with CLIP Set Last Layer at the same number, negative.")),
-        advanced(io.Float.Input("ema_decay", default=0.0, min=0.0, max=0.99999, step=0.0001, optional=True,
-                                tooltip="Above 0 the running mean of the weights is saved, which is steadier: 0.99 for "
-                                        "hundreds of steps, 0.999 for thousands. Needs memory for another copy.")),
-    ]
-
-
-def prior_inputs() -> list:
-    """Class images turn fine-tuning into DreamBooth, with prior preservation."""
-    return [
-        sockets.Dataset.Input("class_images", optional=True,
-                            tooltip="Images of the subject's class (dogs, for one dog), trained along so that the class "
-                                    "is not forgotten: Load Image Dataset, or Class Images, which lets the base draw them."),
-        advanced(io.Float.Input("prior_weight", default=1.0, min=0.0, max=100.0, step=0.05, optional=True,
-                                tooltip="How much the class images count, compared with the subject's. 1 is usual.")),
-        advanced(io.Float.Input("prior_ratio", default=1.0, min=0.05, max=16.0, step=0.05, optional=True,
-                                tooltip="Class images trained for every image of the subject. 1 is usual; less is "
-                                        "faster.")),
-    ]
-
-
-# ---- the spec ------------------------------------------------------------------------------------------------------
-
-def make_spec(base, dataset, name: str, method, *, steps, learning_rate, batch_size, resolution, preview_prompts,
-              preview_every, checkpoint_every, training_seed, optimizer=None, schedule=None, objective=None, watching=None,
-              memory=None, accumulation=1, caption_dropout=0.0, buckets=True, clip_skip=0, ema_decay=0.0,
-              class_images=None, prior_weight=1.0, prior_ratio=1.0) -> RunSpec:
-    """The widgets as a checked spec. Raises UserError that names every wrong field."""
-    prompts = tuple(line.strip() for line in preview_prompts.splitlines() if line.strip())
-    watching = watching or sockets.WatchingSettings(
-        checked(PreviewSpec, every=preview_every, seed=training_seed), checked(CheckpointSpec, every=checkpoint_every),
-        ValidationSpec())
-    every = watching.previews.every if prompts else 0
-    prior = class_images and checked(PriorSpec, dataset=class_images, weight=prior_weight, ratio=prior_ratio)
-    return checked(
-        RunSpec, name=name.strip(), base=base, dataset=dataset, method=method, prior=prior or None,
-        optimizer=checked(OptimizerSpec, **{**dict(optimizer or OptimizerSpec()), "learning_rate": learning_rate}),
-        schedule=schedule or ScheduleSpec(),
-        objective=objective or ObjectiveSpec(),
-        training=checked(TrainingSpec, steps=steps, batch_size=batch_size, accumulation=accumulation,
-                         resolution=resolution, buckets=buckets, caption_dropout=caption_dropout, clip_skip=clip_skip,
-                         ema_decay=ema_decay, seed=training_seed),
-        memory=memory or MemorySpec(),
-        previews=checked(PreviewSpec, **{**dict(watching.previews), "prompts": prompts, "every": every}),
-        checkpoints=watching.checkpoints,
-        validation=watching.validation,
-        folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")),
-        device=host.training_device(),
-    )
-
+from .. import host
 
 # ---- the run -------------------------------------------------------------------------------------------------------
 
@@ -167,6 +27,8 @@ class Finished:
     report: dict
     names: dict[str, str]
     progress: host.NodeProgress
+    notes: Sequence[str] = ()
+    """What was said before it began."""
 
     def path(self, kind: str):
         return self.run.folder / next(file["name"] for file in self.report["files"] if file["kind"] == kind)
@@ -183,7 +45,7 @@ class Finished:
             f"{counted(report['steps'], 'step')} × {counted(training.batch_size * training.accumulation, 'image')} of "
             f"{training.resolution} px on {self.spec.base.name}, learning rate {self.spec.optimizer.learning_rate:g}.",
             *validation_lines(report),
-            *lines,
+            *lines, *self.notes,
         ]
         return "\n".join([*lines, *(f"Note: {note}." for note in report["notes"])])
 
@@ -219,8 +81,8 @@ def run_training(spec: RunSpec, node_id: str, load_check: Callable[[Run, dict], 
     if run.report is None:
         train(run, spec, progress, lines)
     report = with_load_check(run, load_check)
-    names = place_files(run, spec.name, report)
-    return Finished(run, spec, report, names, progress)
+    names = place_files(run, spec.name, report, spec.previews)
+    return Finished(run, spec, report, names, progress, lines)
 
 
 KINDS = {"lora": ("lora",), "full": ("checkpoint",), "textual_inversion": ("embedding",), "hypernetwork": ("hypernetwork",),
@@ -228,11 +90,14 @@ KINDS = {"lora": ("lora",), "full": ("checkpoint",), "textual_inversion": ("embe
 """The files that a method makes."""
 
 
-def place_files(run: Run, name: str, report: dict) -> dict[str, str]:
+def place_files(run: Run, name: str, report: dict, previews: PreviewSpec = PreviewSpec()) -> dict[str, str]:
     """Put the files of a finished run where loaders find them; their names there, by kind. `name` is what the node calls the
-    run; see `host.watch`."""
+    run; see `host.watch`. A LoRA gets the first of the run's last `previews` beside it."""
     placed = {file["kind"]: host.place(file["kind"], run.folder / file["name"], run.name)
               for file in placeable(report["files"])}
+    if "lora" in placed and previews.prompts and run.sheets():
+        with suppress(OSError):  # a preview that was removed
+            host.place_preview(placed["lora"], first_image(run.sheets()[-1][1], previews.prompts, previews.images))
     host.remove_meanwhile(run.folder)
     host.watch(name, [*placed.values(), run.report_path])
     return {kind: path.name for kind, path in placed.items()}

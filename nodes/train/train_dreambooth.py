@@ -9,44 +9,53 @@ from ...trainers.spec import FullSpec, checked
 from ...trainers.words import counted
 from .. import host, sockets
 from ..base_model.base_model import load_line
+from ..widgets import Schema, widget
 from . import run_training
-from .run_training import advanced
+from .train_inputs import (
+    batch_inputs,
+    choose,
+    data_inputs,
+    length_inputs,
+    make_spec,
+    prior_inputs,
+    run_inputs,
+    setting_inputs,
+    text_encoder_input,
+)
 
 
 class TrainDreamBooth(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return Schema(
             node_id="FineTuneTrainDreamBooth",
-            display_name="Train DreamBooth",
+            display_name="Train DreamBooth (FineTune)",
             category="FineTune/train",
+            search_aliases=("full fine-tune", "finetuning", "checkpoint training", "kohya", "training"),
             description="Trains the model's own weights and saves a whole checkpoint: stronger than a LoRA, and gigabytes "
                         "large. With class images the model keeps its idea of other things of the class. Cancel saves; "
                         "queueing again goes on; nothing is overwritten.",
             is_output_node=True,
             inputs=[
-                *run_training.data_inputs("checkpoint in output/checkpoints", "my_dreambooth"),
-                io.Int.Input("steps", default=800, min=1, max=1_000_000,
-                             tooltip="Optimizer steps. 800 is usual for a subject with class images, 400 without."),
-                io.Float.Input("learning_rate", default=5e-6, min=1e-9, max=10.0, step=1e-7,
-                               tooltip="5e-6 is usual; 2e-6 when the text encoder learns too. Much lower than for a LoRA. "
-                                       "Too high: the model forgets, images break, or the loss becomes NaN."),
-                io.Float.Input("text_encoder_learning_rate", default=0.0, min=0.0, max=10.0, step=1e-7,
-                               tooltip="Above 0 the text encoder learns too, usually at the same 2e-6. Catches faces and "
-                                       "new words better, and needs more memory."),
-                *run_training.run_inputs(),
-                *run_training.setting_inputs(),
-                *run_training.prior_inputs(),
-                advanced(io.String.Input("frozen_blocks", default="", optional=True,
-                                         tooltip="Blocks of the denoiser that stay as they are, for example: down, mid, "
-                                                 "up.0. 'other' is what is outside of blocks. Saves memory.")),
-                *run_training.batch_inputs(),
-                advanced(io.Combo.Input("file_precision", options=["fp16", "bf16", "fp32"], default="fp16", optional=True,
-                                        tooltip="Precision of the saved checkpoint. It is trained in fp32 in any case; fp32 "
-                                                "doubles the file's size.")),
-                advanced(io.Float.Input("shard_size", default=0.0, min=0.0, max=1000.0, step=0.5, optional=True,
-                                        tooltip="Largest size of a file in GB, for uploads. 0 writes one file, which "
-                                                "ComfyUI's checkpoint loader needs; shards stay in the folder of the run.")),
+                *data_inputs("checkpoint in output/checkpoints", "my_dreambooth"),
+                *length_inputs(800, "800 is usual for a subject with class images, 400 without.", 5e-6,
+                               "5e-6 is usual; 2e-6 when the text encoder learns too. Much lower than for a LoRA. Too high: "
+                               "the model forgets, images break, or the loss becomes NaN.", step=1e-7),
+                text_encoder_input("Above 0 the text encoder learns too, usually at the same 2e-6. Catches faces and new "
+                                   "words better, and needs more memory.", step=1e-7),
+                *run_inputs(),
+                *setting_inputs(),
+                *prior_inputs(),
+                widget(FullSpec, "frozen_blocks", expert=True,
+                       tooltip="Blocks of the denoiser that stay as they are, for example: down, mid, up.0. 'other' is what "
+                               "is outside of blocks. Saves memory."),
+                *batch_inputs(),
+                widget(FullSpec, "file_precision", expert=True,
+                       tooltip="Precision of the saved checkpoint. It is trained in fp32 in any case; fp32 doubles the "
+                               "file's size."),
+                widget(FullSpec, "shard_size", expert=True,
+                       tooltip="Largest size of a file in GB, for uploads. 0 writes one file, which ComfyUI's checkpoint "
+                               "loader needs; shards stay in the folder of the run."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The trained model, for KSampler."),
@@ -67,14 +76,15 @@ class TrainDreamBooth(io.ComfyNode):
         return host.losses_of_files(inputs.get("name"))
 
     @classmethod
-    def execute(cls, base, dataset, name, text_encoder_learning_rate, frozen_blocks="", file_precision="fp16",
-                shard_size=0.0, **widgets):
-        method = checked(FullSpec, text_encoder_learning_rate=text_encoder_learning_rate, frozen_blocks=frozen_blocks,
-                         file_precision=file_precision, shard_size=shard_size)
-        spec = run_training.make_spec(base, dataset, name, method, **widgets)
+    def execute(cls, base, dataset, name, frozen_blocks="", file_precision="fp16", shard_size=0.0, **widgets):
+        choice = choose("full", base, dataset, widgets)
+        widgets = choice.widgets
+        method = checked(FullSpec, text_encoder_learning_rate=widgets.pop("text_encoder_learning_rate"),
+                         frozen_blocks=frozen_blocks, file_precision=file_precision, shard_size=shard_size)
+        spec = make_spec(base, dataset, name, method, **widgets)
         configs, own = config_folder(base), [Path(base.path)] if base.layout == "single_file" else []
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_tensors(
-            tensor_files(run, report), own, base.family, configs))
+            tensor_files(run, report), own, base.family, configs), choice.lines)
         summary = summarize(finished)
         finished.show(summary)
         files = tensor_files(finished.run, finished.report)
@@ -88,7 +98,7 @@ class TrainDreamBooth(io.ComfyNode):
                                                "Train nodes read. Set shard_size to 0 on Train DreamBooth.")
         return io.NodeOutput(
             model, clip, vae, trained, ckpt_name, {"loss": finished.run.losses()}, summary,
-            ui={"text": [summary], "images": finished.images(),
+            ui={"text": [summary], "images": finished.images(), **choice.for_page,
                 **({"checkpoint": [ckpt_name]} if "checkpoint" in finished.names else {})},
         )
 

@@ -75,8 +75,10 @@ def test_from_a_folder_of_images_to_a_lora(open_page):
     nodes = {node["type"]: str(node["id"]) for node in open_page.workflow()["nodes"]}
     train = outputs[nodes["FineTuneTrainLora"]]
     assert train["lora"] == ["my_lora.safetensors"] and (open_page.host.output / "loras" / "my_lora.safetensors").is_file()
-    assert ("Recommended for this base and used instead of the widgets: 150 steps of 3 images, 64 px, learning rate "
-            "0.0002, rank 8, alpha 8, all with convolutions, min-SNR 0, previews every 50 steps.") in train["text"][0]
+    assert ("Recommended for this base and used instead of the gray widgets: steps 150, learning rate 0.0002, rank 8, alpha "
+            "8, targets all with convolutions, text encoder learning rate 0, batch size 3, resolution 64, min-SNR 0. "
+            "Source: "
+            ) in train["text"][0]
     assert len(outputs[nodes["SaveImage"]]["images"]) == 1
     report = json.loads((open_page.host.output / "finetune" / "my_lora" / "spec.json").read_text(encoding="utf-8"))
     assert sorted(report["previews"]["prompts"]) == [f"noto emoji of a {each} square" for each in ("blue", "green", "red")]
@@ -88,10 +90,10 @@ def test_what_the_preset_chose_is_shown_in_its_widgets(open_page):
         (widget) => [widget.name, [widget.value, !!widget.disabled]]))"""
     open_page.page.wait_for_function(f"() => ({shown})().steps[0] === 150")
     widgets = open_page.page.evaluate(shown)
-    assert {name: widgets[name] for name in ("steps", "rank", "batch_size", "resolution", "targets", "preview_every")} == {
+    assert {name: widgets[name] for name in ("steps", "rank", "batch_size", "resolution", "targets")} == {
         "steps": [150, True], "rank": [8, True], "batch_size": [3, True], "resolution": [64, True],
-        "targets": ["all with convolutions", True], "preview_every": [50, True]}
-    assert not widgets["name"][1] and not widgets["checkpoint_every"][1]
+        "targets": ["all with convolutions", True]}
+    assert not widgets["name"][1] and not widgets["training_seed"][1]
     open_page.page.evaluate("""() => {
         const preset = app.graph._nodes.find((node) => node.type === "FineTuneTrainLora").widgets.find(
             (widget) => widget.name === "preset");

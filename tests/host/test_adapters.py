@@ -59,8 +59,8 @@ def test_the_cores_loader_takes_every_kind(host, effects, files):
     loras.mkdir(exist_ok=True)
     prompt = training(
         name="controlled", adapter="dora", targets="all with convolutions", text_encoder_learning_rate=1e-2,
-        learning_rate=1e-2, convolution_rank=2, block_ranks="mid=0, up=2", block_rates="down.0=0.5", plus_ratio=2.0,
-        rank_stabilized=True)
+        learning_rate=1e-2, convolution_rank=2, block_ranks="mid=0, up=2", block_learning_rates="down.0=0.5",
+        lora_plus_ratio=2.0, rslora=True)
     names = {"controlled": ["train", 2]}
     for kind in KINDS:
         shutil.copy(files / f"{kind} fp16.safetensors", loras / f"{kind}.safetensors")

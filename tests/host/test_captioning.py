@@ -25,7 +25,7 @@ def images(host):
 def tags(**widgets) -> dict:
     return {"class_type": "FineTuneTagImages", "inputs": {
         "dataset": ["data", 0], "captioner": "captioners/tagger", "general_threshold": 0.5, "character_threshold": 0.85,
-        "mode": "replace", "underscores": False, "exclude": "", "batch_size": 2, **widgets}}
+        "mode": "replace", "keep_underscores": False, "exclude": "", "batch_size": 2, **widgets}}
 
 
 def sentences(node: str, model: str, **widgets) -> dict:

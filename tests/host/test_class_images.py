@@ -7,7 +7,7 @@ from support.graphs import reached, training
 
 def class_images(**widgets) -> dict:
     return {"class_type": "FineTuneClassImages", "inputs": {
-        "base": ["demo", 3], "prompt": "noto emoji of a dog face", "count": 4, "negative": "", "resolution": 64,
+        "base": ["demo", 3], "prompt": "noto emoji of a dog face", "count": 4, "negative_prompt": "", "resolution": 64,
         "sampler_steps": 8, "guidance": 4.0, "image_seed": 0, "batch_size": 2, **widgets}}
 
 

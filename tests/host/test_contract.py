@@ -8,7 +8,7 @@ from urllib.parse import quote
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("schemas.json")
 KEPT = ("default", "min", "max", "step", "options", "multiline")
-LISTINGS = ("lora_name", "folder", "checkpoint", "library", "tuned", "base", "lora", "lora_a", "lora_b",
+LISTINGS = ("lora_name", "folder", "checkpoint", "library", "tuned", "original", "lora", "lora_a", "lora_b",
             "captioner",
             *(f"embedding_{row}" for row in range(1, 5)))
 """Inputs whose choices are files."""

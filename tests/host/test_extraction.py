@@ -7,7 +7,7 @@ from host_server import NodeFailed, PromptInterrupted
 from safetensors.torch import load_file
 from support.graphs import dreambooth, images_of, reached, sampling, with_lora
 
-WIDGETS = {"tuned": "(connected)", "base": "(connected)", "name": "out of booth", "rule": "fixed", "rank": 64,
+WIDGETS = {"tuned": "(connected)", "original": "(connected)", "name": "out of booth", "rank_method": "fixed", "rank": 64,
            "threshold": 0.9, "text_encoders": True, "convolutions": True, "file_precision": "fp16"}
 
 
@@ -76,21 +76,22 @@ def test_tools_make_files_that_act(host):
     lora = {"lora": ["extract", 1]}
     prompt["twice"] = {"class_type": "FineTuneMergeLoras", "inputs": {
         "lora_a": ["extract", 1], "strength_a": 0.25, "lora_b": ["extract", 1], "strength_b": 0.75, "name": "merged",
-        "rule": "exact", "rank": 8, "threshold": 0.9, "file_precision": "fp32"}}
+        "rank_method": "exact", "rank": 8, "threshold": 0.9, "file_precision": "fp32"}}
     prompt["resized"] = {"class_type": "FineTuneResizeLora", "inputs": {
-        **lora, "name": "resized", "rule": "energy", "rank": 64, "threshold": 0.99, "scale": 1.0, "file_precision": "fp16"}}
+        **lora, "name": "resized", "rank_method": "energy", "rank": 64, "threshold": 0.99, "strength": 1.0,
+        "file_precision": "fp16"}}
     for precision in ("fp8", "int8"):
         prompt[precision] = {"class_type": "FineTuneConvertLora", "inputs": {
-            **lora, "name": f"as {precision}", "names": "kohya", "file_precision": precision, "base": ["demo", 3]}}
+            **lora, "name": f"as {precision}", "key_format": "kohya", "file_precision": precision, "base": ["demo", 3]}}
     prompt["native"] = {"class_type": "FineTuneConvertLora", "inputs": {
-        **lora, "name": "native", "names": "comfyui", "file_precision": "same", "base": ["demo", 3]}}
+        **lora, "name": "native", "key_format": "comfyui", "file_precision": "same", "base": ["demo", 3]}}
     prompt["peft"] = {"class_type": "FineTuneConvertLora", "inputs": {
-        **lora, "name": "peft", "names": "diffusers", "file_precision": "same", "base": ["demo", 3]}}
+        **lora, "name": "peft", "key_format": "diffusers", "file_precision": "same", "base": ["demo", 3]}}
     prompt["diffusers"] = {"class_type": "FineTuneConvertLora", "inputs": {
-        "lora": ["peft", 1], "name": "back", "names": "kohya", "file_precision": "same", "base": ["demo", 3]}}
+        "lora": ["peft", 1], "name": "back", "key_format": "kohya", "file_precision": "same", "base": ["demo", 3]}}
     prompt["edited"] = {"class_type": "FineTuneEditLoraMetadata", "inputs": {
         **lora, "name": "edited", "trigger_words": "ohwx", "title": "", "author": "", "description": "", "tags": "",
-        "more": "note = mine", "forget_training": True}}
+        "other_entries": "note = mine", "remove_training_metadata": True}}
     tools = ("twice", "resized", "fp8", "int8", "native", "diffusers", "edited")
     prompt["bake"] = {"class_type": "FineTuneBakeLoras", "inputs": {
         "base": ["demo", 3], "lora": ["extract", 1], "strength": 1.0, "name": "baked", "file_precision": "fp32"}}
@@ -129,6 +130,6 @@ def test_interrupt_leaves_no_file(host):
             host.interrupt()
 
     with pytest.raises(PromptInterrupted):
-        host.run(extraction(booth(), name="stopped", exact=True), stop)
+        host.run(extraction(booth(), name="stopped", exact_svd=True), stop)
     assert not list((host.output / "loras").glob("stopped*"))
     assert not list((host.output / "finetune" / "stopped").glob("*.safetensors"))

@@ -99,8 +99,8 @@ def test_no_file_keeps_the_inspector_or_the_search_from_the_others(host, loras):
         text = host.run(inspected(path.name))["look"]["text"][0]
         assert "LoRA, rank" in text and "nan" not in text.lower().split("metadata:")[0]
     search = {"words": {"class_type": "FineTuneKeywordLoras", "inputs": {
-        "prompt": "a quokka", "words_from": "metadata only", "folder": FOLDER, "model_strength": 1.0, "text_strength": 1.0,
-        "most": 5}}, "show": {"class_type": "PreviewAny", "inputs": {"source": ["words", 1]}}}
+        "prompt": "a quokka", "keyword_source": "metadata only", "folder": FOLDER, "model_strength": 1.0,
+        "text_strength": 1.0, "maximum_loras": 5}}, "show": {"class_type": "PreviewAny", "inputs": {"source": ["words", 1]}}}
     assert host.run(search)["show"]["text"] == [f"'quokka' calls {FOLDER}/good.safetensors: model 1, text 1."]
 
 

@@ -8,9 +8,7 @@ import pytest
 from host_server import NodeFailed, PromptInterrupted
 from support.graphs import reached, training
 
-SLOW = {"preview_every": 2, "negative": "", "guidance": 4.0, "sampler_steps": 200, "images_per_prompt": 16,
-        "preview_noise": 3, "from_ema": True, "checkpoint_every": 0, "checkpoint_minutes": 0.0, "keep": 1,
-        "validation_share": 0.0, "validation_every": 50, "patience": 0, "tensorboard": False}
+SLOW = {"preview_every": 1000, "guidance": 4.0, "sampler_steps": 200, "images_per_prompt": 16}
 
 
 def loras(host, name: str) -> list[str]:
@@ -47,10 +45,8 @@ def test_a_lora_that_is_gone_is_put_back_though_the_hosts_cache_would_answer(how
 
 
 def test_cancelled_in_a_preview_it_saves_at_once_and_its_file_goes_when_the_run_is_finished(host):
-    prompt = training(name="meanwhile", steps=4, preview_prompts="a\nb", preview_every=0)
-    prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints", "inputs": {**SLOW, "preview_every": 1000}}
+    prompt = training(name="meanwhile", steps=4, preview_prompts="a\nb", **SLOW)
     texts, asked, values = [], [], []
-    prompt["train"]["inputs"]["watching"] = ["watch", 0]
 
     def cancel(event):
         if event.kind == "text" and event.node == "train":
@@ -67,7 +63,7 @@ def test_cancelled_in_a_preview_it_saves_at_once_and_its_file_goes_when_the_run_
     assert time.monotonic() - asked[0] < 60, "a worker that does not hear is ended after 300 s"
     assert "cancelling, saving what is learned" in texts and "cancelled before the first step" in texts
     assert values == sorted(values) and values[-1] < 300 and loras(host, "meanwhile") == []
-    del prompt["train"]["inputs"]["watching"], prompt["watch"]
+    del prompt["train"]["inputs"]["previews_and_checkpoints"], prompt["previews_and_checkpoints"]
     prompt["train"]["inputs"].update(steps=300, preview_prompts="")  # another run: it takes the name, nothing was learned
     with pytest.raises(PromptInterrupted):
         host.run(prompt, lambda event: host.interrupt() if reached(event) >= 2 else None)

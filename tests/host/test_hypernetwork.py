@@ -177,7 +177,8 @@ def with_hypernetwork(prompt: dict, name: str, file, strength: float) -> dict:
 
 def test_the_core_applies_the_file_and_strength_zero_restores_the_base(host):
     prompt = training_node("FineTuneTrainHypernetwork", name="hyper", steps=4, learning_rate=1e-2, layer_structure="1, 2, 1",
-                           activation="swish", layer_norm=True, activate_output=False, widths="all", checkpoint_every=2)
+                           activation="swish", layer_norm=True, activate_output=False, attention_layers="all",
+                           checkpoint_every=2)
     prompt = with_hypernetwork(with_hypernetwork(prompt, "on", ["train", 0], 1.0), "off", ["train", 0], 0.0)
     prompt["loss"] = {"class_type": "LossGraphNode", "inputs": {"loss": ["train", 1], "filename_prefix": "loss"}}
     prompt = sampling(prompt, ["demo", 0], ["demo", 1], "plain")

@@ -21,8 +21,8 @@ def with_objective(name: str, **controls) -> dict:
 
 @pytest.mark.parametrize("controls, words", [
     ({"zero_terminal_snr": True, "min_snr_gamma": 0.0}, "Zero_terminal_snr needs a model that predicts v"),
-    ({"masked": True}, "Masked is on, but no image of the dataset 'examples/openmoji' has a mask"),
-    ({"debiased": True}, "two weightings of the same thing"),
+    ({"masked_loss": True}, "Masked_loss is on, but no image of the dataset 'examples/openmoji' has a mask"),
+    ({"debiased_estimation": True}, "two weightings of the same thing"),
     ({"minimum_timestep": 0.8, "maximum_timestep": 0.2}, "Minimum_timestep 0.8 must be below maximum_timestep 0.2"),
 ])
 def test_what_cannot_work_is_refused(host, controls, words):
@@ -40,9 +40,9 @@ def test_masks_and_controls_reach_the_run(host):
     (folder / "masks").mkdir()
     for image in sorted(folder.glob("*.png"))[1:]:
         Image.open(image).convert("L").point(lambda gray: 255 * (gray < 250)).save(folder / "masks" / image.name)
-    controls = dict(min_snr_gamma=0.0, noise_offset=0.05, multires_iterations=6, input_perturbation=0.1, image_noise=0.02,
-                    loss="huber", debiased=True, minimum_timestep=0.1, distribution="cosine", masked=True,
-                    unmasked_weight=0.25)
+    controls = dict(min_snr_gamma=0.0, noise_offset=0.05, multires_noise_iterations=6, input_perturbation=0.1,
+                    latent_noise=0.02, loss="huber", debiased_estimation=True, minimum_timestep=0.1,
+                    timestep_distribution="cosine", masked_loss=True, unmasked_weight=0.25)
     prompt = with_objective("masked", **controls)
     prompt["data"]["inputs"]["folder"] = "input/masked"
     outputs = host.run(prompt)

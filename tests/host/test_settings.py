@@ -6,15 +6,14 @@ from support.graphs import training
 
 
 def with_settings(name: str, optimizer: str, schedule: str = "warmup_stable_decay", **widgets) -> dict:
-    prompt = training(name=name, ema_decay=0.5, **widgets)
+    prompt = training(name=name, ema_decay=0.5, precision="fp32", gradient_checkpointing=True, frozen_precision="int8",
+                      **widgets)
     prompt["optimizer"] = {"class_type": "FineTuneOptimizer", "inputs": {
         "optimizer_name": optimizer, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.99, "maximum_gradient_norm": 1.0,
         "epsilon": 1e-8}}
     prompt["schedule"] = {"class_type": "FineTuneSchedule", "inputs": {
-        "schedule_name": schedule, "warmup_steps": 1, "cycles": 1, "decay_share": 0.5}}
-    prompt["memory"] = {"class_type": "FineTuneMemory", "inputs": {
-        "precision": "fp32", "gradient_checkpointing": True, "frozen_precision": "int8", "compile": False}}
-    prompt["train"]["inputs"] |= {name: [name, 0] for name in ("optimizer", "schedule", "memory")}
+        "schedule_name": schedule, "warmup_steps": 1, "cycles": 1, "decay_fraction": 0.5}}
+    prompt["train"]["inputs"] |= {name: [name, 0] for name in ("optimizer", "schedule")}
     return prompt
 
 

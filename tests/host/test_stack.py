@@ -125,12 +125,13 @@ def test_without_a_clip_the_text_parts_are_left_out(host, loras):
 
 def test_a_prompt_and_its_words_call_loras(host, loras):
     prompt = {**DEMO, "prompt": {"class_type": "FineTunePromptLoras", "inputs": {
-        "prompt": "a lion, <lora:ONE:0.8:0.4> <lora:two:-0.5:0>", "two_numbers": "model, text", "skip_unknown": False}},
+        "prompt": "a lion, <lora:ONE:0.8:0.4> <lora:two:-0.5:0>", "number_order": "model, text", "skip_unknown": False}},
         "named": {"class_type": "FineTuneApplyLoraStack", "inputs": {
             "model": ["demo", 0], "clip": ["demo", 1], "lora_stack": ["prompt", 1]}},
         "words": {"class_type": "FineTuneKeywordLoras", "inputs": {
-            "prompt": ["prompt", 0], "words_from": "metadata and map", "folder": "", "model_strength": 0.8,
-            "text_strength": 0.4, "most": 5, "keyword_map": '{"two": {"words": ["a  lion"], "model": -0.5, "text": 0}}'}},
+            "prompt": ["prompt", 0], "keyword_source": "metadata and map", "folder": "", "model_strength": 0.8,
+            "text_strength": 0.4, "maximum_loras": 5,
+            "keyword_map": '{"two": {"words": ["a  lion"], "model": -0.5, "text": 0}}'}},
         "called": {"class_type": "FineTuneApplyLoraStack", "inputs": {
             "model": ["demo", 0], "clip": ["demo", 1], "lora_stack": ["words", 0]}}}
     prompt = with_stack(prompt, "rows", rows(*THREE))

@@ -11,26 +11,22 @@ from finetune.trainers.families.recognition import recognize
 from host_server import NodeFailed, PromptRejected
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.graphs import training
+from support.graphs import training_node
 
 NOT_THERE = "is not there|not in list"
 """Newer hosts compare choices with their lists themselves."""
 
 
-def word_training(class_type="FineTuneTrainTextualInversion", **widgets) -> dict:
+def word_training(node="FineTuneTrainTextualInversion", **widgets) -> dict:
     """Demo base + example dataset → a new word for the "noto" of its captions ("train")."""
-    prompt = training()
-    prompt["train"] = {"class_type": class_type, "inputs": {
-        "base": ["demo", 3], "dataset": ["data", 0], "name": "word", "token": "noto", "vectors": 3, "initial_text": "",
-        "steps": 4, "learning_rate": 0.02, "batch_size": 2, "resolution": 64, "preview_prompts": "", "preview_every": 0,
-        "checkpoint_every": 0, "training_seed": 0, **widgets}}
-    return prompt
+    return training_node(node, **{"name": "word", "placeholder_token": "noto", "vectors": 3, "initializer_text": "",
+                                  "steps": 4, "learning_rate": 0.02, **widgets})
 
 
 def pivotal_training(**widgets) -> dict:
     return word_training("FineTuneTrainPivotal", **{
         "name": "pivot", "embedding_learning_rate": 0.02, "learning_rate": 0.01, "rank": 2, "alpha": 2.0,
-        "targets": "attention", "text_encoder_learning_rate": 0.01, "file_precision": "fp32", **widgets})
+        "text_encoder_learning_rate": 0.01, "file_precision": "fp32", **widgets})
 
 
 def one_call(model: list, clip: list, text, name: str) -> dict:
@@ -253,8 +249,8 @@ def test_libraries_that_lead_elsewhere_are_refused(host, words):
 
 
 @pytest.mark.parametrize("widgets, said", [
-    ({"token": "zorp"}, "No caption contains the word 'zorp'"), ({"token": ""}, "token is empty"),
-    ({"token": "two words"}, "cannot be a placeholder word"), ({"name": "two words"}, "Write 'two_words'"),
+    ({"placeholder_token": "zorp"}, "No caption contains the word 'zorp'"), ({"placeholder_token": ""}, "token is empty"),
+    ({"placeholder_token": "two words"}, "cannot be a placeholder word"), ({"name": "two words"}, "Write 'two_words'"),
     ({"vectors": 75}, "for which no caption has room"),
 ])
 def test_words_that_cannot_be_learned(host, widgets, said):

@@ -30,7 +30,7 @@ def test_the_example_workflow_learns_and_a_control_does_not(host, log):
     train = next(node for node in prompt.values() if node["class_type"] == "FineTuneTrainLora")
     data = next(node for node in prompt.values() if node["class_type"] == "FineTuneLoadImageDataset")
     save = next(key for key, node in prompt.items() if node["class_type"] == "SaveImage")
-    train["inputs"].update(steps=60, preview_every=30)
+    train["inputs"].update(steps=60)
     texts, previews = [], []
 
     def watch(event):

@@ -6,15 +6,15 @@ from host_server import NodeFailed
 from PIL import Image
 from support.graphs import training
 
-WATCHING = {"preview_every": 6, "negative": "blurry", "guidance": 4.0, "sampler_steps": 4, "images_per_prompt": 2,
-            "preview_noise": 3, "from_ema": True, "checkpoint_every": 5, "checkpoint_minutes": 0.0, "keep": 1,
-            "validation_share": 0.2, "validation_every": 4, "patience": 0, "tensorboard": False}
+MONITORING = {"preview_every": 6, "negative_prompt": "blurry", "guidance": 4.0, "sampler_steps": 4, "images_per_prompt": 2,
+              "preview_seed": 3, "checkpoint_every": 5, "checkpoints_to_keep": 1, "validation_fraction": 0.2,
+              "validation_every": 4}
 
 
 def test_a_run_that_is_watched(host):
-    prompt = training(name="watched", steps=12, preview_prompts="emoji of a lion\nemoji of a cup", watching=["watch", 0],
-                      text_encoder_learning_rate=1e-4)
-    prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints", "inputs": WATCHING}
+    prompt = training(name="watched", steps=12, preview_prompts="emoji of a lion\nemoji of a "
+                                                                "cup", text_encoder_learning_rate=1e-4,
+                      **MONITORING)
     texts = []
     outputs = host.run(prompt, lambda event: texts.append(event.text) if event.kind == "text" else None)["train"]
     run = host.output / "finetune" / "watched"
@@ -37,8 +37,5 @@ def test_a_run_that_is_watched(host):
 
 
 def test_early_stop_without_images_to_test_on_is_refused(host):
-    prompt = training(name="refused", watching=["watch", 0])
-    prompt["watch"] = {"class_type": "FineTunePreviewsAndCheckpoints",
-                       "inputs": {**WATCHING, "validation_share": 0.0, "patience": 2}}
-    with pytest.raises(NodeFailed, match="the validation share is 0"):
-        host.run(prompt)
+    with pytest.raises(NodeFailed, match="validation_fraction is 0"):
+        host.run(training(name="refused", **{**MONITORING, "validation_fraction": 0.0, "patience": 2}))

@@ -18,37 +18,57 @@ def images_of(host, outputs: dict, node: str) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file).convert("RGB"), np.float32) / 255 for file in files])
 
 
+SETTINGS = {
+    "lora_settings": ("FineTuneLoraSettings", {
+        "adapter": "lora", "dropout": 0.0, "file_precision": "fp16", "convolution_rank": 0, "convolution_alpha": 0.0,
+        "block_ranks": "", "block_learning_rates": "", "lora_plus_ratio": 1.0, "rslora": False, "lokr_factor": -1,
+        "target_pattern": ""}),
+    "memory": ("FineTuneMemory", {
+        "precision": "auto", "gradient_checkpointing": False, "frozen_precision": "same", "compile": False}),
+    "previews_and_checkpoints": ("FineTunePreviewsAndCheckpoints", {
+        "preview_every": 0, "negative_prompt": "", "guidance": 7.0, "sampler_steps": 20, "images_per_prompt": 1,
+        "checkpoint_every": 250, "validation_fraction": 0.0, "patience": 0, "preview_seed": 0, "preview_with_ema": True,
+        "checkpoint_minutes": 0.0, "checkpoints_to_keep": 2, "validation_every": 50}),
+}
+"""Input of a Train node → its settings node and the widgets of that, with their defaults."""
+TRAIN = {"base": ["demo", 3], "dataset": ["data", 0], "name": "test", "preset": "custom", "steps": 3, "learning_rate": 1e-3,
+         "batch_size": 2, "resolution": 64, "preview_prompts": "", "training_seed": 0}
+"""Widgets of all Train nodes."""
+LORA = {"rank": 4, "alpha": 4.0, "targets": "attention", "text_encoder_learning_rate": 0.0}
+
+
 def training(**widgets) -> dict:
-    """Demo base + example dataset → Train LoRA ("train"); keyword arguments replace widgets of the train node."""
-    return {
-        "demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}},
-        "data": {"class_type": "FineTuneLoadImageDataset", "inputs": {
-            "folder": "examples/openmoji", "trigger": "", "default_caption": "", "repeats": 1}},
-        "train": {"class_type": "FineTuneTrainLora", "inputs": {
-            "base": ["demo", 3], "dataset": ["data", 0], "name": "test", "preset": "custom", "steps": 3,
-            "learning_rate": 1e-3, "rank": 4, "alpha": 4.0, "targets": "attention", "batch_size": 2, "resolution": 64,
-            "text_encoder_learning_rate": 0.0, "precision": "fp32", "gradient_checkpointing": False,
-            "preview_prompts": "", "preview_every": 0, "checkpoint_every": 0, "training_seed": 0, **widgets}},
-    }
+    """Demo base + example dataset → Train LoRA ("train"); keyword arguments replace widgets of the train node, or of a
+    settings node, which is connected then."""
+    return training_node("FineTuneTrainLora", **{**LORA, **widgets})
 
 
 def training_node(node: str, **widgets) -> dict:
     """The same with another Train node and its own widgets; those that all of them have are filled in."""
-    prompt = training()
-    shared = ("base", "dataset", "name", "steps", "learning_rate", "batch_size", "resolution", "preview_prompts",
-              "preview_every", "checkpoint_every", "training_seed")
-    inputs = {name: prompt["train"]["inputs"][name] for name in shared}
-    return {**prompt, "train": {"class_type": node, "inputs": {**inputs, **widgets}}}
+    return with_settings({
+        "demo": {"class_type": "FineTuneLoadDemoBase", "inputs": {}},
+        "data": {"class_type": "FineTuneLoadImageDataset", "inputs": {
+            "folder": "examples/openmoji", "trigger": "", "default_caption": "", "repeats": 1}},
+        "train": {"class_type": node, "inputs": dict(TRAIN)},
+    }, **widgets)
+
+
+def with_settings(prompt: dict, **widgets) -> dict:
+    """The prompt with other widgets of its train node, and a settings node for those that stand there."""
+    prompt = copy.deepcopy(prompt)
+    inputs = prompt["train"]["inputs"]
+    for socket, (node, defaults) in SETTINGS.items():
+        chosen = {name: widgets.pop(name) for name in defaults if name in widgets}
+        if chosen:
+            prompt.setdefault(socket, {"class_type": node, "inputs": dict(defaults)})["inputs"].update(chosen)
+            inputs[socket] = [socket, 0]
+    inputs.update(widgets)
+    return prompt
 
 
 def dreambooth(**widgets) -> dict:
     """Demo base + example dataset, and the same as class images → Train DreamBooth ("train")."""
-    prompt = training()
-    prompt["train"] = {"class_type": "FineTuneTrainDreamBooth", "inputs": {
-        "base": ["demo", 3], "dataset": ["data", 0], "class_images": ["data", 0], "name": "test", "steps": 3,
-        "learning_rate": 1e-3, "text_encoder_learning_rate": 0.0, "batch_size": 2, "resolution": 64,
-        "preview_prompts": "", "preview_every": 0, "checkpoint_every": 0, "training_seed": 0, **widgets}}
-    return prompt
+    return training_node("FineTuneTrainDreamBooth", class_images=["data", 0], text_encoder_learning_rate=0.0, **widgets)
 
 
 def sampling(prompt: dict, model: list, clip: list, prefix: str, seeds: int = 8) -> dict:

@@ -44,6 +44,12 @@ def progress_strip(sheets: Sequence[tuple[int, Path]], prompts: Sequence[str], i
     return _lay_out(list(zip(*columns)), prompts, ["before" if step == 0 else f"step {step}" for step, _ in chosen])
 
 
+def first_image(path: Path, prompts: Sequence[str], images: int) -> Image.Image:
+    """The first prompt's first image on a contact sheet with `images` images per prompt."""
+    with Image.open(path) as file:
+        return _columns(file.convert("RGB"), len(prompts), images)[0][0]
+
+
 def sheet_on_node(path: Path, prompts: Sequence[str], images: int) -> Image.Image:
     """The images of a contact sheet with `images` images per prompt, arranged to be as large as can be on a node,
     each under its prompt: at most MOST_ON_NODE, of each prompt the first when there are more."""

@@ -1,17 +1,70 @@
-"""What is right for a base without anybody looking it up: the size of its images, and starting values for a LoRA."""
-from dataclasses import replace
+"""What is right for a base without anybody looking it up: the size of its images, and starting values for every method."""
+from dataclasses import dataclass, field, replace
+from typing import Mapping
 
 from . import get
 from .component_configs import component_config
-from .protocol import LoraPreset
 
 SMALL = 160
 """UNets whose first width is below this are no released model but a small one, such as the demo base (64)."""
-SMALL_PRESET = LoraPreset(
-    learning_rate=2e-4, rank=8, alpha=8, steps=150, resolution=64, min_snr_gamma=0.0, text_encoder_learning_rate=0.0,
-    batch_size=16, targets="all with convolutions", preview_every=50,
-    source="the mean rate of the cosine schedule in benchmarks/learning.py, at which subjects keep their shapes",
-)
+FITTING = 0.75, 1.5
+"""A resolution is right from so many times the native one to so many."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Starting values that published recipes agree on, for a method on a base."""
+
+    steps: int
+    learning_rate: float
+    source: str
+    batch_size: int = 1
+    resolution: int = 0
+    """Pixels; 0 in the tables: the base's own."""
+    min_snr_gamma: float = 0.0
+    method: Mapping[str, float | str] = field(default_factory=dict)
+    """Fields of the method's spec."""
+
+    @property
+    def widgets(self) -> dict[str, float | str]:
+        """The values by the names that all Train nodes give them."""
+        return {"steps": self.steps, "learning_rate": self.learning_rate, **self.method, "batch_size": self.batch_size,
+                "resolution": self.resolution}
+
+
+PRESETS = {
+    "full": Preset(
+        steps=400, learning_rate=5e-6, method={"text_encoder_learning_rate": 0.0},
+        source="diffusers' DreamBooth README: 5e-6, 400 steps, 800 with class images"),
+    "textual_inversion": Preset(
+        steps=1500, learning_rate=5e-4,
+        source="diffusers' README and examples: 5e-4, 500 (SDXL) to 3000 steps (SD)"),
+    "pivotal": Preset(
+        steps=1000, learning_rate=1e-4, min_snr_gamma=5.0,
+        method={"embedding_learning_rate": 5e-4, "rank": 8, "alpha": 8.0, "targets": "attention",
+                "text_encoder_learning_rate": 0.0},
+        source="cloneofsimo's lora: 1e-4, and 5e-4 for the word; diffusers' advanced examples: rank 8, 1000 steps"),
+    "hypernetwork": Preset(
+        steps=2000, learning_rate=1e-4,
+        source="A1111's recipes have 1e-5 for 10 000 steps and more; here ten times that rate in a fifth of the steps"),
+}
+"""By kind of method. LoRA's stand with the families."""
+
+_OURS = "the mean rate of the cosine schedule in the example workflow, at which subjects keep their shapes"
+SMALL_PRESETS = {
+    "lora": Preset(
+        steps=150, learning_rate=2e-4, batch_size=16,
+        method={"rank": 8, "alpha": 8.0, "targets": "all with convolutions", "text_encoder_learning_rate": 0.0},
+        source="the mean rate of the cosine schedule in benchmarks/learning.py, at which subjects keep their shapes"),
+    "full": replace(PRESETS["full"], steps=80, learning_rate=8e-5, batch_size=16, source=_OURS),
+    "textual_inversion": Preset(steps=100, learning_rate=1.5e-3, batch_size=16, source=_OURS),
+    "pivotal": Preset(
+        steps=120, learning_rate=3e-4, batch_size=16,
+        method={"embedding_learning_rate": 1.5e-3, "rank": 4, "alpha": 4.0, "targets": "all with convolutions",
+                "text_encoder_learning_rate": 0.0},
+        source=_OURS),
+    "hypernetwork": Preset(steps=60, learning_rate=3e-4, batch_size=16, source=_OURS),
+}
 
 
 def native_resolution(base) -> int:
@@ -23,8 +76,31 @@ def native_resolution(base) -> int:
     return side * family.latent_format(base).downscale if isinstance(side, int) else family.lora_preset.resolution
 
 
-def recommended(base, images: int) -> LoraPreset:
-    """Starting values for a LoRA of this base and this many images."""
-    small = component_config(base, "unet")["block_out_channels"][0] < SMALL
-    preset = SMALL_PRESET if small else get(base.family).lora_preset
-    return replace(preset, resolution=native_resolution(base), batch_size=max(1, min(preset.batch_size, images)))
+def resolution_note(base, resolution: int) -> str:
+    """What to know of a resolution that does not fit the base; empty where it does."""
+    native = native_resolution(base)
+    if FITTING[0] <= resolution / native <= FITTING[1]:
+        return ""
+    return (f"{base.name} is {get(base.family).title} for images of {native} pixels, and this run trains at {resolution}; "
+            f"at such a size it learns shapes that it does not make otherwise. A resolution of {native} fits")
+
+
+def recommended(base, method: str, images: int, class_images: bool = False) -> Preset:
+    """Starting values for a kind of method on this base with this many images."""
+    if component_config(base, "unet")["block_out_channels"][0] < SMALL:
+        preset = SMALL_PRESETS[method]
+    elif method == "lora":
+        preset = _lora(get(base.family).lora_preset)
+    else:
+        preset = PRESETS[method]
+    steps = 2 * preset.steps if method == "full" and class_images else preset.steps
+    batch_size = max(1, min(preset.batch_size, images))
+    return replace(preset, steps=steps, resolution=native_resolution(base), batch_size=batch_size)
+
+
+def _lora(preset) -> Preset:
+    """A family's values for LoRA."""
+    return Preset(steps=preset.steps, learning_rate=preset.learning_rate, source=preset.source, batch_size=preset.batch_size,
+                  min_snr_gamma=preset.min_snr_gamma,
+                  method={"rank": preset.rank, "alpha": float(preset.alpha), "targets": preset.targets,
+                          "text_encoder_learning_rate": preset.text_encoder_learning_rate})

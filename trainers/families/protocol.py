@@ -60,7 +60,6 @@ class LoraPreset:
     source: str
     batch_size: int = 1
     targets: str = "attention"
-    preview_every: int = 250
 
 
 class TextEncoders(nn.Module):

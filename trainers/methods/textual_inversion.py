@@ -82,8 +82,8 @@ class TextualInversion:
         """Settles the placeholder word too: the dataset's trigger where the spec names none."""
         self.token = self.spec.token or spec.dataset.trigger
         if not self.token:
-            raise UserError("token is empty, and the dataset has no trigger word either. Type the word that stands for what "
-                            "is learned, as token on the Train node or as trigger on the dataset.")
+            raise UserError("placeholder_token is empty, and the dataset has no trigger word either. Type the word that "
+                            "stands for what is learned, as token on the Train node or as trigger on the dataset.")
         if " " in spec.name:
             raise UserError(f"name is {spec.name!r}, but a prompt cannot call an embedding with spaces in its name. "
                             f"Write {spec.name.replace(' ', '_')!r}.")

@@ -6,12 +6,12 @@ changes the result is in `RunSpec.identity`; where things lie on this disk is no
 import hashlib
 import json
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from .base_model import BaseModelSpec, ComponentSpec, check_resolution
 from .dataset import AugmentationSpec, CaptionVariationSpec, DatasetImage, DatasetSpec
 from .methods import FullSpec, HypernetworkSpec, LoraSpec, MethodSpec, PivotalSpec, TextualInversionSpec
-from .part import MAXIMUM_SEED, Part, RunName, checked, explain
+from .part import MAXIMUM_SEED, Part, RunName, checked, explain, number
 from .settings import (
     CheckpointSpec,
     MemorySpec,
@@ -37,8 +37,8 @@ class PriorSpec(Part):
     """Class images that hold the base's idea of the class (prior preservation; Ruiz et al. 2022, eq. 2)."""
 
     dataset: DatasetSpec
-    weight: float = Field(1.0, ge=0, le=100)
-    ratio: float = Field(1.0, gt=0, le=16)
+    weight: float = number(1.0, ge=0, le=100, step=0.05)
+    ratio: float = number(1.0, ge=0.05, le=16, step=0.05)
     """Class images trained for every image of the subject."""
 
 
@@ -83,7 +83,7 @@ class RunSpec(Part):
         if self.schedule.name == "warmup_stable_decay" and self.schedule.warmup_steps + decay > self.training.steps:
             raise ValueError(
                 f"warm-up takes {self.schedule.warmup_steps} steps and the decay {decay}, but the run has only "
-                f"{self.training.steps}; shorten the warm-up or lower decay_share"
+                f"{self.training.steps}; shorten the warm-up or lower decay_fraction"
             )
         if self.schedule.name == "polynomial" and self.optimizer.learning_rate <= 1e-7:
             raise ValueError("the polynomial schedule ends at the rate 1e-7, which is not below yours; use linear")
@@ -121,13 +121,13 @@ class RunSpec(Part):
                 "nothing that it could learn from; switch zero_terminal_snr off"
             )
         if objective.debiased and kind == "flow":
-            raise ValueError(f"debiased is a weighting of epsilon and v models, and {self.base.name!r} is a flow model; "
-                             "switch debiased off")
+            raise ValueError(f"debiased_estimation is a weighting of epsilon and v models, and {self.base.name!r} is a flow "
+                             f"model; switch debiased_estimation off")
         if objective.masked and not any(image.mask for image in self.dataset.images):
             raise ValueError(
-                f"masked is on, but no image of the dataset {self.dataset.name!r} has a mask; put a mask beside an image "
-                "(cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use images with transparency, or switch "
-                "masked off"
+                f"masked_loss is on, but no image of the dataset {self.dataset.name!r} has a mask; put a mask beside an "
+                f"image (cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use images with transparency, or "
+                f"switch masked_loss off"
             )
         return self
 
@@ -148,12 +148,12 @@ class RunSpec(Part):
         if self.validation.share and len({image.digest for image in self.dataset.images}) < 2:
             raise ValueError(
                 f"the dataset {self.dataset.name!r} has a single image, which cannot be trained and held out for "
-                "validation too; add images, or set the validation share to 0"
+                "validation too; add images, or set validation_fraction to 0"
             )
         if self.validation.patience and not self.validation.share:
             raise ValueError(
-                f"patience {self.validation.patience} waits for a better validation loss, but the validation share is 0; "
-                "hold out a share of the images, for example 0.1, or set patience to 0"
+                f"patience {self.validation.patience} waits for a better validation loss, but validation_fraction is 0; "
+                "hold out a fraction of the images, for example 0.1, or set patience to 0"
             )
         return self
 

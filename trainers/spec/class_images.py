@@ -5,7 +5,7 @@ from pydantic import Field, field_validator, model_validator
 
 from . import BaseModelSpec, FolderSpec
 from .base_model import check_resolution
-from .part import MAXIMUM_SEED, Part
+from .part import MAXIMUM_SEED, Part, number
 from .settings import MemorySpec
 
 
@@ -18,12 +18,12 @@ class ClassImagesSpec(Part):
     task: Literal["class_images"] = "class_images"
     version: Literal[1] = 1
     base: BaseModelSpec
-    prompt: str = Field(min_length=1, max_length=2000)
+    prompt: str = Field(max_length=2000)
     negative: str = Field("", max_length=2000)
     count: int = Field(200, ge=1, le=100_000)
-    resolution: int = Field(512, ge=64, le=4096)
+    resolution: int = Field(512, ge=64, le=4096, json_schema_extra={"step": 8})
     sampler_steps: int = Field(25, ge=1, le=200)
-    guidance: float = Field(7.0, ge=1, le=30)
+    guidance: float = number(7.0, ge=1, le=30, step=0.5)
     image_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
     batch_size: int = Field(4, ge=1, le=256)
     """Images drawn at once. It changes them by no more than rounding."""

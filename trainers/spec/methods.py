@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .blocks import BlockNames, BlockValues
-from .part import Part
+from .part import Part, number
 
-FilePrecision = Literal["fp32", "fp16", "bf16"]
-Rate = Annotated[float, Field(ge=0, le=10)]
+FilePrecision = Literal["fp16", "bf16", "fp32"]
+Rate = Annotated[float, number(0.0, ge=0, le=10, step=1e-6)]
 """The run refuses more than 0.1 unless the optimizer takes factors."""
 
 
@@ -23,13 +23,13 @@ class LoraSpec(Part):
     kind: Literal["lora"] = "lora"
     adapter: Literal["lora", "dora", "loha", "lokr"] = "lora"
     rank: int = Field(16, ge=1, le=1024)
-    alpha: float = Field(16.0, gt=0, le=4096)
+    alpha: float = number(16.0, ge=0.01, le=4096, step=0.5)
     convolution_rank: int = Field(0, ge=0, le=1024)
     """Rank of 3×3 convolutions; 0: that of the other layers."""
-    convolution_alpha: float = Field(0.0, ge=0, le=4096)
+    convolution_alpha: float = number(0.0, ge=0, le=4096, step=0.5)
     """Alpha of 3×3 convolutions; 0: in the same proportion to their rank as `alpha` to `rank`, or with rank-stabilized
     scaling just `alpha`."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = number(0.0, ge=0, le=0.95, step=0.05)
     targets: Literal["attention", "attention and feed-forward", "all with convolutions", "pattern"] = "attention"
     pattern: str = ""
     """Regular expression over the denoiser's module names, used when `targets` is "pattern"."""
@@ -38,7 +38,7 @@ class LoraSpec(Part):
     their own rank, if they have one."""
     block_rates: BlockValues = ()
     """Factors of the learning rate for named blocks."""
-    plus_ratio: float = Field(1.0, ge=1, le=1000)
+    plus_ratio: float = number(1.0, ge=1, le=1000, step=1)
     """How many times faster the up factors learn (LoRA+, Hayou et al. 2024, arXiv:2402.12354; 16 in the paper)."""
     rank_stabilized: bool = False
     """Scale with alpha / √rank (Kalajdzievski 2023, arXiv:2312.03732)."""
@@ -52,7 +52,8 @@ class LoraSpec(Part):
     def _pattern_compiles(self):
         if self.targets == "pattern":
             if not self.pattern:
-                raise ValueError("targets is \"pattern\" but the pattern is empty; type one, for example attn2\\.to_[kv]$")
+                raise ValueError("targets is \"pattern\" but target_pattern is empty; type one on LoRA Settings, for "
+                                 "example attn2\\.to_[kv]$")
             try:
                 re.compile(self.pattern)
             except re.error as problem:
@@ -88,7 +89,7 @@ class FullSpec(Part):
     text_encoder_learning_rate: Rate = 0.0
     """0 leaves the text encoders untouched."""
     file_precision: FilePrecision = "fp16"
-    shard_size: float = Field(0.0, ge=0, le=1000)
+    shard_size: float = number(0.0, ge=0, le=1000, step=0.5)
     """Largest size of a file in GB; 0 writes one file, which ComfyUI's checkpoint loader needs."""
 
 
@@ -101,11 +102,11 @@ class TextualInversionSpec(Part):
     vectors: int = Field(1, ge=1, le=75)
     initial_text: str = ""
     """Words whose vectors are the start; empty: random vectors of the vocabulary's size and spread."""
-    stop_at: float = Field(1.0, gt=0, le=1)
+    stop_at: float = number(1.0, ge=0.01, le=1, step=0.05)
     """Share of the steps after which the vectors stay as they are."""
     norm: Literal["free", "limited", "fixed"] = "free"
     """Length of the vectors: free; limited to the longest of ordinary words; fixed at the mean of ordinary words."""
-    cosine_weight: float = Field(0.0, ge=0, le=10)
+    cosine_weight: float = number(0.0, ge=0, le=10, step=0.01)
     """Weight of (1 - cosine to the initial vectors) in the loss."""
     file_precision: FilePrecision = "fp32"
 
@@ -127,7 +128,7 @@ class HypernetworkSpec(Part):
     activation: Literal["linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish"] = "linear"
     activate_output: bool = False
     layer_norm: bool = False
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = number(0.0, ge=0, le=0.95, step=0.05)
     """Only while training; the file says that there is none, because the host would go on dropping."""
     initialization: Literal["normal", "xavier uniform", "xavier normal", "kaiming uniform", "kaiming normal"] = "normal"
     widths: Literal["all", "cross-attention", "self-attention"] = "all"
@@ -148,7 +149,7 @@ class PivotalSpec(Part):
     kind: Literal["pivotal"] = "pivotal"
     embedding: TextualInversionSpec
     lora: LoraSpec
-    embedding_learning_rate: float = Field(1e-3, gt=0, le=10)
+    embedding_learning_rate: float = number(1e-3, ge=1e-9, le=10, step=1e-5)
 
     @property
     def text_encoder_learning_rate(self) -> float:

@@ -44,6 +44,11 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def number(default: float, *, ge: float, le: float, step: float) -> Any:
+    """A field for a float: its range, both ends included, and how far an arrow of its widget moves it."""
+    return Field(default, ge=ge, le=le, json_schema_extra={"step": step})
+
+
 def checked(build, **fields: Any):
     """Build a part of a spec, or raise one `UserError` that names every field that is wrong."""
     try:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .part import MAXIMUM_SEED, Part
+from .part import MAXIMUM_SEED, Part, number
 
 MAXIMUM_MODE_SCALE = 2 / (pi - 2)
 """Up to here the map of "mode" (Esser et al. 2024, eq. 20) stays monotonic."""
@@ -18,11 +18,11 @@ class OptimizerSpec(Part):
     # The betas of lion are momenta for the direction and for what is remembered; sgd reads the first as its momentum,
     # adafactor none. lion, adafactor and sgd have no epsilon to set.
     name: Literal["adamw", "adamw_8bit", "lion", "prodigy", "adafactor", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-4, gt=0, le=10)
-    weight_decay: float = Field(1e-2, ge=0, le=1)
+    learning_rate: float = number(1e-4, ge=1e-9, le=10, step=1e-6)
+    weight_decay: float = number(1e-2, ge=0, le=1, step=0.001)
     betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0, le=1e-2)
-    maximum_gradient_norm: float = Field(1.0, ge=0, le=1000)
+    epsilon: float = number(1e-8, ge=1e-10, le=1e-2, step=1e-9)
+    maximum_gradient_norm: float = number(1.0, ge=0, le=1000, step=0.1)
     """0 switches clipping off."""
 
     @field_validator("betas")
@@ -47,7 +47,7 @@ class ScheduleSpec(Part):
                   "one_cycle"] = "constant"
     warmup_steps: int = Field(0, ge=0, le=1_000_000)
     cycles: int = Field(1, ge=1, le=100)
-    decay_share: float = Field(0.2, ge=0, le=1)
+    decay_share: float = number(0.2, ge=0, le=1, step=0.05)
 
     @model_validator(mode="after")
     def _one_cycle_rises_itself(self):
@@ -68,33 +68,33 @@ class ObjectiveSpec(Part):
     schedule, 0 clean, 1 noise; a density is squeezed into their range.
     """
 
-    min_snr_gamma: float = Field(0.0, ge=0, le=100)
+    min_snr_gamma: float = number(0.0, ge=0, le=100, step=0.5)
     debiased: bool = False
-    noise_offset: float = Field(0.0, ge=0, le=1)
+    noise_offset: float = number(0.0, ge=0, le=1, step=0.01)
     multires_iterations: int = Field(0, ge=0, le=16)
-    multires_discount: float = Field(0.3, ge=0, le=1)
-    input_perturbation: float = Field(0.0, ge=0, le=1)
-    image_noise: float = Field(0.0, ge=0, le=1)
+    multires_discount: float = number(0.3, ge=0, le=1, step=0.05)
+    input_perturbation: float = number(0.0, ge=0, le=1, step=0.01)
+    image_noise: float = number(0.0, ge=0, le=1, step=0.01)
     """Standard deviation of noise on the clean latents, in their own unit: an augmentation."""
     loss: Literal["l2", "l1", "huber"] = "l2"
-    huber_c: float = Field(0.1, gt=0, le=10)
+    huber_c: float = number(0.1, ge=0.001, le=10, step=0.01)
     """Where the Huber loss turns from square to straight; 0.1 (kohya)."""
-    huber_schedule: Literal["constant", "exponential", "snr"] = "snr"
+    huber_schedule: Literal["snr", "exponential", "constant"] = "snr"
     zero_terminal_snr: bool = False
     """Rescale the noise schedule so that its end is pure noise (Lin et al. 2023, arXiv:2305.08891). Needs v-prediction."""
-    minimum_timestep: float = Field(0.0, ge=0, lt=1)
-    maximum_timestep: float = Field(1.0, gt=0, le=1)
+    minimum_timestep: float = number(0.0, ge=0, le=0.999, step=0.01)
+    maximum_timestep: float = number(1.0, ge=0.001, le=1, step=0.01)
     distribution: Literal["auto", "uniform", "logit_normal", "mode", "cosine"] = "auto"
     """Density of timesteps (Esser et al. 2024, arXiv:2403.03206, eqs. 19 to 21); auto: uniform for epsilon and v,
     logit_normal for flow."""
-    distribution_mean: float = Field(0.0, ge=-5, le=5)
+    distribution_mean: float = number(0.0, ge=-5, le=5, step=0.1)
     """Of logit_normal, before the sigmoid; above 0 means more noise."""
-    distribution_spread: float = Field(1.0, gt=0, le=5)
+    distribution_spread: float = number(1.0, ge=0.05, le=5, step=0.05)
     """Standard deviation of logit_normal, before the sigmoid; scale of mode (1.29 in the paper)."""
-    flow_shift: float = Field(0.0, ge=0, le=100)
+    flow_shift: float = number(0.0, ge=0, le=100, step=0.1)
     masked: bool = False
     """Let the error count where the images' masks are white; needs masks in the dataset."""
-    unmasked_weight: float = Field(0.1, ge=0, le=1)
+    unmasked_weight: float = number(0.1, ge=0, le=1, step=0.01)
     """How much the error counts where masks are black."""
 
     @model_validator(mode="after")
@@ -103,11 +103,11 @@ class ObjectiveSpec(Part):
             raise ValueError(f"minimum_timestep {self.minimum_timestep:g} must be below maximum_timestep "
                              f"{self.maximum_timestep:g}")
         if self.min_snr_gamma and self.debiased:
-            raise ValueError("min_snr_gamma and debiased are two weightings of the same thing; use one of them: set "
-                             "min_snr_gamma to 0, or switch debiased off")
+            raise ValueError("min_snr_gamma and debiased_estimation are two weightings of the same thing; use one of them: "
+                             "set min_snr_gamma to 0, or switch debiased_estimation off")
         if self.distribution == "mode" and self.distribution_spread > MAXIMUM_MODE_SCALE:
-            raise ValueError(f"distribution_spread {self.distribution_spread:g} is too large for the distribution mode, "
-                             f"which folds over above {MAXIMUM_MODE_SCALE:.2f}; 1.29 is usual")
+            raise ValueError(f"timestep_distribution_spread {self.distribution_spread:g} is too large for the distribution "
+                             f"mode, which folds over above {MAXIMUM_MODE_SCALE:.2f}; 1.29 is usual")
         return self
 
 
@@ -116,13 +116,13 @@ class TrainingSpec(Part):
     batch_size: int = Field(1, ge=1, le=1024)
     """Images in one forward pass, over all processes together."""
     accumulation: int = Field(1, ge=1, le=1024)
-    resolution: int = Field(512, ge=64, le=4096)
+    resolution: int = Field(512, ge=64, le=4096, json_schema_extra={"step": 8})
     buckets: bool = True
-    caption_dropout: float = Field(0.0, ge=0, le=1)
+    caption_dropout: float = number(0.0, ge=0, le=1, step=0.05)
     """Share of captions replaced by the empty caption, which keeps classifier-free guidance working."""
     clip_skip: int = Field(0, ge=0, le=12)
     """Which of the text encoder's layers is read, counted from the end; 0: the family's own."""
-    ema_decay: float = Field(0.0, ge=0, lt=1)
+    ema_decay: float = number(0.0, ge=0, le=0.99999, step=0.0001)
     """Keep a running mean of the weights with this decay (0.999 and more) and save that; 0: off."""
     seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
 
@@ -130,7 +130,7 @@ class TrainingSpec(Part):
 class MemorySpec(Part):
     """Precision and what is traded for memory."""
 
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     gradient_checkpointing: bool = False
     frozen_precision: Literal["same", "fp8", "int8"] = "same"
     """How the frozen denoiser's weights are stored; they are computed with in `precision`."""
@@ -146,9 +146,9 @@ class PreviewSpec(Part):
 
     prompts: tuple[str, ...] = ()
     negative: str = ""
-    every: int = Field(0, ge=0)
+    every: int = Field(0, ge=0, le=1_000_000)
     sampler_steps: int = Field(20, ge=1, le=200)
-    guidance: float = Field(7.0, ge=1, le=30)
+    guidance: float = number(7.0, ge=1, le=30, step=0.5)
     seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
     images: int = Field(1, ge=1, le=16)
     """Images of every prompt, each from noise of its own."""
@@ -159,16 +159,16 @@ class PreviewSpec(Part):
 class CheckpointSpec(Part):
     """`every` 0 and `minutes` 0 save only at the end and on cancel. The newest `keep` checkpoints stay on disk."""
 
-    every: int = Field(250, ge=0)
-    minutes: float = Field(0.0, ge=0, le=10_000)
+    every: int = Field(250, ge=0, le=1_000_000)
+    minutes: float = number(0.0, ge=0, le=10_000, step=1)
     keep: int = Field(2, ge=1, le=1000)
 
 
 class ValidationSpec(Part):
     """The loss on images that are not trained, at noise and timesteps that never change. `share` 0 switches it off."""
 
-    share: float = Field(0.0, ge=0, le=0.5)
-    every: int = Field(50, ge=1)
+    share: float = number(0.0, ge=0, le=0.5, step=0.05)
+    every: int = Field(50, ge=1, le=1_000_000)
     patience: int = Field(0, ge=0, le=1000)
     """Stop early when this many validations in a row brought no new best; 0: never."""
     tensorboard: bool = False
