@@ -138,7 +138,7 @@ class CaptionFlorence2(io.ComfyNode):
                                                        "text in the image"], default="detailed caption",
                                tooltip="What is written: one sentence, two or three, a paragraph, the names of the objects "
                                        "with commas between, or what can be read in the image."),
-                mode_input(), *decoding_inputs(75, 3), batch_input(8),
+                mode_input(), *decoding_inputs(256, 3), batch_input(8),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],

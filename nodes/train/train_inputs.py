@@ -175,11 +175,10 @@ def choose(method: str, base, dataset, widgets: Mapping) -> Choice:
 
 
 def as_factors(values: dict, optimizer: OptimizerSpec | None) -> dict:
-    """Prodigy finds the rate itself; rates are factors of it there, and the main one is 1 (diffusers' README)."""
+    """Prodigy finds the rate itself; rates are factors of it there, all of them 1 in diffusers' examples."""
     if optimizer is None or optimizer.name != "prodigy":
         return values
-    rates = {name: value / values["learning_rate"] for name, value in values.items() if name.endswith("learning_rate")}
-    return {**values, **rates}
+    return {name: 1.0 if name.endswith("learning_rate") and value else value for name, value in values.items()}
 
 
 def with_min_snr(objective: ObjectiveSpec | None, gamma: float) -> ObjectiveSpec:

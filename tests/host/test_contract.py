@@ -29,12 +29,14 @@ def schemas(host) -> dict:
                     facts["options"] = options
                 facts = facts if key not in LISTINGS else {}
                 inputs[key] = {"group": group, "type": "COMBO" if isinstance(kind, list) else kind, **facts}
-        result[name] = {"inputs": inputs, "outputs": dict(zip(node["output_name"], node["output"], strict=True))}
+        result[name] = {"display_name": node["display_name"], "inputs": inputs,
+                        "outputs": dict(zip(node["output_name"], node["output"], strict=True))}
     return result
 
 
 def test_schemas_are_those_of_the_snapshot(host):
-    """Only append. To renew after appending: UPDATE_SNAPSHOT=1 python scripts/test.py tests/host/test_contract.py"""
+    """Only append. To renew after appending: UPDATE_SNAPSHOT=1 python scripts/test.py tests/host/test_contract.py, and then
+    the labels: python scripts/make_labels.py"""
     now = schemas(host)
     if os.environ.get("UPDATE_SNAPSHOT"):
         SNAPSHOT.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -48,6 +50,27 @@ def test_every_input_and_output_is_explained(host):
             for group in ("required", "optional"):
                 for key, value in node["input"].get(group, {}).items():
                     assert len(value[1]["tooltip"]) > 10, f"{name}.{key}"
+            for output, tooltip in zip(node["output_name"], node["output_tooltips"], strict=True):
+                assert len(tooltip or "") > 10, f"{name}.{output}"
+
+
+def test_no_display_name_is_that_of_another_node(host):
+    nodes = host.object_info()
+    others = {node["display_name"] for node in nodes.values() if not node["category"].startswith("FineTune")}
+    own = [node["display_name"] for node in nodes.values() if node["category"].startswith("FineTune")]
+    assert len(own) == len(set(own)) > 50 and not set(own) & others
+
+
+def test_search_words_reach_the_page_where_the_host_sends_them(host):
+    for name, node in host.object_info().items():
+        if node["category"].startswith("FineTune") and "search_aliases" in node:
+            assert len(node["search_aliases"]) >= 2, name
+
+
+def test_labels_are_served(host):
+    labels = json.loads(fetch(host, "/i18n"))["en"]["nodeDefs"]
+    assert labels["FineTuneTrainLora"]["inputs"]["text_encoder_learning_rate"]["name"] == "text encoder rate"
+    assert set(schemas(host)) <= set(labels)
 
 
 def fetch(host, path: str) -> str:

@@ -200,6 +200,27 @@ def test_requirements_agree():
     assert not [line for line in listed if line.lower().startswith("torch") or "<" in line or "==" in line]
 
 
+def test_the_registry_finds_what_it_needs():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    owner = re.search(r'PublisherId = "([\w-]+)"', text)[1]
+    assert {each for each in re.findall(r"github(?:usercontent)?\.com/([\w-]+)/", text)} == {owner}
+    for name in ("Icon", "Banner"):
+        address = re.search(rf'{name} = "https://raw[^"]*/main/([^"]+)"', text)[1]
+        width, height = map(int, re.search(r'width="(\d+)" height="(\d+)"', (ROOT / address).read_text("utf-8")).groups())
+        assert width == height <= 400 or (name == "Banner" and width * 9 == height * 21), name
+
+
+def test_templates_name_their_pack_and_end_in_no_core_chart():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    name, version = (re.search(rf'^{key} = "([^"]+)"', text, re.M)[1] for key in ("name", "version"))
+    for path in rooms("example_workflows/*.json"):
+        nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        assert not any(node["type"] == "LossGraphNode" for node in nodes), path
+        for node in nodes:
+            if node["type"].startswith("FineTune"):
+                assert (node["properties"]["cnr_id"], node["properties"]["ver"]) == (name, version), path
+
+
 def test_example_workflows_have_images():
     for path in rooms("example_workflows/*.json"):
         assert json.loads(path.read_text(encoding="utf-8"))["nodes"]

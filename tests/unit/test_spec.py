@@ -7,7 +7,7 @@ from finetune.trainers.run_folder import open_run
 
 @pytest.mark.parametrize("part, fields, words", [
     (specs.LoraSpec, {"rank": 0}, "rank is 0: it should be greater than or equal to 1"),
-    (specs.LoraSpec, {"targets": "pattern"}, "the pattern is empty"),
+    (specs.LoraSpec, {"targets": "pattern"}, "target_pattern is empty"),
     (specs.LoraSpec, {"targets": "pattern", "pattern": "attn("}, "not a regular expression"),
     (specs.LoraSpec, {"alpha": float("nan")}, "alpha"),
     (specs.OptimizerSpec, {"learning_rate": 5.0}, "learning rate 5 is too high for adamw"),
