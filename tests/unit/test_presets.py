@@ -2,10 +2,13 @@
 from pathlib import Path
 
 import pytest
+from finetune.trainers import methods
 from finetune.trainers import spec as specs
-from finetune.trainers.families.presets import native_resolution, recommended
+from finetune.trainers.families.presets import SMALL_PRESETS, native_resolution, recommended, resolution_note
 from finetune.trainers.families.recognition import recognize
 
+KINDS = {part.model_fields["kind"].default: part for part in (
+    specs.LoraSpec, specs.FullSpec, specs.TextualInversionSpec, specs.HypernetworkSpec, specs.PivotalSpec)}
 DEMO = Path(__file__).resolve().parents[2] / "demo_base"
 
 
@@ -17,19 +20,20 @@ def released(family: str, objective: str = "epsilon") -> specs.BaseModelSpec:
 @pytest.mark.parametrize("family, objective, side", [
     ("sd1", "epsilon", 512), ("sd2", "v_prediction", 768), ("sd2", "epsilon", 512), ("sdxl", "epsilon", 1024),
 ])
-def test_released_models_are_trained_at_the_size_they_draw(family, objective, side):
+def test_released_models_are_trained_at_the_size_they_make(family, objective, side):
     base = released(family, objective)
-    recipe = recommended(base, 20)
-    assert native_resolution(base) == recipe.resolution == side
-    assert (recipe.batch_size, recipe.targets, recipe.steps) == (1, "attention", 1500)
-    assert 0 < recipe.preview_every < recipe.steps / 3
+    preset = recommended(base, "lora", 20)
+    assert native_resolution(base) == preset.resolution == side == preset.widgets["resolution"]
+    assert (preset.batch_size, preset.method["targets"], preset.steps, preset.min_snr_gamma) == (1, "attention", 1500, 5)
 
 
 @pytest.mark.parametrize("images, batch", [(20, 16), (16, 16), (3, 3), (1, 1)])
 def test_the_demo_base_is_not_trained_as_a_large_model(images, batch):
-    recipe = recommended(recognize(str(DEMO), "demo_base"), images)
-    assert (recipe.resolution, recipe.batch_size, recipe.steps, recipe.rank) == (64, batch, 150, 8)
-    assert recipe.targets == "all with convolutions" and recipe.preview_every == 50
+    base = recognize(str(DEMO), "demo_base")
+    preset = recommended(base, "lora", images)
+    assert (preset.resolution, preset.batch_size, preset.steps, preset.method["rank"]) == (64, batch, 150, 8)
+    assert preset.method["targets"] == "all with convolutions"
+    assert {recommended(base, method, images).batch_size for method in SMALL_PRESETS} == {batch}
 
 
 def test_a_folder_that_states_its_size_is_trained_at_that(tiny_bases):
@@ -37,9 +41,26 @@ def test_a_folder_that_states_its_size_is_trained_at_that(tiny_bases):
     assert {family: native_resolution(base) for family, base in tiny_bases.items()} == dict.fromkeys(tiny_bases, 64)
 
 
-def test_recommendations_are_valid_settings(tiny_bases):
+@pytest.mark.parametrize("method", methods.WHERE)
+def test_every_method_has_values_that_are_valid_settings_with_a_source(method, tiny_bases):
     for base in [*tiny_bases.values(), released("sd1"), released("sdxl")]:
-        recipe = recommended(base, 4)
-        specs.LoraSpec(rank=recipe.rank, alpha=recipe.alpha, targets=recipe.targets)
-        specs.TrainingSpec(steps=recipe.steps, batch_size=recipe.batch_size, resolution=recipe.resolution)
-        specs.OptimizerSpec(learning_rate=recipe.learning_rate)
+        preset = recommended(base, method, 4)
+        fields, lora = dict(preset.method), {}
+        if method == "pivotal":
+            lora = {name: fields.pop(name) for name in ("rank", "alpha", "targets", "text_encoder_learning_rate")}
+            fields |= {"embedding": specs.TextualInversionSpec(), "lora": specs.LoraSpec(**lora)}
+        KINDS[method](**fields)
+        specs.TrainingSpec(steps=preset.steps, batch_size=preset.batch_size, resolution=preset.resolution)
+        specs.OptimizerSpec(learning_rate=preset.learning_rate)
+        assert len(preset.source) > 20
+
+
+def test_dreambooth_trains_twice_as_long_with_class_images():
+    steps = [recommended(released("sd1"), "full", 9, with_class).steps for with_class in (False, True)]
+    assert steps == [400, 800] and recommended(released("sd1"), "lora", 9, True).steps == 1500
+
+
+@pytest.mark.parametrize("side, fits", [(512, False), (760, False), (768, True), (1024, True), (1536, True), (1544, False)])
+def test_a_resolution_that_does_not_fit_is_known(side, fits):
+    note = resolution_note(released("sdxl"), side)
+    assert (note == "") == fits and (fits or f"trains at {side}" in note and "for images of 1024 pixels" in note)
