@@ -64,7 +64,7 @@ def test_what_cannot_be_validated_is_refused_before_it_starts(make_spec, tiny_ba
     one = twelve.model_copy(update={"images": twelve.images[:1]})
     with pytest.raises(ValueError, match="has a single image"):
         make_spec(tiny_bases["sd1"], dataset=one, validation=specs.ValidationSpec(share=0.2))
-    with pytest.raises(ValueError, match="the validation share is 0"):
+    with pytest.raises(ValueError, match="validation_fraction is 0"):
         make_spec(tiny_bases["sd1"], validation=specs.ValidationSpec(patience=2))
 
 
