@@ -150,7 +150,7 @@ def special() -> dict:
 class Toy(specs.Part):
     switch: bool = True
     choice: Literal["b", "a"] = "a"
-    count: int = Field(8, ge=4, le=64, multiple_of=4)
+    count: int = Field(8, ge=4, le=64, json_schema_extra={"step": 4})
     rate: float = number(0.5, ge=0.1, le=2, step=0.01)
     blocks: BlockNames = ()
 

@@ -147,7 +147,7 @@ def test_a_mask_that_disappears_is_named(tmp_path):
 
 def test_masked_without_masks_is_refused(tiny_bases, make_spec, squares):
     parts = {**dict(make_spec(tiny_bases["sd1"])), "objective": MASKED}
-    with pytest.raises(UserError, match="asked_loss is on, but no image of the dataset 'squares' has a mask"):
+    with pytest.raises(UserError, match="Masked_loss is on, but no image of the dataset 'squares' has a mask"):
         specs.checked(specs.RunSpec, **parts)
 
 

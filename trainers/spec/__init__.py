@@ -122,12 +122,12 @@ class RunSpec(Part):
             )
         if objective.debiased and kind == "flow":
             raise ValueError(f"debiased_estimation is a weighting of epsilon and v models, and {self.base.name!r} is a flow "
-                             f"model; switch debiased_estimation off")
+                             "model; switch debiased_estimation off")
         if objective.masked and not any(image.mask for image in self.dataset.images):
             raise ValueError(
                 f"masked_loss is on, but no image of the dataset {self.dataset.name!r} has a mask; put a mask beside an "
-                f"image (cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use images with transparency, or "
-                f"switch masked_loss off"
+                "image (cat.png: cat-masklabel.png, cat_mask.png or masks/cat.png), use images with transparency, or "
+                "switch masked_loss off"
             )
         return self
 
