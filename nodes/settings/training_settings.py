@@ -94,8 +94,8 @@ class ObjectiveSettings(io.ComfyNode):
                 widget(ObjectiveSpec, "noise_offset",
                        tooltip="Lets very dark and very bright images be learned; 0.05 to 0.1 is usual."),
                 widget(ObjectiveSpec, "flow_shift",
-                       tooltip="Flow models only: above 1 trains more at high noise. 0 leaves it to the model's family, which "
-                               "may shift more for larger images."),
+                       tooltip="Flow models only: above 1 trains more at high noise. 0 leaves it to the model's family, "
+                               "which may shift more for larger images."),
                 *noise_inputs(),
                 *loss_inputs(),
                 *noise_level_inputs(),
