@@ -2,7 +2,7 @@
 from .mutation import Mutation
 
 BUCKETS, CACHES = "trainers/data/images/buckets.py", "trainers/caches/tensor_cache.py"
-MASKS = "trainers/data/images/masks.py"
+MASKS, LATENT_MASKS = "trainers/data/images/masks.py", "trainers/caches/latent_masks.py"
 VARIATION, SPLIT = "trainers/data/captions/variation.py", "trainers/data/split.py"
 VIEWS = "trainers/data/images/augmentation.py"
 EDITING, REPLACING = "trainers/data/captions/caption_editing.py", "trainers/data/captions/text_replacement.py"
@@ -51,11 +51,11 @@ MUTATIONS = [
              "(0 if unfinished else days * DAY)", "unit/test_caches.py::test_only_what_is_old_and_ours_is_removed"),
     Mutation("a long run does not keep its entries", CACHES,
              "            self._keep(self.path(key))\n", "", "unit/test_caches.py::test_a_run_of_many_days_keeps_its_files"),
-    Mutation("the crop is no part of a mask's key", MASKS,
+    Mutation("the crop is no part of a mask's key", LATENT_MASKS,
              "TensorCache.key(image.mask_digest, own, crop.key, self.downscale)",
              "TensorCache.key(image.mask_digest, own, self.downscale)",
              "unit/test_masks.py::test_each_crop_has_its_own_mask_and_images_without_one_count_everywhere"),
-    Mutation("the mask is no part of a mask's key", MASKS,
+    Mutation("the mask is no part of a mask's key", LATENT_MASKS,
              "TensorCache.key(image.mask_digest, own, crop.key, self.downscale)",
              "TensorCache.key(image.digest, own, crop.key, self.downscale)",
              "unit/test_masks.py::test_cache_follows_the_masks_content_and_its_kind"),
@@ -81,7 +81,7 @@ MUTATIONS = [
     Mutation("any _mask is a mask", MASKS,
              "return bare if bare != file.stem and bare in stems else None",
              "return bare if bare != file.stem else None", "unit/test_masks.py::test_masks_are_found_and_are_no_images"),
-    Mutation("images without a mask count nowhere", MASKS,
+    Mutation("images without a mask count nowhere", LATENT_MASKS,
              "return torch.ones((1, height // self.downscale", "return torch.zeros((1, height // self.downscale",
              "unit/test_masks.py::test_each_crop_has_its_own_mask_and_images_without_one_count_everywhere"),
     Mutation("a mask of other proportions is taken", MASKS,
@@ -95,8 +95,8 @@ MUTATIONS = [
              "if lot >= variation.tag_dropout]",
              "if lot < variation.tag_dropout]", "unit/test_variation.py::test_rates_over_ten_thousand_draws"),
     Mutation("shuffling is ignored", VARIATION,
-             "for place in torch.randperm(len(others), generator=draw).tolist()",
-             "for place in sorted(torch.randperm(len(others), generator=draw).tolist())",
+             "for place in torch.randperm(len(others), generator=generator).tolist()",
+             "for place in sorted(torch.randperm(len(others), generator=generator).tolist())",
              "unit/test_variation.py::test_every_tag_is_equally_often_at_every_place"),
     Mutation("the first template is always taken", VARIATION,
              "variation.templates[chosen]",

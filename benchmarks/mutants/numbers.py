@@ -39,7 +39,7 @@ MUTATIONS = [
     Mutation("debiased divides by SNR", LOSSES,
              "else snr.rsqrt()", "else 1 / snr", "unit/test_losses.py::test_debiased_weights"),
     Mutation("huber's schedule runs backwards", LOSSES,
-             "return c ** share", "return c ** (1 - share)", "unit/test_losses.py::test_huber_thresholds_are_kohyas"),
+             "return c ** fraction", "return c ** (1 - fraction)", "unit/test_losses.py::test_huber_thresholds_are_kohyas"),
     Mutation("huber lost its factor of two", LOSSES,
              "return 2 * c * error.square()", "return c * error.square()",
              "unit/test_losses.py::test_huber_is_square_for_small_and_straight_for_large_errors"),

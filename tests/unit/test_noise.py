@@ -7,7 +7,7 @@ import torch
 from finetune.trainers import randomness
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
-from finetune.trainers.objectives.noise import NoiseLevels, draw_noise, scaled_linear_alphas, with_zero_terminal_snr
+from finetune.trainers.objectives.noise import NoiseLevels, sample_noise, scaled_linear_alphas, with_zero_terminal_snr
 from finetune.trainers.objectives.objective import make_objective
 
 DRAWS = 10_000
@@ -29,13 +29,13 @@ def spectrum(noise):
 
 def test_multires_noise_has_unit_variance_and_more_low_frequencies():
     latents = torch.zeros((200, 4, 32, 32))
-    white, mixed = draw_noise(latents, draws(200)), draw_noise(latents, draws(200), iterations=8, discount=0.3)
+    white, mixed = sample_noise(latents, draws(200)), sample_noise(latents, draws(200), iterations=8, discount=0.3)
     assert mixed.mean() == pytest.approx(0, abs=0.02)
     torch.testing.assert_close(mixed.square().mean(dim=(1, 2, 3)), torch.ones(200))  # every sample by itself
     (low_white, all_white), (low_mixed, all_mixed) = spectrum(white), spectrum(mixed)
     assert all_white == pytest.approx(1, abs=0.01) and low_white == pytest.approx(1, abs=0.05)
     assert all_mixed == pytest.approx(1, abs=0.01) and low_mixed > 1.3 * low_white
-    stronger = spectrum(draw_noise(latents, draws(200), iterations=8, discount=0.6))[0]
+    stronger = spectrum(sample_noise(latents, draws(200), iterations=8, discount=0.6))[0]
     assert stronger > 1.5 * low_mixed
 
 
@@ -53,14 +53,14 @@ def test_multires_noise_by_its_formula():
             break
     total /= (total**2).mean() ** 0.5
     assert 2 < levels < 10
-    torch.testing.assert_close(draw_noise(latents, draws(1), iterations=10, discount=0.4)[0], total)
+    torch.testing.assert_close(sample_noise(latents, draws(1), iterations=10, discount=0.4)[0], total)
 
 
 def test_the_offset_keeps_its_strength_beside_other_noise():
     latents = torch.zeros((300, 4, 8, 8))
-    plain = draw_noise(latents, draws(300), iterations=6)
+    plain = sample_noise(latents, draws(300), iterations=6)
     # The offset is drawn before the resolutions, so those differ; the variance of channel means tells its strength.
-    shifted = draw_noise(latents, draws(300), offset=0.5, iterations=6)
+    shifted = sample_noise(latents, draws(300), offset=0.5, iterations=6)
     gain = shifted.mean(dim=(2, 3)).var() - plain.mean(dim=(2, 3)).var()
     assert gain.item() == pytest.approx(0.25, abs=0.05)
 
@@ -140,10 +140,10 @@ def test_noise_levels_follow_their_density(name, mean, spread, density, kind, le
     """Quantiles of 10,000 draws, against the integral of the density, squeezed into the range."""
     levels, [generator] = NoiseLevels(name, mean, spread, least, most), draws(1)
     if kind == "flow":
-        drawn = torch.cat([levels.draw_sigma(generator) for _ in range(DRAWS)]).numpy()
+        drawn = torch.cat([levels.sample_sigma(generator) for _ in range(DRAWS)]).numpy()
         assert drawn.min() >= least and drawn.max() <= most
     else:
-        steps = torch.cat([levels.draw_step(generator, 1000) for _ in range(DRAWS)])
+        steps = torch.cat([levels.sample_step(generator, 1000) for _ in range(DRAWS)])
         assert steps.dtype == torch.int64 and steps.min() >= 1000 * least and steps.max() < 1000 * most
         drawn = (steps.numpy() + 0.5) / 1000
     t = (np.arange(200_000) + 0.5) / 200_000
@@ -158,13 +158,13 @@ def test_noise_levels_follow_their_density(name, mean, spread, density, kind, le
 
 def test_a_range_reaches_its_ends_and_not_beyond():
     levels = NoiseLevels(minimum=0.25, maximum=0.26)
-    steps = [levels.draw_step(generator, 1000).item() for generator in draws(500)]
+    steps = [levels.sample_step(generator, 1000).item() for generator in draws(500)]
     assert set(steps) == set(range(250, 260))
     for range_ in ((0.0, 0.0004), (0.9999, 1.0), (0.5, 0.5001)):
         narrow = NoiseLevels("logit_normal", 0, 1, *range_)
-        assert {narrow.draw_step(generator, 1000).item() for generator in draws(50)} == {min(round(1000 * range_[0]), 999)}
+        assert {narrow.sample_step(generator, 1000).item() for generator in draws(50)} == {min(round(1000 * range_[0]), 999)}
     extreme = NoiseLevels("logit_normal", 5, 5)
-    assert max(extreme.draw_step(generator, 1000).item() for generator in draws(2000)) == 999
+    assert max(extreme.sample_step(generator, 1000).item() for generator in draws(2000)) == 999
 
 
 def test_the_range_of_flow_models_holds_after_the_shift():
@@ -196,4 +196,4 @@ def test_a_mode_that_folds_over_is_refused():
     with pytest.raises(UserError, match="too large for the distribution mode"):
         specs.checked(specs.ObjectiveSpec, distribution="mode", distribution_spread=1.8)
     levels = NoiseLevels("mode", 0, 2 / (math.pi - 2))
-    assert all(0 <= levels.draw_share(generator).item() <= 1 for generator in draws(1000))
+    assert all(0 <= levels.sample_fraction(generator).item() <= 1 for generator in draws(1000))

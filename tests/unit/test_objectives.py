@@ -2,7 +2,7 @@
 import pytest
 import torch
 from finetune.trainers import randomness
-from finetune.trainers.objectives.noise import draw_noise, scaled_linear_alphas
+from finetune.trainers.objectives.noise import sample_noise, scaled_linear_alphas
 from finetune.trainers.objectives.objective import DiscreteObjective, FlowObjective, make_objective, objective_notes
 from finetune.trainers.spec import ObjectiveSpec
 
@@ -83,7 +83,7 @@ def test_noise_offset_shifts_whole_channels():
         return [randomness.generator(3, sample) for sample in range(500)]
 
     latents = torch.zeros((500, 4, 8, 8))
-    difference = draw_noise(latents, draws(), 0.5) - draw_noise(latents, draws(), 0.0)
+    difference = sample_noise(latents, draws(), 0.5) - sample_noise(latents, draws(), 0.0)
     assert torch.allclose(difference.std(dim=(2, 3)), torch.zeros(500, 4), atol=1e-6)
     assert difference[:, :, 0, 0].std() == pytest.approx(0.5, rel=0.05)
 

@@ -150,9 +150,9 @@ class TextualInversion:
         names = [f"<|learned-{number}|>" for number in range(self.spec.vectors)]
         for number, (name, encoder) in enumerate(parts.text.encoders.items()):
             tokenizer, vocabulary = parts.text.tokenizers[name], encoder.get_input_embeddings()
-            draw = randomness.generator(seed, randomness.INITIALIZATION, number)
+            generator = randomness.generator(seed, randomness.INITIALIZATION, number)
             shortest, longest = self._lengths(tokenizer, vocabulary.weight)
-            start = self._start(tokenizer, vocabulary.weight, draw)
+            start = self._start(tokenizer, vocabulary.weight, generator)
             tokenizer.add_tokens(names, special_tokens=True)
             words = LearnedWords(vocabulary, start, tokenizer.convert_tokens_to_ids(names[0]), shortest, longest)
             encoder.set_input_embeddings(words)
@@ -162,13 +162,13 @@ class TextualInversion:
         vectors = {name: words.vectors for name, words in self.words.items()}
         return [ParameterGroup("embedding", self.learning_rate, vectors, self.spec.stop_at)]
 
-    def _start(self, tokenizer, vocabulary: Tensor, draw: torch.Generator) -> Tensor:
+    def _start(self, tokenizer, vocabulary: Tensor, generator: torch.Generator) -> Tensor:
         """float32 [vectors, width]: words, repeated until there are enough, or random ones."""
         count, ids = self.spec.vectors, token_ids(self.spec.initial_text, tokenizer)
         if ids:
             return vocabulary[[ids[number % len(ids)] for number in range(count)]].detach().float()
         ordinary = _ordinary(tokenizer, vocabulary)
-        return ordinary.mean(dim=0) + ordinary.std(dim=0) * torch.randn(count, ordinary.shape[1], generator=draw)
+        return ordinary.mean(dim=0) + ordinary.std(dim=0) * torch.randn(count, ordinary.shape[1], generator=generator)
 
     def _lengths(self, tokenizer, vocabulary: Tensor) -> tuple[float, float]:
         """The shortest and the longest that vectors may be."""

@@ -34,17 +34,17 @@ def debiased_weight(snr: Tensor, prediction: str) -> Tensor:
 
 # ---- by size -------------------------------------------------------------------------------------------------------
 
-def huber_threshold(c: float, schedule: str, signal: Tensor, spread: Tensor, share: Tensor) -> Tensor:
-    """Where the Huber loss turns straight, for samples signal · x + spread · noise at the share `share` of the schedule.
+def huber_threshold(c: float, schedule: str, alpha: Tensor, sigma: Tensor, fraction: Tensor) -> Tensor:
+    """Where the Huber loss turns straight, for samples alpha · x + sigma · noise at the `fraction` of the schedule.
 
-    kohya's schedules: "constant" c; "exponential" c^share, from 1 at the clean end to c; "snr" c + (1 - c) / (1 + σ)²
-    with σ = spread / signal, from 1 to c as well (after Khrapov et al. 2024, arXiv:2403.16728).
+    kohya's schedules: "constant" c; "exponential" c^fraction, from 1 at the clean end to c; "snr" c + (1 - c) / (1 + σ)²
+    with σ = sigma / alpha, from 1 to c as well (after Khrapov et al. 2024, arXiv:2403.16728).
     """
     if schedule == "constant":
-        return torch.full_like(signal, c)
+        return torch.full_like(alpha, c)
     if schedule == "exponential":
-        return c ** share
-    return c + (1 - c) * (signal / (signal + spread)) ** 2
+        return c ** fraction
+    return c + (1 - c) * (alpha / (alpha + sigma)) ** 2
 
 
 def elementwise_error(error: Tensor, loss: str, threshold: Tensor | None = None) -> Tensor:

@@ -1,6 +1,6 @@
 """Noise and noise levels: what is mixed into a sample, and how much of it.
 
-Everything random about a sample comes from its own generator, in a fixed order, and only what is switched on is drawn: a
+Everything random about a sample comes from its own generator, in a fixed order, and only what is switched on asks it: a
 sample is the same in any batch, and a control that is off leaves all other numbers as they are.
 """
 import math
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MULTIRES_FACTORS = 2.0, 4.0
-"""Each lower resolution is smaller by a power of a factor drawn from this range."""
+"""Each lower resolution is smaller by a power of a factor from this range."""
 
 
 def scaled_linear_alphas(steps: int = 1000, first: float = 0.00085, last: float = 0.012) -> Tensor:
@@ -28,8 +28,8 @@ def with_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
 
 
-def draw_noise(latents: Tensor, generators: Sequence[torch.Generator], offset: float = 0.0, iterations: int = 0,
-               discount: float = 0.3) -> Tensor:
+def sample_noise(latents: Tensor, generators: Sequence[torch.Generator], offset: float = 0.0, iterations: int = 0,
+                 discount: float = 0.3) -> Tensor:
     """Unit Gaussian noise like `latents` [batch, channels, height, width].
 
     With an offset, each channel is shifted by `offset` · N(0, 1) (Guttenberg 2023, "Diffusion with Offset Noise"). With
@@ -68,8 +68,8 @@ def disturb(values: Tensor, generators: Sequence[torch.Generator], strength: flo
     """`values` [batch, …] + `strength` · N(0, 1); the values themselves when the strength is 0."""
     if not strength:
         return values
-    drawn = [torch.randn(value.shape, generator=generator) for value, generator in zip(values, generators, strict=True)]
-    return values + strength * torch.stack(drawn).to(values)
+    noise = [torch.randn(value.shape, generator=generator) for value, generator in zip(values, generators, strict=True)]
+    return values + strength * torch.stack(noise).to(values)
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
@@ -104,8 +104,8 @@ class NoiseLevels:
     minimum: float = 0.0
     maximum: float = 1.0
 
-    def draw_share(self, generator: torch.Generator) -> Tensor:
-        """One draw from the density over 0…1, float32 [1], before it is squeezed into the range."""
+    def sample_fraction(self, generator: torch.Generator) -> Tensor:
+        """One sample of the density over 0…1, float32 [1], before it is squeezed into the range."""
         if self.distribution == "logit_normal":
             return (self.mean + self.spread * torch.randn((1,), generator=generator)).sigmoid()
         uniform = torch.rand((1,), generator=generator)
@@ -117,14 +117,14 @@ class NoiseLevels:
             return sine / (sine + cosine)
         return uniform
 
-    def draw_step(self, generator: torch.Generator, steps: int) -> Tensor:
+    def sample_step(self, generator: torch.Generator, steps: int) -> Tensor:
         """A timestep of a discrete schedule, int64 [1]; the range's ends are rounded to whole steps."""
         first = min(round(self.minimum * steps), steps - 1)
         count = max(1, round(self.maximum * steps) - first)
         if self.distribution == "uniform":
             return torch.randint(first, first + count, (1,), generator=generator)
-        return first + (self.draw_share(generator) * count).long().clamp(0, count - 1)
+        return first + (self.sample_fraction(generator) * count).long().clamp(0, count - 1)
 
-    def draw_sigma(self, generator: torch.Generator, shift: float = 1.0) -> Tensor:
+    def sample_sigma(self, generator: torch.Generator, shift: float = 1.0) -> Tensor:
         """A sigma of a flow model, float32 [1], shifted before it is squeezed into the range."""
-        return self.minimum + (self.maximum - self.minimum) * shifted(self.draw_share(generator), shift)
+        return self.minimum + (self.maximum - self.minimum) * shifted(self.sample_fraction(generator), shift)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..spec import ObjectiveSpec
 from .losses import debiased_weight, huber_threshold, min_snr_weight, per_sample, weighted_loss
-from .noise import NoiseLevels, disturb, draw_noise, with_zero_terminal_snr
+from .noise import NoiseLevels, disturb, sample_noise, with_zero_terminal_snr
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class DiscreteObjective:
 
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         steps, levels = len(self.alphas_cumprod), noise_levels(self.settings, "uniform")
-        timesteps = torch.cat([levels.draw_step(each, steps) for each in generators])
-        clean, noise, mixed = draw_samples(latents, generators, self.settings)
+        timesteps = torch.cat([levels.sample_step(each, steps) for each in generators])
+        clean, noise, mixed = sample_parts(latents, generators, self.settings)
         return self.mix(clean, noise, timesteps, mixed)
 
     def levels(self, fractions: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ class FlowObjective:
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         levels = noise_levels(self.settings, "logit_normal")
         shift = self.settings.flow_shift or self.shift(*latents.shape[-2:])
-        sigmas = torch.cat([levels.draw_sigma(each, shift) for each in generators])
-        clean, noise, mixed = draw_samples(latents, generators, self.settings)
+        sigmas = torch.cat([levels.sample_sigma(each, shift) for each in generators])
+        clean, noise, mixed = sample_parts(latents, generators, self.settings)
         return self.mix(clean, noise, sigmas, mixed)
 
     def levels(self, fractions: Tensor) -> Tensor:
@@ -124,22 +124,23 @@ def noise_levels(settings: ObjectiveSpec, automatic: str) -> NoiseLevels:
                        settings.maximum_timestep)
 
 
-def draw_samples(latents: Tensor, generators: Sequence[torch.Generator],
+def sample_parts(latents: Tensor, generators: Sequence[torch.Generator],
                  settings: ObjectiveSpec) -> tuple[Tensor, Tensor, Tensor]:
     """(clean latents, noise that the target knows, noise that is mixed in).
 
     The last two differ by the input perturbation (Ning et al. 2023, arXiv:2301.11706, algorithm 1: e + γ ξ). Image noise
     becomes part of the clean latents, so that the target is true to it.
     """
-    noise = draw_noise(latents, generators, settings.noise_offset, settings.multires_iterations, settings.multires_discount)
+    noise = sample_noise(latents, generators, settings.noise_offset, settings.multires_iterations,
+                         settings.multires_discount)
     mixed = disturb(noise, generators, settings.input_perturbation)
     return disturb(latents, generators, settings.image_noise), noise, mixed
 
 
-def sample_threshold(settings: ObjectiveSpec, signal: Tensor, spread: Tensor, share: Tensor) -> Tensor | None:
+def sample_threshold(settings: ObjectiveSpec, alpha: Tensor, sigma: Tensor, fraction: Tensor) -> Tensor | None:
     if settings.loss != "huber":
         return None
-    return huber_threshold(settings.huber_c, settings.huber_schedule, signal, spread, share)
+    return huber_threshold(settings.huber_c, settings.huber_schedule, alpha, sigma, fraction)
 
 
 def objective_loss(prediction: Tensor, noised: Noised, settings: ObjectiveSpec, masks: Tensor | None,

@@ -30,8 +30,8 @@ class Batch:
     weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """From pinned memory the copy runs beside whatever else the device does."""
-        return self._each(lambda each: each.to(device, non_blocking=True))
+        """From pinned memory a GPU copies while it computes. Elsewhere (MPS) the tensors would have to outlive the copy."""
+        return self._each(lambda each: each.to(device, non_blocking=device.type == "cuda"))
 
     def pinned(self) -> "Batch":
         return self._each(lambda each: each.pinned() if isinstance(each, Conditioning) else each.pin_memory())

@@ -25,12 +25,10 @@ def prefetched(batches: Batches, steps: range, device: torch.device) -> Iterator
         batch = batches.load(micro)
         return batch.pinned() if on_cuda else batch
 
-    def prepare():
-        if on_cuda:  # pinning would open a context on the first GPU otherwise
-            torch.cuda.set_device(device)
-
     planned = (micro for step in steps for micro in batches.plan(step))
-    pool = ThreadPoolExecutor(1, "prefetch", prepare)
+    # A thread begins with the first GPU as its own, and pinning would open a context there.
+    own_gpu = (torch.cuda.set_device, (torch.cuda.current_device(),)) if on_cuda else (None, ())
+    pool = ThreadPoolExecutor(1, "prefetch", *own_gpu)
     try:
         with closing(ahead(pool, read, planned, BEGUN)) as reading:
             yield reading

@@ -1,7 +1,7 @@
 """Variants of an image that are made once and cached: mirrored, cut closer, in other colors, with grain.
 
 Variants are drawn from the image's digest and their number, not from the training seed: runs with other seeds find them
-in the cache, and draw another variant in each step. What a variant is, is in its `View` as plain numbers, which are also
+in the cache, and show another variant in each step. What a variant is, is in its `View` as plain numbers, which are also
 what it is cached by; a variant that changes nothing is the plain image.
 """
 import hashlib
@@ -43,9 +43,9 @@ def views_of(image: DatasetImage, crop: Crop) -> list[View]:
     digest = int.from_bytes(hashlib.sha256(f"augmentation {image.digest}".encode()).digest()[:8], "big")
     for variant in range(settings.variants):
         # All numbers are drawn always, in the same order, so that one setting does not change what another does.
-        draw = randomness.generator(digest, randomness.AUGMENTATION, variant)
-        amount, left, top, *colors = torch.rand(6, generator=draw, dtype=torch.float64).tolist()
-        noise_seed = int(torch.randint(2**62, (), generator=draw))
+        generator = randomness.generator(digest, randomness.AUGMENTATION, variant)
+        amount, left, top, *colors = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+        noise_seed = int(torch.randint(2**62, (), generator=generator))
         views.append(View(
             crop=closer(crop, settings.crop * amount, left, top, settings.flip and variant % 2 == 1),
             color=tuple(1 + settings.color * (2 * number - 1) for number in colors),
@@ -71,7 +71,7 @@ def view_pixels(image: Image.Image, view: View) -> torch.Tensor:
             cut = enhancer(cut).enhance(factor)
     pixels = torch.from_numpy(np.array(cut)).permute(2, 0, 1)
     if view.noise:
-        draw = torch.Generator().manual_seed(view.noise_seed)
-        grain = 255 * view.noise * torch.randn(pixels.shape, generator=draw)
+        generator = torch.Generator().manual_seed(view.noise_seed)
+        grain = 255 * view.noise * torch.randn(pixels.shape, generator=generator)
         pixels = (pixels + grain).round().clamp(0, 255).byte()
     return pixels
