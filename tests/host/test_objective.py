@@ -14,7 +14,7 @@ IMAGES = Path(__file__).resolve().parents[2] / "example_datasets" / "openmoji"
 def with_objective(name: str, **controls) -> dict:
     prompt = training(name=name)
     prompt["objective"] = {"class_type": "FineTuneObjective", "inputs": {
-        "min_snr_gamma": 5.0, "noise_offset": 0.0, "flow_shift": 1.0, **controls}}
+        "min_snr_gamma": 5.0, "noise_offset": 0.0, "flow_shift": 0.0, **controls}}
     prompt["train"]["inputs"]["objective"] = ["objective", 0]
     return prompt
 
