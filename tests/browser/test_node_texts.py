@@ -103,7 +103,7 @@ def test_an_error_is_said_on_the_node_and_gone_after_the_next_run(page):
 
 PHASES = {
     "loading": ({}, "starting", "loading"), "encoding": ({"resolution": 256}, "encoding"), "training": ({}, "loss "),
-    "preview": ({"preview_every": 1, "preview_prompts": "\n".join(f"emoji {number}" for number in range(12))}, "preview at"),
+    "preview": ({"preview_prompts": "\n".join(f"emoji {number}" for number in range(12))}, "preview at"),
 }
 """Phase → (widgets, texts of the node by which it is known)."""
 
@@ -122,7 +122,7 @@ def test_cancel_is_said_and_what_is_saved(page, phase):
 
 def test_a_run_is_seen_again_after_a_reload_and_only_in_its_page(page, host, browser):
     """And its image; a second page with the same graph sees nothing of it."""
-    graph = train(page, name=f"reloaded {page.renderer}", steps=100_000, preview_every=90_000, preview_prompts="a lion")
+    graph = train(page, name=f"reloaded {page.renderer}", steps=100_000, preview_prompts="a lion")
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     try:
         other = EditorPage(context.new_page(), host, page.renderer)
@@ -143,7 +143,7 @@ def test_a_run_is_seen_again_after_a_reload_and_only_in_its_page(page, host, bro
 
 
 def test_a_finished_run_shows_its_images_once_and_its_text_after_a_reload_and_out_of_the_cache(page, host, browser):
-    graph = train(page, name=f"finished {page.renderer}", steps=4, preview_every=2, preview_prompts="a lion\na cup\na tree")
+    graph = train(page, name=f"finished {page.renderer}", steps=4, preview_prompts="a lion\na cup\na tree")
     host.follow(graph.queue())
     said = graph.wait_for_text("train", "loads in ComfyUI")
     page.page.wait_for_timeout(1000)

@@ -80,6 +80,12 @@ def test_a_stack_draws_the_image_of_the_chain(host, loras):
     assert "stays as it is" in outputs["empty/stack"]["text"][0]
 
 
+@pytest.mark.parametrize("node, output", [("whole", 3), ("whole/stack", 2)])
+def test_the_words_of_the_stacks_files_come_out_as_text(node, output, host, loras):
+    prompt = with_stack(DEMO, "whole", rows(*THREE, {"lora": HOSTILE}, {"on": False, "lora": "one.safetensors"}))
+    assert host.run(read(prompt, node, output))["read"]["text"] == ["lion, zwx, <i>"]
+
+
 def test_an_edited_file_is_read_again(host, loras):
     prompt = with_stack(DEMO, "edited", rows({"lora": "edited.safetensors"}))
     random_lora(loras / "edited.safetensors", 5)

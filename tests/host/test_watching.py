@@ -36,6 +36,20 @@ def test_a_run_that_is_watched(host):
     assert all(path.exists() for path in shown)
 
 
+def test_the_last_preview_stands_beside_the_lora_but_over_nobodys_image(host):
+    loras, widgets = host.output / "loras", dict(preview_prompts="emoji of a lion\nemoji of a cup", steps=2, sampler_steps=4)
+    loras.mkdir(exist_ok=True)
+    (loras / "taken.preview.png").write_bytes(b"somebody's")
+    host.run(training(name="pictured", **widgets))
+    host.run(training(name="taken", **widgets))
+    with Image.open(loras / "pictured.preview.png") as image, Image.open(
+            host.output / "finetune" / "pictured" / "previews" / "step_000002.png") as sheet:
+        assert image.size == (192, 192) and image.tobytes() == sheet.crop((0, 20, 192, 212)).tobytes()
+    assert (loras / "taken.preview.png").read_bytes() == b"somebody's" and (loras / "taken.safetensors").exists()
+    host.run(training(name="plain", steps=2))
+    assert not list(loras.glob("plain*.png"))
+
+
 def test_early_stop_without_images_to_test_on_is_refused(host):
     with pytest.raises(NodeFailed, match="validation_fraction is 0"):
         host.run(training(name="refused", **{**MONITORING, "validation_fraction": 0.0, "patience": 2}))
