@@ -33,12 +33,14 @@ def widget(part: type[Part], field: str, *, tooltip: str, name: str = "", defaul
     default = info.default if default is None else default
     common = {"tooltip": tooltip, "optional": expert}
     limits = {key: getattr(rule, key) for rule in info.metadata for key in ("ge", "le") if hasattr(rule, key)}
-    step = step or (info.json_schema_extra or {}).get("step", 1)
+    extra = info.json_schema_extra or {}
+    step = step or extra.get("step", 1)
+    options = get_args(info.annotation) if get_origin(info.annotation) is Literal else extra.get("options")
     low, high = limits.get("ge") if lowest is None else lowest, limits.get("le")
     if info.annotation is bool:
         made = io.Boolean.Input(name, default=default, **common)
-    elif get_origin(info.annotation) is Literal:
-        made = io.Combo.Input(name, options=list(get_args(info.annotation)), default=default, **common)
+    elif options:
+        made = io.Combo.Input(name, options=list(options), default=default, **common)
     elif info.annotation is int:
         made = io.Int.Input(name, default=default, min=low, max=high, step=step, **common)
     elif info.annotation is float:

@@ -43,6 +43,7 @@ def test_a_widget_is_like_its_field(results):
     assert results["widgets"] == {
         "switch": ["BOOLEAN", "switch", {"default": True, "tooltip": "a switch"}],
         "choice": ["COMBO", "choice", {"options": ["b", "a"], "default": "a", "tooltip": "a choice"}],
+        "kind": ["COMBO", "kind", {"options": ["x", "y"], "default": "y", "tooltip": "of a registry"}],
         "count": ["INT", "count", {"default": 8, "min": 4, "max": 64, "step": 4, "tooltip": "a number"}],
         "rate": ["FLOAT", "rate", {"default": 0.5, "min": 0.1, "max": 2.0, "step": 0.01, "tooltip": "a rate"}],
         "other": ["FLOAT", "weight", {"default": 0.7, "min": -1, "max": 2.0, "step": 0.1, "tooltip": "a rate",

@@ -152,6 +152,7 @@ class Toy(specs.Part):
     choice: Literal["b", "a"] = "a"
     count: int = Field(8, ge=4, le=64, json_schema_extra={"step": 4})
     rate: float = number(0.5, ge=0.1, le=2, step=0.01)
+    kind: str = Field("y", json_schema_extra={"options": ["x", "y"]})
     blocks: BlockNames = ()
 
 
@@ -159,6 +160,7 @@ def widgets() -> dict:
     other = widget(Toy, "rate", name="weight", default=0.7, step=0.1, lowest=-1, expert=True, preset=True, tooltip="a rate")
     assert other.optional
     made = {"switch": widget(Toy, "switch", tooltip="a switch"), "choice": widget(Toy, "choice", tooltip="a choice"),
+            "kind": widget(Toy, "kind", tooltip="of a registry"),
             "count": widget(Toy, "count", tooltip="a number"), "rate": widget(Toy, "rate", tooltip="a rate"), "other": other,
             "blocks": widget(Toy, "blocks", multiline=True, tooltip="blocks")}
     return {name: [each.get_io_type(), each.id, {
