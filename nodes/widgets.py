@@ -1,6 +1,6 @@
 """Widgets made from the fields of a spec: range, choices, default and step stand there and nowhere else; and the schema of a
 node with its search words."""
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Mapping, get_args, get_origin
 
 from comfy_api.latest import io
 
@@ -20,6 +20,12 @@ def advanced(widget):
     """Mark a widget as advanced. The keyword for it is newer than the oldest host; this entry is read by all."""
     widget.extra_dict["advanced"] = True
     return widget
+
+
+def fields_of(widgets: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Widgets by the names of their fields; `names` has those that differ. One that a prompt leaves out keeps the field's
+    default."""
+    return {names.get(name, name): value for name, value in widgets.items()}
 
 
 def widget(part: type[Part], field: str, *, tooltip: str, name: str = "", default: Any = None, step: float | None = None,

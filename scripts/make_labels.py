@@ -16,10 +16,10 @@ WORDS = {"lora": "LoRA", "loras": "LoRAs", "vae": "VAE", "clip": "CLIP", "ema": 
          "rslora": "rsLoRA", "lokr": "LoKr", "ckpt": "checkpoint", "tensorboard": "TensorBoard"}
 """Words with a spelling of their own."""
 EXCEPTIONS = {
-    "text_encoder_learning_rate": "text encoder rate", "embedding_learning_rate": "embedding rate",
+    "text_encoder_learning_rate": "text enc. rate", "embedding_learning_rate": "embedding rate",
     "block_learning_rates": "block rates", "gradient_checkpointing": "grad. checkpointing",
-    "gradient_accumulation": "grad. accumulation", "maximum_gradient_norm": "max. gradient norm",
-    "min_snr_gamma": "min-SNR gamma", "lora_plus_ratio": "LoRA+ ratio", "clip_skip": "CLIP skip",
+    "gradient_accumulation": "accumulation", "maximum_gradient_norm": "max. gradient norm",
+    "min_snr_gamma": "min-SNR gamma", "lora_plus_ratio": "LoRA+ ratio", "aspect_ratio_buckets": "buckets", "clip_skip": "CLIP skip",
     "previews_and_checkpoints": "previews & checkpoints", "embedding_training_fraction": "train word for (fraction)",
     "beta1": "beta 1", "beta2": "beta 2", "huber_c": "Huber c", "huber_schedule": "Huber schedule", "loss": "loss type",
     "top_p": "top-p", "original": "original model file", "tuned": "tuned model file", "flow_shift": "flow shift",

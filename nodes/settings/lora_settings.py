@@ -3,7 +3,7 @@ from comfy_api.latest import io
 
 from ...trainers.spec import LoraSpec, checked
 from .. import sockets
-from ..widgets import Schema, widget
+from ..widgets import Schema, fields_of, widget
 
 
 class LoraSettings(io.ComfyNode):
@@ -52,9 +52,7 @@ class LoraSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, adapter, dropout, file_precision, convolution_rank, convolution_alpha, block_ranks,
-                block_learning_rates, lora_plus_ratio, rslora, lokr_factor, target_pattern):
-        return io.NodeOutput(checked(
-            LoraSpec, adapter=adapter, dropout=dropout, file_precision=file_precision, convolution_rank=convolution_rank,
-            convolution_alpha=convolution_alpha, block_ranks=block_ranks, block_rates=block_learning_rates,
-            plus_ratio=lora_plus_ratio, rank_stabilized=rslora, kronecker_factor=lokr_factor, pattern=target_pattern))
+    def execute(cls, **widgets):
+        return io.NodeOutput(checked(LoraSpec, **fields_of(widgets, {
+            "block_learning_rates": "block_rates", "lora_plus_ratio": "plus_ratio", "rslora": "rank_stabilized",
+            "lokr_factor": "kronecker_factor", "target_pattern": "pattern"})))

@@ -5,6 +5,16 @@ from ...trainers.spec import CheckpointSpec, PreviewSpec, ValidationSpec, checke
 from .. import sockets
 from ..widgets import Schema, widget
 
+FIELDS = {
+    PreviewSpec: {"preview_every": "every", "negative_prompt": "negative", "guidance": "guidance",
+                  "sampler_steps": "sampler_steps", "images_per_prompt": "images", "preview_seed": "seed",
+                  "preview_with_ema": "from_ema"},
+    CheckpointSpec: {"checkpoint_every": "every", "checkpoint_minutes": "minutes", "checkpoints_to_keep": "keep"},
+    ValidationSpec: {"validation_fraction": "share", "validation_every": "every", "patience": "patience",
+                     "tensorboard": "tensorboard"},
+}
+"""Part of the spec → widget → field."""
+
 
 class PreviewsAndCheckpoints(io.ComfyNode):
     @classmethod
@@ -60,13 +70,8 @@ class PreviewsAndCheckpoints(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, preview_every, negative_prompt, guidance, sampler_steps, images_per_prompt, checkpoint_every,
-                validation_fraction, patience, preview_seed=0, preview_with_ema=True, checkpoint_minutes=0.0,
-                checkpoints_to_keep=2, validation_every=50, tensorboard=False):
-        return io.NodeOutput(sockets.Monitored(
-            checked(PreviewSpec, every=preview_every, negative=negative_prompt.strip(), guidance=guidance,
-                    sampler_steps=sampler_steps, images=images_per_prompt, seed=preview_seed, from_ema=preview_with_ema),
-            checked(CheckpointSpec, every=checkpoint_every, minutes=checkpoint_minutes, keep=checkpoints_to_keep),
-            checked(ValidationSpec, share=validation_fraction, every=validation_every, patience=patience,
-                    tensorboard=tensorboard),
-        ))
+    def execute(cls, **widgets):
+        widgets["negative_prompt"] = widgets["negative_prompt"].strip()
+        return io.NodeOutput(sockets.Monitored(*(
+            checked(part, **{field: widgets[name] for name, field in names.items() if name in widgets})
+            for part, names in FIELDS.items())))

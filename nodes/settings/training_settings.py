@@ -3,7 +3,7 @@ from comfy_api.latest import io
 
 from ...trainers.spec import MemorySpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec, checked
 from .. import sockets
-from ..widgets import Schema, widget
+from ..widgets import Schema, fields_of, widget
 
 CATEGORY = "FineTune/settings"
 AUTOMATIC = -1.0
@@ -41,11 +41,8 @@ class OptimizerSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, optimizer_name, weight_decay, beta1, beta2, maximum_gradient_norm, epsilon=1e-8):
-        return io.NodeOutput(checked(
-            OptimizerSpec, name=optimizer_name, weight_decay=weight_decay, betas=(beta1, beta2),
-            maximum_gradient_norm=maximum_gradient_norm, epsilon=epsilon,
-        ))
+    def execute(cls, optimizer_name, beta1, beta2, **widgets):
+        return io.NodeOutput(checked(OptimizerSpec, name=optimizer_name, betas=(beta1, beta2), **widgets))
 
 
 class ScheduleSettings(io.ComfyNode):
@@ -71,9 +68,9 @@ class ScheduleSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, schedule_name, warmup_steps, cycles, decay_fraction=0.2):
-        return io.NodeOutput(checked(ScheduleSpec, name=schedule_name, warmup_steps=warmup_steps, cycles=cycles,
-                                     decay_share=decay_fraction))
+    def execute(cls, **widgets):
+        return io.NodeOutput(checked(ScheduleSpec, **fields_of(widgets, {
+            "schedule_name": "name", "decay_fraction": "decay_share"})))
 
 
 class ObjectiveSettings(io.ComfyNode):
@@ -105,13 +102,10 @@ class ObjectiveSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, min_snr_gamma, noise_offset, flow_shift, **controls):
-        """`controls` are the optional inputs; those not given keep the field's default."""
-        chosen = {} if min_snr_gamma < 0 else {"min_snr_gamma": min_snr_gamma}
-        return io.NodeOutput(checked(
-            ObjectiveSpec, **chosen, noise_offset=noise_offset, flow_shift=flow_shift,
-            **{FIELDS.get(name, name): value for name, value in controls.items()},
-        ))
+    def execute(cls, **widgets):
+        if widgets["min_snr_gamma"] < 0:
+            del widgets["min_snr_gamma"]  # a field that was not set is what the preset may set
+        return io.NodeOutput(checked(ObjectiveSpec, **fields_of(widgets, FIELDS)))
 
 
 FIELDS = {"multires_noise_iterations": "multires_iterations", "multires_noise_discount": "multires_discount",
@@ -223,8 +217,5 @@ class MemorySettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, precision, gradient_checkpointing, frozen_precision, compile, caption_cache="auto", cache_days=30):
-        return io.NodeOutput(checked(
-            MemorySpec, precision=precision, gradient_checkpointing=gradient_checkpointing,
-            frozen_precision=frozen_precision, compile=compile, caption_cache=caption_cache, cache_days=cache_days,
-        ))
+    def execute(cls, **widgets):
+        return io.NodeOutput(checked(MemorySpec, **widgets))

@@ -21,7 +21,7 @@ from ...trainers.spec import (
     checked,
 )
 from .. import host, sockets
-from ..widgets import widget
+from ..widgets import fields_of, widget
 
 RECOMMENDED, CUSTOM = "recommended for the base", "custom"
 PREVIEWS = 5
@@ -192,23 +192,26 @@ def with_min_snr(objective: ObjectiveSpec | None, gamma: float) -> ObjectiveSpec
 
 # ---- the spec ------------------------------------------------------------------------------------------------------
 
-def make_spec(base, dataset, name: str, method, *, steps, learning_rate, batch_size, resolution, preview_prompts,
-              training_seed, optimizer=None, schedule=None, objective=None, memory=None, previews_and_checkpoints=None,
-              gradient_accumulation=1, caption_dropout=0.0, aspect_ratio_buckets=True, clip_skip=0, ema_decay=0.0,
-              class_images=None, prior_weight=1.0, prior_ratio=1.0) -> RunSpec:
+TRAINING_FIELDS = {"training_seed": "seed", "gradient_accumulation": "accumulation", "aspect_ratio_buckets": "buckets"}
+PRIOR_FIELDS = {"prior_weight": "weight", "prior_ratio": "ratio"}
+"""Widget → field of the spec, where their names differ."""
+
+
+def make_spec(base, dataset, name: str, method, *, steps, learning_rate, preview_prompts,
+              optimizer=None, schedule=None, objective=None, memory=None, previews_and_checkpoints=None, class_images=None,
+              **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     prompts = tuple(line.strip() for line in preview_prompts.splitlines() if line.strip())
     monitoring = previews_and_checkpoints or sockets.Monitored(PreviewSpec(), CheckpointSpec(), ValidationSpec())
     every = (monitoring.previews.every or max(1, round(steps / PREVIEWS))) if prompts else 0
-    prior = class_images and checked(PriorSpec, dataset=class_images, weight=prior_weight, ratio=prior_ratio)
+    weighing = {field: widgets.pop(name) for name, field in PRIOR_FIELDS.items() if name in widgets}
+    prior = class_images and checked(PriorSpec, dataset=class_images, **weighing)
     return checked(
         RunSpec, name=name.strip(), base=base, dataset=dataset, method=method, prior=prior or None,
         optimizer=checked(OptimizerSpec, **{**dict(optimizer or OptimizerSpec()), "learning_rate": learning_rate}),
         schedule=schedule or ScheduleSpec(),
         objective=objective or ObjectiveSpec(),
-        training=checked(TrainingSpec, steps=steps, batch_size=batch_size, accumulation=gradient_accumulation,
-                         resolution=resolution, buckets=aspect_ratio_buckets, caption_dropout=caption_dropout,
-                         clip_skip=clip_skip, ema_decay=ema_decay, seed=training_seed),
+        training=checked(TrainingSpec, steps=steps, **fields_of(widgets, TRAINING_FIELDS)),
         memory=memory or MemorySpec(),
         previews=checked(PreviewSpec, **{**dict(monitoring.previews), "prompts": prompts, "every": every}),
         checkpoints=monitoring.checkpoints,

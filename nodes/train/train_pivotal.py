@@ -97,11 +97,11 @@ class TrainPivotal(io.ComfyNode):
 
 def pivotal_run(base, dataset, name, placeholder_token, vectors, initializer_text, embedding_learning_rate, rank, alpha=8.0,
                 targets="attention", text_encoder_learning_rate=0.0, lora_settings=None, embedding_training_fraction=0.5,
-                embedding_norm="free", cosine_weight=0.0, training_seed=0, **widgets) -> RunSpec:
+                embedding_norm="free", cosine_weight=0.0, **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     word = word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm,
                      cosine_weight)
     lora = lora_spec(lora_settings, rank=rank, alpha=alpha, targets=targets,
                      text_encoder_learning_rate=text_encoder_learning_rate)
     method = checked(PivotalSpec, embedding=word, lora=lora, embedding_learning_rate=embedding_learning_rate)
-    return make_spec(base, dataset, name, method, training_seed=training_seed, **widgets)
+    return make_spec(base, dataset, name, method, **widgets)

@@ -69,7 +69,7 @@ def test_search_words_reach_the_page_where_the_host_sends_them(host):
 
 def test_labels_are_served(host):
     labels = json.loads(fetch(host, "/i18n"))["en"]["nodeDefs"]
-    assert labels["FineTuneTrainLora"]["inputs"]["text_encoder_learning_rate"]["name"] == "text encoder rate"
+    assert labels["FineTuneTrainLora"]["inputs"]["text_encoder_learning_rate"]["name"] == "text enc. rate"
     assert set(schemas(host)) <= set(labels)
 
 

@@ -44,7 +44,7 @@ def test_the_last_preview_stands_beside_the_lora_but_over_nobodys_image(host):
     host.run(training(name="taken", **widgets))
     with Image.open(loras / "pictured.preview.png") as image, Image.open(
             host.output / "finetune" / "pictured" / "previews" / "step_000002.png") as sheet:
-        assert image.size == (192, 192) and image.tobytes() == sheet.crop((0, 20, 192, 212)).tobytes()
+        assert image.size == (192, 192) and image.tobytes() == sheet.crop((0, 40, 192, 232)).tobytes()
     assert (loras / "taken.preview.png").read_bytes() == b"somebody's" and (loras / "taken.safetensors").exists()
     host.run(training(name="plain", steps=2))
     assert not list(loras.glob("plain*.png"))

@@ -6,24 +6,27 @@ import { app } from "../../../scripts/app.js";
 
 const PRESET = "recommended for the base";
 
-function refresh(node) {
-  const unread = node.widgets.find((widget) => widget.name === "preset").value === PRESET;
-  for (const widget of node.widgets) {
-    if (!widget.options?.finetune_preset) continue;
-    widget.disabled = unread;
-    widget.options.disabled = unread; // what the Vue renderer of older frontends reads
-  }
-  node.setDirtyCanvas(true, true);
+/** The widgets that the preset sets. Frontends keep such marks of the server in the node's definition only. */
+function presetWidgets(node) {
+  if (!node.comfyClass?.startsWith("FineTune")) return [];
+  const { required, optional } = node.constructor.nodeData?.input ?? {};
+  const inputs = { ...required, ...optional };
+  return (node.widgets ?? []).filter((widget) => inputs[widget.name]?.[1]?.finetune_preset);
 }
 
-function hasPreset(node) {
-  return node.comfyClass?.startsWith("FineTune") && node.widgets?.some((widget) => widget.options?.finetune_preset);
+function refresh(node) {
+  const unread = node.widgets.find((widget) => widget.name === "preset").value === PRESET;
+  for (const widget of presetWidgets(node)) {
+    widget.disabled = unread;
+    if (widget.options) widget.options.disabled = unread; // what the Vue renderer of older frontends reads
+  }
+  node.setDirtyCanvas(true, true);
 }
 
 app.registerExtension({
   name: "FineTune.Recommended",
   nodeCreated(node) {
-    if (!hasPreset(node)) return;
+    if (!presetWidgets(node).length) return;
     const preset = node.widgets.find((widget) => widget.name === "preset");
     const callback = preset.callback;
     preset.callback = function () {
@@ -41,6 +44,6 @@ app.registerExtension({
     refresh(node);
   },
   loadedGraphNode(node) {
-    if (hasPreset(node)) refresh(node);
+    if (presetWidgets(node).length) refresh(node);
   },
 });
