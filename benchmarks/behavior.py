@@ -13,8 +13,9 @@ import hashlib
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator, get_args
+from typing import get_args
 
 from .pack import ROOT, load_pack
 
@@ -79,7 +80,7 @@ class Bench:
             checkpoints=specs.CheckpointSpec(every=0), folders=specs.FolderSpec(
                 runs=str(self.folder / "runs"), caches=str(self.folder / "caches")), device="cpu"), **parts})
         losses, run = [], open_run(spec)
-        train_run(spec, run, lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None)
+        train_run(spec, run, lambda event: losses.append(event.loss) if event.event == "step" else None)
         return {"losses": losses, "files": self.files(run.folder)}
 
     def files(self, folder: Path) -> dict[str, str]:
@@ -140,9 +141,9 @@ def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict]]]:
 def tools(bench: Bench) -> Iterator[tuple[str, Callable[[], dict]]]:
     """The file tools on what the rows before have trained."""
     from finetune.trainers import spec as specs
+    from finetune.trainers.events import silent
     from finetune.trainers.run_folder import open_run
-    from finetune.trainers.spec.file_tasks import SPECS
-    from finetune.trainers.tools.file_tasks import perform
+    from finetune.trainers.tools.file_tasks import TOOLS, perform
 
     runs = bench.folder / "runs"
 
@@ -151,10 +152,10 @@ def tools(bench: Bench) -> Iterator[tuple[str, Callable[[], dict]]]:
 
     def tool(row: str, fields: Callable[[], dict]):
         def make() -> dict:
-            spec = SPECS[row.split(" ")[0]](name=f"tool_{run_name(row)}", device="cpu", folders=specs.FolderSpec(
+            spec = TOOLS[row.split(" ")[0]].spec(name=f"tool_{run_name(row)}", device="cpu", folders=specs.FolderSpec(
                 runs=str(runs), caches=str(bench.folder / "caches")), **fields())
             run = open_run(spec)
-            perform(spec.model_dump(mode="json"), run, lambda event, **fields: None, lambda: False)
+            perform(spec, run, silent, lambda: False)
             return {"losses": [], "files": bench.files(run.folder)}
         return f"tool/{row}", make
 

@@ -89,14 +89,14 @@ def engine(family: str, folder: Path) -> dict:
     before, began = psutil.Process().memory_info().rss, time.monotonic()
     forget_peak_resident()
     untouched = method.save(parts, folder, "untouched", {})
-    facts |= {"bytes": untouched["bytes"], "write_seconds": round(time.monotonic() - began, 1),
-              "resident_before": before, "peak_while_writing": peak_resident(), "untouched_change": untouched["change_norm"]}
+    facts |= {"bytes": untouched.bytes, "write_seconds": round(time.monotonic() - began, 1),
+              "resident_before": before, "peak_while_writing": peak_resident(), "untouched_change": untouched.change_norm}
     facts["differences"] = differences(folder / "base.safetensors", folder / "untouched.safetensors")
     (folder / "untouched.safetensors").unlink()
     with torch.no_grad():
         for parameter in parts.denoiser.parameters():
             parameter.mul_(1.02)
-    facts["relative_change"] = method.save(parts, folder, "tuned", {})["relative_change"]
+    facts["relative_change"] = method.save(parts, folder, "tuned", {}).relative_change
     del parts
     outputs = compute(kind, recognize(str(folder / "tuned.safetensors"), "tuned"))
     unchanged = compute(kind, base, outputs)

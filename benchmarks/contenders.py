@@ -6,8 +6,8 @@ JOB is JSON: {"checkpoint", "images", "folder", "latent", "rank", "steps"}. All 
 """
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from .measuring import Turns
 from .pack import become_host, comfyui_folder
@@ -35,8 +35,8 @@ def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpoin
         folders=specs.FolderSpec(runs=str(folder / "runs"), caches=str(folder / "caches")),
     )
 
-    def emit(event: str, **_):
-        if event == "step":
+    def emit(event):
+        if event.event == "step":
             turn()
 
     train_run(spec, open_run(spec), emit)

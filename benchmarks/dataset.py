@@ -99,6 +99,7 @@ def compare_speed(base, dataset, resolution: int, repeats: int, folder: Path) ->
     from trainers.caches.encoding import LatentCache
     from trainers.data.images.augmentation import View
     from trainers.data.images.buckets import bucket_sizes, fit
+    from trainers.events import silent
 
     family = families.get(base.family)
     form, vae, sizes = family.latent_format(base), family.load_vae(base), bucket_sizes(resolution)
@@ -115,7 +116,7 @@ def compare_speed(base, dataset, resolution: int, repeats: int, folder: Path) ->
     def ours(part, turn: int):
         cache = LatentCache(spec_of(f"turn {turn}", base, dataset, folder, resolution), Loaded(), form)
         views = [(image, View(fit(image.size, sizes))) for image in part]
-        cache.fill(views, torch.device("cpu"), lambda event, **fields: None)
+        cache.fill(views, torch.device("cpu"), silent)
         return lambda: [cache.reader(image, view)() for image, view in views]
 
     def plain(part, turn: int):
@@ -175,12 +176,12 @@ def child(spec_path: Path):
     spec = RunSpec.model_validate(read_json(spec_path))
     run, began = open_run(spec), time.perf_counter()
 
-    def emit(event: str, **fields):
-        if event == "encoding":
+    def emit(event):
+        if event.event == "encoding":
             facts["encoded"] += 1
-        if event == "model":
+        if event.event == "model":
             facts["peak_of_caching"] = peak_resident()
-        if event == "step" and fields["step"] == 1:
+        if event.event == "step" and event.step == 1:
             facts["until_first_step"] = time.perf_counter() - began
 
     forget_peak_resident()

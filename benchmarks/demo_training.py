@@ -2,6 +2,7 @@
 
     python -m benchmarks.demo_training SPEC.json      trains it in a process of its own, and reports memory and time
 """
+import itertools
 import json
 import statistics
 import subprocess
@@ -70,14 +71,14 @@ def main(path: str):
     idle, times, facts = peak_resident(), [], {}
     spec = specs.RunSpec.model_validate_json(Path(path).read_bytes())
 
-    def emit(event: str, **fields):
-        if event == "model":
-            facts["trainable"] = fields["trainable"]
-        if event == "step":
-            times.append(fields["seconds_per_step"] * (fields["step"]))
+    def emit(event):
+        if event.event == "model":
+            facts["trainable"] = event.trainable
+        if event.event == "step":
+            times.append(event.seconds_per_step * (event.step))
 
     train_run(spec, Run(Path(path).parent), emit)
-    seconds = [after - before for before, after in zip(times, times[1:])]
+    seconds = [after - before for before, after in itertools.pairwise(times)]
     print(json.dumps({**facts, "seconds_per_step": statistics.median(seconds), "peak": peak_resident() - idle}))
 
 

@@ -60,8 +60,8 @@ def measure_ours(folder: str, rank: int):
     spec = ExtractionSpec(name="lora", tuned=f"{folder}/tuned.safetensors", base=f"{folder}/base.safetensors", rank=rank,
                           folders=FolderSpec(runs=folder, caches=folder), device="cpu")
     report = extract(spec, Path(folder) / "lora.safetensors")
-    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_resident() - idle, "bytes": report["bytes"],
-                      "layers": report["layers"], "kept": report["kept"]}))
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_resident() - idle, "bytes": report.bytes,
+                      "layers": report.layers, "kept": report.kept}))
 
 
 def rivals(folder: Path, rank: int) -> tuple[dict[str, float], list[float]]:

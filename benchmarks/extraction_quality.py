@@ -7,6 +7,7 @@ noise with ComfyUI's own loaders; the distance is the root mean square differenc
 share of the base's. Draws a chart into results/.
 """
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def main():
             spec = ExtractionSpec(name=f"rank_{rank}", tuned=str(trained.run.artifact), base=base.path, rank=rank,
                                   folders=FolderSpec(runs=name, caches=name), device="cpu")
             report = extract(spec, folder / f"rank_{rank}.safetensors")
-            rows.append({"rank": rank, "megabytes": report["bytes"] / 1e6, "kept": report["kept"]["fp16"]})
+            rows.append({"rank": rank, "megabytes": report.bytes / 1e6, "kept": report.kept["fp16"]})
         load_pack()
         become_host(comfyui_folder())
         import numpy as np
@@ -94,7 +95,7 @@ def main():
     results = [{"measure": f"distance at rank {row['rank']} ({row['megabytes']:.2f} MB, kept {row['kept']:.1%})",
                 "value": round(row["distance"], 4), "unit": "of the base's distance", "goal": "", "met": True}
                for row in rows]
-    falls = all(later["distance"] <= earlier["distance"] + 0.02 for earlier, later in zip(rows, rows[1:]))
+    falls = all(later["distance"] <= earlier["distance"] + 0.02 for earlier, later in itertools.pairwise(rows))
     results.append({"measure": "falls with the rank", "value": falls, "unit": "", "goal": "True", "met": falls})
     finish("extraction_quality", results, {"rows": rows, "base_distance": whole, "steps": steps})
 

@@ -16,9 +16,9 @@ import struct
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import Callable, Iterator
 
 from .pack import become_host, comfyui_folder, load_pack
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from trainers import spec as specs
 from trainers.data.manifest import scan_folder
+from trainers.events import silent
 from trainers.families.recognition import recognize
 from trainers.run_folder import open_run
 from trainers.training.run import train_run
@@ -66,13 +67,13 @@ def train(method: str, data: str, seed: int, folder: Path):
         folders=specs.FolderSpec(runs=str(folder / "runs"), caches=str(folder / "caches")), device="cpu",
     )
     run = open_run(spec)
-    train_run(spec, run, lambda event, **fields: None)
+    train_run(spec, run, silent)
     return run
 
 
 def drawn_with(run, captions: list[str], seed: int) -> np.ndarray:
     """Images of the captions with the run's word in place of "noto", and with its LoRA where it has one."""
-    files, pipeline = {file["kind"]: run.folder / file["name"] for file in run.report["files"]}, load_pipeline()
+    files, pipeline = {file.kind: run.folder / file.name for file in run.report.files}, load_pipeline()
     pipeline.load_textual_inversion(str(files["embedding"]), token="learnedword")
     if "lora" in files:
         pipeline.load_lora_weights(str(files["lora"]))

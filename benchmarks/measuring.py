@@ -1,13 +1,14 @@
 """Child processes that take turns, and their time and peak memory."""
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import psutil
 
@@ -69,10 +70,8 @@ class Turns:
 
 def forget_peak_resident():
     """Count the peak anew from now on, where the system can."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def peak_resident() -> int:
@@ -121,7 +120,7 @@ class Contender:
 
     def __init__(self, module: str, *arguments: str, log: Path, patience: Patience):
         self.patience = patience
-        self.log = open(log, "ab")
+        self.log = open(log, "ab")  # noqa: SIM115  closed with the process
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self.log, text=True, encoding="utf-8",

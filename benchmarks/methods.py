@@ -99,16 +99,16 @@ def evaluate(trained: dict, seeds: int, folder: Path) -> list[dict]:
     rows = [measured("base", "none", base, captions, unrelated, target, before)]
     for (name, data), result in trained.items():
         drawer, prompts = base, captions
-        for file in result.report["files"]:
-            path = result.run.folder / file["name"]
-            if file["kind"] == "embedding":
+        for file in result.report.files:
+            path = result.run.folder / file.name
+            if file.kind == "embedding":
                 (embeddings / path.name).write_bytes(path.read_bytes())
                 prompts = [caption.replace(WORD, f"embedding:{path.stem}") for caption in captions]
             else:
                 drawer = getattr(drawer, f"with_{file['kind']}")(path)
         rows.append({
             **measured(name, data, drawer, prompts, unrelated, target, before), "trainable": result.trainable,
-            "megabytes": sum(file["bytes"] for file in result.report["files"]) / 1e6,
+            "megabytes": sum(file.bytes for file in result.report.files) / 1e6,
             "seconds_per_step": result.seconds_per_step, "peak_megabytes": result.peak / 1e6,
         })
         print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{value}"

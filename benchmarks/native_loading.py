@@ -88,8 +88,8 @@ def run_server(folder: Path) -> tuple[list[dict], dict]:
     change = float((full - without).norm() / without.norm())
     difference = float((none - without).abs().max())
     results = [
-        row(f"layers of the LoRA trained on full-size SD 1.5 ({report['keys']} keys)", report["layers"], "layers", "> 300",
-            report["layers"] > 300),
+        row(f"layers of the LoRA trained on full-size SD 1.5 ({report.keys} keys)", report.layers, "layers", "> 300",
+            report.layers > 300),
         row("LoRA keys that the server's log says were not loaded", len(complaints), "lines", "0", not complaints),
         row("relative change of the latents at strength 1", change, "ratio", "> 0.001", 0.001 < change < float("inf")),
         row("largest difference of the latents at strength 0", difference, "absolute", "0", difference == 0),
@@ -136,7 +136,7 @@ def exported(family: str, fields: dict, unet, text: dict, path: Path) -> dict:
     for module in (unet, *text.values()):
         fill_adapters(module)
     saved = method.save(parts, path.parent, path.stem, {})
-    return load_file(path.parent / saved["files"][0]["name"])
+    return load_file(path.parent / saved.files[0].name)
 
 
 def fill_adapters(module):

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from .pack import load_pack
@@ -75,7 +76,7 @@ def seconds_per_step(folder: Path, steps: int, step: float, delay: float, begun:
                    lambda result: ends.append(time.perf_counter()) or True)
     finally:
         prefetch.BEGUN = own
-    return [later - earlier for earlier, later in zip(ends[1:], ends[2:])]
+    return [later - earlier for earlier, later in pairwise(ends[1:])]
 
 
 def main():

@@ -7,6 +7,7 @@ transformers and the text encoder, as kohya's trainer writes them by default. Bo
 files, make the patches, patch the weights on the device. Both read files afresh each time. Files are in the system's cache.
 """
 import argparse
+import contextlib
 import ctypes
 import gc
 import re
@@ -118,10 +119,8 @@ class Stacks:
 
 def give_freed_memory_back():
     """What one way has freed must not be there for the other to use unseen."""
-    try:
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # another C library
-        pass
 
 
 def snapshot(model, clip) -> dict:

@@ -63,6 +63,7 @@ class Contender:
 def child(folder: str):
     """Train; between steps wait for a line on standard input."""
     from trainers import spec as specs
+    from trainers.events import silent
     from trainers.training.run import loop, train_run
 
     from .demo_training import demo_spec, open_run
@@ -78,7 +79,7 @@ def child(folder: str):
         return loss
 
     loop.accumulate_gradients = timed
-    train_run(spec, open_run(spec), lambda event, **fields: None)
+    train_run(spec, open_run(spec), silent)
 
 
 def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:

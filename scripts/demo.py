@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -86,10 +87,8 @@ def run_prompt(host, prompt: dict) -> dict[str, dict]:
         progress.finish_line()
         print("Stopping; what has been trained is kept, and the next run goes on from there.", flush=True)
         host.interrupt()
-        try:
+        with contextlib.suppress(PromptInterrupted):
             host.follow(prompt_id)
-        except PromptInterrupted:
-            pass
         raise
     finally:
         progress.finish_line()

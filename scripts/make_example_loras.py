@@ -61,6 +61,7 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
     sys.path.insert(0, str(REPOSITORY))
     from trainers import spec as specs
     from trainers.data.manifest import scan_folder
+    from trainers.events import silent
     from trainers.families.recognition import recognize
     from trainers.run_folder import open_run
     from trainers.training.run import train_run
@@ -77,7 +78,7 @@ def train(name: str, rule, steps: int, work: Path) -> Path:
     )
     run = open_run(spec)
     if run.report is None:
-        train_run(spec, run, lambda event, **fields: None)
+        train_run(spec, run, silent)
     return run.artifact
 
 

@@ -12,6 +12,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
     training/                       a training run
         run.py                      the story: load, cache, attach, loop, save
         loop.py                     THE training loop
+        run_state.py                what a checkpoint holds
         conditioned_model.py        denoiser and text encoders as the one module that trains
         preparation.py              images and captions into caches, before the loop
         batches.py                  which images make which batch, and reading them
@@ -22,7 +23,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         compilation.py              whether torch can compile here
         tensorboard.py              events as TensorBoard files
     tools/                          files made out of files
-        file_tasks.py               each tool as the worker runs it
+        file_tasks.py               THE table of the tools
         extraction.py               a LoRA out of two models
         decomposition.py            the best low-rank factors of a matrix
         merging.py                  arithmetic on LoRA files, and other ranks
@@ -35,8 +36,12 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
     methods/                        what becomes trainable and what is saved
         protocol.py                 what every method offers
         lora.py                     LoRA and its relatives, by peft
-        adapters.py                 the kinds of adapters
-        dora.py                     DoRA with magnitudes on the input axis
+        adapters/                   the kinds of adapters by peft, a file for each
+            kind.py                 what peft must be told of each
+            lora.py                 LoRA
+            dora.py                 DoRA with magnitudes on the input axis
+            loha.py                 LoHa
+            lokr.py                 LoKr
         full.py                     the model's own weights; with class images DreamBooth
         textual_inversion.py        new words
         pivotal.py                  a new word and a LoRA together
@@ -145,7 +150,13 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         lora_renaming.py            files of different makers under one's names
         lora_precision.py           factors as a file stores them
         changes.py                  the change that a layer stands for
-        adapters.py                 what LoRA's relatives store
+        adapters/                   the kinds of adapters in files, a file for each
+            format.py               what is asked of each
+            lora.py                 LoRA and LoCon
+            dora.py                 DoRA, and magnitudes of others
+            loha.py                 LoHa
+            lokr.py                 LoKr
+            difference.py           full differences
         peft_config.py              scales that stand beside the tensors
         embedding.py                files of learned words
         embedding_words.py          which tensors of a file are the word
@@ -161,6 +172,8 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
             family.py               the family of a file
             brought.py              names that a family brings with it
     run_folder.py                   a run's folder: identity, state, resume, lookup
+    events.py                       what a worker tells while it works
+    reports.py                      what is told of finished work
     optional_packages.py            packages that may be missing, and what is said then
     spec/                           a task as data: frozen, validated whole
         part.py                     what all parts share
@@ -169,6 +182,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         methods.py                  what is trained
         settings.py                 how it is trained
         blocks.py                   blocks as people type them
+        adapters.py                 the kinds of adapters
         captioning.py               captioning tasks
         class_images.py             class image tasks
         file_tasks.py               file tools

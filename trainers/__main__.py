@@ -3,13 +3,7 @@
     python -m trainers train SPEC.json     train the run that a spec describes, or go on with it
     python -m trainers class-images SPEC.json   let a base draw class images, or the missing ones
     python -m trainers caption SPEC.json   describe images with a caption model, or those that are missing
-    python -m trainers extract SPEC.json   make a LoRA of what a tuned model changed in its base
-    python -m trainers merge SPEC.json     several LoRAs as one, or one with another rank or strength
-    python -m trainers convert SPEC.json   a LoRA under other names, or in another precision
-    python -m trainers metadata SPEC.json  a LoRA with other metadata and trigger words
-    python -m trainers bake SPEC.json      a checkpoint with LoRAs worked into its weights
-    python -m trainers shard SPEC.json     a checkpoint cut into shards, or shards joined
-    python -m trainers onnx SPEC.json      a denoiser with its LoRAs as an ONNX file
+    python -m trainers TOOL SPEC.json      a file made out of files; the tools stand below
     python -m trainers layer-names FAMILY  every layer of sd1, sd2 or sdxl, its block and its names in LoRA files, as a table
     python -m trainers clean-caches --days 30 FOLDER   remove what no run has used for 30 days from a folder of caches;
                                            runs do so at their start, after the days that their spec's memory says
@@ -31,11 +25,9 @@ if not __package__:  # started as a script, perhaps by an isolated Python that s
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
 
 
-FILE_TASKS = ("extract", "merge", "convert", "metadata", "bake", "shard", "onnx")
-
-
 def main(arguments: list[str] | None = None) -> int:
     from trainers.process import worker
+    from trainers.tools.file_tasks import TOOLS
 
     parser = argparse.ArgumentParser(prog="python -m trainers", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -44,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("class-images", help="draw the class images of a spec").add_argument(
         "spec", help="path of a spec.json")
     commands.add_parser("caption", help="describe the images of a spec").add_argument("spec", help="path of a spec.json")
-    for task in FILE_TASKS:
-        commands.add_parser(task, help=f"see {parser.prog} --help").add_argument("spec", help="path of a spec.json")
+    for tool in TOOLS.values():
+        commands.add_parser(tool.name, help=tool.help).add_argument("spec", help="path of a spec.json")
     commands.add_parser("work", help="worker process of a node").add_argument("folder", help="run folder")
     cleaning = commands.add_parser("clean-caches", help="remove cache files that no run has used for long")
     cleaning.add_argument("--days", type=float, default=30.0, help="days without use; 30 if not given")
@@ -150,9 +142,9 @@ def open_captioning(content: bytes):
 
 def open_file_task(task: str, content: bytes):
     from trainers.run_folder import open_run
-    from trainers.spec.file_tasks import SPECS
+    from trainers.tools.file_tasks import TOOLS
 
-    run = open_run(SPECS[task].model_validate_json(content))
+    run = open_run(TOOLS[task].spec.model_validate_json(content))
     if run.report:
         print(f"{run.name} is finished: {run.artifact}")
         return None

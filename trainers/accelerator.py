@@ -1,6 +1,6 @@
 """The device and the precision of a task, as accelerate's Accelerator."""
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import torch
 from accelerate import Accelerator

@@ -4,9 +4,10 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any
 
 from .errors import UserError
 

@@ -1,7 +1,7 @@
 """Python packages that are not required: what each adds, and what is said without it. The only list of them."""
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Callable
 
 from .errors import UserError
 from .spec import RunSpec

@@ -1,7 +1,8 @@
 """Work that threads begin before its turn, and that comes out in its order."""
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable, Iterable, Iterator, TypeVar
+from typing import TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

@@ -14,18 +14,18 @@
         report.json         present once the run is finished
 """
 import hashlib
-import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
 
 import torch
 from filelock import FileLock, Timeout
 
 from .errors import UserError
+from .events import CancelledEvent, CheckpointEvent, Event, FailedEvent, StepEvent, ValidationEvent, read_events
 from .files import (
     UNFINISHED,
     mark_unfinished,
@@ -34,10 +34,9 @@ from .files import (
     temporary_beside,
     write_json,
 )
+from .reports import Report, SavedFile, read_report
 from .spec import RunSpec
 
-FINAL_EVENTS = frozenset({"finished", "cancelled", "failed"})
-"""Each is the last of a process."""
 TRACES = {"run.json", "spec.json", "events.jsonl", "log.txt", ".lock", "checkpoints", "previews", "tensorboard", "loss.png"}
 """What a run that failed at once may leave."""
 
@@ -65,18 +64,27 @@ class Run:
     @property
     def artifact(self) -> Path:
         """The finished run's file; the first where there are several."""
-        return self.folder / self.report["files"][0]["name"]
+        report = self.report
+        if report is None:
+            raise UserError(self.deleted)
+        return self.folder / report.files[0].name
 
     @property
     def report_path(self) -> Path:
         return self.folder / "report.json"
 
     @property
-    def report(self) -> dict | None:
+    def report(self) -> Report | None:
         """The report of a finished run whose files are still there; else None."""
-        report = read_json(self.report_path)
-        complete = report and all((self.folder / file["name"]).exists() for file in report["files"])
+        report = read_report(self.report_path, self.task)
+        complete = report and all((self.folder / file.name).exists() for file in report.files)
         return report if complete else None
+
+    @property
+    def task(self) -> str:
+        """What its spec asks for; specs of trainings do not say it."""
+        content = read_json(self.spec_path)
+        return content.get("task", "training") if isinstance(content, dict) else "training"
 
     def read_spec(self) -> RunSpec:
         return RunSpec.model_validate_json(self.spec_path.read_bytes())
@@ -109,9 +117,9 @@ class Run:
     def clear_failed(self) -> bool:
         """Empty the folder of a run that ended before anything was learned, so that its name is free again. Returns whether
         it was one: what has a step, a checkpoint or a file, what may be at work and what holds things of others stays."""
-        last = (list(self.events()) or [{}])[-1].get("event")
-        if (self.identity is None or last not in ("failed", "cancelled") or self.checkpoints() or self.losses()
-                or not {path.name for path in self.folder.iterdir()} <= TRACES):
+        last = next(reversed(list(self.events())), None)
+        if (self.identity is None or not isinstance(last, (FailedEvent, CancelledEvent)) or self.checkpoints()
+                or self.losses() or not {path.name for path in self.folder.iterdir()} <= TRACES):
             return False
         try:
             lock = self.lock()
@@ -131,25 +139,21 @@ class Run:
         remove_unfinished([*self.folder.rglob(f"{UNFINISHED}*"), *caches.glob(f"*/??/{UNFINISHED}{mark}*")])
         mark_unfinished(mark)
 
-    def events(self) -> Iterator[dict]:
+    def events(self) -> Iterator[Event]:
         """All events so far; a line cut off by a kill is passed over."""
         if not self.events_path.exists():
             return
         with open(self.events_path, encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    continue
+            yield from read_events(file)
 
-    def curve(self, kind: str, field: str = "loss") -> dict[int, float]:
+    def curve(self, kind: type[StepEvent] | type[ValidationEvent], field: str = "loss") -> dict[int, float]:
         """A number of all events of a kind by their step, ascending. Steps that were repeated after a kill count once."""
-        by_step = {event["step"]: event[field] for event in self.events() if event.get("event") == kind}
+        by_step = {event.step: getattr(event, field) for event in self.events() if isinstance(event, kind)}
         return {step: by_step[step] for step in sorted(by_step) if by_step[step] is not None}
 
     def losses(self) -> list[float]:
         """The loss of every step in order."""
-        return list(self.curve("step").values())
+        return list(self.curve(StepEvent).values())
 
     def sheets(self) -> list[tuple[int, Path]]:
         """The previews, as (step, file), ascending."""
@@ -178,11 +182,10 @@ class Run:
         found = (re.fullmatch(r"step_(\d+)", state.parent.name) for state in self.folder.glob("checkpoints/*/state.pt"))
         return sorted(int(match[1]) for match in found if match)
 
-    def checkpoint_files(self, step: int) -> list[dict]:
+    def checkpoint_files(self, step: int) -> tuple[SavedFile, ...]:
         """What was said of the files that lie beside the state of a step."""
-        found = [event["files"] for event in self.events()
-                 if (event.get("event"), event.get("step")) == ("checkpoint", step)]
-        return found[-1] if found else []
+        found = [event.files for event in self.events() if isinstance(event, CheckpointEvent) and event.step == step]
+        return found[-1] if found else ()
 
     def save_state(self, step: int, state: dict):
         """`state` holds tensors and built-in containers only: it is read back without unpickling objects."""
@@ -199,7 +202,8 @@ class Run:
                 state = torch.load(self.checkpoint_folder(step) / "state.pt", map_location="cpu", weights_only=True)
             except Exception:  # a damaged archive raises one of many types; an older checkpoint will do
                 continue
-            return step, state
+            if isinstance(state, dict):
+                return step, state
         return None
 
     def prune_checkpoints(self, keep: int):

@@ -9,11 +9,11 @@ import signal
 import sys
 import threading
 import time
-from typing import Callable
+from collections.abc import Callable
 
 from .errors import Cancelled
 
-KNOCK = getattr(signal, "SIGUSR1", None) or getattr(signal, "SIGBREAK")
+KNOCK = getattr(signal, "SIGUSR1", None) or signal.SIGBREAK
 """The signal that makes the main thread look up from its work. Windows knows no SIGUSR1, and no process sends Ctrl-Break."""
 BETWEEN_KNOCKS = 0.1
 """Seconds."""

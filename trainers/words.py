@@ -9,9 +9,9 @@ Scripts that put no spaces between words have no longer words to be part of: `çŒ
 """
 import re
 import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Callable, Iterator, Sequence
 
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\uaa60-\uaadf"  # Thai, Lao, Burmese, Khmer, Tai

@@ -1,8 +1,9 @@
 """What is trained: LoRA and its relatives, new words, hypernetworks, whole models."""
 from .mutation import Mutation
 
-LORA, ADAPTERS, DORA = "trainers/methods/lora.py", "trainers/methods/adapters.py", "trainers/methods/dora.py"
-STORED, WORDS = "trainers/artifacts/adapters.py", "trainers/methods/textual_inversion.py"
+LORA, ADAPTERS = "trainers/methods/lora.py", "trainers/methods/adapters/__init__.py"
+KINDS, FORMATS = "trainers/methods/adapters", "trainers/artifacts/adapters"
+WORDS = "trainers/methods/textual_inversion.py"
 HYPER, FULL, PIVOTAL = "trainers/methods/hypernetwork.py", "trainers/methods/full.py", "trainers/methods/pivotal.py"
 TESTS = "unit/test_adapters.py"
 
@@ -37,36 +38,36 @@ MUTATIONS = [
              "parameter.data = parameter.data.float()",
              "pass", "unit/test_training.py::test_trainable_weights_are_float32_over_any_base"),
     Mutation("DoRA is plain LoRA", ADAPTERS,
-             '        if spec.adapter == "dora":\n',
-             "        if False:\n", "unit/test_adapters.py::test_what_half_precision_would_spoil_stays_exact"),
-    Mutation("LoKr saves no scale", ADAPTERS,
+             '"dora": Dora()',
+             '"dora": Lora()', "unit/test_adapters.py::test_what_half_precision_would_spoil_stays_exact"),
+    Mutation("LoKr saves no scale", f"{KINDS}/lokr.py",
              "large, layer.scaling[ADAPTER])",
              "large, 1.0)", "unit/test_adapters.py::test_a_file_holds_the_change_that_was_trained"),
-    Mutation("dropout is ignored", ADAPTERS,
+    Mutation("dropout is ignored", f"{KINDS}/lora.py",
              "lora_dropout=spec.dropout, ", "", "unit/test_adapters.py::test_dropout_is_for_training_and_as_often_as_asked"),
-    Mutation("lengths of the wrong axis", STORED,
+    Mutation("lengths of the wrong axis", f"{FORMATS}/dora.py",
              "weight.float().transpose(0, 1).flatten(1)", "weight.float().flatten(1)",
              "unit/test_adapters.py::test_adapters_start_from_the_base_and_have_the_rank_that_is_asked"),
-    Mutation("DoRA forgets the product of base and change", STORED,
+    Mutation("DoRA forgets the product of base and change", f"{FORMATS}/dora.py",
              "self.base + 2 * self.product + self.added",
              "self.base + self.added", "unit/test_adapters.py::test_dora_is_the_decomposed_weight_of_the_paper"),
-    Mutation("DoRA's change is scaled once", STORED,
+    Mutation("DoRA's change is scaled once", f"{FORMATS}/dora.py",
              "scale**2 * (squared * down)",
              "scale * (squared * down)", "unit/test_adapters.py::test_dora_is_the_decomposed_weight_of_the_paper"),
-    Mutation("DoRA's lengths are rounded to the file's precision", STORED,
+    Mutation("DoRA's lengths are rounded to the file's precision", f"{FORMATS}/dora.py",
              "stored(self.lengths, torch.float32)",
              "stored(self.lengths, dtype)", "unit/test_adapters.py::test_what_half_precision_would_spoil_stays_exact"),
-    Mutation("LoHa's norm forgets alpha", STORED,
+    Mutation("LoHa's norm forgets alpha", f"{FORMATS}/loha.py",
              "return self.alpha / len(self.first_b) * squared**0.5",
              "return squared**0.5", "unit/test_adapters.py::test_change_norms_are_those_of_the_products"),
-    Mutation("LoHa's factors swap", STORED,
+    Mutation("LoHa's factors swap", f"{FORMATS}/loha.py",
              '{"hada_w1_a": self.first_a, "hada_w1_b": self.first_b',
              '{"hada_w1_a": self.second_a, "hada_w1_b": self.first_b',
              "unit/test_adapters.py::test_a_file_holds_the_change_that_was_trained"),
-    Mutation("LoKr's alpha forgets the rank", STORED,
+    Mutation("LoKr's alpha forgets the rank", f"{FORMATS}/lokr.py",
              "alpha = self.scale * len(right)",
              "alpha = self.scale", "unit/test_adapters.py::test_a_file_holds_the_change_that_was_trained"),
-    Mutation("LoKr's scale is lost without a pair", STORED,
+    Mutation("LoKr's scale is lost without a pair", f"{FORMATS}/lokr.py",
              '"lokr_w1": self.small * self.scale, "lokr_w2": self.large', '"lokr_w1": self.small, "lokr_w2": self.large',
              "unit/test_adapters.py::test_lokr_has_its_scale_where_readers_look_for_it"),
     # ---- new words -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ UNET, TEXT = "trainers/artifacts/layer_names/unet.py", "trainers/artifacts/layer
 SPELLING, PARTS = "trainers/artifacts/layer_names/spelling.py", "trainers/artifacts/layer_names/parts.py"
 TABLE, PEFT = "trainers/artifacts/layer_names/table.py", "trainers/artifacts/peft_config.py"
 CHANGES, RENAMING = "trainers/artifacts/changes.py", "trainers/artifacts/lora_renaming.py"
-FILE = "trainers/artifacts/lora_file.py"
+FILE, ADAPTERS = "trainers/artifacts/lora_file.py", "trainers/artifacts/adapters"
 T, S = "unit/test_layer_names.py", "unit/test_lora_scales.py"
 
 MUTATIONS = [
@@ -89,10 +89,10 @@ MUTATIONS = [
     Mutation("the configuration beside a file is not read", PEFT,
              'if not path.name.startswith("adapter_model") and not any(_PEFT in key for key in keys):',
              "if True:", "unit/test_lora_scales.py::test_peft_means_the_same_in_every_tool"),
-    Mutation("the scale beside a full LoKr is lost", CHANGES,
-             '{"lokr_w1": tensors["lokr_w1"] * scale} if "lokr_w1" in tensors else {}',
-             "{}", "unit/test_lora_scales.py::test_peft_means_the_same_in_every_tool"),
-    Mutation("DoRA of outputs is taken for that of inputs", CHANGES,
+    Mutation("the scale beside a full LoKr is lost", f"{ADAPTERS}/lokr.py",
+             'return found if ALPHA in found or "lokr_w1" not in found else',
+             'return found if True else', "unit/test_lora_scales.py::test_peft_means_the_same_in_every_tool"),
+    Mutation("DoRA of outputs is taken for that of inputs", f"{ADAPTERS}/dora.py",
              "by_rows = lengths.shape[:2] == (rows, 1)",
              "by_rows = False", "unit/test_lora_scales.py::test_dora_is_baked_as_the_paper_says"),
     Mutation("flat convolutions stay flat", CHANGES,
@@ -114,13 +114,13 @@ MUTATIONS = [
              'module == pattern or module.endswith(f".{pattern}")',
              "module.endswith(pattern)", "unit/test_lora_scales.py::test_a_pattern_names_a_module_or_what_follows_a_dot"),
     Mutation("a scale beside is applied on top of alpha", CHANGES,
-             "if scale is None or ALPHA in tensors:", "if scale is None:",
+             "if scale is None or ALPHA in tensors or kind is None", "if scale is None or kind is None",
              "unit/test_lora_scales.py::test_a_scale_beside_is_nothing_to_a_layer_with_an_alpha_of_its_own"),
-    Mutation("alpha scales a full LoKr", CHANGES,
-             "scale = 1.0 if alpha is None or not rank else alpha / rank",
-             "scale = 1.0 if alpha is None else alpha / (rank or 1)",
+    Mutation("alpha scales a full LoKr", f"{ADAPTERS}/format.py",
+             "float(tensors[ALPHA]) / rank if ALPHA in tensors and rank else 1.0",
+             "float(tensors[ALPHA]) / (rank or 1) if ALPHA in tensors else 1.0",
              "unit/test_lora_scales.py::test_alpha_has_no_meaning_for_a_full_lokr"),
-    Mutation("Tucker's middle is left out", CHANGES,
-             "        if MID in tensors:\n", "        if False:\n",
+    Mutation("Tucker's middle is left out", f"{ADAPTERS}/lora.py",
+             "        if MID in tensors:\n            return scale", "        if False:\n            return scale",
              "unit/test_lora_scales.py::test_a_tucker_layer_changes_a_weight_as_its_three_convolutions_do"),
 ]

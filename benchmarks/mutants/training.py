@@ -2,6 +2,7 @@
 from .mutation import Mutation
 
 LOOP, TRAINING = "trainers/training/loop.py", "trainers/training/run.py"
+STATE = "trainers/training/run_state.py"
 RUNS, BATCHES = "trainers/run_folder.py", "trainers/training/batches.py"
 WATCHING, VALIDATION = "trainers/training/monitor.py", "trainers/training/validation.py"
 PREPARATION = "trainers/training/preparation.py"
@@ -21,9 +22,9 @@ MUTATIONS = [
     Mutation("gradient clipping is ignored", LOOP, 'maximum or float("inf")', 'float("inf")', STEP_LENGTH),
     Mutation("the rate of class images is ignored", TRAINING,
              "self.data.prior_rate,\n        )", "1.0,\n        )", CLASS_IMAGES),
-    Mutation("resume drops the EMA state", TRAINING, 'self.mean.load_state_dict(state["mean"])', "pass", MEAN),
-    Mutation("resume drops the state of fp16's scaler", TRAINING,
-             'self.accelerator.scaler.load_state_dict(state["scaler"])', "pass", SCALER),
+    Mutation("resume drops the EMA state", TRAINING, '"mean": self.mean,', '"mean": None,', MEAN),
+    Mutation("resume drops the state of fp16's scaler", STATE,
+             "part is not None and state[name]:", 'part is not None and name != "scaler":', SCALER),
     Mutation("after a damaged newest checkpoint the oldest is taken", RUNS,
              "for step in reversed(self.checkpoints()):",
              "for step in [*self.checkpoints()[-1:], *self.checkpoints()]:", NEWEST),
@@ -113,22 +114,22 @@ MUTATIONS = [
              "unit/test_objectives.py::test_flow_levels_are_shifted_by_the_family_unless_the_settings_say_how_far"),
     # ---- what a checkpoint keeps ---------------------------------------------------------------------------------------
     Mutation("resume drops the optimizer's state", TRAINING,
-             '        self.optimizer.load_state_dict(state["optimizer"])\n', "", MEAN),
+             '"optimizer": self.optimizer,\n', '"optimizer": None,\n', MEAN),
     Mutation("resume drops the schedule's state", TRAINING,
-             '        self.schedule.load_state_dict(state["schedule"])\n',
-             "", "unit/test_training.py::test_resume_equals_never_stopping[sd1-attention]"),
-    Mutation("resume drops the weights", TRAINING, 'parameter.copy_(state["parameters"][name])', "pass", MEAN),
+             '"schedule": self.schedule,', '"schedule": None,',
+             "unit/test_training.py::test_resume_equals_never_stopping[sd1-attention]"),
+    Mutation("resume drops the weights", STATE, "parameter.copy_(state[name])", "pass", MEAN),
     Mutation("resume drops the validations", TRAINING,
-             '        self.watching.resume(state["validation"], step)\n',
-             "", "unit/test_watching.py::test_early_stop_goes_on_after_a_resume"),
+             '"validation": self.watching})', '"validation": None})',
+             "unit/test_watching.py::test_early_stop_goes_on_after_a_resume"),
     Mutation("a checkpoint keeps no scaler", TRAINING,
-             '"scaler": scaler.state_dict() if scaler is not None else {}', '"scaler": {}', SCALER),
+             '"scaler": self.accelerator.scaler,', '"scaler": None,', SCALER),
     Mutation("a checkpoint keeps the mean in place of the weights", TRAINING,
-             "            self.run.save_state(step, {\n",
-             "            with self.mean_weights(): self.run.save_state(step, {\n", MEAN),
+             "            self.state.save(self.run, step)\n",
+             "            with self.mean_weights(): self.state.save(self.run, step)\n", MEAN),
     Mutation("resume begins at the first step again", TRAINING,
-             '        self.emit("resumed", step=step, total=self.spec.training.steps)\n        return step',
-             '        self.emit("resumed", step=step, total=self.spec.training.steps)\n        return 0', MEAN),
+             "            self.emit(ResumedEvent(step=step, total=self.spec.training.steps))\n        return step",
+             "            self.emit(ResumedEvent(step=step, total=self.spec.training.steps))\n        return 0", MEAN),
     Mutation("a file holds the last weights, not their mean", TRAINING,
              "return self.mean.applied() if self.mean and wanted", "return self.mean.applied() if self.mean and not wanted",
              "unit/test_ema.py::test_the_mean_is_that_of_the_formula"),
@@ -162,9 +163,8 @@ MUTATIONS = [
     Mutation("two processes may train one run", RUNS,
              "lock.acquire(timeout=0)", "pass", "unit/test_worker.py::test_one_run_is_trained_by_one_process"),
     Mutation("the first try of a repeated step counts", RUNS,
-             'by_step = {event["step"]: event[field] for event in self.events() if event.get("event") == kind}',
-             'by_step = {event["step"]: event[field] for event in reversed([*self.events()]) if event.get("event") == '
-             "kind}",
+             "for event in self.events() if isinstance(event, kind)}",
+             "for event in reversed([*self.events()]) if isinstance(event, kind)}",
              "unit/test_resume.py::test_of_a_step_that_was_done_again_the_last_try_counts"),
     Mutation("a finished run whose file is gone counts as finished", RUNS,
              "return report if complete else None",

@@ -10,9 +10,9 @@ from ...trainers.captioning.texts import MODES, from_names, listing, wanted, wit
 from ...trainers.captioning.work import open_folder, texts_of
 from ...trainers.data.images.image_files import read_image
 from ...trainers.errors import UserError
+from ...trainers.events import CaptionedEvent
 from ...trainers.optional_packages import require_packages
-from ...trainers.process.parent import TrainingProcess
-from ...trainers.spec import DatasetSpec, FolderSpec, checked
+from ...trainers.spec import DatasetSpec, checked
 from ...trainers.spec.captioning import CaptioningSpec
 from ...trainers.words import counted
 from .. import host, sockets
@@ -91,8 +91,7 @@ def caption(node_id: str, build, dataset: DatasetSpec, captioner: str, mode: str
     spec = checked(
         CaptioningSpec, model=model, batch_size=batch_size, dataset=dataset.model_copy(update={"images": tuple(images)}),
         folder=inspect_folder(model.kind, host.captioner_folder(captioner, model.kind), captioner),
-        folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")),
-        device=host.training_device())
+        folders=host.run_folders(), device=host.training_device())
     require_packages(spec)
     there, notes = texts_of(spec), []
     missing = {image.path for image in images} - there.keys()
@@ -109,36 +108,23 @@ def caption(node_id: str, build, dataset: DatasetSpec, captioner: str, mode: str
     return finished(progress, with_captions(dataset, there, mode), [*lines, *(f"Note: {note}." for note in notes)])
 
 
+class Display(host.Display):
+    shown = 0.0
+
+    def on_captioned(self, event: CaptionedEvent):
+        due = event.done == event.total or time.monotonic() - self.shown > 0.5  # images are large
+        self.progress.show(f"{event.done} of {event.total}: {event.caption}", event.done, event.total,
+                           image_at(event.path) if due else None, event.progress)
+        self.shown = time.monotonic() if due else self.shown
+
+
 def describe(spec: CaptioningSpec, progress: host.NodeProgress) -> list[str]:
     """Run the worker until all images are described; returns its notes."""
-    notes, shown = [], 0.0
-
-    def show(event: dict):
-        nonlocal shown
-        kind = event["event"]
-        if kind == "started":
-            progress.show("starting the captioning process", reached=event["progress"])
-        elif kind == "phase":
-            progress.show(event["text"], reached=event["progress"])
-        elif kind == "note":
-            notes.append(event["text"])
-        elif kind == "captioned":
-            due = event["done"] == event["total"] or time.monotonic() - shown > 0.5  # images are large
-            progress.show(f"{event['done']} of {event['total']}: {event['caption']}", event["done"], event["total"],
-                          image_at(event["path"]) if due else None, event["progress"])
-            shown = time.monotonic() if due else shown
-        elif kind == "cancelling":
-            progress.show("cancelling; what is described is kept")
-        elif kind == "cancelled":
-            progress.show(event.get("message", "cancelled; what is described is kept. Queue again to go on."))
-        elif kind == "failed":
-            raise UserError(event["message"])
-
-    host.require_packages()
-    host.free_memory()
-    with TrainingProcess(open_folder(spec)) as process:
-        host.follow(process.events(), process.cancel, show)
-    return notes
+    kept = "what is described is kept"
+    display = Display(progress, "starting the captioning process", f"cancelling; {kept}",
+                      f"cancelled; {kept}. Queue again to go on.")
+    host.work(open_folder(spec), display)
+    return display.notes
 
 
 def image_at(path: str):

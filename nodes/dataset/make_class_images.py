@@ -2,9 +2,10 @@
 from comfy_api.latest import io
 
 from ...trainers.errors import UserError
-from ...trainers.process.parent import TrainingProcess
+from ...trainers.events import DrawingEvent
+from ...trainers.run_folder import Run
 from ...trainers.sampling.class_images import class_dataset, open_folder
-from ...trainers.spec import FolderSpec, checked
+from ...trainers.spec import DatasetSpec, checked
 from ...trainers.spec.class_images import ClassImagesSpec
 from .. import host, sockets
 from ..train.run_training import image_at
@@ -55,7 +56,7 @@ class ClassImages(io.ComfyNode):
     def execute(cls, base, negative_prompt, **widgets):
         spec = checked(
             ClassImagesSpec, base=base, negative=negative_prompt, **widgets, device=host.training_device(),
-            folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")))
+            folders=host.run_folders())
         progress = host.NodeProgress(cls.hidden.unique_id)
         folder = open_folder(spec)
         dataset = class_dataset(spec) or draw(spec, folder, progress)
@@ -64,28 +65,17 @@ class ClassImages(io.ComfyNode):
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 
 
-def draw(spec: ClassImagesSpec, folder, progress: host.NodeProgress):
-    """Run the worker until all images are there. Raises UserError when it fails, the host's interrupt when cancelled."""
-    def show(event: dict):
-        kind = event["event"]
-        if kind == "started":
-            progress.show("starting the drawing process", reached=event["progress"])
-        elif kind == "phase":
-            progress.show(event["text"], reached=event["progress"])
-        elif kind == "drawing":
-            progress.show(f"drawing class images, {event['done']} of {event['total']}", event["done"], event["total"],
-                          image_at(event["path"]), event["progress"])
-        elif kind == "cancelling":
-            progress.show("cancelling; the images that are drawn are kept")
-        elif kind == "cancelled":
-            progress.show(event.get("message", "cancelled; the images that are drawn are kept. Queue again to go on."))
-        elif kind == "failed":
-            raise UserError(event["message"])
+class Display(host.Display):
+    def on_drawing(self, event: DrawingEvent):
+        self.progress.show(f"drawing class images, {event.done} of {event.total}", event.done, event.total,
+                           image_at(event.path), event.progress)
 
-    host.require_packages()
-    host.free_memory()
-    with TrainingProcess(folder) as process:
-        host.follow(process.events(), process.cancel, show)
+
+def draw(spec: ClassImagesSpec, folder: Run, progress: host.NodeProgress) -> DatasetSpec:
+    """Run the worker until all images are there. Raises UserError when it fails, the host's interrupt when cancelled."""
+    kept = "the images that are drawn are kept"
+    host.work(folder, Display(progress, "starting the drawing process", f"cancelling; {kept}",
+                              f"cancelled; {kept}. Queue again to go on."))
     dataset = class_dataset(spec)
     if dataset is None:
         raise UserError("Some of the class images cannot be read after they were drawn. Look whether another program "

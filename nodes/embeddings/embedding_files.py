@@ -1,8 +1,8 @@
 """Learned words after the training: merging them, and libraries that keep many in order."""
 import re
 import tempfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Collection, Mapping
 
 from comfy_api.latest import io
 

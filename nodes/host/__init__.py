@@ -29,13 +29,14 @@ from .folders import (  # noqa: E402
     host_folders,
     output_folder,
     own_dataset_folder,
+    run_folders,
     saved_image,
 )
 from .lora_files import find_row, lora_names, quick_card, read_lora, signature  # noqa: E402
 from .native import core_refusal, empty_latent, load_base, load_checkpoint, load_native  # noqa: E402
-from .placing import is_taken, losses_of_files, place, place_meanwhile, place_preview, remove_meanwhile, watch  # noqa: E402
+from .placing import losses_of_files, place_meanwhile  # noqa: E402
 from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
-from .running import NodeProgress, blocked, follow, free_memory, require_packages, training_device  # noqa: E402
+from .running import NodeProgress, blocked, require_packages, training_device  # noqa: E402
 from .stack import apply_stack, inspect_lora  # noqa: E402
 from .weights import (  # noqa: E402
     CONNECTED,
@@ -49,15 +50,16 @@ from .weights import (  # noqa: E402
     unloaded_lora_keys,
     unloaded_tensors,
 )
+from .working import Display, LoadCheck, Made, R, make_files, work  # noqa: E402
 
 __all__ = [
     "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices", "captioner_folder",
-    "chosen_lora", "CONNECTED", "core_refusal", "dataset_choices", "dataset_folder", "DEMO_BASE", "embedding_choices",
-    "embedding_path", "embedding_prompt", "empty_latent", "find_row", "follow", "free_memory", "host_folders",
-    "host_refusal", "inspect_lora", "is_taken", "library_choices", "library_path", "load_base", "load_checkpoint",
-    "load_native", "lora_choices", "lora_names", "losses_of_files", "NodeProgress", "output_folder", "own_dataset_folder",
-    "place", "place_library", "place_meanwhile", "place_preview", "quick_card", "read_lora", "remove_meanwhile",
-    "require_packages", "saved_model", "saved_image", "shard_choices", "shard_index", "signature", "training_device",
+    "chosen_lora", "CONNECTED", "core_refusal", "dataset_choices", "dataset_folder", "DEMO_BASE", "Display",
+    "embedding_choices", "embedding_path", "embedding_prompt", "empty_latent", "find_row", "host_folders", "host_refusal",
+    "inspect_lora", "library_choices", "library_path", "load_base", "load_checkpoint", "load_native", "LoadCheck",
+    "lora_choices", "lora_names", "losses_of_files", "Made", "make_files", "NodeProgress", "output_folder",
+    "own_dataset_folder", "place_library", "place_meanwhile", "quick_card", "R", "read_lora", "require_packages",
+    "run_folders", "saved_image", "saved_model", "shard_choices", "shard_index", "signature", "training_device",
     "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors",
-    "watch",
+    "work",
 ]

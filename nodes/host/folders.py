@@ -7,6 +7,7 @@ import folder_paths
 from ...trainers.data.projects import class_folder
 from ...trainers.data.sources import IMAGE_SUFFIXES, inside, is_text
 from ...trainers.errors import UserError
+from ...trainers.spec import FolderSpec
 
 PACK = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = PACK / "example_datasets"
@@ -23,6 +24,11 @@ if "datasets" not in folder_paths.folder_names_and_paths:  # the host has this f
 def output_folder() -> Path:
     """Where runs and caches live."""
     return Path(folder_paths.get_output_directory()) / "finetune"
+
+
+def run_folders() -> FolderSpec:
+    """Where a spec's run and its caches go."""
+    return FolderSpec(runs=str(output_folder()), caches=str(output_folder() / ".cache"))
 
 
 def saved_image(path: Path) -> dict[str, str]:
@@ -72,7 +78,8 @@ def _has_images(folder: Path) -> bool:
     for place, depth in waiting:  # grows while it is walked
         try:
             with os.scandir(place) as entries:
-                for looked_at, entry in enumerate(entries, start=looked_at + 1):
+                for entry in entries:
+                    looked_at += 1
                     if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                         return True
                     if depth < DEEPEST and not entry.name.startswith(".") and entry.is_dir():

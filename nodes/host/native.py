@@ -1,6 +1,6 @@
 """The host's own model objects, built from diffusers configs: for models smaller than its loaders know."""
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import comfy.diffusers_load
 import comfy.model_base

@@ -2,9 +2,9 @@
 again when they were there for the meantime only."""
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Iterable, Sequence
 
 import folder_paths
 from PIL import Image

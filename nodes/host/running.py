@@ -1,6 +1,6 @@
 """While a node works: packages, memory, the device, progress, interrupts."""
 import time
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 import comfy.model_management
 import comfy.utils
@@ -10,6 +10,7 @@ from PIL import Image
 from server import PromptServer
 
 from ...trainers.errors import UserError
+from ...trainers.events import Event
 from ...trainers.process import parent
 from ...trainers.required_packages import missing_requirements
 from .page import repeat_text, show_text
@@ -88,7 +89,7 @@ class NodeProgress:
         time.sleep(IMAGE_GONE)
 
 
-def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None]):
+def follow(events: Iterable[Event | None], cancel: Callable[[], None], report: Callable[[Event], None]):
     """`run.follow` with the host's interrupt."""
     def look_around():
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -1,9 +1,9 @@
 """A stack of LoRAs onto the host's MODEL and CLIP, as clones with patches, like its own loaders make them."""
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Callable, Iterable
 
 import comfy.lora
 import comfy.lora_convert
@@ -11,7 +11,8 @@ import comfy.model_base
 import comfy.weight_adapter
 import torch
 
-from ...trainers.artifacts.changes import dora_scale, shape_of, with_scale
+from ...trainers.artifacts.adapters.dora import dora_scale
+from ...trainers.artifacts.changes import shape_of, with_scale
 from ...trainers.artifacts.layer_names import LayerNames, in_denoiser, is_text, other_spellings, place, split_key
 from ...trainers.artifacts.layer_names.blocks import ATTENTION
 from ...trainers.artifacts.layer_names.family import TITLES

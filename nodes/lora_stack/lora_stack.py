@@ -1,5 +1,5 @@
 """Many LoRAs at once: a stack of rows, and its effect on a model."""
-from typing import Sequence
+from collections.abc import Sequence
 
 from comfy_api.latest import io
 

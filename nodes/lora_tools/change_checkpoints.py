@@ -3,6 +3,7 @@ from comfy_api.latest import io
 
 from ...trainers.errors import UserError
 from ...trainers.optional_packages import require_modules
+from ...trainers.reports import BakeReport, OnnxReport, ShardReport
 from ...trainers.spec import checked
 from ...trainers.spec.file_tasks import BakeSpec, OnnxSpec, ShardSpec
 from ...trainers.words import counted
@@ -53,12 +54,12 @@ class BakeLoras(io.ComfyNode):
         if not rows:
             raise UserError("No LoRA is chosen. Choose one, or connect a lora_stack.")
         spec = checked(BakeSpec, base=base.path, loras=tuple(rows), file_precision=file_precision, **common(name))
-        made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_tensors(run.artifact, base))
+        made = make(spec, BakeReport, cls.hidden.unique_id, lambda run, report: host.unloaded_tensors(run.artifact, base))
         ckpt_name, report = made.names["checkpoint"], made.report
         summary = "\n".join([
-            f"{load_line(ckpt_name, [made.run.artifact], report['keys'])}.",
-            f"{', '.join(report['loras'])} in {counted(report['layers'], 'layer')} of {base.name}, "
-            f"{report['bytes'] / 1e9:.2f} GB.",
+            f"{load_line(ckpt_name, [made.run.artifact], report.keys)}.",
+            f"{', '.join(report.loras)} in {counted(report.layers, 'layer')} of {base.name}, "
+            f"{report.bytes / 1e9:.2f} GB.",
             *made.notes(),
         ])
         made.progress.show(summary, 1, 1)
@@ -96,13 +97,13 @@ class ShardCheckpoint(io.ComfyNode):
     def execute(cls, checkpoint, name, shard_size):
         path = host.shard_index(checkpoint) if checkpoint.startswith("index/") else host.base_path(checkpoint)
         spec = checked(ShardSpec, checkpoint=str(path), shard_size=shard_size, **common(name))
-        made = make(spec, cls.hidden.unique_id)
+        made = make(spec, ShardReport, cls.hidden.unique_id)
         if "checkpoint" in made.names:
             where = f"{made.names['checkpoint']} in output/checkpoints"
         else:
-            files = ", ".join(file["name"] for file in made.report["files"])
+            files = ", ".join(file.name for file in made.report.files)
             where = f"{files} in output/finetune/{made.run.name}"
-        summary = f"{where}: {made.report['keys']} tensors, {made.report['bytes'] / 1e9:.2f} GB."
+        summary = f"{where}: {made.report.keys} tensors, {made.report.bytes / 1e9:.2f} GB."
         made.progress.show(summary, 1, 1)
         return io.NodeOutput(summary, ui={"text": [summary]})
 
@@ -142,13 +143,13 @@ class ExportOnnx(io.ComfyNode):
         rows = chosen_rows([(lora, strength)], lora_stack)
         spec = checked(OnnxSpec, base=base.path, configs=base.configs, loras=tuple(rows),
                        file_precision=file_precision, **common(name))
-        made = make(spec, cls.hidden.unique_id)
+        made = make(spec, OnnxReport, cls.hidden.unique_id)
         report = made.report
-        files = " and ".join(file["name"] for file in report["files"])
+        files = " and ".join(file.name for file in report.files)
         summary = "\n".join([
-            f"{files} in output/finetune/{made.run.name}: {report['bytes'] / 1e9:.2f} GB in {report['precision']}.",
-            f"onnxruntime computes what the engine computes, to {report['error']:.1e} of the largest value.",
-            f"Inputs: {', '.join(report['inputs'])}. LoRAs worked in: {', '.join(report['loras']) or 'none'}.",
+            f"{files} in output/finetune/{made.run.name}: {report.bytes / 1e9:.2f} GB in {report.precision}.",
+            f"onnxruntime computes what the engine computes, to {report.error:.1e} of the largest value.",
+            f"Inputs: {', '.join(report.inputs)}. LoRAs worked in: {', '.join(report.loras) or 'none'}.",
             *made.notes(),
         ])
         made.progress.show(summary, 1, 1)

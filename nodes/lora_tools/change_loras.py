@@ -7,12 +7,14 @@ from safetensors.torch import load_file
 from ...trainers.drawing.extraction_report import residual, spread
 from ...trainers.errors import UserError
 from ...trainers.families.recognition import fingerprint_of
+from ...trainers.reports import ConversionReport, MergeReport, MetadataReport
+from ...trainers.run_folder import Run
 from ...trainers.spec import checked
 from ...trainers.spec.file_tasks import ConvertSpec, LoraInput, MergeSpec, MetadataSpec
 from ...trainers.words import counted
 from .. import host, sockets
 from ..widgets import Schema
-from .make_file import CATEGORY, Made, device, folders, make, name_input
+from .make_file import CATEGORY, device, make, name_input
 
 NONE = "(none)"
 RULES = ["exact", "fixed", "energy", "ratio", "knee"]
@@ -39,14 +41,14 @@ def lora_outputs() -> list:
     ]
 
 
-def lora_output(made: Made, lines: list[str]) -> io.NodeOutput:
+def lora_output(made: host.Made, lines: list[str]) -> io.NodeOutput:
     name, summary = made.names["lora"], "\n".join([*lines, *made.notes()])
     made.progress.show(summary, 1, 1)
     return io.NodeOutput(load_file(made.file), name, [(name, 1.0, 1.0)], summary, ui={"text": [summary], "lora": [name]})
 
 
 def common(name: str) -> dict:
-    return dict(name=name.strip(), folders=folders(), device=device())
+    return dict(name=name.strip(), folders=host.run_folders(), device=device())
 
 
 def rows_of(stack) -> list[LoraInput]:
@@ -118,7 +120,7 @@ class MergeLoras(io.ComfyNode):
             raise UserError("No LoRA is chosen. Choose lora_a and lora_b, or connect a lora_stack.")
         spec = checked(MergeSpec, loras=tuple(rows), rule=rank_method, rank=rank, threshold=threshold,
                        file_precision=file_precision, **common(name))
-        made = make(spec, cls.hidden.unique_id)
+        made = make(spec, MergeReport, cls.hidden.unique_id)
         return lora_output(made, describe_merge(made, counted(len(rows), "LoRA")))
 
 
@@ -159,16 +161,16 @@ class ResizeLora(io.ComfyNode):
     def execute(cls, lora, name, rank_method, rank, threshold, strength, file_precision):
         spec = checked(MergeSpec, loras=tuple(rows_of([(lora, strength, strength)])), rule=rank_method, rank=rank,
                        threshold=threshold, file_precision=file_precision, **common(name))
-        made = make(spec, cls.hidden.unique_id)
+        made = make(spec, MergeReport, cls.hidden.unique_id)
         return lora_output(made, describe_merge(made, lora))
 
 
-def describe_merge(made: Made, source: str) -> list[str]:
+def describe_merge(made: host.Made[MergeReport], source: str) -> list[str]:
     report = made.report
     return [
-        f"{made.names['lora']}: {source} as {counted(report['layers'], 'layer')} of rank {spread(report['ranks'])}.",
-        f"Keeps {report['kept']:.2%} of the energy; what is left out is {residual(report['kept']):.1%} of its length.",
-        f"{report['bytes'] / 1e6:.2f} MB in {report['precision']}.",
+        f"{made.names['lora']}: {source} as {counted(report.layers, 'layer')} of rank {spread(report.ranks)}.",
+        f"Keeps {report.kept:.2%} of the energy; what is left out is {residual(report.kept):.1%} of its length.",
+        f"{report.bytes / 1e6:.2f} MB in {report.precision}.",
     ]
 
 
@@ -208,20 +210,21 @@ class ConvertLora(io.ComfyNode):
                        file_precision=file_precision, **common(name))
         models = [Path(each) for each in (base.path, base.configs) if each] if base else []
 
-        def unloaded(run, report: dict) -> list[str] | None:
-            return host.unloaded_lora_keys(load_file(run.artifact), report["family"], *models)
+        def unloaded(run: Run, report: ConversionReport) -> list[str] | None:
+            return host.unloaded_lora_keys(load_file(run.artifact), report.family, *models)
 
         # ComfyUI does not know peft's names of attentions; such files are for other programs.
         foreign = key_format == "diffusers"
-        made = make(spec, cls.hidden.unique_id, (lambda run, report: None) if foreign or base is None else unloaded)
+        made = make(spec, ConversionReport, cls.hidden.unique_id,
+                    (lambda run, report: None) if foreign or base is None else unloaded)
         report, left = made.report, (unloaded(made.run, made.report) or []) if foreign else []
-        note = [f"For diffusers and PEFT: ComfyUI's own LoRA loader does not know {len(left)} of its {report['keys']} keys."]
-        exact = "exactly what it was" if report["error"] < 1e-7 else f"off by {report['error']:.3%} of what it changes"
+        note = [f"For diffusers and PEFT: ComfyUI's own LoRA loader does not know {len(left)} of its {report.keys} keys."]
+        exact = "exactly what it was" if report.error < 1e-7 else f"off by {report.error:.3%} of what it changes"
         precision = "its own precision" if file_precision == "same" else file_precision
         return lora_output(made, [
-            f"{made.names['lora']}: {counted(report['layers'], 'layer')} under {report['names']} names in {precision}, "
+            f"{made.names['lora']}: {counted(report.layers, 'layer')} under {report.names} names in {precision}, "
             f"{exact}.",
-            f"{report['bytes'] / 1e6:.2f} MB instead of {report['before'] / 1e6:.2f} MB.",
+            f"{report.bytes / 1e6:.2f} MB instead of {report.before / 1e6:.2f} MB.",
             *(note if left else []),
         ])
 
@@ -272,8 +275,8 @@ class EditLoraMetadata(io.ComfyNode):
             changes.append((field.strip(), text.strip()))
         spec = checked(MetadataSpec, lora=str(host.chosen_lora(lora)), changes=tuple(changes),
                        forget_training=remove_training_metadata, **common(name))
-        made = make(spec, cls.hidden.unique_id)
-        metadata = made.report["metadata"]
+        made = make(spec, MetadataReport, cls.hidden.unique_id)
+        metadata = made.report.metadata
         output = lora_output(made, [f"{made.names['lora']}: {len(metadata)} entries; the weights are those of {lora}."])
         listing = "\n".join(f"{field} = {text}" for field, text in sorted(metadata.items()))
         return io.NodeOutput(*output.args, listing, ui=output.ui)

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from ...trainers.drawing.extraction_report import FILE, residual, spread, table
 from ...trainers.errors import UserError
 from ...trainers.families.recognition import fingerprint_of
+from ...trainers.reports import ExtractionReport
 from ...trainers.spec import checked
 from ...trainers.spec.file_tasks import ExtractionSpec
 from ...trainers.words import counted
 from .. import host, sockets
 from ..widgets import Schema, advanced
-from .make_file import CATEGORY, DEVICES, Made, device, folders, loads, make, name_input
+from .make_file import CATEGORY, DEVICES, device, loads, make, name_input
 
 RULES = ["fixed", "energy", "ratio", "knee"]
 RULE_HELP = ("How the rank of each layer is found. fixed: rank. energy: the smallest that keeps threshold of the change, "
@@ -105,11 +106,11 @@ class ExtractLora(io.ComfyNode):
             (tuned_path, tuned_name), (base_path, base_name) = sides
             spec = checked(ExtractionSpec, name=name.strip(), tuned=str(tuned_path), base=str(base_path),
                            tuned_name=tuned_name, base_name=base_name, rule=rank_method, clamp=clamp_quantile,
-                           exact=exact_svd, folders=folders(),
+                           exact=exact_svd, folders=host.run_folders(),
                            device=chosen_device(device), **widgets)
             configs = [Path(each.configs) for each in (tuned_base, original_base) if each is not None and each.configs]
-            made = make(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_lora_keys(
-                load_file(run.artifact), report["family"], base_path, tuned_path, *configs))
+            made = make(spec, ExtractionReport, cls.hidden.unique_id, lambda run, report: host.unloaded_lora_keys(
+                load_file(run.artifact), report.family, base_path, tuned_path, *configs))
         lora_name, summary = made.names["lora"], summarize(made)
         made.progress.show(summary, 1, 1)
         chart = Image.open(made.run.folder / FILE).convert("RGB")
@@ -139,14 +140,14 @@ def chosen_device(name: str) -> str:
     return device() if name == "auto" else name
 
 
-def summarize(made: Made) -> str:
+def summarize(made: host.Made[ExtractionReport]) -> str:
     report = made.report
-    kept, ranks = report["kept"][report["precision"]], sorted(row["rank"] for row in report["rows"])
-    outside = report["left_out_energy"] / (report["change_norm"] ** 2 + report["left_out_energy"])
+    kept, ranks = report.kept[report.precision], sorted(row.rank for row in report.rows)
+    outside = report.left_out_energy / (report.change_norm ** 2 + report.left_out_energy)
     lines = [
-        f"{made.names['lora']}: {loads(report)} of {counted(report['layers'], 'layer')}.",
+        f"{made.names['lora']}: {loads(report)} of {counted(report.layers, 'layer')}.",
         f"Keeps {kept:.2%} of the change's energy; what is left out is {residual(kept):.1%} of its length.",
-        f"Rank {spread(ranks)}, {report['bytes'] / 1e6:.2f} MB in {report['precision']}; {report['unchanged']} layers did "
+        f"Rank {spread(ranks)}, {report.bytes / 1e6:.2f} MB in {report.precision}; {report.unchanged} layers did "
         "not change.",
         f"Biases, norms and embeddings, which a LoRA cannot hold, are {outside:.2%} of the whole change's energy.",
     ]

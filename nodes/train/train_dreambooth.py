@@ -5,6 +5,8 @@ from comfy_api.latest import io
 
 from ...trainers.families.component_configs import config_folder
 from ...trainers.families.recognition import recognize
+from ...trainers.reports import RunReport
+from ...trainers.run_folder import Run
 from ...trainers.spec import FullSpec, checked
 from ...trainers.words import counted
 from .. import host, sockets
@@ -103,19 +105,19 @@ class TrainDreamBooth(io.ComfyNode):
         )
 
 
-def tensor_files(run, report: dict) -> list[Path]:
-    return [run.folder / file["name"] for file in report["files"] if file["name"].endswith(".safetensors")]
+def tensor_files(run: Run, report: RunReport) -> list[Path]:
+    return [run.folder / file.name for file in report.files if file.name.endswith(".safetensors")]
 
 
 def summarize(finished: run_training.Finished) -> str:
     report, method, spec = finished.report, finished.spec.method, finished.spec
-    saved = finished.names.get("checkpoint") or f"{len(report['files']) - 1} shards in {finished.run.name}"
+    saved = finished.names.get("checkpoint") or f"{len(report.files) - 1} shards in {finished.run.name}"
     prior = spec.prior and f"{counted(len(spec.prior.dataset.images), 'class image')}, weight {spec.prior.weight:g}"
     frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"
     text = f"text encoder at {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else "denoiser only"
     return finished.summarize(
-        load_line(saved, tensor_files(finished.run, report), report["keys"]),
-        f"Weights moved by {report['relative_change']:.2%} of their length; {text}, {frozen}; "
+        load_line(saved, tensor_files(finished.run, report), report.keys),
+        f"Weights moved by {report.relative_change:.2%} of their length; {text}, {frozen}; "
         f"{prior or 'no class images'}.",
-        f"{report['bytes'] / 1e9:.2f} GB in {method.file_precision}.",
+        f"{report.bytes / 1e9:.2f} GB in {method.file_precision}.",
     )

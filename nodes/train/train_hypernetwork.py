@@ -84,13 +84,13 @@ class TrainHypernetwork(io.ComfyNode):
             initialization=initialization)
         spec = make_spec(base, dataset, name, method, **choice.widgets)
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_widths(
-            run.artifact, report["widths"]), choice.lines)
+            run.artifact, report.widths), choice.lines)
         file, report = finished.names["hypernetwork"], finished.report
-        trained = ", ".join(str(width) for width in report["widths"])
+        trained = ", ".join(str(width) for width in report.widths)
         summary = finished.summarize(
             f"{file}: loads in ComfyUI for the widths {trained}",
             f"Layers {layer_structure.strip()}, {activation}{', layer norm' if layer_norm else ''}, "
-            f"{report['parameters']} parameters, {report['bytes'] / 1e6:.2f} MB.",
+            f"{report.parameters} parameters, {report.bytes / 1e6:.2f} MB.",
         )
         finished.show(summary)
         return io.NodeOutput(file, {"loss": finished.run.losses()}, summary,

@@ -1,13 +1,12 @@
 """What the Train nodes share: their widgets, what a preset puts in place of them, and the spec that comes out."""
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping
 
 from comfy_api.latest import io
 
 from ...trainers.families.presets import recommended, resolution_note
 from ...trainers.spec import (
     CheckpointSpec,
-    FolderSpec,
     LoraSpec,
     MemorySpec,
     ObjectiveSpec,
@@ -216,7 +215,7 @@ def make_spec(base, dataset, name: str, method, *, steps, learning_rate, preview
         previews=checked(PreviewSpec, **{**dict(monitoring.previews), "prompts": prompts, "every": every}),
         checkpoints=monitoring.checkpoints,
         validation=monitoring.validation,
-        folders=FolderSpec(runs=str(host.output_folder()), caches=str(host.output_folder() / ".cache")),
+        folders=host.run_folders(),
         device=host.training_device(),
     )
 

@@ -4,6 +4,7 @@ from safetensors.torch import load_file
 
 from ...trainers.families.component_configs import component_config
 from ...trainers.spec import LoraSpec, RunSpec
+from ...trainers.spec.adapters import ADAPTERS
 from ...trainers.words import counted
 from .. import host, sockets
 from ..widgets import Schema
@@ -75,8 +76,8 @@ class TrainLora(io.ComfyNode):
             choice.lines)
         lora_name, report, method = finished.names["lora"], finished.report, spec.method
         summary = finished.summarize(
-            f"{lora_name}: loads in ComfyUI with all {report['keys']} keys of {counted(report['layers'], 'layer')}",
-            f"{describe(method)}, {report['bytes'] / 1e6:.2f} MB.",
+            f"{lora_name}: loads in ComfyUI with all {report.keys} keys of {counted(report.layers, 'layer')}",
+            f"{describe(method)}, {report.bytes / 1e6:.2f} MB.",
         )
         finished.show(summary)
         return io.NodeOutput(
@@ -87,7 +88,7 @@ class TrainLora(io.ComfyNode):
 
 def describe(method: LoraSpec) -> str:
     """The adapters in words: their kind if it is another than LoRA, and what differs from the usual."""
-    parts = [] if method.adapter == "lora" else [{"dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}[method.adapter]]
+    parts = [] if method.adapter == "lora" else [ADAPTERS[method.adapter].title]
     parts += [f"rank {method.rank}", f"alpha {method.alpha:g}"]
     if method.adapter == "lokr" and method.kronecker_factor > 0:
         parts.append(f"factor {method.kronecker_factor}")

@@ -4,6 +4,8 @@ from safetensors.torch import load_file
 
 from ...trainers.artifacts.embedding import load_embedding
 from ...trainers.families.component_configs import component_config
+from ...trainers.reports import RunReport
+from ...trainers.run_folder import Run
 from ...trainers.spec import PivotalSpec, RunSpec, checked
 from .. import host, sockets
 from ..widgets import Schema, widget
@@ -75,8 +77,8 @@ class TrainPivotal(io.ComfyNode):
         choice = choose("pivotal", base, dataset, widgets)
         spec = pivotal_run(base, dataset, name, **choice.widgets)
 
-        def load_check(run, report) -> list[str]:
-            lora, word = (run.folder / file["name"] for file in report["files"])
+        def load_check(run: Run, report: RunReport) -> list[str]:
+            lora, word = (run.folder / file.name for file in report.files)
             configs = component_config(base, "unet"), component_config(base, "text_encoder")
             return [*host.unmatched_keys(load_file(lora), base.family, *configs), *host.unloaded_vectors(word, base.family)]
 
@@ -84,7 +86,7 @@ class TrainPivotal(io.ComfyNode):
         lora_name, prompt = finished.names["lora"], host.embedding_prompt(finished.names["embedding"])
         report = finished.report
         summary = finished.summarize(
-            f"{lora_name} loads with all {report['keys']} keys, and {prompt} calls the word in a prompt; use both together",
+            f"{lora_name} loads with all {report.keys} keys, and {prompt} calls the word in a prompt; use both together",
             word_line(report),
         )
         finished.show(summary)

@@ -2,6 +2,7 @@
 from comfy_api.latest import io
 
 from ...trainers.artifacts.embedding import load_embedding
+from ...trainers.reports import RunReport
 from ...trainers.spec import RunSpec, TextualInversionSpec, checked
 from .. import host, sockets
 from ..widgets import Schema, widget
@@ -110,8 +111,8 @@ class TrainTextualInversion(io.ComfyNode):
         )
 
 
-def word_line(report: dict) -> str:
-    return f"It stands for {report['token']!r} in the captions and takes {report['vectors']} places of a prompt."
+def word_line(report: RunReport) -> str:
+    return f"It stands for {report.token!r} in the captions and takes {report.vectors} places of a prompt."
 
 
 def word_run(base, dataset, name, placeholder_token, vectors, initializer_text, embedding_training_fraction=1.0,

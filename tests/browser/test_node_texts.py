@@ -117,7 +117,8 @@ def test_cancel_is_said_and_what_is_saved(page, phase):
     graph.interrupt()
     graph.wait_for_text("train", "cancelling, saving", "cancelled")
     said = graph.wait_for_text("train", "cancelled")
-    assert "before the first step" in said and phase != "training" or "and saved at step" in said and "Queue again" in said
+    early = "before the first step" in said and phase != "training"
+    assert early or ("and saved at step" in said and "Queue again" in said)
 
 
 def test_a_run_is_seen_again_after_a_reload_and_only_in_its_page(page, host, browser):

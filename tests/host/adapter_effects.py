@@ -30,6 +30,7 @@ from finetune.nodes.host.native import host_model, host_text_options  # noqa: E4
 from finetune.trainers import spec as specs  # noqa: E402
 from finetune.trainers.accelerator import make_accelerator  # noqa: E402
 from finetune.trainers.data.manifest import scan_folder  # noqa: E402
+from finetune.trainers.events import silent  # noqa: E402
 from finetune.trainers.families.component_configs import component_config  # noqa: E402
 from finetune.trainers.families.recognition import recognize  # noqa: E402
 from finetune.trainers.methods import adapters  # noqa: E402
@@ -56,7 +57,7 @@ def trained(base, method, images, folder: Path, steps: int) -> Training:
         name="run", base=base, dataset=images, method=method, optimizer=specs.OptimizerSpec(learning_rate=1e-2),
         training=specs.TrainingSpec(steps=steps, batch_size=2, resolution=64), checkpoints=specs.CheckpointSpec(every=0),
         folders=specs.FolderSpec(runs=str(folder), caches=str(folder.parent / "caches")), device="cpu")
-    training = Training(spec, open_run(spec), lambda event, **fields: None, lambda: False, make_accelerator(spec))
+    training = Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))
     training.execute()
     for module in (training.parts.denoiser, training.parts.text):
         module.requires_grad_(False).eval()

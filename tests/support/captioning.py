@@ -38,8 +38,8 @@ def describe(spec: CaptioningSpec, images, dtype=torch.float32) -> list:
         captioner.close()
 
 
-def work(spec: CaptioningSpec, **arguments) -> list[dict]:
+def work(spec: CaptioningSpec, **arguments) -> list:
     """The events of the work in this process."""
     events = []
-    caption_images(spec, lambda event, **fields: events.append({"event": event, **fields}), **arguments)
+    caption_images(spec, events.append, **arguments)
     return events

@@ -17,7 +17,7 @@ LINKS = {"MODEL": ["base", 0], "CLIP": ["base", 1], "VAE": ["base", 2], "CONDITI
          "LATENT": ["latent", 0], "IMAGE": ["image", 0], "MASK": ["mask", 0], "NOISE": ["noise", 0],
          "SAMPLER": ["sampler", 0], "SIGMAS": ["sigmas", 0], "GUIDER": ["guider", 0]}
 NODES = {
-    **dict.fromkeys((
+    **{name: {} for name in (
         "FreeU", "FreeU_V2", "PatchModelAddDownscale", "ModelSamplingDiscrete", "ModelSamplingContinuousEDM", "RescaleCFG",
         "HyperTile", "PerturbedAttentionGuidance", "TomePatchModel", "DifferentialDiffusion", "UNetSelfAttentionMultiply",
         "UNetCrossAttentionMultiply", "ModelMergeSimple", "ModelMergeBlocks", "ModelMergeAdd", "ModelMergeSD1",
@@ -25,7 +25,7 @@ NODES = {
         "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced", "CFGGuider", "VAEEncode", "VAEEncodeTiled",
         "VAEDecode", "VAEDecodeTiled", "VAEEncodeForInpaint", "InpaintModelConditioning", "ModelSave", "CLIPSave",
         "VAESave", "CheckpointSave",
-    ), {}),
+    )},
     "LoraSave": {"filename_prefix": "loras/native", "rank": 2, "model_diff": ["difference", 0]},
     "TrainLoraNode": {"latents": ["latents", 0], "steps": 1, "rank": 1, "training_dtype": "fp32",
                       "lora_dtype": "fp32"},

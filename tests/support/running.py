@@ -1,7 +1,10 @@
 """Runs of the engine inside the test process."""
+import contextlib
+
 from finetune.trainers import spec as specs
 from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.errors import Cancelled
+from finetune.trainers.events import silent
 from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import Training, train_run
@@ -15,7 +18,7 @@ def nothing(captions, crops) -> Conditioning:
 def losses_of(spec, **arguments):
     """Train and return (losses, run)."""
     losses, run = [], open_run(spec)
-    train_run(spec, run, lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None, **arguments)
+    train_run(spec, run, lambda event: losses.append(event.loss) if event.event == "step" else None, **arguments)
     return losses, run
 
 
@@ -23,11 +26,9 @@ def losses_with_a_stop(spec, after: int, folder):
     """Train in a folder of its own, stop after some steps, and go on: (losses, run)."""
     spec = spec.model_copy(update={"folders": specs.FolderSpec(runs=str(folder), caches=spec.folders.caches)})
     first, count = [], iter(range(1, 10_000))
-    try:
-        train_run(spec, open_run(spec), lambda event, **fields: first.append(fields["loss"]) if event == "step" else None,
+    with contextlib.suppress(Cancelled):
+        train_run(spec, open_run(spec), lambda event: first.append(event.loss) if event.event == "step" else None,
                   stop_requested=lambda: bool(first) and next(count) == after)
-    except Cancelled:
-        pass
     assert len(first) == after
     second, run = losses_of(spec)
     return first + second, run
@@ -35,4 +36,4 @@ def losses_with_a_stop(spec, after: int, folder):
 
 def training_of(spec) -> Training:
     """A run that has not begun, to look into."""
-    return Training(spec, open_run(spec), lambda event, **fields: None, lambda: False, make_accelerator(spec))
+    return Training(spec, open_run(spec), silent, lambda: False, make_accelerator(spec))

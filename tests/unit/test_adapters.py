@@ -5,14 +5,17 @@ import pytest
 import torch
 from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
-from finetune.trainers.artifacts.adapters import Columns, DoraWeight, LohaWeight, LokrWeight, compare_columns
-from finetune.trainers.artifacts.lora import LoraWeight
+from finetune.trainers.artifacts.adapters.dora import Columns, DoraWeight, compare_columns
+from finetune.trainers.artifacts.adapters.loha import LohaWeight
+from finetune.trainers.artifacts.adapters.lokr import LokrWeight
+from finetune.trainers.artifacts.adapters.lora import LoraWeight
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.metadata import lora_metadata
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.families.protocol import TextEncoders
 from finetune.trainers.methods import adapters
-from finetune.trainers.methods.dora import add_lengths
+from finetune.trainers.methods.adapters.dora import Dora, add_lengths
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.optimization.optimizers import make_optimizer
 from finetune.trainers.run_folder import open_run
@@ -52,7 +55,7 @@ def layers_of(parts) -> dict:
 
 def file_of(method, parts, tmp_path) -> tuple[dict, dict]:
     saved = method.save(parts, tmp_path, "file", {})
-    with safe_open(tmp_path / saved["files"][0]["name"], framework="pt") as file:
+    with safe_open(tmp_path / saved.files[0].name, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
 
 
@@ -83,8 +86,8 @@ def test_half_precision_base(adapter, tiny_bases, make_spec):
     spec = make_spec(tiny_bases["sdxl"], method=method, training=specs.TrainingSpec(steps=2, batch_size=2, resolution=64),
                      memory=specs.MemorySpec(precision="bf16", gradient_checkpointing=True))
     run = open_run(spec)
-    report = train_run(spec, run, lambda event, **fields: None)
-    assert 0 < report["change_norm"] < 100
+    report = train_run(spec, run, silent)
+    assert 0 < report.change_norm < 100
 
 
 # ---- ranks, scales and rates ---------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ def test_dora_is_the_decomposed_weight_of_the_paper(plain):
     expected.square().sum().backward()
     for one, value in zip(got, (down, up, change)):
         assert torch.allclose(one, value.grad, rtol=1e-4, atol=1e-4)
-    weight_of = adapters.weight_of("a", layer)
+    weight_of = Dora().weight("a", layer)
     assert weight_of.change_norm() == pytest.approx((weight - plain.weight).norm().item(), rel=1e-4)
     assert weight_of.lengths.shape == constant.shape
 
@@ -305,7 +308,7 @@ def test_metadata_names_the_kind(fields, module, arguments):
 def test_blocks_that_are_not_there(fields, words, tiny_bases, make_spec):
     spec = make_spec(tiny_bases["sd1"], method=specs.LoraSpec(**fields))
     with pytest.raises(UserError, match=words):
-        train_run(spec, open_run(spec), lambda event, **fields: None)
+        train_run(spec, open_run(spec), silent)
 
 
 def test_a_convolution_rank_without_convolutions_is_noted(tiny_bases, make_spec):

@@ -175,7 +175,7 @@ def test_a_run_trains_on_variants_with_their_masks(tiny_bases, make_spec, tmp_pa
                      validation=specs.ValidationSpec(share=0.25, every=10))
     encoded, run = [], open_run(spec)
     training = training_of(spec)
-    training.emit = lambda event, **fields: encoded.append(fields["what"]) if event == "encoding" else None
+    training.emit = lambda event: encoded.append(event.what) if event.event == "encoding" else None
     training.execute()
     held_out = len(training.data.held_out)
     assert held_out and Counter(encoded)["images"] == (4 - held_out) * 4 + held_out == Counter(encoded)["masks"]
@@ -203,9 +203,9 @@ def test_a_second_run_with_another_seed_encodes_nothing(tiny_bases, make_spec, s
         spec = make_spec(tiny_bases["sd1"], name=f"run{seed}", dataset=dataset, training=specs.TrainingSpec(
             steps=2, batch_size=2, resolution=64, seed=seed))
 
-        def emit(event, **fields):
-            encoded.extend([(seed, fields["what"])] if event == "encoding" else [])
-            losses.setdefault(seed, []).extend([fields["loss"]] if event == "step" else [])
+        def emit(event):
+            encoded.extend([(seed, event.what)] if event.event == "encoding" else [])
+            losses.setdefault(seed, []).extend([event.loss] if event.event == "step" else [])
 
         train_run(spec, open_run(spec), emit)
     assert Counter(encoded) == {(0, "images"): 12, (0, "captions"): 4} and losses[0] != losses[1]

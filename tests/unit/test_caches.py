@@ -19,6 +19,7 @@ from finetune.trainers.data.images.buckets import bucket_sizes, fit
 from finetune.trainers.data.images.image_files import crop_pixels, read_image
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.events import silent
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import train_run
@@ -29,9 +30,6 @@ from support import tiny
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 
-
-def silent(event, **fields):
-    pass
 
 
 def make_noise(folder, count: int):
@@ -67,7 +65,7 @@ def test_encoding_together_equals_one_by_one(tiny_bases, make_spec, tmp_path, mo
     monkeypatch.setattr(encoding, "batches_of", together)
     views = plain_views(make_noise(tmp_path / "images", 23))
     cache, events = latent_cache(make_spec(tiny_bases["sd1"])), []
-    vae = cache.fill(views, CPU, lambda event, **fields: events.append((event, fields.get("done"))))
+    vae = cache.fill(views, CPU, lambda event: events.append((event.event, getattr(event, "done", None))))
     assert events == [("phase", None), *(("encoding", done) for done in range(1, 24))]
     assert max(sizes) == 4 and sum(sizes) == 23
     for image, view in views:
@@ -110,9 +108,9 @@ def test_a_cancel_keeps_what_is_encoded(tiny_bases, make_spec, tmp_path):
     views = plain_views(make_noise(tmp_path / "images", 40))
     cache, done = latent_cache(make_spec(tiny_bases["sd1"])), []
 
-    def stop(event, **fields):
-        if event == "encoding":
-            done.append(fields["done"])
+    def stop(event):
+        if event.event == "encoding":
+            done.append(event.done)
             if len(done) == 12:
                 raise Cancelled
 
@@ -121,9 +119,9 @@ def test_a_cancel_keeps_what_is_encoded(tiny_bases, make_spec, tmp_path):
     there = sum(cache.key(*each) in cache.cache for each in views)
     assert there == 12
     rest = []
-    cache.fill(views, CPU, lambda event, **fields: rest.append(fields["total"]) if event == "encoding" else None)
+    cache.fill(views, CPU, lambda event: rest.append(event.total) if event.event == "encoding" else None)
     assert rest == [40 - there] * (40 - there)
-    assert cache.fill(views, CPU, lambda event, **fields: pytest.fail(event)) is None
+    assert cache.fill(views, CPU, lambda event: pytest.fail(str(event))) is None
 
 
 def test_an_image_that_disappeared_is_named(tiny_bases, make_spec, tmp_path):
@@ -263,7 +261,7 @@ def test_runs_use_and_clean(tiny_bases, make_spec, squares, tmp_path):
         stranger.put(TensorCache.key(name), {"hidden": torch.zeros(1)})
         aged(stranger.path(TensorCache.key(name)), days)
     events, spec = [], make_spec(tiny_bases["sd1"], name="second", memory=specs.MemorySpec(cache_days=7))
-    train_run(spec, open_run(spec), lambda event, **fields: events.append((event, fields.get("text"))))
+    train_run(spec, open_run(spec), lambda event: events.append((event.event, getattr(event, "text", None))))
     assert not [event for event, _ in events if event == "encoding"]
     assert any(text and text.startswith("removed 1 cache file (") for _, text in events)
     assert all(file.exists() and time.time() - file.stat().st_mtime < 600 for file in mine)
@@ -324,7 +322,7 @@ def test_cleaning_from_the_command_line(tmp_path):
 def encoded_by(spec) -> list[str]:
     """What a run of a step has encoded."""
     found = []
-    train_run(spec, open_run(spec), lambda event, **fields: found.append(fields["what"]) if event == "encoding" else None)
+    train_run(spec, open_run(spec), lambda event: found.append(event.what) if event.event == "encoding" else None)
     return found
 
 

@@ -11,12 +11,13 @@ from finetune.trainers import spec as specs
 from finetune.trainers.caches.tensor_cache import CAPTIONS
 from finetune.trainers.captioning import work as captioning
 from finetune.trainers.data.manifest import scan_folder
+from finetune.trainers.events import Event, ValidationEvent
 from finetune.trainers.process import parent as running
 from finetune.trainers.process.parent import TrainingProcess
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.sampling import class_images
 from finetune.trainers.spec.class_images import ClassImagesSpec
-from finetune.trainers.spec.file_tasks import SPECS
+from finetune.trainers.tools.file_tasks import TOOLS
 from support import tiny, tiny_captioners
 from support.captioning import ask
 from support.running import losses_of
@@ -25,7 +26,7 @@ MINUTES = dict(prompts=("a", "b"), sampler_steps=200, images=16)
 """Previews that take so long."""
 
 
-def follow(run, when=lambda event: False, act=lambda process: process.cancel()) -> list[dict]:
+def follow(run, when=lambda event: False, act=lambda process: process.cancel()) -> list[Event]:
     """The events of a worker to which something happens shortly after `when(event)` was true for the first time."""
     seen, waiting = [], True
     with TrainingProcess(run) as process:
@@ -36,24 +37,24 @@ def follow(run, when=lambda event: False, act=lambda process: process.cancel()) 
                     waiting = False
                     time.sleep(0.2)
                     act(process)
-    assert not waiting or seen[-1]["event"] == "finished", seen[-3:]
+    assert not waiting or seen[-1].event == "finished", seen[-3:]
     return seen
 
 
-def cancelled(run, when) -> list[dict]:
+def cancelled(run, when) -> list[Event]:
     """The events of a worker that is cancelled, and answers by itself."""
     events = follow(run, when)
-    assert events[-1]["event"] == "cancelled" and "message" not in events[-1], events[-3:]
+    assert events[-1].event == "cancelled" and not events[-1].message, events[-3:]
     assert "cancelling" in kinds(events)
     return events
 
 
 def kinds(events) -> list[str]:
-    return [event["event"] for event in events]
+    return [event.event for event in events]
 
 
 def is_kind(kind: str, **fields):
-    return lambda event: event["event"] == kind and fields.items() <= event.items()
+    return lambda event: event.event == kind and fields.items() <= dict(event).items()
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +93,8 @@ def test_a_run_that_has_learned_nothing_is_cancelled(phase, make_spec, tiny_base
         events = cancelled(run, when)
     finally:
         lock.release()
-    assert not (not_reached | {"checkpoint"}) & set(kinds(events)) and events[-1]["step"] == 0
-    encoded = [event["done"] for event in events if event["event"] == "encoding" and event["what"] == "images"]
+    assert not (not_reached | {"checkpoint"}) & set(kinds(events)) and events[-1].step == 0
+    encoded = [event.done for event in events if event.event == "encoding" and event.what == "images"]
     assert phase != "encoding" or encoded[-1] < 200
 
 
@@ -104,7 +105,7 @@ def test_what_is_learned_is_saved_in_the_midst_of_a_preview_which_is_made_good(m
                  validation=specs.ValidationSpec(share=0.25, every=20))
     expected, whole = losses_of(make_spec(tiny_bases["sd1"], name="whole", **parts))
     run = open_run(make_spec(tiny_bases["sd1"], **parts))
-    begun = cancelled(run, is_kind("step"))[-1]["step"]
+    begun = cancelled(run, is_kind("step"))[-1].step
     assert run.checkpoints() == [begun] and begun < 58
     # The run goes on with previews two steps later: first with such as take minutes, then with quick ones.
     due = begun + 2
@@ -113,13 +114,13 @@ def test_what_is_learned_is_saved_in_the_midst_of_a_preview_which_is_made_good(m
         run.spec_path.write_text(spec.model_dump_json(), encoding="utf-8")
         if previews == MINUTES:
             events = cancelled(run, is_kind("step", step=due))
-            assert events[-1]["step"] == due == run.checkpoints()[-1] and "preview" not in kinds(events)
+            assert events[-1].step == due == run.checkpoints()[-1] and "preview" not in kinds(events)
             assert run.checkpoint_files(due)[0]["name"] == f"run_step{due:06d}.safetensors"
     events = follow(run)
-    assert kinds(events)[-1] == "finished" and run.losses() == expected and run.report["steps"] == 60
-    shown = [(event["event"], event["step"]) for event in events if event["event"] in ("resumed", "preview", "step")]
+    assert kinds(events)[-1] == "finished" and run.losses() == expected and run.report.steps == 60
+    shown = [(event.event, event.step) for event in events if event.event in ("resumed", "preview", "step")]
     assert shown[:3] == [("resumed", due), ("preview", due), ("step", due + 1)]
-    assert run.report["validation"] == whole.report["validation"] and list(run.curve("validation")) == [0, 20, 40, 60]
+    assert run.report.validation == whole.report.validation and list(run.curve(ValidationEvent)) == [0, 20, 40, 60]
 
 
 # ---- other tasks -----------------------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def test_captioning_is_cancelled_between_two_words(tmp_path):
 
 
 def test_an_export_is_cancelled_between_two_layers(tiny_bases, tmp_path):
-    spec = SPECS["onnx"](name="made", base=tiny_bases["sdxl"].path, device="cpu",
+    spec = TOOLS["onnx"].spec(name="made", base=tiny_bases["sdxl"].path, device="cpu",
                          folders=specs.FolderSpec(runs=str(tmp_path / "runs"), caches=str(tmp_path / "caches")))
     run = open_run(spec)
     events = cancelled(run, is_kind("phase", text="exporting"))
@@ -162,15 +163,15 @@ def test_a_worker_that_does_not_answer_is_ended_by_us_and_that_is_what_is_said(m
         process.cancel()
 
     last = follow(run, is_kind("step", step=2), stop_and_cancel)[-1]
-    assert last["event"] == "cancelled" and last["step"] == run.checkpoints()[-1] >= 1
-    assert "ended because it did not answer to cancel within 1 s" in last["message"]
-    assert "memory" not in last["message"] and f"checkpoint of step {last['step']}" in last["message"]
+    assert last.event == "cancelled" and last.step == run.checkpoints()[-1] >= 1
+    assert "ended because it did not answer to cancel within 1 s" in last.message
+    assert "memory" not in last.message and f"checkpoint of step {last.step}" in last.message
 
 
 def test_a_run_whose_folder_is_deleted_ends_with_a_sentence(make_spec, tiny_bases):
     run = open_run(make_spec(tiny_bases["sd1"], training=specs.TrainingSpec(steps=1000, batch_size=2, resolution=64)))
     last = follow(run, is_kind("step", step=2), lambda process: shutil.rmtree(run.folder))[-1]
-    assert last["event"] == "failed" and "was deleted or moved while it was worked on" in last["message"]
+    assert last.event == "failed" and "was deleted or moved while it was worked on" in last.message
     assert not run.folder.exists()
 
 
@@ -191,15 +192,15 @@ def test_leftovers_of_a_killed_write_go_at_the_next_start_and_those_of_others_st
         path.write_bytes(b"half")
     (run.folder / ".part-folder").mkdir()
     finished = follow(run)
-    assert finished[-1]["event"] == "finished"
+    assert finished[-1].event == "finished"
     assert not any(path.exists() for path in mine) and all(path.exists() for path in others)
     assert not list(run.folder.rglob(".part-*"))
     # One honest bar, from the start to the end.
     for events in (killed, finished):
-        reached = [event["progress"] for event in events if "progress" in event]
+        reached = [event.progress for event in events if event is not events[-1] or event.progress]
         assert reached == sorted(reached) and reached[0] == 0
-    reached = {event["event"] + event.get("text", ""): event["progress"] for event in killed[:-1]}
+    reached = {event.event + getattr(event, "text", ""): event.progress for event in killed[:-1]}
     assert 0 < reached["phaseloading the VAE"] < reached["phaseloading the text encoders"]
     assert reached["phaseloading the text encoders"] < reached["phaseloading the denoiser"] < 0.3
-    reached = {event["event"]: event["progress"] for event in finished}
+    reached = {event.event: event.progress for event in finished}
     assert 0.9 < reached["step"] < reached["finished"] == 1

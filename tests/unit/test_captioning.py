@@ -1,5 +1,4 @@
 """The work around a captioner: nothing is described twice, cancelled and killed work goes on, a full memory is no end."""
-import json
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ from finetune.trainers.captioning import work as working
 from finetune.trainers.captioning.devices import choose_device, choose_dtype, is_out_of_memory
 from finetune.trainers.captioning.work import Findings, open_folder, texts_of
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.events import Event, read_event
 from finetune.trainers.process.parent import SCRIPT, TrainingProcess
 from PIL import Image
 from support import tiny_captioners as tiny
@@ -38,7 +38,7 @@ def asked(models, folder, tmp_path):
 
 
 def captioned(events) -> list[int]:
-    return [event["done"] for event in events if event["event"] == "captioned"]
+    return [event.done for event in events if event.event == "captioned"]
 
 
 def by_name(spec) -> dict[str, str]:
@@ -53,7 +53,7 @@ def test_every_image_is_described_once(asked, folder, monkeypatch):
     assert captioned(events) == [1, 2, 3, 4, 5]
     expected = describe(spec, images)
     assert list(by_name(spec).values()) == expected and len(set(expected)) >= 4
-    assert [(event["caption"], event["path"]) for event in events if event["event"] == "captioned"] == [
+    assert [(event.caption, event.path) for event in events if event.event == "captioned"] == [
         (text, str(path)) for text, path in zip(expected, sorted(folder.iterdir()))]
     monkeypatch.setattr(working, "load", None)  # nothing may be loaded now
     assert work(spec) == [] and work(asked(batch_size=4)) == []
@@ -101,8 +101,7 @@ def test_damaged_cache_files_are_made_anew(name, content, asked):
 def test_cancelled_between_batches_it_keeps_what_is_described(asked):
     events, stop = [], iter([False, True])
     with pytest.raises(Cancelled):
-        working.caption_images(asked(), lambda event, **fields: events.append({"event": event, **fields}),
-                               stop_requested=lambda: next(stop))
+        working.caption_images(asked(), events.append, stop_requested=lambda: next(stop))
     assert captioned(events) == [1, 2] and len(texts_of(asked())) == 2
     assert captioned(work(asked())) == [1, 2, 3] and len(texts_of(asked())) == 5
 
@@ -133,7 +132,7 @@ def test_a_full_memory_halves_the_batch(problem, asked, monkeypatch):
     monkeypatch.setattr(working, "load", lambda spec, device, dtype: small)
     events = work(asked(batch_size=4))
     assert small.batches == [4, 2, 1, 1, 1, 1, 1] and captioned(events) == [1, 2, 3, 4, 5] and small.closed
-    notes = [event["text"] for event in events if event["event"] == "note"]
+    notes = [event.text for event in events if event.event == "note"]
     assert notes[0] == "it is slow" and "too small for 4 images at once; going on with 2" in notes[1] and len(notes) == 3
     assert by_name(asked())["image_1.png"] == "64 wide"
 
@@ -178,7 +177,7 @@ def test_drawn_words_depend_on_seed_and_image_alone(asked):
     assert by_name(asked(temperature=1.5, caption_seed=2)) != once
 
 
-def follow(run, on_event=lambda process, event: None) -> list[dict]:
+def follow(run, on_event=lambda process, event: None) -> list[Event]:
     seen = []
     with TrainingProcess(run) as process:
         for event in process.events():
@@ -192,17 +191,17 @@ def test_a_worker_is_killed_and_goes_on(asked):
     spec, killed = asked("tagger", batch_size=1), []
 
     def kill(process, event):
-        if event["event"] == "captioned":
+        if event.event == "captioned":
             killed.append(event)
             process.process.kill()
 
     last = follow(open_folder(spec), kill)[-1]
-    assert last["event"] == "failed" and "captioning process was ended from outside (SIGKILL)" in last["message"]
-    assert "captions that are there are kept" in last["message"]
+    assert last.event == "failed" and "captioning process was ended from outside (SIGKILL)" in last.message
+    assert "captions that are there are kept" in last.message
     there = len(texts_of(spec))
     assert there >= 1
     if there < 5:  # the worker may have been quicker than the kill
-        assert follow(open_folder(spec))[-1]["images"] == 5 - there
+        assert follow(open_folder(spec))[-1].images == 5 - there
     assert len(texts_of(spec)) == 5
 
 
@@ -212,10 +211,10 @@ def test_the_command_line_describes_and_then_finds(asked, tmp_path):
     command = [sys.executable, str(SCRIPT), "caption", str(path)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0 and '"finished"' in first.stdout, first.stderr
-    events = [json.loads(line) for line in first.stdout.splitlines()]
+    events = [read_event(line) for line in first.stdout.splitlines()]
     second = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    assert second == [f"image_{number}.png: {event['caption']}" for number, event in enumerate(
-        event for event in events if event["event"] == "captioned")]
+    assert second == [f"image_{number}.png: {event.caption}" for number, event in enumerate(
+        event for event in events if event.event == "captioned")]
 
 
 def test_without_onnxruntime_taggers_say_so_before_anything_else(asked, monkeypatch):

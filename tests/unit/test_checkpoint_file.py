@@ -13,6 +13,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.artifacts.tensor_files import entry_of, read_entries, read_header, write_entries
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.run_folder import open_run
@@ -65,7 +66,7 @@ def test_an_untouched_single_file_comes_back_exactly(family, precision, text, ti
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]), name
-    assert report["change_norm"] == report["relative_change"] == 0
+    assert report.change_norm == report.relative_change == 0
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -77,7 +78,7 @@ def test_a_folder_becomes_a_single_file(family, tiny_bases, tmp_path):
     assert expected.keys() <= found.keys() and all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     # SD 2.x: the layer that diffusers leaves out; its outputs are zero, so that it hands on what it gets.
     assert {name.split(".resblocks.")[1][:2] for name in added} == ({"2."} if family == "sd2" else set())
-    assert report["keys"] == len(found) and report["change_norm"] == 0
+    assert report.keys == len(found) and report.change_norm == 0
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -96,7 +97,7 @@ def test_our_own_loader_reads_identical_modules(family, tiny_bases, tmp_path):
         for name, tensor in one.state_dict().items():
             assert torch.equal(tensor, other.state_dict()[name]), name
     count = sum(p.numel() for p in [*parts.denoiser.parameters(), *parts.text.parameters()])
-    assert report["change_norm"] == pytest.approx(0.01 * count**0.5, rel=1e-3)
+    assert report.change_norm == pytest.approx(0.01 * count**0.5, rel=1e-3)
 
 
 def test_the_idle_layer_changes_nothing(tiny_bases, tmp_path):
@@ -130,7 +131,7 @@ def test_training_text_from_an_older_single_file(tiny_bases, tmp_path):
     report = saved(parts, tmp_path, file_precision="fp32")
     found = load_file(tmp_path / "tuned.safetensors")
     name = "cond_stage_model.transformer.embeddings.token_embedding.weight"
-    assert found.keys() == old.keys() and torch.equal(found[name], old[name] + 1) and report["change_norm"] > 0
+    assert found.keys() == old.keys() and torch.equal(found[name], old[name] + 1) and report.change_norm > 0
 
 
 def test_an_old_running_mean_is_left_out(tiny_bases, tmp_path):
@@ -157,7 +158,7 @@ def test_v_prediction_is_marked_for_sdxl(layout, tiny_bases, tmp_path):
     base = base.model_copy(update={"objective": "v_prediction"})
     method = methods.make(specs.FullSpec(), 1e-4, families.get("sdxl"))
     method.zero_terminal = True
-    assert method.save(parts_of(base), tmp_path, "tuned", {})["notes"] == []
+    assert method.save(parts_of(base), tmp_path, "tuned", {}).notes == ()
     found = load_file(tmp_path / "tuned.safetensors")
     assert found["v_pred"].numel() == found["ztsnr"].numel() == 0
     again = recognize(str(tmp_path / "tuned.safetensors"), "tuned", configs=tiny_bases["sdxl"].path)
@@ -169,10 +170,10 @@ def test_v_prediction_is_marked_for_sdxl(layout, tiny_bases, tmp_path):
 
 def test_where_v_prediction_cannot_be_marked_a_note_says_so(tiny_bases, make_spec, tmp_path):
     report = train_run(spec := make_spec(tiny_bases["sd2"], method=specs.FullSpec()), run := open_run(spec), silent)
-    assert any("ModelSamplingDiscrete with v_prediction" in note for note in report["notes"])
+    assert any("ModelSamplingDiscrete with v_prediction" in note for note in report.notes)
     again = recognize(str(run.artifact), "run", configs=tiny_bases["sd2"].path)
     assert again.objective == "v_prediction"  # ours read it from the metadata
-    assert saved(parts_of(tiny_bases["sd1"]), tmp_path)["notes"] == []
+    assert saved(parts_of(tiny_bases["sd1"]), tmp_path).notes == ()
 
 
 @pytest.mark.parametrize("spread, objective, note", [
@@ -187,9 +188,6 @@ def test_the_hosts_rule_for_sd2(spread, objective, note, tiny_bases):
     said = families.get("sd2").objective_note(tiny_bases["sd2"].model_copy(update={"objective": objective}), denoiser)
     assert (said is None) if note is None else re.search(note, said)
 
-
-def silent(event, **fields):
-    pass
 
 
 def test_values_that_do_not_fit_the_precision_are_refused(tiny_bases, tmp_path):
@@ -206,8 +204,8 @@ def test_a_change_smaller_than_the_precision_is_no_change(tiny_bases, tmp_path):
     parts = parts_of(single_file(tiny_bases["sd1"], tmp_path / "base.safetensors"))
     with torch.no_grad():
         parts.denoiser.conv_norm_out.weight.add_(1e-5)  # ones: the next number of fp16 is 1.001
-    assert saved(parts, tmp_path, file_precision="fp16")["change_norm"] == 0
-    assert saved(parts, tmp_path, file_precision="fp32")["change_norm"] > 0
+    assert saved(parts, tmp_path, file_precision="fp16").change_norm == 0
+    assert saved(parts, tmp_path, file_precision="fp32").change_norm > 0
 
 
 def test_metadata(tiny_bases, make_spec, tmp_path):
@@ -222,8 +220,8 @@ def test_metadata(tiny_bases, make_spec, tmp_path):
     raw = save(load_file(run.artifact))
     assert metadata["sshs_model_hash"] == hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little"):]).hexdigest()
     assert metadata["modelspec.hash_sha256"] == "0x" + metadata["sshs_model_hash"]
-    assert report["change_norm"] > 0 and report["files"][0]["kind"] == "checkpoint"
-    assert report["files"][0]["bytes"] == report["bytes"] == run.artifact.stat().st_size
+    assert report.change_norm > 0 and report.files[0].kind == "checkpoint"
+    assert report.files[0].bytes == report.bytes == run.artifact.stat().st_size
 
 
 def test_shards(tiny_bases, tmp_path):
@@ -232,7 +230,7 @@ def test_shards(tiny_bases, tmp_path):
     index = json.loads((tmp_path / "tuned.safetensors.index.json").read_text())
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert files[0] == f"tuned-00001-of-{len(files):05}.safetensors" and len(files) > 2
-    assert {file["kind"] for file in report["files"]} == {"shard"} and len(report["files"]) == len(files) + 1
+    assert {file.kind for file in report.files} == {"shard"} and len(report.files) == len(files) + 1
     together = {}
     for name in files:
         part = load_file(tmp_path / name)
@@ -242,7 +240,7 @@ def test_shards(tiny_bases, tmp_path):
     expected = expected_weights(base)
     assert together.keys() == expected.keys() and all(torch.equal(together[key], expected[key]) for key in expected)
     assert index["metadata"]["total_size"] == sum(each.nbytes for each in together.values())
-    assert saved(parts_of(base), tmp_path, shard_size=1)["files"][0]["kind"] == "checkpoint"
+    assert saved(parts_of(base), tmp_path, shard_size=1).files[0].kind == "checkpoint"
 
 
 def test_the_writer_agrees_with_the_library(tmp_path):

@@ -10,6 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, Stab
 from finetune.trainers import randomness
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.events import Event, FinishedEvent, silent
 from finetune.trainers.process.parent import SCRIPT, TrainingProcess
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.sampling.class_images import class_dataset, images_of, make_class_images, open_folder
@@ -33,7 +34,7 @@ def draw(spec, **arguments):
     """(dataset, how many were done after each batch)."""
     seen = []
     dataset = make_class_images(
-        spec, lambda event, **fields: seen.append(fields["done"]) if event == "drawing" else None, **arguments)
+        spec, lambda event: seen.append(event.done) if event.event == "drawing" else None, **arguments)
     return dataset, seen
 
 
@@ -119,7 +120,7 @@ def test_cancelled_between_batches_it_keeps_what_is_drawn(asked):
     assert draw(asked(count=6))[1] == [4, 6]
 
 
-def follow(folder, on_event=lambda process, event: None) -> list[dict]:
+def follow(folder, on_event=lambda process, event: None) -> list[Event]:
     seen = []
     with TrainingProcess(folder) as process:
         for event in process.events():
@@ -134,20 +135,20 @@ def test_a_worker_is_killed_and_cancelled_and_goes_on(asked):
     folder = open_folder(spec)
 
     def kill(process, event):
-        if event["event"] == "drawing":
+        if event.event == "drawing":
             process.process.kill()
 
     last = follow(folder, kill)[-1]
-    assert last["event"] == "failed" and "drawing process was ended from outside (SIGKILL)" in last["message"]
-    assert "images that are there are kept" in last["message"]
+    assert last.event == "failed" and "drawing process was ended from outside (SIGKILL)" in last.message
+    assert "images that are there are kept" in last.message
     for path in images_of(folder).glob("[0-9]*.png"):
         assert Image.open(path).convert("RGB").size == (64, 64) and path.with_suffix(".txt").exists()
-    events = follow(folder, lambda process, event: process.cancel() if event["event"] == "drawing" else None)
-    first = next(event for event in events if event["event"] == "drawing")
-    assert events[-1]["event"] == "cancelled" and 2 <= first["done"] < 40 and first["total"] == 40
-    assert first["path"].endswith(".png") and events[0]["event"] == "started"
-    assert follow(open_folder(spec.model_copy(update={"count": 8})))[-1] | {"time": 0} == {
-        "event": "finished", "images": 8, "time": 0, "progress": 1.0}
+    events = follow(folder, lambda process, event: process.cancel() if event.event == "drawing" else None)
+    first = next(event for event in events if event.event == "drawing")
+    assert events[-1].event == "cancelled" and 2 <= first.done < 40 and first.total == 40
+    assert first.path.endswith(".png") and events[0].event == "started"
+    finished = follow(open_folder(spec.model_copy(update={"count": 8})))[-1]
+    assert finished == FinishedEvent(images=8, progress=1.0, time=finished.time)
 
 
 def test_the_command_line_draws_and_then_finds(asked, tmp_path):
@@ -180,5 +181,5 @@ def test_hostile_prompts_stay_in_the_folder(prompt, asked, tmp_path):
 def test_they_serve_as_the_prior_of_a_training(asked, make_spec, tiny_bases):
     dataset, _ = draw(asked())
     spec = make_spec(tiny_bases["sd1"], prior=specs.PriorSpec(dataset=dataset))
-    report = train_run(spec, open_run(spec), lambda event, **fields: None)
-    assert report["steps"] == 6
+    report = train_run(spec, open_run(spec), silent)
+    assert report.steps == 6

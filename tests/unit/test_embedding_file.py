@@ -22,12 +22,11 @@ def vectors(count=2, width=768, seed=0):
 ])
 def test_a_written_file_is_read_as_it_was(tensors, family, tmp_path):
     path = tmp_path / "word.safetensors"
-    facts = save_embedding(path, tensors, "fp32", {"modelspec.trigger_phrase": "zorp", "ss_sd_model_name": "base"})
+    save_embedding(path, tensors, "fp32", {"modelspec.trigger_phrase": "zorp", "ss_sd_model_name": "base"})
     embedding = load_embedding(path)
     assert load_file(path).keys() == tensors.keys()
     assert all(torch.equal(embedding.tensors[name], tensor) for name, tensor in tensors.items())
     assert (embedding.trigger, embedding.base, embedding.vectors, embedding.family) == ("zorp", "base", 2, family)
-    assert facts == {"bytes": path.stat().st_size, "vectors": 2}
 
 
 def a1111(value):

@@ -1,8 +1,9 @@
 """Extraction gives back what was planted, keeps what it says it keeps, and refuses pairs that do not belong together."""
 import pytest
 import torch
+from finetune.trainers.artifacts.adapters.lora import LoraWeight
 from finetune.trainers.artifacts.layer_names import layers_of_checkpoint as layers
-from finetune.trainers.artifacts.lora import LoraWeight, save_lora
+from finetune.trainers.artifacts.lora import save_lora
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.spec import FolderSpec
@@ -51,7 +52,7 @@ def extracted(files, tmp_path, family="sd1", planted=2, noise=0.0, **fields):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_planted_update_comes_back_and_the_energy_rule_finds_its_rank(family, files, tmp_path):
     report, updates = extracted(files, tmp_path, family, planted=3, rule="energy", threshold=0.9999)
-    assert {row["rank"] for row in report["rows"]} == {3}
+    assert {row.rank for row in report.rows} == {3}
     found = {key: change_of(layer.low_rank()) for key, layer in read_lora(tmp_path / "lora.safetensors").layers.items()}
     assert found.keys() == updates.keys()
     for key, update in updates.items():
@@ -61,16 +62,16 @@ def test_a_planted_update_comes_back_and_the_energy_rule_finds_its_rank(family, 
 def test_what_is_kept_is_what_the_file_keeps(files, tmp_path):
     report, updates = extracted(files, tmp_path, noise=0.02, rank=2)
     file = read_lora(tmp_path / "lora.safetensors")
-    for row in report["rows"]:
-        change, update = change_of(file.layers[row["key"]].low_rank()), updates[row["key"]]
-        assert 1 - (change - update).square().sum() / update.square().sum() == pytest.approx(row["kept"]["fp32"], abs=1e-4)
-        assert row["kept"]["bf16"] <= row["kept"]["fp16"] + 1e-6 <= row["kept"]["fp32"] + 2e-6
-    assert 0 < report["kept"]["fp32"] < 1
+    for row in report.rows:
+        change, update = change_of(file.layers[row.key].low_rank()), updates[row.key]
+        assert 1 - (change - update).square().sum() / update.square().sum() == pytest.approx(row.kept["fp32"], abs=1e-4)
+        assert row.kept["bf16"] <= row.kept["fp16"] + 1e-6 <= row.kept["fp32"] + 2e-6
+    assert 0 < report.kept["fp32"] < 1
 
 
 def test_convolutions_may_have_another_rank(files, tmp_path):
     report, updates = extracted(files, tmp_path, noise=0.02, rank=5, convolution_rank=2)
-    ranks = {row["key"]: row["rank"] for row in report["rows"]}
+    ranks = {row.key: row.rank for row in report.rows}
     assert ranks == {key: 2 if update.ndim == 4 and update.shape[-1] > 1 else 5 for key, update in updates.items()}
     assert set(ranks.values()) == {2, 5}
 
@@ -88,7 +89,7 @@ def test_what_rounding_takes_is_told_in_the_precision_of_the_file(files, tmp_pat
     file = read_lora(tmp_path / "lora.safetensors")
     lost = sum((change_of(file.layers[key].low_rank()) - update).double().square().sum() for key, update in updates.items())
     lost = lost / sum(update.double().square().sum() for update in updates.values())
-    assert 1 - report["kept"]["bf16"] == pytest.approx(float(lost), rel=0.2) and lost > 1e-6
+    assert 1 - report.kept["bf16"] == pytest.approx(float(lost), rel=0.2) and lost > 1e-6
 
 
 @pytest.mark.parametrize("shape", [(900, 1000), (1000, 2100), (2000, 800), (40, 30)])
@@ -151,7 +152,7 @@ def test_cancel_leaves_no_file(files, tmp_path):
     seen = []
     with pytest.raises(Cancelled):
         extract(asked(tmp_path / "tuned.safetensors", files["sd1"]),
-                tmp_path / "lora.safetensors", lambda event, **fields: seen.append(fields["done"]), lambda: len(seen) >= 5)
+                tmp_path / "lora.safetensors", lambda event: seen.append(event.done), lambda: len(seen) >= 5)
     assert len(seen) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["tuned.safetensors"]
 
@@ -169,10 +170,10 @@ def test_eight_bit_tuned_weights_are_scaled_before_they_are_compared(files, tmp_
     save_file(tuned, tmp_path / "tuned.safetensors")
     report = extract(asked(tmp_path / "tuned.safetensors", files["sd1"]), tmp_path / "lora.safetensors")
     key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_"
-    assert [row["key"] for row in report["rows"]] == [key + "k"]
-    assert report["change_norm"] == pytest.approx(0.1 * float(change.norm()), rel=0.05)
+    assert [row.key for row in report.rows] == [key + "k"]
+    assert report.change_norm == pytest.approx(0.1 * float(change.norm()), rel=0.05)
     assert any(f"1 layers, for example {key}q, differ by no more than rounding to scaled fp8" in note
-               for note in report["notes"])
+               for note in report.notes)
 
 
 FP16, BF16, E4M3, E5M2 = torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
@@ -199,10 +200,10 @@ def test_rounding_alone_is_no_change(base_types, tuned_types, name, files, tmp_p
         save_file({name: through(tensor + strength * change[name], types) for name, tensor in weights.items()},
                   tmp_path / f"{file}.safetensors")
     report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
-    assert all(row["key"].endswith("attn1_to_q") for row in report["rows"]) and report["rows"]
-    assert report["left_out_energy"] == 0
+    assert all(row.key.endswith("attn1_to_q") for row in report.rows) and report.rows
+    assert report.left_out_energy == 0
     if len({(types or (torch.float32,))[-1] for types in (base_types, tuned_types)}) == 1:
-        assert any(f"differ by no more than rounding to {name}" in note for note in report["notes"])
+        assert any(f"differ by no more than rounding to {name}" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("trained", [
@@ -220,7 +221,7 @@ def test_layers_trained_and_saved_in_bf16_are_extracted(trained, files, tmp_path
     report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
     linear = [layer for layer in layers({name: tuple(tensor.shape) for name, tensor in weights.items()})
               if weights[layer.tensor].ndim == 2]
-    assert len(report["rows"]) == len(linear) and not any("rounding" in note for note in report["notes"])
+    assert len(report.rows) == len(linear) and not any("rounding" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("tuned, base, said", [
@@ -231,5 +232,5 @@ def test_models_that_predict_different_things_are_noted(tuned, base, said, files
     for name, source, marks in (("tuned", tmp_path / "planted.safetensors", tuned), ("base", files["sdxl"], base)):
         save_file({**load_file(source), **{mark: torch.zeros(1) for mark in marks}}, tmp_path / f"{name}.safetensors")
     report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
-    notes = " ".join(report["notes"])
+    notes = " ".join(report.notes)
     assert said in notes if said else "predicts" not in notes

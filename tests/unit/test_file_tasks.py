@@ -8,17 +8,18 @@ import onnxruntime
 import pytest
 import torch
 from finetune.trainers import families
+from finetune.trainers.artifacts.adapters.lora import LoraWeight
 from finetune.trainers.artifacts.layer_names import layers_of_checkpoint as layers
-from finetune.trainers.artifacts.lora import LoraWeight, write_lora
+from finetune.trainers.artifacts.lora import write_lora
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.tensor_files import read_entries, read_header
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.events import silent
 from finetune.trainers.families.unet_state_dict import weights_of
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.spec import FolderSpec
-from finetune.trainers.spec.file_tasks import SPECS
 from finetune.trainers.tools import onnx_export
-from finetune.trainers.tools.file_tasks import WORK
+from finetune.trainers.tools.file_tasks import TOOLS
 from finetune.trainers.tools.merging import change_of
 from safetensors.torch import load_file, save_file
 from support import tiny
@@ -35,11 +36,11 @@ def files(tiny_bases, tmp_path_factory):
 
 def asked(task: str, folder: Path, **fields):
     folders = FolderSpec(runs=str(folder / "runs"), caches=str(folder))
-    return SPECS[task](name="made", folders=folders, device="cpu", **fields)
+    return TOOLS[task].spec(name="made", folders=folders, device="cpu", **fields)
 
 
 def done(task: str, folder: Path, stop=lambda: False, **fields) -> dict:
-    return WORK[task](asked(task, folder, **fields), folder, lambda event, **facts: None, stop)
+    return TOOLS[task].work(asked(task, folder, **fields), folder, silent, stop)
 
 
 def lora_for(checkpoint: Path, path: Path, dtype=torch.float32, alpha: float = 2.0, metadata=None) -> Path:
@@ -68,7 +69,7 @@ def test_names_round_trip_exactly(family, dtype, files, tmp_path):
     step = source
     for names in ("diffusers", "comfyui", "kohya"):
         report = done("convert", tmp_path, lora=str(step), base=str(files[family]), names=names)
-        assert report["error"] == 0.0
+        assert report.error == 0.0
         step = (tmp_path / "made.safetensors").rename(tmp_path / f"{names}.safetensors")
     before, after = changes(source), changes(step)
     assert before.keys() == after.keys()
@@ -98,9 +99,9 @@ def test_eight_bits_are_scaled_by_alpha_and_come_back(precision, dtype, most, fi
     assert {tensor.dtype for name, tensor in stored.items() if name.endswith(".weight")} == {dtype}
     before, after = changes(source), changes(small)
     error = sum((before[key] - after[key]).square().sum() for key in before) / sum(x.square().sum() for x in before.values())
-    assert report["error"] == pytest.approx(float(error.sqrt()), rel=1e-3) and 0 < report["error"] < most
+    assert report.error == pytest.approx(float(error.sqrt()), rel=1e-3) and 0 < report.error < most
     back = done("convert", tmp_path, lora=str(small), file_precision="fp32")
-    assert back["error"] < 1e-6
+    assert back.error < 1e-6
     again = changes(tmp_path / "made.safetensors")
     assert all(torch.allclose(again[key], after[key], rtol=1e-4, atol=1e-7) for key in after)
 
@@ -122,7 +123,7 @@ def test_merging_files_of_different_makers(files, tmp_path):
     report = done("merge", tmp_path, loras=[{"path": str(source)}, {"path": str(other), "model": -0.5, "text": -0.5}],
                   rule="fixed", rank=4, file_precision="fp32")
     before, after = changes(source), changes(tmp_path / "made.safetensors")
-    assert before.keys() == after.keys() and report["kept"] == pytest.approx(1.0, abs=1e-5)
+    assert before.keys() == after.keys() and report.kept == pytest.approx(1.0, abs=1e-5)
     assert all(torch.allclose(after[key], 0.5 * before[key], atol=1e-5) for key in before)
 
 
@@ -131,7 +132,7 @@ def test_metadata_changes_and_weights_do_not(files, tmp_path):
     report = done("metadata", tmp_path, lora=str(source), forget_training=True,
                   changes=[("modelspec.trigger_phrase", "ohwx"), ("modelspec.title", "")])
     made, before = read_header(tmp_path / "made.safetensors")[1], read_header(source)[1]
-    assert made == report["metadata"] and made["modelspec.trigger_phrase"] == "ohwx"
+    assert made == report.metadata and made["modelspec.trigger_phrase"] == "ohwx"
     assert "modelspec.title" not in made and "ss_tag_frequency" not in made
     assert made["sshs_model_hash"] == before["sshs_model_hash"]
     one, other = load_file(source), load_file(tmp_path / "made.safetensors")
@@ -144,7 +145,7 @@ def test_baked_weights_are_base_and_loras(family, files, tmp_path):
     report = done("bake", tmp_path, base=str(files[family]), loras=[
         {"path": str(one), "model": 0.5, "text": 0.25}, {"path": str(one), "model": 0.25, "text": 0.0}])
     base, baked, wanted = load_file(files[family]), load_file(tmp_path / "made.safetensors"), changes(one)
-    assert report["keys"] == len(base) == len(baked) and report["notes"] == []
+    assert report.keys == len(base) == len(baked) and not report.notes
     touched = set()
     for layer in layers({name: tuple(tensor.shape) for name, tensor in base.items()}):
         before, after = (layer.rows(each[layer.tensor]) for each in (base, baked))
@@ -161,7 +162,7 @@ def test_the_onnx_file_computes_what_base_and_loras_compute(family, precision, t
     one = lora_for(files[family], tmp_path / "one.safetensors")
     base = tiny_bases[family]
     report = done("onnx", tmp_path, base=base.path, loras=[{"path": str(one), "model": 0.5}], file_precision=precision)
-    assert report["error"] < (1e-5 if precision == "fp32" else 2e-2) and report["layers"]
+    assert report.error < (1e-5 if precision == "fp32" else 2e-2) and report.layers
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.onnx", "one.safetensors"]
     engine = families.get(family)
     denoiser, wanted = engine.load_denoiser(base, torch.float32), changes(one)
@@ -191,7 +192,7 @@ def test_the_onnx_file_computes_what_base_and_loras_compute(family, precision, t
 def test_large_onnx_models_keep_their_weights_in_a_second_file(tiny_bases, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export, "ONE_FILE", 1000)
     report = done("onnx", tmp_path, base=tiny_bases["sd1"].path)
-    assert [file["name"] for file in report["files"]] == ["made.onnx", "made.onnx.data"]
+    assert [file.name for file in report.files] == ["made.onnx", "made.onnx.data"]
     assert (tmp_path / "made.onnx").stat().st_size < (tmp_path / "made.onnx.data").stat().st_size
     monkeypatch.setattr(onnx_export, "difference", lambda *arguments: float("nan"))
     with pytest.raises(UserError, match="would not draw what the base draws"):
@@ -233,13 +234,13 @@ def test_dora_is_baked_by_its_formula(files, tmp_path):
 
 def test_shards_join_to_the_same_tensors(files, tmp_path):
     report = done("shard", tmp_path, checkpoint=str(files["sd1"]), shard_size=0.003)
-    assert len(report["files"]) > 3
+    assert len(report.files) > 3
     joined = tmp_path / "joined"
     joined.mkdir()
     done("shard", joined, checkpoint=str(tmp_path / "made.safetensors.index.json"), shard_size=0)
     one, other = load_file(files["sd1"]), load_file(joined / "made.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    (tmp_path / report["files"][0]["name"]).unlink()
+    (tmp_path / report.files[0].name).unlink()
     with pytest.raises(UserError, match="is not beside"):
         done("shard", joined, checkpoint=str(tmp_path / "made.safetensors.index.json"), shard_size=0)
 
@@ -264,7 +265,7 @@ def test_the_command_line_does_the_same_and_finds_what_is_there(files, tmp_path)
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(first.stdout.splitlines()[-1])["event"] == "finished"
     run = open_run(spec)
-    assert run.report["precision"] == "fp16" and run.artifact.exists()
+    assert run.report.precision == "fp16" and run.artifact.exists()
     assert "made is finished" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     lora_for(files["sd1"], source, alpha=1.0)  # another file under the same name is another run
     assert open_run(spec).name == "made-2"

@@ -125,6 +125,6 @@ def test_losses_equal_plain_diffusers(family, text_rate, tiny_bases, squares, cl
         training=specs.TrainingSpec(steps=STEPS, batch_size=BATCH, resolution=64, seed=SEED),
     )
     ours = []
-    train_run(spec, open_run(spec), lambda event, **fields: ours.append(fields["loss"]) if event == "step" else None)
+    train_run(spec, open_run(spec), lambda event: ours.append(event.loss) if event.event == "step" else None)
     assert ours == pytest.approx(PlainLoop(base, text_rate).train(squares, classes), abs=1e-5)
     assert len(set(ours)) == STEPS

@@ -10,13 +10,13 @@ from finetune.trainers.artifacts.peft_config import read_peft_config
 from finetune.trainers.artifacts.tensor_files import finite_entries
 from finetune.trainers.artifacts.tensor_header import read_header
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.files import read_json
 from finetune.trainers.spec import FolderSpec
-from finetune.trainers.spec.file_tasks import SPECS
 from finetune.trainers.stacking import cards
 from finetune.trainers.stacking.cards import card, family_of, number_of, tags_of, triggers_of
 from finetune.trainers.stacking.inspection import norms_by_block
-from finetune.trainers.tools.file_tasks import WORK
+from finetune.trainers.tools.file_tasks import TOOLS
 from finetune.trainers.words import holds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,8 +50,8 @@ def lora(path, metadata=None, **changed):
 
 def done(task, folder, **fields):
     folders = FolderSpec(runs=str(folder / "runs"), caches=str(folder))
-    spec = SPECS[task](name="made", folders=folders, device="cpu", **fields)
-    return WORK[task](spec, folder, lambda event, **facts: None, lambda: False)
+    spec = TOOLS[task].spec(name="made", folders=folders, device="cpu", **fields)
+    return TOOLS[task].work(spec, folder, silent, lambda: False)
 
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(NUMBERS)
@@ -84,9 +84,9 @@ def test_no_tool_stops_at_metadata(tmp_path, metadata, alpha):
     reports = [done("merge", tmp_path, loras=[{"path": str(path)}], rule="exact", file_precision="fp32"),
                done("convert", tmp_path, lora=str(path), names="same", file_precision="fp32"),
                done("metadata", tmp_path, lora=str(path), changes=[("modelspec.title", "new")])]
-    json.dumps(reports, ensure_ascii=False).encode()
-    assert reports[2]["metadata"] == read_header(tmp_path / "made.safetensors")[1]
-    assert reports[2]["metadata"]["modelspec.title"] == "new"
+    json.dumps([report.model_dump(mode="json") for report in reports], ensure_ascii=False).encode()
+    assert reports[2].metadata == read_header(tmp_path / "made.safetensors")[1]
+    assert reports[2].metadata["modelspec.title"] == "new"
     assert load_file(tmp_path / "made.safetensors").keys() == read_header(path)[0].keys()
     assert all(change.isfinite().all() for change in (layer.change() for layer in read_lora(path).layers.values()))
 

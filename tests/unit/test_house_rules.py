@@ -93,10 +93,11 @@ def test_modules_import_each_other_in_no_circle():
 
 
 def test_no_file_name_stands_for_two_things():
-    """A spec is named like what it describes, and the file of an artifact like the method that makes it."""
+    """A spec is named like what it describes, the file of an artifact like the method that makes it, and both halves of a
+    kind of adapter alike."""
     names = Counter()
     for path in PACK:
-        if path.stem not in ("__init__", "protocol") and path.parent.name not in ("spec", "artifacts"):
+        if path.stem not in ("__init__", "protocol") and path.parent.name not in ("spec", "artifacts", "adapters"):
             names[path.stem] += 1
     assert {name: count for name, count in names.items() if count > 1} == {}
 

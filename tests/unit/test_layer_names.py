@@ -12,12 +12,12 @@ from diffusers import UNet2DConditionModel
 from finetune.trainers.artifacts.layer_names import LayerNames, family_names, family_of_lora, place, split_key
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.process.parent import SCRIPT
 from finetune.trainers.spec import FolderSpec
-from finetune.trainers.spec.file_tasks import SPECS
 from finetune.trainers.stacking.inspection import layers_of, norms_by_block
-from finetune.trainers.tools.file_tasks import WORK
+from finetune.trainers.tools.file_tasks import TOOLS
 from safetensors.torch import load_file, save_file
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -269,8 +269,8 @@ def spelling(family, seed):
 def done(task, folder, **fields):
     folder.mkdir()
     folders = FolderSpec(runs=str(folder / "runs"), caches=str(folder))
-    spec = SPECS[task](name="made", folders=folders, device="cpu", **fields)
-    WORK[task](spec, folder, lambda event, **facts: None, lambda: False)
+    spec = TOOLS[task].spec(name="made", folders=folders, device="cpu", **fields)
+    TOOLS[task].work(spec, folder, silent, lambda: False)
     return folder / "made.safetensors"
 
 

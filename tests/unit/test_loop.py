@@ -131,7 +131,7 @@ def test_every_step_is_that_of_a_loop_in_plain_torch(tiny_bases, make_spec):
 
 def steps_of(spec) -> list[dict]:
     steps = []
-    train_run(spec, open_run(spec), lambda event, **fields: steps.append(fields) if event == "step" else None)
+    train_run(spec, open_run(spec), lambda event: steps.append(event) if event.event == "step" else None)
     return steps
 
 

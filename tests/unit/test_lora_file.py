@@ -6,8 +6,10 @@ import pytest
 import torch
 from finetune.trainers import families
 from finetune.trainers import spec as specs
-from finetune.trainers.artifacts.lora import LoraWeight, save_lora
+from finetune.trainers.artifacts.adapters.lora import LoraWeight
+from finetune.trainers.artifacts.lora import save_lora
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.files import place_copy
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import train_run
@@ -17,7 +19,7 @@ from safetensors import safe_open
 def trained(base, make_spec, **parts):
     spec = make_spec(base, **parts)
     run = open_run(spec)
-    report = train_run(spec, run, lambda event, **fields: None)
+    report = train_run(spec, run, silent)
     with safe_open(run.artifact, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata(), report, run
 
@@ -40,7 +42,7 @@ def test_keys_are_those_of_kohya(family, denoiser_key, text_key, tiny_bases, mak
         assert tensors[f"{layer}.alpha"].item() == 1.5 and tensors[f"{layer}.alpha"].shape == ()
         assert tensors[f"{layer}.lora_down.weight"].shape[0] == tensors[f"{layer}.lora_up.weight"].shape[1] == 3
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    assert report["keys"] == len(tensors) and report["layers"] == len(layers) and report["change_norm"] > 0
+    assert report.keys == len(tensors) and report.layers == len(layers) and report.change_norm > 0
 
 
 def test_convolutions_keep_their_shape(tiny_bases, make_spec):
@@ -53,7 +55,7 @@ def test_convolutions_keep_their_shape(tiny_bases, make_spec):
 
 def test_metadata_that_managers_read(tiny_bases, make_spec, tmp_path):
     dataset_root = str(tmp_path)
-    tensors, metadata, _, run = trained(tiny_bases["sd1"], make_spec)
+    _tensors, metadata, _, run = trained(tiny_bases["sd1"], make_spec)
     assert metadata["ss_base_model_version"] == "sd_1.5" and metadata["ss_v2"] == "False"
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "2.0")
     assert metadata["ss_output_name"] == "run" and metadata["ss_network_module"] == "networks.lora"

@@ -7,9 +7,9 @@ from finetune.trainers.artifacts import changes, peft_config
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.peft_config import PeftConfig, read_peft_config
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.spec import FolderSpec
-from finetune.trainers.spec.file_tasks import SPECS
-from finetune.trainers.tools.file_tasks import WORK
+from finetune.trainers.tools.file_tasks import TOOLS
 from safetensors.torch import load_file, safe_open, save_file
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -23,8 +23,8 @@ def noise(*shape, seed=0):
 def done(task, folder, **fields):
     folder.mkdir(exist_ok=True)
     folders = FolderSpec(runs=str(folder / "runs"), caches=str(folder))
-    spec = SPECS[task](name="made", folders=folders, device="cpu", **fields)
-    report = WORK[task](spec, folder, lambda event, **facts: None, lambda: False)
+    spec = TOOLS[task].spec(name="made", folders=folders, device="cpu", **fields)
+    report = TOOLS[task].work(spec, folder, silent, lambda: False)
     return folder / "made.safetensors", report
 
 
@@ -76,7 +76,7 @@ def test_peft_means_the_same_in_every_tool(kind, config, scale, tmp_path):
     torch.testing.assert_close(change(made), wanted, rtol=1e-3, atol=1e-4)
     made, report = done("convert", tmp_path / "convert", lora=str(path), names="kohya")
     torch.testing.assert_close(change(made), wanted, rtol=1e-4, atol=1e-5)
-    assert report["notes"] == [] and not list(tmp_path.glob("convert/*.json"))
+    assert not report.notes and not list(tmp_path.glob("convert/*.json"))
     base = {f"model.diffusion_model.{name}": torch.zeros(shape) for name, shape in (
         ("input_blocks.0.0.weight", (4, 4, 3, 3)), ("input_blocks.3.0.op.weight", (8, 8, 3, 3)),
         ("input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight", (32, 32)))}
@@ -126,7 +126,7 @@ def test_configurations_that_say_nothing_sensible_are_said_and_left_out(config, 
     file = read_lora(path)
     torch.testing.assert_close(next(iter(file.layers.values())).change(), product)
     assert len(file.notes) == 1 and "adapter_config.json beside it" in file.notes[0] and "scale 1" in file.notes[0]
-    assert done("merge", tmp_path / "made", loras=[{"path": str(path)}])[1]["notes"] == file.notes
+    assert done("merge", tmp_path / "made", loras=[{"path": str(path)}])[1].notes == tuple(file.notes)
 
 
 @pytest.mark.parametrize("config", [{"r": 0, "lora_alpha": 2}, {"r": -4, "lora_alpha": 2}, {"r": 1e400, "lora_alpha": 2}])
@@ -201,7 +201,7 @@ def test_a_resized_convolution_has_its_kernel(kind, tmp_path):
     assert tensors[f"{CONVOLUTION}.lora_down.weight"].shape[1:] == (32, 3, 3)
     assert tensors[f"{CONVOLUTION}.lora_up.weight"].shape[::2] == (64, 1)
     torch.testing.assert_close(change(made), meant, rtol=1e-3, atol=1e-4)
-    assert report["notes"] == []
+    assert not report.notes
 
 
 @pytest.mark.parametrize("key", [CONVOLUTION, "lora_transformer_blocks_0_conv1"])
@@ -213,14 +213,14 @@ def test_kinds_on_a_convolution_are_added(kind, key, tmp_path):
     for order in (loras, loras[::-1]):
         made, report = done("merge", tmp_path / "made", loras=order, file_precision="fp32")
         torch.testing.assert_close(change(made), one + 0.5 * other, rtol=1e-3, atol=1e-3)
-        assert report["notes"] == []
+        assert not report.notes
 
 
 def test_an_unknown_kernel_is_said(tmp_path):
     path, meant = file_of(tmp_path, "loha", key="lora_transformer_blocks_0_conv1")
     made, report = done("merge", tmp_path / "made", loras=[{"path": path}], file_precision="fp32")
     torch.testing.assert_close(change(made), meant.flatten(1), rtol=1e-3, atol=1e-3)
-    assert "may be convolutions whose kernel no file tells" in report["notes"][0]
+    assert "may be convolutions whose kernel no file tells" in report.notes[0]
 
 
 def test_pointwise_convolutions_and_linear_layers(tmp_path):
@@ -257,7 +257,7 @@ def test_layers_that_are_incomplete_are_left_out(tensors, tmp_path):
     save_file({**whole, **{f"lora_unet_conv_out.{part}": tensor.clone() for part, tensor in tensors.items()}},
               tmp_path / "a.safetensors")
     made, report = done("merge", tmp_path / "made", loras=[{"path": str(tmp_path / "a.safetensors")}])
-    assert len(load_file(made)) == 3 and "incomplete, and were left out" in report["notes"][0]
+    assert len(load_file(made)) == 3 and "incomplete, and were left out" in report.notes[0]
 
 
 def test_converted_files_say_what_they_hold(tmp_path):

@@ -10,6 +10,7 @@ from finetune.trainers.data.images.buckets import Crop, bucket_sizes, fit
 from finetune.trainers.data.images.masks import fits, latent_mask, read_mask
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.objectives.objective import make_objective
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import Training, train_run
@@ -19,9 +20,6 @@ from support.tiny import half_mask, make_masked_images
 STEPS = 40
 MASKED = specs.ObjectiveSpec(masked=True, unmasked_weight=0.0)
 
-
-def silent(event, **fields):
-    pass
 
 
 def image(path, size=(64, 64), color="red", mode="RGB"):
@@ -110,7 +108,7 @@ def test_cache_follows_the_masks_content_and_its_kind(tmp_path):
     def fill():
         events.clear()
         dataset = scan_folder(str(folder), "data")
-        cache.fill([(each, crop) for each in dataset.images], lambda event, **fields: events.append(fields["what"]))
+        cache.fill([(each, crop) for each in dataset.images], lambda event: events.append(event.what))
         return {each.name: cache.reader(each, crop)() for each in dataset.images}
 
     masks = fill()
@@ -129,7 +127,7 @@ def test_each_crop_has_its_own_mask_and_images_without_one_count_everywhere(tmp_
     crop = fit((64, 64), [(64, 64)])
     crops = [crop, Crop(*[*vars(crop).values()][:5], mirrored=True), Crop((64, 64), (128, 128), 64, 0, (64, 64))]
     cache = MaskCache(str(tmp_path / "caches"), 8)
-    cache.fill([(masked, each) for each in crops], lambda event, **fields: None)
+    cache.fill([(masked, each) for each in crops], silent)
     assert [cache.reader(masked, each)()[0, 0].tolist() for each in crops] == [[1.0] * 4 + [0.0] * 4, [0.0] * 4 + [1.0] * 4,
                                                                               [0.0] * 8]
     assert torch.equal(cache.reader(plain, fit((128, 64), [(128, 64)]))(), torch.ones(1, 8, 16))
@@ -212,8 +210,8 @@ def test_validation_looks_where_the_training_does(tiny_bases, make_spec, tmp_pat
             tiny_bases["sd1"], dataset=dataset, objective=specs.ObjectiveSpec(**objective), name=f"run{len(objective)}",
             training=specs.TrainingSpec(steps=1, resolution=64), validation=specs.ValidationSpec(share=0.5))
 
-        def emit(event, **fields):
-            losses.extend([fields["loss"]] if event == "validation" else [])
+        def emit(event):
+            losses.extend([event.loss] if event.event == "validation" else [])
 
         train_run(spec, open_run(spec), emit)
         return losses[0]

@@ -132,7 +132,7 @@ def test_training_beside_packed_weights(precision, family, method, checkpointing
     training = training_of(make_spec(tiny_bases[family], method=method, memory=specs.MemorySpec(
         frozen_precision=precision, gradient_checkpointing=checkpointing)))
     losses, attach, before = [], training._attach, {}
-    training.emit = lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None
+    training.emit = lambda event: losses.append(event.loss) if event.event == "step" else None
 
     def remember():
         attach()

@@ -1,4 +1,5 @@
 """Sums of LoRA files are the sums of what they change, whatever their makers called the factors."""
+import itertools
 import json
 
 import pytest
@@ -9,11 +10,11 @@ from finetune.trainers.tools.merging import Resize, change_of, merge
 from safetensors.torch import save_file
 
 OUT, IN = 12, 10
+SEEDS = itertools.count(1)
 
 
-def random(*shape, number=[0]):
-    number[0] += 1
-    return torch.randn(shape, generator=torch.Generator().manual_seed(number[0]))
+def random(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(next(SEEDS)))
 
 
 def kohya(key, rank=3, alpha=1.5, kernel=()):
@@ -57,14 +58,14 @@ def test_joined_factors_are_the_sum(tmp_path):
 def test_products_are_merged_by_what_they_change(make, tmp_path):
     one, first = kohya("lora_unet_a")
     two, second = make("lora_unet_a")
-    merged, energy = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.5]))
+    merged, _energy = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.5]))
     torch.testing.assert_close(change_of(merged), first + 0.5 * second, rtol=1e-4, atol=1e-4)
 
 
 def test_a_smaller_rank_is_the_best_of_its_rank(tmp_path):
     (one, first), (two, second) = kohya("lora_unet_a", rank=4), kohya("lora_unet_a", rank=4)
     files = [written(tmp_path, "one", one), written(tmp_path, "two", two)]
-    merged, energy = next(merge(files, [1.0, 1.0], resize=Resize("fixed", rank=3)))
+    merged, _energy = next(merge(files, [1.0, 1.0], resize=Resize("fixed", rank=3)))
     left, values, right = torch.linalg.svd(first + second)
     best = left[:, :3] * values[:3] @ right[:3]
     torch.testing.assert_close(change_of(merged), best, rtol=1e-4, atol=1e-4)
@@ -105,6 +106,6 @@ def test_what_cannot_be_merged_says_why(tmp_path):
 
 def test_strength_zero_leaves_a_file_out(tmp_path):
     (one, first), (two, _) = kohya("lora_unet_a"), kohya("lora_unet_a")
-    merged, energy = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.0]))
+    merged, _energy = next(merge([written(tmp_path, "one", one), written(tmp_path, "two", two)], [1.0, 0.0]))
     torch.testing.assert_close(change_of(merged), first)
     assert len(merged.down) == 3

@@ -99,8 +99,8 @@ def test_resume_equals_never_stopping_with_all_controls(family, others, tiny_bas
         runs=str(tmp_path / "other runs"), caches=str(tmp_path / "caches")))
     beginning, count = [], iter(range(100))
     with pytest.raises(Cancelled):
-        train_run(stopped, open_run(stopped), lambda event, **fields: beginning.append(fields["loss"])
-                  if event == "step" else None, stop_requested=lambda: next(count) == 2)
+        train_run(stopped, open_run(stopped), lambda event: beginning.append(event.loss)
+                  if event.event == "step" else None, stop_requested=lambda: next(count) == 2)
     assert 0 < len(beginning) < 6 and beginning + run_losses(stopped) == whole
     one, other = load_file(run.artifact), load_file(open_run(stopped).artifact)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -113,7 +113,7 @@ def test_class_images_are_never_masked(tiny_bases, make_spec, tmp_path):
     dataset, seen, notes = scan_folder(str(folder), "data"), [], []
     spec = make_spec(tiny_bases["sd1"], dataset=dataset, prior=specs.PriorSpec(dataset=dataset),
                      objective=specs.ObjectiveSpec(masked=True))
-    training = Training(spec, open_run(spec), lambda event, **fields: notes.append(fields.get("text")), lambda: False,
+    training = Training(spec, open_run(spec), lambda event: notes.append(getattr(event, "text", None)), lambda: False,
                         make_accelerator(spec))
     training.execute()
     for source in (training.data.subject, training.data.prior):
@@ -126,7 +126,7 @@ def test_class_images_are_never_masked(tiny_bases, make_spec, tmp_path):
 def test_notes_reach_the_report(tiny_bases, make_spec):
     spec = make_spec(tiny_bases["sd1"], objective=specs.ObjectiveSpec(flow_shift=3.0))
     run_losses(spec)
-    assert any("flow_shift is not read" in note for note in open_run(spec).report["notes"])
+    assert any("flow_shift is not read" in note for note in open_run(spec).report.notes)
 
 
 def test_weightings_of_noise_levels_are_refused_for_flow(tiny_bases, make_spec):

@@ -35,7 +35,7 @@ def test_noised_latents_and_target_give_the_clean_latents_back(prediction):
 def test_flow_target_leads_from_noise_to_the_clean_latents():
     noised = FlowObjective(ObjectiveSpec(flow_shift=3.0)).noise(LATENTS, generators())
     sigma = (noised.timesteps / 1000).reshape(-1, 1, 1, 1)
-    assert ((0 < sigma) & (sigma < 1)).all()
+    assert ((sigma > 0) & (sigma < 1)).all()
     torch.testing.assert_close(noised.latents - sigma * noised.target, LATENTS, rtol=1e-4, atol=1e-4)
 
 

@@ -75,7 +75,7 @@ def test_first_updates_are_the_library_s(name):
             optimizer.step()
         for mine, its, first in zip(ours, theirs, start):
             # Fused AdamW rounds in another order.
-            assert torch.equal(mine, its) or name == "adamw" and torch.allclose(mine, its, rtol=0, atol=1e-6)
+            assert torch.equal(mine, its) or (name == "adamw" and torch.allclose(mine, its, rtol=0, atol=1e-6))
             assert not torch.equal(mine, first)
 
 

@@ -100,5 +100,5 @@ def test_a_cached_file_that_is_gone_stops_the_run_with_its_sentence(tiny_bases, 
     monkeypatch.setattr(Batches, "load", gone)
     spec, steps = make_spec(tiny_bases["sd1"], method=specs.LoraSpec(rank=2, alpha=2)), []
     with pytest.raises(UserError, match="'square_1.png' have disappeared"):
-        train_run(spec, open_run(spec), lambda event, **fields: steps.append(fields) if event == "step" else None)
+        train_run(spec, open_run(spec), lambda event: steps.append(event) if event.event == "step" else None)
     assert len(steps) == 4 and not readers()

@@ -63,4 +63,4 @@ def test_dreambooth_trains_twice_as_long_with_class_images():
 @pytest.mark.parametrize("side, fits", [(512, False), (760, False), (768, True), (1024, True), (1536, True), (1544, False)])
 def test_a_resolution_that_does_not_fit_is_known(side, fits):
     note = resolution_note(released("sdxl"), side)
-    assert (note == "") == fits and (fits or f"trains at {side}" in note and "for images of 1024 pixels" in note)
+    assert (note == "") == fits and (fits or (f"trains at {side}" in note and "for images of 1024 pixels" in note))

@@ -69,7 +69,7 @@ def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_pat
     parts["optimizer"] = specs.OptimizerSpec(learning_rate=1e-2, epsilon=1e-3)
     one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", [])
     two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", LAUNCH)
-    assert next(event["processes"] for event in two.events() if event["event"] == "model") == 2
+    assert next(event.processes for event in two.events() if event.event == "model") == 2
     assert len(one.losses()) == 4 and two.losses() == pytest.approx(one.losses(), abs=1e-5)
     validation = one.curve("validation")
     assert list(validation) == [0, 2, 4] and two.curve("validation") == pytest.approx(validation, abs=1e-5)
@@ -97,14 +97,14 @@ def test_two_processes_are_cancelled_and_go_on(tiny_bases, make_spec, tmp_path):
     with TrainingProcess(run, [sys.executable, *LAUNCH]) as process:
         for event in process.events():
             events += [event] if event else []
-            if event and event["event"] == "step" and event["step"] == 2:
+            if event and event.event == "step" and event.step == 2:
                 process.cancel()
     last = events[-1]
-    assert last["event"] == "cancelled" and 2 <= last["step"] < 12, json.dumps(events[-3:])
-    assert run.checkpoints() == [last["step"]] and list(run.checkpoint_folder(last["step"]).glob("*.safetensors"))
+    assert last.event == "cancelled" and 2 <= last.step < 12, json.dumps(events[-3:])
+    assert run.checkpoints() == [last.step] and list(run.checkpoint_folder(last.step).glob("*.safetensors"))
     with TrainingProcess(run, [sys.executable, *LAUNCH]) as process:
         resumed = [event for event in process.events() if event]
-    assert resumed[-1]["event"] == "finished" and {"resumed"} <= {event["event"] for event in resumed}
+    assert resumed[-1].event == "finished" and {"resumed"} <= {event.event for event in resumed}
     assert run.losses() == pytest.approx(whole.losses(), abs=1e-6) and len(run.losses()) == 12
     expected, found = tensors(whole.artifact), tensors(run.artifact)
     assert all(torch.allclose(value, found[key], atol=1e-5) for key, value in expected.items())

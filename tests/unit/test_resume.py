@@ -8,6 +8,7 @@ import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.events import StepEvent, ValidationEvent
 from finetune.trainers.run_folder import Run, open_run
 from finetune.trainers.training.run import Training
 from safetensors.torch import load_file
@@ -36,7 +37,7 @@ def test_the_scaler_of_fp16_goes_on(tiny_bases, make_spec, tmp_path):
     def training(spec, stop_after=None):
         accelerator, steps = make_accelerator(spec), []
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
-        return Training(spec, open_run(spec), lambda event, **fields: steps.append(fields) if event == "step" else None,
+        return Training(spec, open_run(spec), lambda event: steps.append(event) if event.event == "step" else None,
                         lambda: len(steps) == stop_after, accelerator)
 
     def spec(name):
@@ -102,20 +103,28 @@ def test_of_a_step_that_was_done_again_the_last_try_counts(tmp_path):
     """After a kill the steps behind the newest checkpoint come again. Cut lines and losses that were no number are left
     out."""
     run = Run(tmp_path)
-    assert run.losses() == [] and run.curve("validation") == {}
+    assert run.losses() == [] and run.curve(ValidationEvent) == {}
     tries = [(1, 0.5), (2, 0.4), (3, 0.3), (2, 0.25), (3, None), (4, 0.1)]
     lines = [json.dumps({"event": "step", "step": step, "loss": loss, "gradient_norm": step / 8}) for step, loss in tries]
     lines[3:3] = ['{"event": "step", "step": 3, "lo', '{"event": "validation", "step": 3, "loss": 0.7}']
     run.events_path.write_text("\n".join(lines), encoding="utf-8")
-    assert run.losses() == [0.5, 0.25, 0.1] and run.curve("validation") == {3: 0.7}
-    assert run.curve("step", "gradient_norm") == {1: 0.125, 2: 0.25, 3: 0.375, 4: 0.5}
+    assert run.losses() == [0.5, 0.25, 0.1] and run.curve(ValidationEvent) == {3: 0.7}
+    assert run.curve(StepEvent, "gradient_norm") == {1: 0.125, 2: 0.25, 3: 0.375, 4: 0.5}
+
+
+OLD_REPORT = {
+    "steps": 3, "files": [{"kind": "checkpoint", "name": f"{name}.safetensors", "bytes": 0} for name in "ab"], "keys": 4,
+    "bytes": 0, "change_norm": 0.5, "relative_change": 0.1, "loss_first_tenth": 1.0, "loss_last_tenth": 0.5, "seconds": 2.0,
+    "notes": ["a note"], "stopped_early": False, "unmatched_keys": []}
+"""Of the form before reports had a version."""
 
 
 def test_a_finished_run_has_a_report_and_its_files(tmp_path):
     run = Run(tmp_path)
     assert run.report is None
-    run.report_path.write_text('{"files": [{"name": "a.safetensors"}, {"name": "b.safetensors"}]}')
+    run.report_path.write_text(json.dumps(OLD_REPORT))
     (tmp_path / "a.safetensors").touch()
     assert run.report is None  # one was taken away
     (tmp_path / "b.safetensors").touch()
-    assert run.report["files"][1]["name"] == "b.safetensors" and run.artifact == tmp_path / "a.safetensors"
+    assert run.report.files[1].name == "b.safetensors" and run.report.load_checked
+    assert run.artifact == tmp_path / "a.safetensors"

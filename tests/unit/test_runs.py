@@ -3,6 +3,7 @@ import json
 
 import pytest
 from finetune.trainers import spec as specs
+from finetune.trainers.events import CancelledEvent, CheckpointEvent, FinishedEvent, StartedEvent, StepEvent
 from finetune.trainers.files import place_copy
 from finetune.trainers.process.parent import follow
 from finetune.trainers.run_folder import open_run
@@ -83,6 +84,9 @@ def test_a_file_that_was_moved_to_another_folder_of_the_loaders_is_enough(tmp_pa
     assert place_copy(source, tmp_path / "output", "cat", others).read_bytes() == b"a LoRA"
 
 
+STEP = StepEvent(step=1, loss=0.5)
+
+
 class Interrupt(Exception):
     pass
 
@@ -90,11 +94,11 @@ class Interrupt(Exception):
 @pytest.mark.parametrize("raised_by", ["looking around", "the bar"])
 def test_an_interrupt_is_shown_at_once_and_raised_when_the_worker_has_saved(raised_by):
     told, asked = [], []
-    events = [None, *({"event": each} for each in ("started", "step", "step", "checkpoint", "cancelled"))]
+    events = [None, StartedEvent(run="run"), STEP, STEP, CheckpointEvent(step=1), CancelledEvent()]
 
     def report(event):
-        told.append(event["event"])
-        if raised_by == "the bar" and event["event"] == "step":
+        told.append(event.event)
+        if raised_by == "the bar" and event.event == "step":
             raise Interrupt
 
     def look_around():
@@ -108,6 +112,6 @@ def test_an_interrupt_is_shown_at_once_and_raised_when_the_worker_has_saved(rais
 
 def test_without_an_interrupt_every_event_is_reported():
     told = []
-    follow([{"event": "step"}, None, {"event": "finished"}], None, lambda event: told.append(event["event"]), lambda: None,
+    follow([STEP, None, FinishedEvent()], None, lambda event: told.append(event.event), lambda: None,
            Interrupt)
     assert told == ["step", "finished"]

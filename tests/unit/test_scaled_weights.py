@@ -157,7 +157,7 @@ def test_zero_terminal_snr_is_switched_on_by_the_base(tiny_bases, make_spec):
     training = training_of(make_spec(base))
     assert training.spec.objective.zero_terminal_snr
     losses, run = losses_of(make_spec(base))
-    assert "switched on" in " ".join(run.report["notes"])
+    assert "switched on" in " ".join(run.report.notes)
     asked, _ = losses_of(make_spec(tiny_bases["sd2"], name="asked", objective=specs.ObjectiveSpec(zero_terminal_snr=True)))
     plain, _ = losses_of(make_spec(tiny_bases["sd2"], name="plain"))
     assert losses == asked != plain

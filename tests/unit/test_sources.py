@@ -112,7 +112,7 @@ def test_metadata_that_are_no_file(tmp_path):
 
 def test_precedence_of_captions(tmp_path):
     for name in ("text", "caption", "line", "near", "name", "empty"):
-        image(tmp_path / "3_a_dog" / f"{name}.png", name == "near" and "blue" or "red")
+        image(tmp_path / "3_a_dog" / f"{name}.png", (name == "near" and "blue") or "red")
     image(tmp_path / "plain.png")
     folder = tmp_path / "3_a_dog"
     (folder / "text.txt").write_text("by text")

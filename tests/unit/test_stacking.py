@@ -49,7 +49,7 @@ def test_an_entry_is_a_tuple_of_three_that_carries_its_row():
     entry = LoraEntry("a", 0.8, 0.6, row)
     name, model, text = entry
     assert entry == ("a", 0.8, 0.6) == (name, model, text) and len(entry) == 3 and hash(entry) == hash(("a", 0.8, 0.6))
-    for other in (copy.copy(entry), copy.deepcopy(entry), entries_from([entry])[0], list([entry])[0]):
+    for other in (copy.copy(entry), copy.deepcopy(entry), entries_from([entry])[0], list([entry])[0]):  # noqa: RUF015
         assert other.row == row and isinstance(other, LoraEntry)
     assert entries_from([("a", 1, 0.5, "words"), ("None", 1, 1), ("", 1, 1)]) == [("a", 1.0, 0.5)]
     with pytest.raises(UserError, match="something other than"):

@@ -11,6 +11,7 @@ from finetune.trainers import families
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.embedding import load_embedding
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import silent
 from finetune.trainers.families import text_loading
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.methods.textual_inversion import TextualInversion
@@ -87,7 +88,7 @@ def test_losses_and_vectors_equal_plain_diffusers(family, tiny_bases, squares, m
         training=specs.TrainingSpec(steps=STEPS, batch_size=BATCH, resolution=64, seed=SEED),
     )
     ours, run = [], open_run(spec)
-    train_run(spec, run, lambda event, **fields: ours.append(fields["loss"]) if event == "step" else None)
+    train_run(spec, run, lambda event: ours.append(event.loss) if event.event == "step" else None)
     losses, vectors = plain_losses(base, squares, "square")
     assert ours == pytest.approx(losses, abs=1e-5)
     assert len(set(ours)) == STEPS
@@ -161,7 +162,7 @@ def test_random_vectors_have_the_mean_and_spread_of_the_vocabulary(tiny_bases):
 
 @pytest.mark.parametrize("norm", ["free", "limited", "fixed"])
 def test_lengths_after_a_step(norm, tiny_bases):
-    method, parts, _ = attached(tiny_bases["sdxl"], "sdxl", vectors=3, norm=norm)
+    method, _parts, _ = attached(tiny_bases["sdxl"], "sdxl", vectors=3, norm=norm)
     for words in method.words.values():
         ordinary = words.vocabulary.weight[:49406].norm(dim=1)
         with torch.no_grad():
@@ -199,8 +200,8 @@ def test_the_cosine_term_holds_the_word_near_its_start(tiny_bases, make_spec):
         spec = make_spec(tiny_bases["sd1"], name=f"weight{weight:g}", method=specs.TextualInversionSpec(
             token="square", initial_text="red", cosine_weight=weight))
         run = open_run(spec)
-        train_run(spec, run, lambda event, **fields: None)
-        moved.append(run.report["change_norm"])
+        train_run(spec, run, silent)
+        moved.append(run.report.change_norm)
     assert 0 < moved[1] < 0.7 * moved[0]
 
 
@@ -215,7 +216,7 @@ def test_vectors_are_float32_over_any_base_and_others_stay(precision, tiny_bases
     monkeypatch.setattr(TextualInversion, "attach", remember)
     spec = make_spec(tiny_bases["sd1"], method=specs.TextualInversionSpec(token="square"),
                      memory=specs.MemorySpec(precision=precision, gradient_checkpointing=True))
-    train_run(spec, open_run(spec), lambda event, **fields: None)
+    train_run(spec, open_run(spec), silent)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     words = kept[0].text.encoders["te"].get_input_embeddings()
     assert words.vectors.dtype == torch.float32 and words.vocabulary.weight.dtype == dtype
@@ -232,7 +233,7 @@ def test_previews_show_the_word(tiny_bases, make_spec):
                      optimizer=specs.OptimizerSpec(learning_rate=0.1),
                      previews=specs.PreviewSpec(prompts=("a square", "a dog"), every=6, sampler_steps=2, guidance=5))
     run = open_run(spec)
-    train_run(spec, run, lambda event, **fields: None)
+    train_run(spec, run, silent)
     first, last = (np.asarray(Image.open(run.folder / "previews" / f"step_{step:06d}.png").convert("RGB"))
                    for step in (0, 6))
     changed, height = (first != last).any(axis=(1, 2)), len(first)  # one row of images for each prompt, below the title
@@ -293,7 +294,7 @@ def test_vectors_need_room_in_the_captions(tiny_bases, make_spec, squares):
 def test_a_name_that_no_prompt_can_call_is_refused(tiny_bases, make_spec):
     spec = make_spec(tiny_bases["sd1"], name="my word", method=specs.TextualInversionSpec(token="square"))
     with pytest.raises(UserError, match="Write 'my_word'"):
-        train_run(spec, open_run(spec), lambda event, **fields: None)
+        train_run(spec, open_run(spec), silent)
 
 
 def test_aliases_are_whole_words(tiny_bases):
@@ -307,7 +308,7 @@ def test_aliases_are_whole_words(tiny_bases):
 def test_the_file_says_what_it_is_and_no_paths(tiny_bases, make_spec, tmp_path):
     spec = make_spec(tiny_bases["sdxl"], method=specs.TextualInversionSpec(token="square", vectors=2, file_precision="fp16"))
     run = open_run(spec)
-    train_run(spec, run, lambda event, **fields: None)
+    train_run(spec, run, silent)
     embedding = load_embedding(run.artifact)
     assert (embedding.trigger, embedding.base, embedding.vectors) == ("square", "tiny sdxl", 2)
     assert embedding.family == "Stable Diffusion XL"

@@ -7,6 +7,7 @@ from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
 from finetune.trainers.accelerator import make_accelerator
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.events import silent
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.batches import BatchOrder
@@ -18,14 +19,11 @@ from support.method_rows import METHODS
 ROWS = [(family, method) for family in families.NAMES for method in METHODS]
 
 
-def silent(event, **fields):
-    pass
-
 
 def losses_of(spec, **arguments):
     """Train and return (losses, run)."""
     losses, run = [], open_run(spec)
-    train_run(spec, run, lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None, **arguments)
+    train_run(spec, run, lambda event: losses.append(event.loss) if event.event == "step" else None, **arguments)
     return losses, run
 
 
@@ -68,12 +66,12 @@ def test_resume_equals_never_stopping(family, method, tiny_bases, make_spec, tmp
         runs=str(tmp_path / "other runs"), caches=str(tmp_path / "caches")))
     first, count = [], iter(range(100))
     with pytest.raises(Cancelled):
-        train_run(spec, open_run(spec), lambda event, **fields: first.append(fields["loss"]) if event == "step" else None,
+        train_run(spec, open_run(spec), lambda event: first.append(event.loss) if event.event == "step" else None,
                   stop_requested=lambda: next(count) == 2)
     second, resumed = losses_of(spec)
     assert first + second == whole
-    for file in run.report["files"]:
-        one, other = tensors_of(run.folder / file["name"]), tensors_of(resumed.folder / file["name"])
+    for file in run.report.files:
+        one, other = tensors_of(run.folder / file.name), tensors_of(resumed.folder / file.name)
         assert one and one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -132,9 +130,9 @@ def test_trainable_weights_are_float32_over_any_base(precision, tiny_bases, make
 def test_second_run_encodes_nothing(tiny_bases, make_spec):
     encoded = []
 
-    def emit(event, **fields):
-        if event == "encoding":
-            encoded.append(fields["what"])
+    def emit(event):
+        if event.event == "encoding":
+            encoded.append(event.what)
 
     for name in ("one", "two"):
         spec = make_spec(tiny_bases["sd1"], name=name)
@@ -190,4 +188,4 @@ def test_losses_survive_in_the_events(tiny_bases, make_spec):
     train_run(spec, run, Reporter(run, None, is_main=True))
     assert len(run.losses()) == 6
     events = [json.loads(line) for line in run.events_path.read_text().splitlines()]
-    assert {"phase", "encoding", "model", "step"} <= {event["event"] for event in events}
+    assert {"phase", "encoding", "model", "step"} <= {event.event for event in events}

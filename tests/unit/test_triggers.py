@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.data.captions.trigger_advice import trigger_notes, word_notes
+from finetune.trainers.events import silent
 from finetune.trainers.families.component_configs import CONFIGS
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import train_run
@@ -66,5 +67,5 @@ def test_every_method_tells_them(tiny_bases, squares, make_spec):
         spec = make_spec(tiny_bases["sd1"], name=name, method=method,
                          dataset=squares.model_copy(update={"trigger": "square"}),
                          training=specs.TrainingSpec(steps=1, batch_size=1, resolution=64))
-        notes = train_run(spec, open_run(spec), lambda event, **fields: None)["notes"]
+        notes = train_run(spec, open_run(spec), silent).notes
         assert any("'square' is a common word" in note for note in notes)

@@ -160,10 +160,10 @@ def test_encoded_as_they_come_equals_encoded_beforehand(tiny_bases, make_spec, s
                      folders=specs.FolderSpec(runs=str(tmp_path / "runs"), caches=str(tmp_path / "others")))
     losses, notes = [], []
 
-    def emit(event, **fields):
-        losses.extend([fields["loss"]] if event == "step" else [])
-        notes.extend([fields["text"]] if event == "note" else [])
-        assert event != "encoding" or fields["what"] == "images"
+    def emit(event):
+        losses.extend([event.loss] if event.event == "step" else [])
+        notes.extend([event.text] if event.event == "note" else [])
+        assert event.event != "encoding" or event.what == "images"
 
     train_run(spec, open_run(spec), emit)
     assert losses == known
@@ -192,8 +192,8 @@ def test_validation_and_previews_see_plain_captions_and_images(tiny_bases, make_
             tiny_bases["sd1"], name=name, dataset=varied(squares, **changes), validation=specs.ValidationSpec(share=0.5),
             training=specs.TrainingSpec(steps=1, resolution=64),
             previews=specs.PreviewSpec(prompts=("a square",), every=1, sampler_steps=1))
-        train_run(spec, open_run(spec), lambda event, **fields: losses.extend(
-            [fields["loss"]] if event == "validation" else []))
+        train_run(spec, open_run(spec), lambda event: losses.extend(
+            [event.loss] if event.event == "validation" else []))
         return losses[0]
 
     assert before("plain") == before("varied", variation=SHUFFLED, weight=3.0, augmentation=specs.AugmentationSpec(
@@ -217,7 +217,7 @@ def test_weights_multiply_the_loss_of_their_samples(tiny_bases, make_spec, squar
     training = training_of(make_spec(tiny_bases["sd1"], dataset=dataset, training=specs.TrainingSpec(
         steps=1, batch_size=4, resolution=64), method=specs.LoraSpec(rank=2, alpha=2)))
     losses = []
-    training.emit = lambda event, **fields: losses.append(fields["loss"]) if event == "step" else None
+    training.emit = lambda event: losses.append(event.loss) if event.event == "step" else None
     training.execute()
     batches = Batches(training.data.subject, 1, 0, 0.0, training.data.conditioning)
     batch = batches.load(batches.plan(0)[0])

@@ -13,7 +13,9 @@ from finetune.trainers import spec as specs
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.data.split import split
 from finetune.trainers.errors import Cancelled, UserError
+from finetune.trainers.events import ValidationEvent
 from finetune.trainers.process.worker import Reporter
+from finetune.trainers.reports import ValidationSummary
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training import monitor
 from finetune.trainers.training import run as training_module
@@ -42,10 +44,10 @@ def train(spec, stop_after=None):
     run, steps = open_run(spec), []
     reporter = Reporter(run, None, is_main=True)
 
-    def emit(event, **fields):
-        reporter(event, **fields)
-        if event == "step":
-            steps.append(fields["step"])
+    def emit(event):
+        reporter(event)
+        if event.event == "step":
+            steps.append(event.step)
 
     try:
         train_run(spec, run, emit, lambda: stop_after is not None and steps[-1:] == [stop_after])
@@ -55,7 +57,7 @@ def train(spec, stop_after=None):
 
 
 def of_kind(events, kind):
-    return [event for event in events if event["event"] == kind]
+    return [event for event in events if event.event == kind]
 
 
 # ---- before it starts -----------------------------------------------------------------------------------------------
@@ -72,7 +74,7 @@ def test_tensorboard_without_its_package_is_a_sentence(make_spec, tiny_bases, mo
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
     spec = make_spec(tiny_bases["sd1"], validation=specs.ValidationSpec(tensorboard=True))
     with pytest.raises(UserError, match="needs the Python package tensorboard"):
-        train_run(spec, open_run(spec), lambda event, **fields: pytest.fail("it had already begun"))
+        train_run(spec, open_run(spec), lambda event: pytest.fail("it had already begun"))
 
 
 # ---- it changes nothing --------------------------------------------------------------------------------------------
@@ -88,9 +90,9 @@ def test_watching_changes_no_loss(make_spec, tiny_bases, twelve):
     assert watched.losses() == plain.losses() and len(plain.losses()) == 6
     one, other = load_file(plain.artifact), load_file(watched.artifact)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
-    assert [event["step"] for event in of_kind(events, "validation")] == [0, 2, 4, 6]
+    assert [event.step for event in of_kind(events, "validation")] == [0, 2, 4, 6]
     assert watched.checkpoints() == [4, 5], "the minutes are so short that every step saves"
-    rates = of_kind(events, "step")[0]["learning_rates"]
+    rates = of_kind(events, "step")[0].learning_rates
     assert rates == {"denoiser": 1e-2, "te": 1e-3}
 
 
@@ -135,18 +137,18 @@ def test_validation_equals_plain_diffusers(family, make_spec, tiny_bases, twelve
     assert 1 < len(held_out) < 12
     first, last = of_kind(events, "validation")
     with torch.no_grad():
-        assert first["loss"] == pytest.approx(plain_validation(tiny_bases[family], held_out, SEED), abs=1e-5)
-    assert (first["step"], last["step"]) == (0, 1) and first["loss"] != last["loss"]
+        assert first.loss == pytest.approx(plain_validation(tiny_bases[family], held_out, SEED), abs=1e-5)
+    assert (first.step, last.step) == (0, 1) and first.loss != last.loss
 
 
 def test_what_is_measured_and_drawn_are_the_mean_weights_that_are_saved(make_spec, tiny_bases, twelve):
     def watched(name, ema_decay, **previews):
-        run, events = train(make_spec(
+        run, _events = train(make_spec(
             tiny_bases["sd1"], name=name, dataset=twelve, validation=specs.ValidationSpec(share=SHARE),
             training=specs.TrainingSpec(steps=6, batch_size=2, resolution=64, ema_decay=ema_decay),
             previews=specs.PreviewSpec(prompts=("a square",), every=6, sampler_steps=2, **previews)))
         sheets_of_run = [np.asarray(Image.open(path)) for _, path in run.sheets()]
-        return run.losses(), list(run.curve("validation").values()), sheets_of_run
+        return run.losses(), list(run.curve(ValidationEvent).values()), sheets_of_run
 
     plain, mean, raw = watched("plain", 0.0), watched("mean", 0.9), watched("raw", 0.9, from_ema=False)
     assert plain[0] == mean[0] == raw[0], "a mean beside the weights does not change them"
@@ -162,8 +164,8 @@ def test_held_out_images_are_not_trained(make_spec, tiny_bases, twelve):
     one, events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(share=SHARE)))
     other, changed = train(make_spec(tiny_bases["sd1"], dataset=recaptioned, validation=specs.ValidationSpec(share=SHARE)))
     assert one.folder != other.folder and one.losses() == other.losses()
-    assert of_kind(events, "validation")[0]["loss"] != of_kind(changed, "validation")[0]["loss"]
-    assert any(clause(len(held_out), "image", "are held out", 12) in note for note in one.report["notes"])
+    assert of_kind(events, "validation")[0].loss != of_kind(changed, "validation")[0].loss
+    assert any(clause(len(held_out), "image", "are held out", 12) in note for note in one.report.notes)
 
 
 # ---- early stop ----------------------------------------------------------------------------------------------------
@@ -197,11 +199,11 @@ def patient(make_spec, base, dataset, ema_decay=0.0):
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_early_stop_ends_where_a_hand_says_and_gives_the_best(ema_decay, make_spec, tiny_bases, twelve, scripted):
-    run, events = train(patient(make_spec, tiny_bases["sd1"], twelve, ema_decay))
-    assert len(run.losses()) == run.report["steps"] == 7 and run.report["stopped_early"]
-    assert run.report["validation"] == {"first": 0.5, "best": 0.7, "best_step": 4, "last": 0.71}
+    run, _events = train(patient(make_spec, tiny_bases["sd1"], twelve, ema_decay))
+    assert len(run.losses()) == run.report.steps == 7 and run.report.stopped_early
+    assert run.report.validation == ValidationSummary(first=0.5, best=0.7, best_step=4, last=0.71)
     assert any("stopped early, because 3 validations in a row" in note and "that of step 4" in note
-               for note in run.report["notes"])
+               for note in run.report.notes)
     # The same training cut off at step 4 gives the same file.
     spec = patient(make_spec, tiny_bases["sd1"], twelve, ema_decay)
     short, _ = train(spec.model_copy(update={
@@ -216,11 +218,11 @@ def test_early_stop_ends_where_a_hand_says_and_gives_the_best(ema_decay, make_sp
 @pytest.mark.parametrize("stop_after", [2, 5, 6])
 def test_early_stop_goes_on_after_a_resume(stop_after, make_spec, tiny_bases, twelve, scripted):
     run, events = train(patient(make_spec, tiny_bases["sd1"], twelve), stop_after)
-    assert run.report is None and of_kind(events, "step")[-1]["step"] == stop_after
+    assert run.report is None and of_kind(events, "step")[-1].step == stop_after
     run, events = train(patient(make_spec, tiny_bases["sd1"], twelve))
-    assert of_kind(events, "resumed")[0]["step"] == stop_after
-    assert run.report["steps"] == 7 and run.report["validation"]["best_step"] == 4
-    assert [event["step"] for event in of_kind(events, "validation")] == list(range(8))
+    assert of_kind(events, "resumed")[0].step == stop_after
+    assert run.report.steps == 7 and run.report.validation.best_step == 4
+    assert [event.step for event in of_kind(events, "validation")] == list(range(8))
 
 
 def test_a_run_killed_between_its_early_end_and_its_report_ends_there_again(make_spec, tiny_bases, twelve, scripted):
@@ -229,7 +231,7 @@ def test_a_run_killed_between_its_early_end_and_its_report_ends_there_again(make
     run.report_path.unlink()
     again, events = train(patient(make_spec, tiny_bases["sd1"], twelve))
     assert len(of_kind(events, "step")) == 7 and again.artifact.read_bytes() == artifact
-    assert {**again.report, "seconds": 0} == {**report, "seconds": 0}
+    assert again.report.model_copy(update={"seconds": 0}) == report.model_copy(update={"seconds": 0})
 
 
 def test_record_without_patience_never_ends():
@@ -245,8 +247,8 @@ def test_real_validation_is_the_same_after_a_resume(make_spec, tiny_bases, twelv
     folders = specs.FolderSpec(runs=str(tmp_path / "other runs"), caches=str(tmp_path / "caches"))
     train(make_spec(tiny_bases["sd1"], **parts, folders=folders), stop_after=3)
     resumed, _ = train(make_spec(tiny_bases["sd1"], **parts, folders=folders))
-    assert resumed.curve("validation") == whole.curve("validation") and len(whole.curve("validation")) == 4
-    assert resumed.report["validation"] == whole.report["validation"]
+    assert resumed.curve(ValidationEvent) == whole.curve(ValidationEvent) and len(whole.curve(ValidationEvent)) == 4
+    assert resumed.report.validation == whole.report.validation
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------
@@ -284,8 +286,8 @@ def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
         checkpoints=specs.CheckpointSpec(every=5, minutes=0.5, keep=9),
         previews=specs.PreviewSpec(prompts=("a",), every=9, sampler_steps=1)))
     steps = of_kind(events, "step")
-    assert [event["seconds_per_step"] for event in steps] == [10.0] * 12
-    assert [event["seconds_left"] for event in steps] == [10.0 * left for left in range(11, -1, -1)]
+    assert [event.seconds_per_step for event in steps] == [10.0] * 12
+    assert [event.seconds_left for event in steps] == [10.0 * left for left in range(11, -1, -1)]
     # The preview before the first step takes its 1000 s: step 1 is late. Then 30 s are 3 steps; step 5 and 10 come by
     # their number and begin a new half minute; the preview of step 9 is slow again.
     assert run.checkpoints() == [1, 4, 5, 8, 9, 10]
@@ -310,7 +312,7 @@ def test_sheets_and_strip(make_spec, tiny_bases):
         for row in range(2):
             assert np.array_equal(strip[row, column], drawn[step][row, 0])
     assert not np.array_equal(drawn[0][0, 0], drawn[0][0, 1]), "each image has its own noise"
-    assert {event["path"] for event in of_kind(events, "overview")} == {str(run.strip_path), str(run.chart_path)}
+    assert {event.path for event in of_kind(events, "overview")} == {str(run.strip_path), str(run.chart_path)}
 
 
 def test_the_same_prompt_starts_from_the_same_noise_every_time(make_spec, tiny_bases, monkeypatch):
@@ -349,7 +351,7 @@ def test_the_chart_shows_its_curves(make_spec, tiny_bases, twelve):
         places[name] = found[np.argsort(found[:, 1])]
         assert found[:, 1].max() - found[:, 1].min() > 600, f"{name} runs through the whole chart"
     assert places["training"][:20, 0].mean() < places["training"][-20:, 0].mean() - 100, "it falls"
-    run, events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(share=SHARE)), 1)
+    run, _events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(share=SHARE)), 1)
     assert Image.open(run.chart_path).size == (960, 540), "after a cancel too, even of a single step"
 
 
@@ -364,11 +366,11 @@ def test_tensorboard_has_all_numbers(make_spec, tiny_bases, twelve):
     board.Reload()
     steps = of_kind(events, "step")
     for tag, wanted in {
-        "loss/training": {event["step"]: event["loss"] for event in steps},
-        "gradient norm": {event["step"]: event["gradient_norm"] for event in steps},
-        "learning rate/denoiser": {event["step"]: event["learning_rate"] for event in steps},
-        "loss/validation": {event["step"]: event["loss"] for event in of_kind(events, "validation")},
+        "loss/training": {event.step: event.loss for event in steps},
+        "gradient norm": {event.step: event.gradient_norm for event in steps},
+        "learning rate/denoiser": {event.step: event.learning_rate for event in steps},
+        "loss/validation": {event.step: event.loss for event in of_kind(events, "validation")},
     }.items():
         assert {event.step: event.value for event in board.Scalars(tag)} == pytest.approx(wanted), tag
     assert [event.step for event in board.Images("previews")] == [0, 2, 4, 6]
-    assert json.dumps(run.report)
+    assert json.dumps(run.report.model_dump(mode="json"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
+from finetune.trainers.events import Event
 from finetune.trainers.process.parent import SCRIPT, TrainingProcess, thread_settings
 from finetune.trainers.run_folder import open_run
 from safetensors.torch import load_file
@@ -22,7 +23,7 @@ def small(make_spec, base, **parts):
     return make_spec(base, training=training, checkpoints=specs.CheckpointSpec(every=2), **parts)
 
 
-def follow(run, on_event=lambda process, event: None) -> list[dict]:
+def follow(run, on_event=lambda process, event: None) -> list[Event]:
     """All events of a worker process."""
     seen = []
     with TrainingProcess(run) as process:
@@ -35,19 +36,19 @@ def follow(run, on_event=lambda process, event: None) -> list[dict]:
 
 def test_killed_three_times_the_losses_are_bit_for_bit_those_of_an_unbroken_run(tiny_bases, make_spec, tmp_path):
     unbroken = open_run(small(make_spec, tiny_bases["sd1"]))
-    assert follow(unbroken)[-1]["event"] == "finished"
+    assert follow(unbroken)[-1].event == "finished"
     spec = small(make_spec, tiny_bases["sd1"], folders=specs.FolderSpec(
         runs=str(tmp_path / "killed"), caches=str(tmp_path / "caches")))
     run = open_run(spec)
     kills = sorted(random.Random(7).sample(range(1, STEPS - 1), 3))
     for step in kills:
         def kill(process, event, step=step):
-            if event["event"] == "step" and event["step"] >= step:
+            if event.event == "step" and event.step >= step:
                 process.process.kill()
 
         last = follow(run, kill)[-1]
-        assert last["event"] == "failed" and "SIGKILL" in last["message"] and "ueue again" in last["message"]
-    assert follow(run)[-1]["event"] == "finished"
+        assert last.event == "failed" and "SIGKILL" in last.message and "ueue again" in last.message
+    assert follow(run)[-1].event == "finished"
     assert run.losses() == unbroken.losses() and len(run.losses()) == STEPS, f"killed at {kills}"
     one, other = load_file(run.artifact), load_file(unbroken.artifact)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
@@ -57,15 +58,15 @@ def test_cancel_saves_a_checkpoint_and_a_file(tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"]))
 
     def cancel(process, event):
-        if event["event"] == "step" and event["step"] == 3:
+        if event.event == "step" and event.step == 3:
             process.cancel()
 
     events = follow(run, cancel)
     last = events[-1]
-    assert last["event"] == "cancelled" and 3 <= last["step"] < STEPS
-    assert list(run.checkpoint_folder(last["step"]).glob("*.safetensors"))
+    assert last.event == "cancelled" and 3 <= last.step < STEPS
+    assert list(run.checkpoint_folder(last.step).glob("*.safetensors"))
     assert run.report is None
-    assert follow(run)[-1]["event"] == "finished" and len(run.losses()) == STEPS
+    assert follow(run)[-1].event == "finished" and len(run.losses()) == STEPS
 
 
 def test_a_worker_whose_parent_dies_saves_and_ends(tiny_bases, make_spec):
@@ -84,17 +85,17 @@ def test_one_run_is_trained_by_one_process(tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"]))
     lock = run.lock()
     try:
-        assert "another process" in follow(run)[-1]["message"]
+        assert "another process" in follow(run)[-1].message
     finally:
         lock.release()
 
 
 def test_failures_arrive_as_sentences(tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"], method=specs.LoraSpec(targets="pattern", pattern="nothing")))
-    assert "matches no layer" in follow(run)[-1]["message"]
-    assert list(run.events())[-1]["event"] == "failed", "that the parent goes away is no cancel any more"
+    assert "matches no layer" in follow(run)[-1].message
+    assert list(run.events())[-1].event == "failed", "that the parent goes away is no cancel any more"
     run.spec_path.write_text("{}")
-    assert "nobody foresaw" in follow(run)[-1]["message"]
+    assert "nobody foresaw" in follow(run)[-1].message
 
 
 def test_a_spec_trains_from_the_command_line(tiny_bases, make_spec, tmp_path):
@@ -144,10 +145,10 @@ def test_ending_the_server_saves(number, tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"]))
 
     def end(process, event):
-        if event["event"] == "step" and event["step"] == 3:
+        if event.event == "step" and event.step == 3:
             process.process.send_signal(number)
 
-    assert follow(run, end)[-1]["event"] == "cancelled" and run.checkpoints()
+    assert follow(run, end)[-1].event == "cancelled" and run.checkpoints()
 
 
 @pytest.mark.parametrize("environment, added", [

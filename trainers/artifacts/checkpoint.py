@@ -3,15 +3,16 @@
 Shards and their index carry the names that Hugging Face's libraries give them: `name-00001-of-00003.safetensors` and
 `name.safetensors.index.json`.
 """
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
 from ..files import write_json
+from ..reports import FileKind, SavedFile
 from .tensor_files import Entry, write_entries
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -38,25 +39,26 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def save_checkpoint(folder: Path, name: str, entries: Sequence[Entry], metadata: Mapping[str, str],
-                    shard_size: float = 0.0) -> dict:
+                    shard_size: float = 0.0) -> tuple[SavedFile, ...]:
     """Write a checkpoint, one tensor in memory at a time. `shard_size` is in GB; 0 writes one file, and so does
     a size that the whole of it fits in.
 
-    Returns {"files", "keys", "bytes"} for the report. Files are of the kind "checkpoint"; those of a sharded one are of
-    the kind "shard", because only all of them together can be loaded.
+    The files are of the kind "checkpoint"; those of a sharded one are of the kind "shard", because only all of them
+    together can be loaded.
     """
     shards = _shards(entries, int(shard_size * 1e9)) if shard_size else [list(entries)]
     files, places, several = [], {}, len(shards) > 1
+    kind: FileKind = "shard" if several else "checkpoint"
     for number, shard in enumerate(shards, start=1):
         stem = f"{name}-{number:05}-of-{len(shards):05}" if several else name
-        size = write_entries(folder / f"{stem}.safetensors", shard, metadata)
-        files.append({"kind": "shard" if several else "checkpoint", "name": f"{stem}.safetensors", "bytes": size})
+        write_entries(folder / f"{stem}.safetensors", shard, metadata)
+        files.append(SavedFile.at(kind, folder / f"{stem}.safetensors"))
         places |= {entry.name: f"{stem}.safetensors" for entry in shard}
     if several:
         index = folder / f"{name}.safetensors.index.json"
         write_json(index, {"metadata": {"total_size": sum(entry.bytes for entry in entries)}, "weight_map": places})
-        files.append({"kind": "shard", "name": index.name, "bytes": index.stat().st_size})
-    return {"files": files, "keys": len(places), "bytes": sum(file["bytes"] for file in files)}
+        files.append(SavedFile.at(kind, index))
+    return tuple(files)
 
 
 def _shards(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
@@ -71,8 +73,8 @@ def _shards(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
     return shards
 
 
-def change(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[str, float]:
-    """How far weights are from those they started as: Frobenius norm of the difference, and its share of theirs.
+def change(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> tuple[float, float]:
+    """How far weights are from those they started as: (Frobenius norm of the difference, its fraction of theirs).
 
     `pairs` are (trained, base). Both are compared as `dtype`, the file's: what rounding takes away is no change, and
     rounding alone is none either.
@@ -82,4 +84,4 @@ def change(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -> dict[s
         base = base.to(dtype).to(torch.float32, copy=True)
         length += float(torch.linalg.vector_norm(base)) ** 2
         moved += float(torch.linalg.vector_norm(base.sub_(trained.to("cpu", dtype)))) ** 2
-    return {"change_norm": moved**0.5, "relative_change": (moved / length) ** 0.5 if length else 0.0}
+    return moved**0.5, (moved / length) ** 0.5 if length else 0.0

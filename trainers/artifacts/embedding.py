@@ -5,9 +5,9 @@ What is written: for one text encoder a safetensors file with the single tensor 
 SDXL `clip_l` [vectors, 768] and `clip_g` [vectors, 1280]. What other trainers write is read under all names that
 `embedding_words` knows, out of safetensors, A1111's and the original repository's `.pt`, and diffusers' `.bin`.
 """
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -66,15 +66,14 @@ class Embedding:
         return f"text encoders of widths {', '.join(map(str, widths))}"
 
 
-def save_embedding(path: Path, tensors: Mapping[str, Tensor], precision: str, metadata: Mapping[str, str]) -> dict:
-    """Write an embedding whole or not at all. Returns {"bytes", "vectors"} for the report."""
+def save_embedding(path: Path, tensors: Mapping[str, Tensor], precision: str, metadata: Mapping[str, str]):
+    """Write an embedding whole or not at all."""
     tensors = {name: tensor.detach().to("cpu", PRECISIONS[precision]).contiguous() for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"The learned vectors {name} hold values that are not numbers in {precision}. "
                             "Lower the learning rate, or save the file as fp32.")
     write_tensors(path, tensors, with_hashes(tensors, metadata))
-    return {"bytes": path.stat().st_size, "vectors": max(len(tensor) for tensor in tensors.values())}
 
 
 def load_embedding(path: Path) -> Embedding:

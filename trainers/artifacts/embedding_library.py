@@ -7,9 +7,10 @@ Files are relative to the embeddings folders of whoever loads it, so a library c
 """
 import json
 import re
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Annotated, Callable, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 

@@ -6,9 +6,9 @@ SDXL scripts `text_encoders_0`, `text_encoders_1`, diffusers the word itself or 
 `bundle_emb.<word>.…`. The width decides where a name says something else: it cannot be mistaken.
 """
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Mapping, Sequence
 
 from ..errors import UserError
 from ..words import listed, shown

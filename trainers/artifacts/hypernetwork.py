@@ -6,8 +6,9 @@ for values, with layers named by their place in a Sequential (`linear.0.weight`,
 Only tensors and built-in containers are in it, so it is read without unpickling objects.
 """
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,10 +23,9 @@ PARTS = ("keys", "values")
 
 
 def save_hypernetwork(path: Path, networks: Mapping[int, tuple[StateDict, StateDict]],
-                      description: Mapping[str, Any]) -> dict:
+                      description: Mapping[str, Any]):
     """Write the file whole or not at all. `networks` holds (for keys, for values) by width; `description` is what stands
-    beside them. Returns {"widths", "parameters", "bytes"} for the report. Raises UserError for values that are no numbers.
-    """
+    beside them. Raises UserError for values that are no numbers."""
     content: dict = {}
     for width, pair in networks.items():
         for part, state in zip(PARTS, pair, strict=True):
@@ -36,12 +36,10 @@ def save_hypernetwork(path: Path, networks: Mapping[int, tuple[StateDict, StateD
         # Copies: a tensor that is a view would take its whole storage into the file.
         content[int(width)] = tuple({name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
                                      for name, tensor in state.items()} for state in pair)
-    parameters = sum(tensor.numel() for pair in content.values() for state in pair for tensor in state.values())
     with temporary_beside(path) as temporary:
         with open(temporary, "wb") as file:  # given a path, torch would write its random name into the archive
             torch.save({**content, **description}, file)
         os.replace(temporary, path)
-    return {"widths": sorted(content), "parameters": parameters, "bytes": path.stat().st_size}
 
 
 def read_hypernetwork(path: Path) -> tuple[dict[int, tuple[StateDict, StateDict]], dict[str, Any]]:

@@ -4,7 +4,7 @@ Checkpoints in the original layout are what every program loads. Source of the f
 trees. Tensors are the same, apart from those that `*_tensors` functions reshape. The UNet's names: `layer_names.unet`.
 """
 import re
-from typing import Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor

@@ -7,15 +7,19 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .changes import change_of_parts, decomposed, dora_scale, rank_of, shape_of, with_kernel, with_scale
-from .layer_names.parts import ALPHA, DORA, DOWN, LOHA, LOKR, MID, UP, split_key
-from .lora import LoraWeight
+from .adapters import FORMATS
+from .adapters.dora import decomposed, dora_scale
+from .adapters.lora import LoraWeight
+from .changes import change_of_parts, rank_of, shape_of, with_kernel, with_scale
+from .layer_names.parts import ALPHA, DORA, DOWN, MID, UP, split_key
 from .peft_config import read_peft_config
 from .tensor_header import read_header
 from .weights import Weights
 
-KNOWN = frozenset({DOWN, UP, MID, ALPHA, DORA, "diff", *LOHA, *LOKR})
-"""Parts from which a change can be computed here."""
+
+def is_known(part: str) -> bool:
+    """Whether a change can be computed here from such a part."""
+    return part in (MID, ALPHA, DORA) or any(part in format.parts for format in FORMATS.values())
 
 
 @dataclass
@@ -113,7 +117,7 @@ def read_lora(path: Path) -> LoraFile:
     layers, unknown = {}, []
     for name in file:
         split = split_key(name)
-        layer = layers.setdefault(split.layer, FileLayer(split.layer, file)) if split and split.part in KNOWN else None
+        layer = layers.setdefault(split.layer, FileLayer(split.layer, file)) if split and is_known(split.part) else None
         if layer is None or split.part in layer.names:  # a second adapter in the file
             unknown.append(name)
         else:

@@ -8,7 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from .lora import PRECISIONS, LoraWeight, stored
+from .adapters.format import stored
+from .adapters.lora import LoraWeight
+from .lora import PRECISIONS
 
 FP8_LARGEST = 16.0
 """Where a factor's largest value is put: float8_e4m3fn is exact to 1/16 from there down to 2⁻⁶, and products stay small."""

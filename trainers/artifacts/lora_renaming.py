@@ -1,7 +1,7 @@
 """Files of different makers under the names of one: equal layers meet, whoever spelled them, and whole files are written."""
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Iterable, Sequence
 
 from ..errors import UserError
 from .layer_names import MAKERS, LayerNames, family_names, family_of_lora, is_text, other_spellings

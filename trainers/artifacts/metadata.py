@@ -7,12 +7,13 @@ import hashlib
 import json
 import time
 from collections import Counter
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from safetensors.torch import save
 from torch import Tensor
 
-from ..spec import DatasetImage, RunSpec
+from ..spec import DatasetImage, LoraSpec, RunSpec
+from .adapters import FORMATS
 
 KEPT = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "ss_resolution", "ss_clip_skip", "modelspec.architecture",
         "modelspec.implementation", "modelspec.prediction_type", "modelspec.resolution", "modelspec.sai_model_spec")
@@ -92,21 +93,18 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images:
     return {name: str(value) for name, value in entries.items() if value is not None}
 
 
-def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
-    """What readers of LoRA files want to know about the adapters. `method` is a spec's LoraSpec.
+def lora_metadata(method: LoraSpec, family_metadata: Mapping[str, str]) -> dict[str, str]:
+    """What readers of LoRA files want to know about the adapters.
 
     Only plain LoRA, with convolutions or without, is kohya's `networks.lora`; the others are LyCORIS', whose arguments
     (`lycoris/wrapper.py`) say the kind.
     """
     # Readers divide alpha by the rank to get the scale.
     alpha = method.alpha * method.rank**0.5 if method.rank_stabilized else method.alpha
-    kinds = {
-        "lora": {}, "dora": {"algo": "lora", "dora_wd": True, "wd_on_output": False}, "loha": {"algo": "loha"},
-        "lokr": {"algo": "lokr", "factor": method.kronecker_factor},
-    }
+    kind = FORMATS[method.adapter]
     convolutions = method.convolution_rank or method.convolution_alpha
     arguments = {
-        "targets": method.pattern if method.targets == "pattern" else method.targets, **kinds[method.adapter],
+        "targets": method.pattern if method.targets == "pattern" else method.targets, **kind.arguments(method),
         "conv_dim": (method.convolution_rank or method.rank) if convolutions else None,
         "conv_alpha": method.convolution_alpha or None,
         "loraplus_lr_ratio": method.plus_ratio if method.plus_ratio != 1 else None,
@@ -115,7 +113,7 @@ def lora_metadata(method, family_metadata: Mapping[str, str]) -> dict[str, str]:
     }
     entries = {
         "modelspec.architecture": family_metadata["modelspec.architecture"] + "/lora",
-        "ss_network_module": "networks.lora" if method.adapter == "lora" else "lycoris.kohya",
+        "ss_network_module": kind.network,
         "ss_network_dim": method.rank, "ss_network_alpha": alpha, "ss_network_dropout": method.dropout,
         "ss_network_args": json.dumps({name: str(value) for name, value in arguments.items() if value is not None}),
     }

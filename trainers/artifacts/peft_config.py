@@ -6,10 +6,11 @@ no sensible number is left out, and said.
 """
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 from .layer_names.spelling import is_text
 
@@ -78,7 +79,7 @@ def _checked(content: Any, source: str) -> PeftConfig:
     wrong = []
     for name, value in content.items():
         last = name.rpartition(".")[2]
-        if last in ("lora_alpha", "alpha") and _number(value) is None or last == "r" and _rank(value) is None:
+        if (last in ("lora_alpha", "alpha") and _number(value) is None) or (last == "r" and _rank(value) is None):
             wrong.append(name)
         elif last in ("alpha_pattern", "rank_pattern") and value is not None:
             check = _number if last == "alpha_pattern" else _rank

@@ -1,5 +1,5 @@
 """Whether two tensors differ by the rounding of a number format alone, whatever format their files have."""
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

@@ -6,9 +6,9 @@ each of its rows; every other layout is refused, because its weights without the
 """
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
-from typing import Mapping
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def _scale_names(name: str) -> list[str]:
 def _scaled(entry: Entry, scale: Entry, title: str) -> Entry:
     rows = entry.shape[:1]
     numbers = prod(scale.shape)
-    if numbers != 1 and (scale.shape[:1] != rows or numbers != rows[0]) or not _is_number(scale) or not _is_value(entry):
+    if (numbers != 1 and (scale.shape[:1] != rows or numbers != rows[0])) or not _is_number(scale) or not _is_value(entry):
         raise UserError(f"{title!r} keeps {entry.name} {list(entry.shape)} in {_words(entry)} with scales "
                         f"{list(scale.shape)} in {_words(scale)}, a layout that is not read: one number for a weight or for "
                         "each of its rows is. Choose the fp16 or bf16 version of this model.")

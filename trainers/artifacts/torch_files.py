@@ -7,8 +7,9 @@ reserve is looked at here before it is asked.
 import re
 import struct
 import zipfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Collection, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn

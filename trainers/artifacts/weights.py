@@ -1,7 +1,7 @@
 """What a model or LoRA weighs: the numbers of a file, whatever precision and scales it keeps them in."""
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping
 
 import torch
 from torch import Tensor

@@ -1,11 +1,11 @@
 """What is encoded once and kept on disk: images as latents, captions as conditioning."""
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
 from os import cpu_count
 from pathlib import Path
 from threading import Lock
-from typing import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..data.images.augmentation import View, view_pixels
 from ..data.images.image_files import pixel_key, read_image
 from ..errors import UserError
+from ..events import Emit, EncodingEvent, PhaseEvent
 from ..families.conditioning import Conditioning
 from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..files import ensure_space
@@ -68,7 +69,7 @@ class LatentCache:
                                 "the run. Queue again; they will be encoded anew.") from None
         return read
 
-    def fill(self, views: Iterable[tuple[DatasetImage, View]], device: torch.device, emit) -> nn.Module | None:
+    def fill(self, views: Iterable[tuple[DatasetImage, View]], device: torch.device, emit: Emit) -> nn.Module | None:
         """Encode what is missing. Returns the VAE if it was needed. `emit` may raise to stop; what is encoded stays."""
         wanted = {self.key(image, view): (image, view) for image, view in views}
         there = self.cache.use(wanted)
@@ -77,7 +78,7 @@ class LatentCache:
             return None
         # float32 latents have 1 / 16 of the numbers of an RGB image (4 · 1 / 64 against 1): 0.25 bytes a pixel.
         ensure_space(self.cache.folder, int(0.3 * sum(area(view) for _, view in missing)))
-        emit("phase", text="loading the VAE", stage="images")
+        emit(PhaseEvent(text="loading the VAE", stage="images"))
         vae, done = self.family.load_vae(self.spec.base).to(device), 0
         with ThreadPoolExecutor(THREADS) as pool, closing(ahead(pool, read_views, jobs_of(missing), AHEAD)) as jobs:
             for batch in batches_of(jobs, 1 if device.type == "cpu" else IMAGES_AT_ONCE):
@@ -86,7 +87,7 @@ class LatentCache:
                     self.cache.put(self.key(image, view), {"latents": each})
                 for _ in batch:
                     done += 1
-                    emit("encoding", what="images", done=done, total=len(missing))
+                    emit(EncodingEvent(what="images", done=done, total=len(missing)))
                     if done % TIDY_EVERY == 0 or done == len(missing):
                         give_back_freed_memory()
         return vae
@@ -176,18 +177,18 @@ class CaptionCache:
         self.text = load_text(self.spec, self.family, self.dtype).to(device)
         return sum(each.numel() * each.element_size() for each in self.text.parameters())
 
-    def fill(self, captions: Sequence[str], device: torch.device, emit):
+    def fill(self, captions: Sequence[str], device: torch.device, emit: Emit):
         """Encode what is missing, then free the encoders, unless they are kept."""
         keys = {caption: self.key(caption) for caption in captions}
         there = self.cache.use(keys.values())
         missing = [caption for caption, key in keys.items() if key not in there]
         if not missing:
             return
-        emit("phase", text="loading the text encoders", stage="captions")
+        emit(PhaseEvent(text="loading the text encoders", stage="captions"))
         text = self.text or load_text(self.spec, self.family, self.dtype).to(device)
         for done, caption in enumerate(missing, start=1):
             self.cache.put(keys[caption], self._encode(text, caption).entry())
-            emit("encoding", what="captions", done=done, total=len(missing))
+            emit(EncodingEvent(what="captions", done=done, total=len(missing)))
 
     def batch(self, captions: Sequence[str]) -> Conditioning:
         """On the CPU."""

@@ -1,12 +1,13 @@
 """Masks at the size of the latents, in the cache."""
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Iterable
 
 import torch
 
 from ..data.images.buckets import Crop
 from ..data.images.masks import latent_mask, read_mask, read_transparency
 from ..errors import UserError
+from ..events import Emit, EncodingEvent
 from ..files import ensure_space
 from ..spec import DatasetImage
 from .tensor_cache import TensorCache
@@ -22,7 +23,7 @@ class MaskCache:
         own = image.mask == image.path
         return TensorCache.key(image.mask_digest, own, crop.key, self.downscale)
 
-    def fill(self, crops: Iterable[tuple[DatasetImage, Crop]], emit):
+    def fill(self, crops: Iterable[tuple[DatasetImage, Crop]], emit: Emit):
         """Prepare what is missing. Raises UserError for a mask that can no longer be read."""
         masked = [(image, crop) for image, crop in dict.fromkeys(crops) if image.mask]
         there = self.cache.use(self.key(*each) for each in masked)
@@ -36,7 +37,7 @@ class MaskCache:
                 raise UserError(f"{problem}. It is the mask of {image.name!r} and could be read when the run was queued; "
                                 "restore it, or queue again.") from None
             self.cache.put(self.key(image, crop), {"mask": latent_mask(mask, crop, self.downscale)})
-            emit("encoding", what="masks", done=done, total=len(missing))
+            emit(EncodingEvent(what="masks", done=done, total=len(missing)))
 
     def reader(self, image: DatasetImage, crop: Crop):
         """A function that returns the image's mask; ones where it has none."""

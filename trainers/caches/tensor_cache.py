@@ -8,9 +8,9 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Iterable, Mapping
 
 from filelock import FileLock
 from safetensors import SafetensorError

@@ -1,6 +1,7 @@
 """Captioners: models from a local folder that describe images. A file of the name of each kind, imported when needed."""
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, Sequence
+from typing import Protocol
 
 import torch
 from PIL import Image

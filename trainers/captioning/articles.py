@@ -22,11 +22,11 @@ def article(words: str) -> str | None:
     if first[0][0].isdigit():
         return "an" if _NUMBER.match(words) else "a"
     word = first[0]
-    spelled_out = len(word) == 1 or word in _SPELLED_OUT or word.isupper() and not re.search("[AEIOUY]", word)
+    spelled_out = len(word) == 1 or word in _SPELLED_OUT or (word.isupper() and not re.search("[AEIOUY]", word))
     if spelled_out:
         return "an" if word[0].upper() in _LETTERS_WITH_VOWEL else "a"
     rest = words.lower()
-    vowel = rest[0] in "aeiou" and not _CONSONANT_SOUND.match(rest) or _SILENT_H.match(rest)
+    vowel = (rest[0] in "aeiou" and not _CONSONANT_SOUND.match(rest)) or _SILENT_H.match(rest)
     return "an" if vowel else "a"
 
 

@@ -1,5 +1,5 @@
 """BLIP: an image encoder with a small text decoder, which can go on with the beginning of a caption."""
-from typing import Sequence
+from collections.abc import Sequence
 
 from PIL import Image
 from transformers import BlipForConditionalGeneration

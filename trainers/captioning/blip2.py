@@ -1,5 +1,5 @@
 """BLIP-2: an image encoder that puts an image as some 32 tokens before a language model."""
-from typing import Sequence
+from collections.abc import Sequence
 
 from PIL import Image
 from transformers import Blip2ForConditionalGeneration

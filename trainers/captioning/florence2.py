@@ -1,5 +1,5 @@
 """Florence-2: fixed instructions, whose answers its processor takes apart."""
-from typing import Sequence
+from collections.abc import Sequence
 
 import transformers
 from PIL import Image

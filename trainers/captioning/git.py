@@ -1,5 +1,5 @@
 """GIT: one transformer over the image's patches and the words so far."""
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from PIL import Image

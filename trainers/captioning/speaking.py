@@ -1,6 +1,6 @@
 """What captioners share that answer in sentences: loading with transformers, and generating text."""
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Callable, Sequence
 
 import torch
 from PIL import Image

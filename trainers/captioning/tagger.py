@@ -2,9 +2,9 @@
 
 Both take square images as float32 [batch, side, side, 3] and return a probability for every tag.
 """
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Sequence
 
 import numpy as np
 import torch

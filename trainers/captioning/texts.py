@@ -1,7 +1,8 @@
 """Captions out of texts: where a new text goes, and texts that need no model."""
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Mapping, get_args
+from typing import Literal, get_args
 
 from ..data.captions.trigger_word import with_trigger
 from ..errors import UserError

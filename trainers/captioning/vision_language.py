@@ -1,7 +1,7 @@
 """Vision-language models: whatever transformers knows as an image-text-to-text model with a chat template."""
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import transformers
 from PIL import Image

@@ -9,16 +9,17 @@ question. Files appear whole or not at all, so an interrupted run and two runs a
 import hashlib
 import json
 import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 
 from ..caches.tensor_cache import TensorCache
 from ..data.images.image_files import read_image
 from ..errors import Cancelled, UserError
+from ..events import CaptionedEvent, Emit, NoteEvent, PhaseEvent
 from ..files import ensure_space, read_json, write_json
 from ..optional_packages import require_packages
 from ..randomness import derive
@@ -82,7 +83,7 @@ def open_folder(spec: CaptioningSpec) -> Run:
     return folder
 
 
-def caption_images(spec: CaptioningSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> int:
+def caption_images(spec: CaptioningSpec, emit: Emit, stop_requested: Callable[[], bool] = lambda: False) -> int:
     """Describe the images that were not yet; returns how many those were. Events: "phase", "note", and "captioned" with
     done, total, path and caption.
 
@@ -98,14 +99,15 @@ def caption_images(spec: CaptioningSpec, emit, stop_requested: Callable[[], bool
     return len(missing)
 
 
-def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[DatasetImage], emit, stop_requested):
+def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[DatasetImage], emit: Emit,
+              stop_requested: Callable[[], bool]):
     device = choose_device(spec.device)
     dtype = choose_dtype(spec.precision, device)
     with ThreadPoolExecutor() as pool:
-        emit("phase", text=f"loading {spec.folder.name}", stage="loading")
+        emit(PhaseEvent(text=f"loading {spec.folder.name}", stage="loading"))
         captioner = load(spec, device, dtype)
         told = _tell(captioner, 0, emit)
-        emit("phase", text="describing the first images", stage="describing")
+        emit(PhaseEvent(text="describing the first images", stage="describing"))
         try:
             done, size = 0, 1 if draws(spec) else spec.batch_size
             while done < len(missing):
@@ -121,16 +123,16 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Datase
                 for image, finding in zip(batch, said, strict=True):
                     findings.put(image, finding)
                     done += 1
-                    emit("captioned", done=done, total=len(missing), path=image.path,
-                         caption=text_of(spec.model, finding))
+                    emit(CaptionedEvent(done=done, total=len(missing), path=image.path,
+                                        caption=text_of(spec.model, finding)))
         finally:
             captioner.close()
 
 
-def _tell(captioner: Captioner, told: int, emit) -> int:
+def _tell(captioner: Captioner, told: int, emit: Emit) -> int:
     """Emit the captioner's notes behind the first `told`; returns how many are told now."""
     for note in captioner.notes[told:]:
-        emit("note", text=note)
+        emit(NoteEvent(text=note))
     return len(captioner.notes)
 
 
@@ -152,12 +154,12 @@ def attempt(captioner: Captioner, images) -> list[Finding] | None:
         return None
 
 
-def _halved(size: int, spec: CaptioningSpec, emit) -> int:
+def _halved(size: int, spec: CaptioningSpec, emit: Emit) -> int:
     """After `attempt` has returned: as long as its exception lives, it holds what filled the memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    emit("note", text=f"the memory is too small for {size} images at once; going on with {size // 2}. Lower batch_size to "
-                      "save the time of trying")
+    emit(NoteEvent(text=f"the memory is too small for {size} images at once; going on with {size // 2}. Lower batch_size to "
+                        "save the time of trying"))
     return size // 2
 
 

@@ -1,7 +1,7 @@
 """Several datasets as one, and one as two."""
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from ..errors import UserError
 from ..spec import DatasetImage, DatasetSpec

@@ -1,8 +1,8 @@
 """Images that came as tensors, kept as PNG files named by their content, so that a dataset of them is as light as any."""
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 from PIL import Image

@@ -2,10 +2,11 @@
 import hashlib
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Literal, Sequence
+from typing import Literal
 
 from ..errors import UserError
 from ..spec import DatasetImage, DatasetSpec

@@ -1,15 +1,15 @@
 """Folders as kohya's trainers want them: which of them hold images to train, which others."""
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from ..words import clause, shown
 
 NUMBERED_FOLDER = re.compile(r"(-?\d{1,9})_(.*)", re.DOTALL)
 """kohya's `N_name`: the images in it come N times an epoch and are captioned with the name."""
 IMAGE_FOLDERS = ("img", "image", "images")
-CLASS_FOLDERS = frozenset({"reg", "regularization", "regularization"} | {
+CLASS_FOLDERS = frozenset({"reg", "regularization"} | {
     f"{name}_{kind}" for name in ("reg", "regularization", "regularization") for kind in ("img", "image", "images")})
 OTHER_FOLDERS = frozenset({"log", "logs", "model", "models", "sample", "samples"})
 

@@ -1,9 +1,9 @@
 """What lies in a dataset's folder and its sub-folders: images, masks and captions by name, nothing opened yet."""
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Iterator, Sequence
 
 from ..words import shown
 from .captions.caption_files import METADATA_FILE

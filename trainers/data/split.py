@@ -1,7 +1,7 @@
 """Which images are held out for validation: decided by each image's own content, so that it keeps its side when others
 come or go."""
 import hashlib
-from typing import Sequence
+from collections.abc import Sequence
 
 from ..spec import DatasetImage
 
@@ -26,7 +26,7 @@ def split(images: Sequence[DatasetImage], share: float) -> tuple[list[DatasetIma
     lowest, highest = min(numbers.values()), max(numbers.values())
     held_out = {
         digest for digest, number in numbers.items()
-        if number == lowest or number < share * RANGE and number != highest
+        if number == lowest or (number < share * RANGE and number != highest)
     }
     return ([image for image in images if image.digest not in held_out],
             [image for image in images if image.digest in held_out])

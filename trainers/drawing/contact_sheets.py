@@ -3,8 +3,8 @@
 Both are square images in rows, one row a prompt with the prompt above it, under a title. Their measures follow from the
 size of an image and the number of columns, so that a strip can be cut together from sheets.
 """
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 

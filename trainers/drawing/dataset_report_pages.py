@@ -1,6 +1,6 @@
 """The report of a dataset as images of one size: a page of figures and findings, then contact sheets with captions."""
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from PIL import Image, ImageDraw
 

@@ -1,8 +1,9 @@
 """What an extracted LoRA keeps of a change, as an image and as a table."""
-from typing import Mapping, Sequence
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
+from ..reports import ExtractedLayer, ExtractionReport
 from .fonts import font_and_text
 
 FILE = "report.png"
@@ -17,15 +18,15 @@ BITS = {"fp32": 32, "fp16": 16, "bf16": 16}
 ORDER = ("BASE", "IN", "MID", "OUT", "JOINT", "DOUBLE", "SINGLE", "EXTRA")
 
 
-def blocks_of(rows: Sequence[Mapping], precision: str) -> dict[str, dict]:
+def blocks_of(rows: Sequence[ExtractedLayer], precision: str) -> dict[str, dict]:
     """Block → its share of the whole change, how much of that the file keeps, and the smallest and largest rank."""
-    whole, found = sum(row["energy"] for row in rows), {}
+    whole, found = sum(row.energy for row in rows), {}
     for row in rows:
-        block = found.setdefault(row["block"], {"layers": 0, "energy": 0.0, "kept": 0.0, "ranks": []})
+        block = found.setdefault(row.block, {"layers": 0, "energy": 0.0, "kept": 0.0, "ranks": []})
         block["layers"] += 1
-        block["energy"] += row["energy"]
-        block["kept"] += row["energy"] * row["kept"][precision]
-        block["ranks"].append(row["rank"])
+        block["energy"] += row.energy
+        block["kept"] += row.energy * row.kept[precision]
+        block["ranks"].append(row.rank)
     return {name: {"layers": block["layers"], "share": block["energy"] / whole, "kept": block["kept"] / block["energy"],
                    "ranks": (min(block["ranks"]), max(block["ranks"]))} for name, block in sorted(found.items(), key=_order)}
 
@@ -38,9 +39,9 @@ def _order(item: tuple[str, dict]) -> tuple:
     return place, name.rstrip("0123456789"), int(digits or 0)
 
 
-def sizes(report: Mapping) -> dict[str, float]:
+def sizes(report: ExtractionReport) -> dict[str, float]:
     """Megabytes that the factors take in each precision."""
-    stored = sum(row["bytes"] for row in report["rows"]) / BITS[report["precision"]]
+    stored = sum(row.bytes for row in report.rows) / BITS[report.precision]
     return {precision: stored * bits / 1e6 for precision, bits in BITS.items()}
 
 
@@ -53,28 +54,28 @@ def spread(ranks: Sequence[int]) -> str:
     return str(ranks[0]) if ranks[0] == ranks[-1] else f"{ranks[0]} to {ranks[-1]}"
 
 
-def table(report: Mapping) -> str:
+def table(report: ExtractionReport) -> str:
     """Tab-free columns for people: blocks, then precisions."""
     lines = [f"{'block':<18}{'layers':>7}{'rank':>10}{'of change':>11}{'kept':>9}{'residual':>10}"]
-    for name, block in blocks_of(report["rows"], report["precision"]).items():
+    for name, block in blocks_of(report.rows, report.precision).items():
         lines.append(f"{name:<18}{block['layers']:>7}{spread(block['ranks']):>10}{block['share']:>11.1%}{block['kept']:>9.2%}"
                      f"{residual(block['kept']):>10.2%}")
     lines += ["", f"{'precision':<18}{'MB':>7}{'':>21}{'kept':>9}{'residual':>10}"]
     for precision, size in sizes(report).items():
-        kept = report["kept"][precision]
+        kept = report.kept[precision]
         lines.append(f"{precision:<18}{size:>7.2f}{'':>21}{kept:>9.3%}{residual(kept):>10.3%}")
     return "\n".join(lines)
 
 
-def draw(report: Mapping) -> Image.Image:
+def draw(report: ExtractionReport) -> Image.Image:
     """The report of `extraction.extract` on one page: blocks, precisions, and the rank of every layer."""
-    blocks = blocks_of(report["rows"], report["precision"])
+    blocks = blocks_of(report.rows, report.precision)
     height = 110 + ROW * len(blocks) + 130 + RANKS + 60
     page = _Page(height)
-    kept = report["kept"][report["precision"]]
-    page.text(MARGIN, 26, _short(f"{report['tuned']} minus {report['base']}", 80), size=18)
-    page.text(MARGIN, 52, f"{report['layers']} layers, rank {spread(sorted(row['rank'] for row in report['rows']))}, "
-              f"{report['bytes'] / 1e6:.2f} MB in {report['precision']}: keeps {kept:.2%} of the change's energy, residual "
+    kept = report.kept[report.precision]
+    page.text(MARGIN, 26, _short(f"{report.tuned} minus {report.base}", 80), size=18)
+    page.text(MARGIN, 52, f"{report.layers} layers, rank {spread(sorted(row.rank for row in report.rows))}, "
+              f"{report.bytes / 1e6:.2f} MB in {report.precision}: keeps {kept:.2%} of the change's energy, residual "
               f"{residual(kept):.1%} of its length", FAINT)
     top = 92
     for x, words, anchor in ((MARGIN, "block", "lm"), (BAR_LEFT, "kept energy", "lm"), (FIGURES + 70, "kept", "rm"),
@@ -91,15 +92,15 @@ def draw(report: Mapping) -> Image.Image:
                          (240, spread(block["ranks"])), (350, f"{block['share']:.1%}")):
             page.text(FIGURES + x, y, words, INK, "rm")
     _precisions(page, top + ROW * len(blocks) + 36, report)
-    _ranks(page, height - RANKS - 40, [row["rank"] for row in report["rows"]])
+    _ranks(page, height - RANKS - 40, [row.rank for row in report.rows])
     return page.finish()
 
 
-def _precisions(page: "_Page", top: float, report: Mapping):
+def _precisions(page: "_Page", top: float, report: ExtractionReport):
     page.text(MARGIN, top, "the same factors in", FAINT)
     for number, (precision, size) in enumerate(sizes(report).items()):
-        x, kept = MARGIN + 190 + 245 * number, report["kept"][precision]
-        chosen = precision == report["precision"]
+        x, kept = MARGIN + 190 + 245 * number, report.kept[precision]
+        chosen = precision == report.precision
         page.text(x, top, f"{precision}{' (this file)' if chosen else ''}", KEPT if chosen else INK)
         page.text(x, top + 22, f"{size:.2f} MB", INK)
         page.text(x, top + 44, f"kept {kept:.3%}, residual {residual(kept):.2%}", INK)

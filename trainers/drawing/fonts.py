@@ -1,6 +1,6 @@
 """Text on images in any script: the font that comes with Pillow is Latin, others are looked for on the computer."""
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Sequence
 
 from PIL import ImageDraw, ImageFont
 

@@ -1,6 +1,6 @@
 """The chart of a run's losses."""
+from collections.abc import Mapping, Sequence
 from math import ceil, floor, log10
-from typing import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 

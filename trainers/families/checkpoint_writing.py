@@ -1,7 +1,7 @@
 """A model as the tensors of one file in the original layout: what was trained from memory, all else from the base."""
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn

@@ -4,8 +4,9 @@ Every field that the pack uses itself has a known type and a size that a real mo
 reader stumble and no library reserve memory for a model that does not exist.
 """
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from ..errors import UserError
 from ..files import read_json

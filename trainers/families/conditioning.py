@@ -1,6 +1,6 @@
 """What a denoiser is told beside the noised latents: encoded captions, and whatever else a family wants to know."""
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F

@@ -1,10 +1,11 @@
 """The components of a base model: which file or folder holds each, under which prefix, and what is in it."""
 import hashlib
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Literal, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor

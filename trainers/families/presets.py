@@ -1,6 +1,6 @@
 """What is right for a base without anybody looking it up: the size of its images, and starting values for every method."""
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Mapping
 
 from . import get
 from .component_configs import component_config

@@ -3,9 +3,10 @@
 A family is one object. It holds no weights: `load_*` functions return modules and the other functions take them, so
 that parts can be loaded, used and freed one at a time.
 """
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Literal, Mapping, Protocol, Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn

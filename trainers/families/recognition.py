@@ -1,8 +1,8 @@
 """Finds out what a model file is, from headers and configs alone: no weights are loaded. Every family is asked."""
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Sequence
 
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError

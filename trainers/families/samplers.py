@@ -1,6 +1,8 @@
 """Ways from noise to latents, which families choose from. What calls them knows none of their insides."""
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,6 @@ class FlowSampler:
     def sample(self, predict: Predict, noise: Tensor, steps: int) -> Tensor:
         sigmas = shifted(torch.linspace(1, 0, steps + 1, device=noise.device), self.shift(*noise.shape[-2:]))
         latents = noise
-        for sigma, following in zip(sigmas, sigmas[1:]):
+        for sigma, following in pairwise(sigmas):
             latents = latents + (following - sigma) * predict(latents, 1000 * sigma)
         return latents

@@ -1,6 +1,6 @@
 """Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): two text encoders, pooled text and size conditioning."""
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn

@@ -6,8 +6,8 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError

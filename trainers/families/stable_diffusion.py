@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one text encoder, cross-attention on its token states."""
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn

@@ -2,8 +2,8 @@
 
 transformers is imported where it is needed, as `component_loading` says.
 """
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Callable, Mapping
 
 import torch
 from torch import nn

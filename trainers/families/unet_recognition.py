@@ -1,8 +1,8 @@
 """What a file or folder of Stable Diffusion 1.x, 2.x or XL is, from its header or configs: which family, what it predicts,
 where its components lie."""
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Iterable, Mapping
 
 from ..artifacts.scaled_weights import is_scaled
 from ..artifacts.tensor_header import read_header

@@ -1,7 +1,7 @@
 """A model's weights under the names of its original single file, whatever it lies in; nothing is read before it is used."""
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Mapping, Sequence
 
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.ldm_layout import open_clip_pieces

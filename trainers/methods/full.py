@@ -1,6 +1,6 @@
 """Fine-tuning of the model's own weights. With class images it is DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)."""
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from ..families.component_configs import config_folder
 from ..families.protocol import Family
 from ..families.sizes import stated_sizes
 from ..optimization.parameter_group import ParameterGroup
-from ..spec import FullSpec
+from ..reports import Saved
+from ..spec import FullSpec, RunSpec
 from ..spec.blocks import covers
 from .protocol import Parts, trainable
 
@@ -30,7 +31,7 @@ class Full:
     def trains_base(self) -> bool:
         return True
 
-    def check(self, family: Family, spec) -> list[str]:
+    def check(self, family: Family, spec: RunSpec) -> list[str]:
         blocks = family.block_names(spec.base)
         unknown = [name for name in self.spec.frozen_blocks if not any(covers(name, block) for block in blocks)]
         if unknown:
@@ -64,15 +65,16 @@ class Full:
     def after_step(self, step: int):
         pass
 
-    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
         family, base, dtype = parts.family, parts.base, PRECISIONS[self.spec.file_precision]
         encoders = dict(parts.text.encoders) if self.trains_text() else {}
         entries = family.checkpoint_entries(base, parts.denoiser, encoders, dtype, self.zero_terminal)
-        facts = save_checkpoint(folder, name, entries, {
+        files = save_checkpoint(folder, name, entries, {
             "format": "pt", **metadata, **stated_sizes(config_folder(base), base.family)}, self.spec.shard_size)
         note = family.objective_note(base, parts.denoiser)
-        return {**facts, **change(family.trained_and_base(base, parts.denoiser, encoders), dtype),
-                "notes": [note] if note else []}
+        norm, relative = change(family.trained_and_base(base, parts.denoiser, encoders), dtype)
+        return Saved(files=files, keys=len(entries), change_norm=norm, relative_change=relative,
+                     notes=(note,) if note else ())
 
 
 def reached_by(outputs: Iterable[Tensor]) -> set[nn.Parameter]:

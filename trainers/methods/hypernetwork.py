@@ -3,10 +3,10 @@
 Every context x that goes into `to_k` and `to_v` becomes x + h(x). There is one pair of networks h for each width of x, and
 all attentions of that width share it: the file knows widths only.
 """
+from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from ..artifacts.hypernetwork import save_hypernetwork
 from ..errors import UserError
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
-from ..spec import HypernetworkSpec
+from ..reports import Saved, SavedFile
+from ..spec import BaseModelSpec, HypernetworkSpec, RunSpec
 from .protocol import Parts, trainable
 
 ACTIVATIONS = {
@@ -89,7 +90,7 @@ class Hypernetwork:
     def trains_base(self) -> bool:
         return False
 
-    def check(self, family: Family, spec) -> list[str]:
+    def check(self, family: Family, spec: RunSpec) -> list[str]:
         widths, both = self._widths(family, spec.base), family.attention_widths(spec.base)
         narrow = [(multiple, width) for multiple in self.spec.layer_structure for width in widths if multiple * width < 1]
         if narrow:
@@ -106,7 +107,7 @@ class Hypernetwork:
                          "base's; switch activate_output off if the training does not recover from that")
         return notes
 
-    def _widths(self, family: Family, base) -> list[int]:
+    def _widths(self, family: Family, base: BaseModelSpec) -> list[int]:
         widths = family.attention_widths(base)
         chosen = widths if self.spec.widths == "all" else {self.spec.widths}
         return sorted(set().union(*(widths[attention] for attention in chosen)))
@@ -138,15 +139,17 @@ class Hypernetwork:
     def after_step(self, step: int):
         pass
 
-    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
         path, networks = folder / f"{name}.pt", parts.denoiser.hypernetwork
-        facts = save_hypernetwork(
+        save_hypernetwork(
             path, {int(width): tuple(network.state_dict() for network in pair) for width, pair in networks.items()},
             self._description(name, parts.base, metadata))
-        return {"files": [{"kind": "hypernetwork", "name": path.name, "bytes": facts["bytes"]}], **facts,
-                "change_norm": change_norm(networks)}
+        return Saved(
+            files=(SavedFile.at("hypernetwork", path),), change_norm=change_norm(networks),
+            widths=tuple(sorted(int(width) for width in networks)),
+            parameters=sum(tensor.numel() for tensor in networks.state_dict().values()))
 
-    def _description(self, name: str, base, metadata: Mapping[str, str]) -> dict:
+    def _description(self, name: str, base: BaseModelSpec, metadata: Mapping[str, str]) -> Saved:
         """A1111's entries; what they mean is in its `Hypernetwork.save`. Its hash of the checkpoint would need all of the
         base's bytes; readers live without it."""
         spec = self.spec

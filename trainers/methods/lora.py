@@ -1,18 +1,20 @@
 """LoRA by peft: low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), and its relatives."""
 import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
 
 from .. import randomness
-from ..artifacts.lora import AdapterWeight, save_lora
+from ..artifacts.adapters.format import AdapterWeight
+from ..artifacts.lora import save_lora
 from ..artifacts.metadata import lora_metadata
 from ..errors import UserError
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
-from ..spec import LoraSpec
+from ..reports import Saved
+from ..spec import LoraSpec, RunSpec
 from ..spec.blocks import covers, value_of
 from . import adapters
 from .adapters import Size
@@ -32,7 +34,7 @@ class Lora:
     def trains_base(self) -> bool:
         return False
 
-    def check(self, family: Family, spec) -> list[str]:
+    def check(self, family: Family, spec: RunSpec) -> list[str]:
         blocks = family.block_names(spec.base)
         for field in ("block_ranks", "block_rates"):
             for name, _ in getattr(self.spec, field):
@@ -101,17 +103,16 @@ class Lora:
     def after_step(self, step: int):
         pass
 
-    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
         path = folder / f"{name}.safetensors"
         metadata = {**metadata, **lora_metadata(self.spec, parts.family.metadata)}
-        facts = save_lora(path, self._weights(parts), self.spec.file_precision, metadata)
-        return {"files": [{"kind": "lora", "name": path.name, "bytes": facts["bytes"]}], **facts}
+        return save_lora(path, self._weights(parts), self.spec.file_precision, metadata)
 
     def _weights(self, parts: Parts) -> Iterator[AdapterWeight]:
         family = parts.family
         for name, layer in adapters.adapter_layers(parts.denoiser):
-            yield adapters.weight_of(family.denoiser_key(parts.denoiser, name), layer)
+            yield adapters.weight_of(self.spec, family.denoiser_key(parts.denoiser, name), layer)
         if self.trains_text():
             for encoder_name, encoder in parts.text.encoders.items():
                 for name, layer in adapters.adapter_layers(encoder):
-                    yield adapters.weight_of(family.text_key(encoder_name, name), layer)
+                    yield adapters.weight_of(self.spec, family.text_key(encoder_name, name), layer)

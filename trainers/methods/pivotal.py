@@ -1,13 +1,14 @@
 """Pivotal tuning: a new word and a LoRA trained together (Roich et al. 2021, arXiv:2106.05744; for diffusion models
 cloneofsimo's `lora_diffusion` and diffusers' advanced DreamBooth examples)."""
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 from torch import Tensor
 
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
-from ..spec import PivotalSpec
+from ..reports import Saved
+from ..spec import PivotalSpec, RunSpec
 from .lora import Lora
 from .protocol import Parts
 from .textual_inversion import TextualInversion
@@ -27,7 +28,7 @@ class Pivotal:
     def trains_base(self) -> bool:
         return False
 
-    def check(self, family: Family, spec) -> list[str]:
+    def check(self, family: Family, spec: RunSpec) -> list[str]:
         return [*self.inversion.check(family, spec), *self.lora.check(family, spec)]
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
@@ -42,9 +43,10 @@ class Pivotal:
         self.lora.after_step(step)
         self.inversion.after_step(step)
 
-    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
         """Two files; the smaller of the two changes is reported, so that a part which learned nothing shows."""
         lora = self.lora.save(parts, folder, name, metadata)
         word = self.inversion.save(parts, folder, f"{name}_embedding", metadata)
-        return {**word, **lora, "files": [*lora["files"], *word["files"]],
-                "change_norm": min(lora["change_norm"], word["change_norm"])}
+        return lora.model_copy(update={
+            "files": (*lora.files, *word.files), "change_norm": min(lora.change_norm, word.change_norm),
+            "token": word.token, "vectors": word.vectors})

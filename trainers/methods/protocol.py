@@ -1,23 +1,26 @@
 """What a training method offers: which parameters become trainable, and the files they end in."""
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from ..families.protocol import Family, TextEncoders
 from ..optimization.parameter_group import ParameterGroup
+from ..reports import Saved
+from ..spec import BaseModelSpec, RunSpec
 
 
 @dataclass
 class Parts:
     """The modules of a base model that are in memory during the loop. `text` is None when its outputs are cached;
-    `base` is the spec's BaseModelSpec, for methods that save what they did not train too."""
+    `base` is for methods that save what they did not train too."""
 
     family: Family
     denoiser: nn.Module
     text: TextEncoders | None
-    base: object = None
+    base: BaseModelSpec | None = None
 
 
 class Method(Protocol):
@@ -31,7 +34,7 @@ class Method(Protocol):
     def trains_base(self) -> bool:
         """Whether weights of the base itself are trained; they are then loaded in float32."""
 
-    def check(self, family: Family, spec) -> list[str]:
+    def check(self, family: Family, spec: RunSpec) -> list[str]:
         """Before anything heavy: raise UserError for what cannot work; return notes for what people should know."""
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
@@ -42,10 +45,9 @@ class Method(Protocol):
 
     def after_step(self, step: int): ...
 
-    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
-        """Write the files that other programs load. Returns {"files": [{"kind", "name", "bytes"}, …], "change_norm"}
-        and whatever else the report should tell. Kinds: "lora", "checkpoint", "embedding", "hypernetwork", and
-        "shard" for the parts of a checkpoint that only load together. "notes" are sentences for the report."""
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
+        """Write the files that other programs load."""
+        ...
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,7 +1,7 @@
 """Textual Inversion: new words for text encoders that stay as they are (Gal et al. 2022, arXiv:2208.01618)."""
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from ..artifacts.metadata import embedding_metadata
 from ..errors import UserError
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
-from ..spec import TextualInversionSpec
+from ..reports import Saved, SavedFile
+from ..spec import RunSpec, TextualInversionSpec
 from ..vocabulary import is_common, token_ids
 from ..words import clause, counted, whole_word
 from .protocol import Parts
@@ -78,7 +79,7 @@ class TextualInversion:
     def trains_base(self) -> bool:
         return False
 
-    def check(self, family: Family, spec) -> list[str]:
+    def check(self, family: Family, spec: RunSpec) -> list[str]:
         """Settles the placeholder word too: the dataset's trigger where the spec names none."""
         self.token = self.spec.token or spec.dataset.trigger
         if not self.token:
@@ -90,7 +91,7 @@ class TextualInversion:
         tokenizers = family.load_tokenizers(spec.base)
         return [*self._caption_notes(spec), *self._room_notes(family, tokenizers, spec), *self._word_notes(tokenizers)]
 
-    def _caption_notes(self, spec) -> list[str]:
+    def _caption_notes(self, spec: RunSpec) -> list[str]:
         word, images, notes = whole_word(self.token), spec.dataset.images, []
         lacking = [image for image in images if not word.search(image.variation.longest(image.caption))]
         if len(lacking) == len(images):
@@ -111,7 +112,7 @@ class TextualInversion:
             notes.append(f"no preview prompt contains {self.token!r}, so the previews will not change")
         return notes
 
-    def _room_notes(self, family: Family, tokenizers, spec) -> list[str]:
+    def _room_notes(self, family: Family, tokenizers, spec: RunSpec) -> list[str]:
         """Whether captions have room for the vectors. Room is counted in tokens."""
         word, vectors, fits, long = whole_word(self.token), self.spec.vectors, False, []
         for image in spec.dataset.images:
@@ -187,14 +188,14 @@ class TextualInversion:
         for words in self.words.values():
             words.hold_lengths()
 
-    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> dict:
+    def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
         path, keys = folder / f"{name}.safetensors", parts.family.embedding_keys
         tensors = {keys[encoder]: words.vectors.detach() for encoder, words in self.words.items()}
         metadata = embedding_metadata(metadata, parts.family.metadata, self.token, self.spec.vectors)
-        facts = save_embedding(path, tensors, self.spec.file_precision, metadata)
+        save_embedding(path, tensors, self.spec.file_precision, metadata)
         moved = torch.cat([(words.vectors.detach() - words.start).flatten() for words in self.words.values()])
-        return {"files": [{"kind": "embedding", "name": path.name, "bytes": facts["bytes"]}], **facts,
-                "change_norm": float(moved.norm()), "token": self.token}
+        return Saved(files=(SavedFile.at("embedding", path),), change_norm=float(moved.norm()), token=self.token,
+                     vectors=self.spec.vectors)
 
 
 def _ordinary(tokenizer, vocabulary: Tensor) -> Tensor:

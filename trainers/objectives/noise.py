@@ -4,8 +4,8 @@ Everything random about a sample comes from its own generator, in a fixed order,
 sample is the same in any batch, and a control that is off leaves all other numbers as they are.
 """
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F

@@ -4,8 +4,9 @@ Shapes: latents, noise and targets are [batch, channels, height, width]; timeste
 `noise`, the parts of the loss in `losses`. A sample's generator is asked for its noise level, its noise (with the offset),
 its multi-resolution noise, the input perturbation and the image noise, in this order.
 """
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Protocol, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """The running mean of the trained parameters, which is saved instead of their last values (Polyak & Juditsky 1992)."""
+from collections.abc import Mapping
 from contextlib import contextmanager
-from typing import Mapping
 
 from diffusers.training_utils import EMAModel
 from torch import nn

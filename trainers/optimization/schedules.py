@@ -1,7 +1,7 @@
 """Learning-rate schedules by name: factors of every group's own rate, as functions of the step."""
+from collections.abc import Callable
 from functools import partial
 from math import cos, pi
-from typing import Callable
 
 import torch
 from torch.optim import Optimizer

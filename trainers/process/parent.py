@@ -1,5 +1,5 @@
 """The parent side of a run: start the worker process, follow its events, cancel it."""
-import json
+import contextlib
 import os
 import queue
 import signal
@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ..errors import plain_lines
-from ..run_folder import FINAL_EVENTS, Run
+from ..events import FINAL, CancelledEvent, CancellingEvent, Event, FailedEvent, read_event
+from ..run_folder import Run
 from .tasks import task_of
 
 SCRIPT = Path(__file__).parents[1] / "__main__.py"
@@ -35,7 +36,7 @@ class TrainingProcess:
         """`launcher` goes before the script, for example ("accelerate", "launch", "--num_processes", "2"); by default
         this process's own Python."""
         self.run, self.cancelled, self.heard_at = run, False, 0.0
-        self.log = open(run.log_path, "ab")
+        self.log = open(run.log_path, "ab")  # noqa: SIM115  closed in __exit__
         # A script path, not -m: an isolated Python (Windows portable ComfyUI) has no search path but its own.
         command = [*(launcher or [sys.executable]), str(SCRIPT), "work", str(run.folder)]
         environment = {
@@ -54,11 +55,11 @@ class TrainingProcess:
             self.lines.put(line)
         self.lines.put(None)
 
-    def events(self, tick: float = 0.2) -> Iterator[dict | None]:
+    def events(self, tick: float = 0.2) -> Iterator[Event | None]:
         """Events as they come, and None whenever `tick` seconds pass without one, so that the caller can look around.
 
-        Ends after a final event ("finished", "cancelled" or "failed"). A worker that dies without one gives "failed"; one
-        that does not answer to `cancel` is ended, and gives "cancelled" with a message.
+        Ends after a final event. A worker that dies without one gives a FailedEvent; one that does not answer to `cancel` is
+        ended, and gives a CancelledEvent with a message.
         """
         while True:
             try:
@@ -70,19 +71,18 @@ class TrainingProcess:
                 yield None
                 continue
             if line is None:
-                yield {"event": "failed", "message": self._obituary()}
+                yield FailedEvent(message=self._obituary())
                 return
-            try:
-                event = json.loads(line)
-            except ValueError:
+            event = read_event(line)
+            if event is None:
                 continue
             self.heard_at = time.monotonic()
             yield event
-            if event.get("event") in FINAL_EVENTS:
+            if isinstance(event, FINAL):
                 return
 
     def cancel(self):
-        """Ask the worker to save and stop; its last event will be "cancelled"."""
+        """Ask the worker to save and stop; its last event will be a CancelledEvent."""
         if not self.cancelled:
             self.cancelled, self.heard_at = True, time.monotonic()
             try:
@@ -91,22 +91,20 @@ class TrainingProcess:
             except OSError:
                 pass
 
-    def _end(self) -> dict:
+    def _end(self) -> Event:
         """End a worker that does not answer; the last event."""
         self.process.kill()
         steps, task = self.run.checkpoints(), task_of(self.run)
-        return {"event": "cancelled", "step": steps[-1] if steps else 0, "message":
-                f"The {task.title.lower()} process was ended because it did not answer to cancel within {PATIENCE:g} s. "
-                f"{task.resume_advice(self.run)}"}
+        return CancelledEvent(step=steps[-1] if steps else 0, message=(
+            f"The {task.title.lower()} process was ended because it did not answer to cancel within {PATIENCE:g} s. "
+            f"{task.resume_advice(self.run)}"))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        try:
+        with contextlib.suppress(OSError):
             self.process.stdin.close()
-        except OSError:
-            pass
         try:
             self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
@@ -127,10 +125,10 @@ class TrainingProcess:
         return f"The {task.title.lower()} process ended unexpectedly (code {code}).{last} {resume}"
 
 
-def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Callable[[dict], None],
+def follow(events: Iterable[Event | None], cancel: Callable[[], None], report: Callable[[Event], None],
            look_around: Callable[[], None], interrupt: type[BaseException]):
     """Hand events to `report` until they end. When `look_around` or `report` raises `interrupt`, `cancel` is called, the
-    event "cancelling" is reported at once and then only the last one, and the interrupt is raised at the end."""
+    CancellingEvent is reported at once and then only the last one, and the interrupt is raised at the end."""
     interruption = None
     for event in events:
         try:
@@ -141,9 +139,9 @@ def follow(events: Iterable[dict | None], cancel: Callable[[], None], report: Ca
         except interrupt as raised:
             if interruption is None:
                 cancel()
-                report({"event": "cancelling"})
+                report(CancellingEvent())
             interruption = raised
-        if event is not None and event["event"] in FINAL_EVENTS:
+        if event is not None and isinstance(event, FINAL):
             report(event)
     if interruption is not None:
         raise interruption

@@ -1,5 +1,7 @@
 """How far a whole task has come, as one number from 0 to 1 that only rises."""
-from typing import Mapping
+from collections.abc import Mapping
+
+from ..events import Emit, Event, FinishedEvent
 
 
 class Progress:
@@ -9,27 +11,17 @@ class Progress:
     is left out, because it lies in a cache, is jumped over.
     """
 
-    def __init__(self, emit, stages: Mapping[str, float]):
+    def __init__(self, emit: Emit, stages: Mapping[str, float]):
         self.emit, self.reached = emit, 0.0
         self.spans, before, whole = {}, 0.0, sum(stages.values())
         for name, weight in stages.items():
             self.spans[name] = (before / whole, weight / whole)
             before += weight
 
-    def __call__(self, event: str, **fields):
-        stage, done, total = place_of(event, fields)
+    def __call__(self, event: Event):
+        stage, done, total = event.stage_done()
         if stage in self.spans:
             start, share = self.spans[stage]
             self.reached = max(self.reached, start + share * min(1.0, done / max(1, total)))
-        self.reached = 1.0 if event == "finished" else self.reached
-        self.emit(event, **fields, progress=round(self.reached, 4))
-
-
-def place_of(event: str, fields: Mapping) -> tuple[str, int, int]:
-    """The stage that an event belongs to, and how much of it is done, out of how much; no stage for those that tell nothing
-    of the way."""
-    if event in ("step", "resumed"):
-        return "steps", fields["step"], fields["total"]
-    stage = {"encoding": fields.get("what"), "drawing": "drawing", "captioned": "describing",
-             "working": fields.get("text")}.get(event, fields.get("stage", ""))
-    return stage, fields.get("done", 0), fields.get("total", 1)
+        self.reached = 1.0 if isinstance(event, FinishedEvent) else self.reached
+        self.emit(event.model_copy(update={"progress": round(self.reached, 4)}))

@@ -3,8 +3,6 @@
 Events are JSON objects, one a line, written to the run's `events.jsonl` and to standard output; libraries that print
 are sent to standard error. Reading "cancel", or the end of standard input, asks the run to stop and save.
 """
-import json
-import math
 import os
 import sys
 import threading
@@ -14,7 +12,8 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import Cancelled, UserError, reason_of
-from ..run_folder import FINAL_EVENTS, Run
+from ..events import FINAL, CancelledEvent, CancellingEvent, Event, FailedEvent
+from ..run_folder import Run
 from ..stopping import StopRequest, breakable, unbroken
 from .progress import Progress
 from .tasks import Task, caches_of, task_of
@@ -26,18 +25,18 @@ class Reporter:
     """Writes events to the run's file and to a stream. Only the main process of a distributed run has a voice."""
 
     def __init__(self, run: Run, stream: TextIO | None, is_main: bool):
-        self.stream, self.is_main = stream, is_main
-        self.file = open(run.events_path, "a", encoding="utf-8", errors="replace") if is_main else None
+        self.stream = stream
+        self.file = open(run.events_path, "a", encoding="utf-8", errors="replace") if is_main else None  # noqa: SIM115
         self.lock, self.ended = threading.Lock(), False
 
-    def __call__(self, event: str, **fields):
-        if not self.is_main:
+    def __call__(self, event: Event):
+        if self.file is None:
             return
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **_finite(fields)}, ensure_ascii=False)
+        line = event.model_copy(update={"time": round(time.time(), 3)}).model_dump_json()
         with unbroken(), self.lock:
             if self.ended:  # the parent closes our standard input then, which sounds like a cancel
                 return
-            self.ended = event in FINAL_EVENTS
+            self.ended = isinstance(event, FINAL)
             self.file.write(line + "\n")
             self.file.flush()
             if self.stream:
@@ -45,13 +44,6 @@ class Reporter:
                     print(line, file=self.stream, flush=True)
                 except BrokenPipeError:  # the parent died; its end of standard input asks us to stop
                     self.stream = None
-
-
-def _finite(fields: dict) -> dict:
-    """JSON has no NaN and no infinity."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()
-    }
 
 
 def main(run_folder: str, piped: bool) -> int:
@@ -62,22 +54,22 @@ def main(run_folder: str, piped: bool) -> int:
     emit = Progress(Reporter(run, stream, is_main=rank == 0), task.stages)
     lock = None
     try:
-        stop = StopRequest(listen=piped and rank == 0, on_request=lambda: emit("cancelling"))
+        stop = StopRequest(listen=piped and rank == 0, on_request=lambda: emit(CancellingEvent()))
         if rank == 0:
             lock = run.lock()
             run.take_over(caches_of(run))
         with breakable():
-            result = task.perform(run, emit, stop)
-        emit("finished", **result)
+            finished = task.perform(run, emit, stop)
+        emit(finished)
         return EXIT_FINISHED
     except Cancelled:
-        emit("cancelled", step=run.checkpoints()[-1] if run.checkpoints() else 0)
+        emit(CancelledEvent(step=run.checkpoints()[-1] if run.checkpoints() else 0))
         return EXIT_CANCELLED
     except UserError as problem:
-        emit("failed", message=str(problem))
+        emit(FailedEvent(message=str(problem)))
     except Exception as problem:
         traceback.print_exc()
-        emit("failed", message=_sentence(problem, run, task))
+        emit(FailedEvent(message=_sentence(problem, run, task)))
     finally:
         if lock:
             lock.release()

@@ -8,8 +8,8 @@ The key is a hash of everything that determines the images but their count, so a
 """
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 
@@ -17,6 +17,7 @@ from .. import families, randomness
 from ..caches.tensor_cache import TensorCache
 from ..data.manifest import scan_folder
 from ..errors import Cancelled, UserError
+from ..events import DrawingEvent, Emit, PhaseEvent
 from ..files import UNFINISHED, ensure_space, remove_unfinished, temporary_beside, write_json
 from ..run_folder import Run
 from ..spec import DatasetSpec
@@ -63,7 +64,7 @@ def file_name(number: int) -> str:
     return f"{number:05}.png"
 
 
-def make_class_images(spec: ClassImagesSpec, emit, stop_requested: Callable[[], bool] = lambda: False) -> DatasetSpec:
+def make_class_images(spec: ClassImagesSpec, emit: Emit, stop_requested: Callable[[], bool] = lambda: False) -> DatasetSpec:
     """Make the images that are missing. Events: "phase", and "drawing" with done, total and the path of the newest.
 
     Raises UserError with a sentence, or Cancelled between two batches; what is made stays.
@@ -79,7 +80,7 @@ def make_class_images(spec: ClassImagesSpec, emit, stop_requested: Callable[[], 
     return _found(folder, spec)
 
 
-def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_requested: Callable[[], bool]):
+def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, stop_requested: Callable[[], bool]):
     from ..accelerator import accelerated, dtype_of  # seconds of imports, which a node that finds all images is spared
     from .previews import make_images
 
@@ -88,14 +89,14 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_re
     latent_format = family.latent_format(spec.base)
     with accelerated(spec) as accelerator:
         device, dtype = accelerator.device, dtype_of(accelerator)
-        emit("phase", text="loading the text encoders", stage="captions")
+        emit(PhaseEvent(text="loading the text encoders", stage="captions"))
         text = family.load_text(spec.base, dtype).to(device)
         with torch.no_grad():
             positive, negative = (family.encode_captions(text, [each]) for each in (spec.prompt, spec.negative))
         del text
-        emit("phase", text="loading the denoiser", stage="denoiser")
+        emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser, vae = family.load_denoiser(spec.base, dtype).to(device), family.load_vae(spec.base).to(device)
-        emit("phase", text="drawing the first images", stage="drawing")
+        emit(PhaseEvent(text="drawing the first images", stage="drawing"))
         for start in range(0, len(missing), spec.batch_size):
             if stop_requested():
                 raise Cancelled
@@ -108,7 +109,7 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit, stop_re
             for number, image in zip(numbers, images, strict=True):
                 path = folder / file_name(number)
                 _save(path, spec.prompt, image)
-            emit("drawing", done=spec.count - len(missing) + start + len(numbers), total=spec.count, path=str(path))
+            emit(DrawingEvent(done=spec.count - len(missing) + start + len(numbers), total=spec.count, path=str(path)))
 
 
 def _save(path: Path, caption: str, image):

@@ -1,5 +1,5 @@
 """Images made with the model as it is now, by the family's sampler."""
-from typing import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch

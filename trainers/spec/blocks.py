@@ -3,7 +3,8 @@
 A name without a number means all blocks of that side; the more exact name wins.
 """
 import re
-from typing import Annotated, Sequence
+from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import BeforeValidator
 

@@ -1,5 +1,5 @@
 """Captioning as data: which model describes which images, and how."""
-from typing import Annotated, Literal, Union
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -126,7 +126,7 @@ class TaggerSpec(Part):
 
 
 CaptionerSpec = Annotated[
-    Union[BlipSpec, Blip2Spec, GitSpec, Florence2Spec, VisionLanguageSpec, TaggerSpec], Field(discriminator="kind")]
+    BlipSpec | Blip2Spec | GitSpec | Florence2Spec | VisionLanguageSpec | TaggerSpec, Field(discriminator="kind")]
 
 
 class CaptionerFolderSpec(Part):

@@ -17,6 +17,7 @@ class FileTaskSpec(Part):
     """What all of them have. `name` names the folder and the file that is made."""
 
     version: Literal[1] = 1
+    task: str
     name: RunName
     folders: FolderSpec
     device: str = "auto"
@@ -180,7 +181,3 @@ class OnnxSpec(FileTaskSpec):
 
     def inputs(self) -> list[str]:
         return [self.base, *(lora.path for lora in self.loras)]
-
-
-SPECS = {each.model_fields["task"].default: each
-         for each in (ExtractionSpec, MergeSpec, ConvertSpec, MetadataSpec, BakeSpec, ShardSpec, OnnxSpec)}

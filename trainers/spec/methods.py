@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from .adapters import ADAPTERS
 from .blocks import BlockNames, BlockValues
 from .part import Part, number
 
@@ -21,7 +22,8 @@ class LoraSpec(Part):
     """
 
     kind: Literal["lora"] = "lora"
-    adapter: Literal["lora", "dora", "loha", "lokr"] = "lora"
+    adapter: str = Field("lora", json_schema_extra={"options": list(ADAPTERS)})
+    """One of ADAPTERS."""
     rank: int = Field(16, ge=1, le=1024)
     alpha: float = number(16.0, ge=0.01, le=4096, step=0.5)
     convolution_rank: int = Field(0, ge=0, le=1024)
@@ -71,7 +73,9 @@ class LoraSpec(Part):
                                  f"100. To leave the block out, write {block}=0 into block_ranks")
         if self.kronecker_factor == 0:
             raise ValueError("kronecker_factor is 0; write a size of at least 1, or -1 for the one that fits best")
-        if self.adapter in ("loha", "lokr"):
+        if self.adapter not in ADAPTERS:
+            raise ValueError(f"adapter is {self.adapter!r}; choose one of {', '.join(ADAPTERS)}")
+        if not ADAPTERS[self.adapter].up_and_down:
             if self.plus_ratio != 1:
                 raise ValueError(f"LoRA+ is about the two factors of a LoRA; {self.adapter} has others. Set its ratio to 1")
             if self.rank_stabilized:

@@ -6,8 +6,8 @@ followed by assignments.
 """
 import math
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Iterable, Mapping
 
 from ..artifacts.layer_names.blocks import BASE, BLOCKS, EXTRA, MID, numbered
 from ..errors import UserError

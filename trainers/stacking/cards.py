@@ -5,9 +5,10 @@ import math
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
+from ..artifacts.adapters import FORMATS, format_of
 from ..artifacts.layer_names import family_of_lora, place, split_key
 from ..artifacts.tensor_header import MAXIMUM_HEADER, data_start, read_header
 
@@ -15,6 +16,8 @@ LONGEST, LONGEST_NAME, MOST_ENTRIES = 2000, 200, 200
 LARGEST_JSON = 20_000_000
 """Characters; the tags of 100,000 captions have about a tenth."""
 MOST_COUNTED = 10**9
+OTHERS = {"oft_blocks": "OFT", "a1.weight": "GLoRA"}
+"""Kinds that are not read here, by one of their tensors."""
 
 
 def plain(text: object, length: int = LONGEST) -> str:
@@ -54,20 +57,19 @@ def card(path: Path, name: str) -> dict:
 def ranks_of(tensors: Mapping[str, dict]) -> Counter:
     """How many layers have which rank, by the shapes of a header's tensors."""
     ranks: Counter[int] = Counter()
+    ranked = {format.ranked[0] for format in FORMATS.values() if format.ranked}
     for key, entry in tensors.items():
         split = split_key(key)
-        if split and split.part in ("lora_down.weight", "hada_w1_b", "lokr_w2_b") and entry["shape"]:
+        if split and split.part in ranked and entry["shape"]:
             ranks[entry["shape"][0]] += 1
     return ranks
 
 
 def method_of(tensors: Mapping[str, dict]) -> str:
     parts = {split.part for key in tensors if (split := split_key(key))}
-    for part, method in (("hada_w1_a", "LoHa"), ("oft_blocks", "OFT"), ("a1.weight", "GLoRA"), ("dora_scale", "DoRA"),
-                         ("lora_up.weight", "LoRA"), ("diff", "full difference")):
-        if part in parts:
-            return method
-    return "LoKr" if any(part.startswith("lokr_") for part in parts) else "unknown"
+    other = next((title for part, title in OTHERS.items() if part in parts), None)
+    kind = format_of(parts)
+    return other or (kind.title if kind else "unknown")
 
 
 def family_of(tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:

@@ -1,16 +1,13 @@
 """The size of a LoRA's change in every block, as numbers and as an image."""
 from collections import defaultdict
-from math import prod
-from typing import Mapping
+from collections.abc import Mapping
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..artifacts.changes import change_of_parts, rank_of, shape_of, with_scale
+from ..artifacts.changes import change_norm, with_scale
 from ..artifacts.layer_names import place, split_key
 from ..artifacts.layer_names.blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER
-from ..artifacts.layer_names.parts import ALPHA, DORA, DOWN, MID, UP
-from ..artifacts.lora import LoraWeight
 from ..drawing.fonts import fitted, font_and_text
 
 COLORS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
@@ -26,29 +23,6 @@ def layers_of(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         if split := split_key(key):
             layers.setdefault(split.layer, {})[split.part] = tensor
     return layers
-
-
-def change_norm(parts: Mapping[str, Tensor]) -> float | None:
-    """Frobenius norm of the change that a layer's parts make at strength 1, leaving DoRA's magnitudes out; None for methods
-    whose change depends on the weight (OFT, GLoRA) and for incomplete layers."""
-    shapes = {part: tuple(tensor.shape) for part, tensor in parts.items()}
-    if shape_of(shapes) is None or prod(shapes.get(ALPHA, ())) != 1:
-        return None
-    alpha, rank = float(parts[ALPHA]) if ALPHA in parts else None, rank_of(shapes)
-    kind = next(each for each in ("diff", DOWN, "hada_w1_a", "lokr") if each in parts or each == "lokr")  # as shape_of
-    if kind == DOWN and MID not in parts:
-        return LoraWeight("", parts[DOWN], parts[UP], rank if alpha is None else alpha).change_norm()
-    if kind == "lokr" and "lokr_t2" not in parts:
-        # ‖A ⊗ B‖ = ‖A‖ · ‖B‖. Alpha counts only where a factor is itself of low rank.
-        norms = [_factor_norm(parts, f"lokr_w{number}") for number in (1, 2)]
-        return norms[0] * norms[1] * (1.0 if alpha is None or rank is None else alpha / rank)
-    return float(change_of_parts({part: tensor.float() for part, tensor in parts.items() if part != DORA}).norm())
-
-
-def _factor_norm(parts: Mapping[str, Tensor], name: str) -> float:
-    if name in parts:
-        return float(parts[name].float().norm())
-    return float((parts[f"{name}_a"].float() @ parts[f"{name}_b"].float()).norm())
 
 
 def norms_by_block(tensors: Mapping[str, Tensor], family: str, scales: Mapping[str, float | None] | None = None,

@@ -3,9 +3,9 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Iterable, Mapping, Sequence
 
 from ..errors import UserError
 from ..words import folded
@@ -179,6 +179,6 @@ def _keyword(name: str, value) -> Keyword:
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise UserError(f"keyword_map gives {shown(name)} no words. Write a list of words, or an object with words, model "
                         "and text.")
-    if not all(number is None or isinstance(number, (int, float)) and abs(number) <= LIMIT for number in strengths):
+    if not all(number is None or (isinstance(number, (int, float)) and abs(number) <= LIMIT) for number in strengths):
         raise UserError(f"keyword_map gives {shown(name)} a strength that is no number from -{LIMIT:g} to {LIMIT:g}.")
     return Keyword(name, tuple(word.strip() for word in words if word.strip()), *strengths)

@@ -20,7 +20,8 @@ A weight's strength is (model or text) × block weight × factor of its kind.
 """
 import json
 import re
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 

@@ -1,9 +1,9 @@
 """LoRAs worked into a checkpoint, and checkpoints cut into shards or joined: one tensor in memory at a time."""
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,10 +17,13 @@ from ..artifacts.tensor_files import Entry, finite, read_entries
 from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..errors import Cancelled, UserError
+from ..events import Emit, PhaseEvent, WorkingEvent
 from ..families import sizes
 from ..families.recognition import recognize
 from ..files import ensure_space, read_json
+from ..reports import BakeReport, ShardReport
 from ..spec.file_tasks import BakeSpec, ShardSpec
+from .file_tasks import StopRequested
 
 KEPT = ("modelspec.architecture", "modelspec.prediction_type", sizes.METADATA)
 """What tells readers what a checkpoint is."""
@@ -28,7 +31,7 @@ Change = tuple[Layer, FileLayer, float]
 """A layer of the model, what a LoRA does to it, and how strongly."""
 
 
-def bake(spec: BakeSpec, folder: Path, emit, stop_requested) -> dict:
+def bake(spec: BakeSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> BakeReport:
     """Write a checkpoint whose weights are base + Σ strength · LoRA, in float32 before they are rounded."""
     base, metadata = whole_model(Path(spec.base), spec.file_precision, emit)
     changes, notes = changes_of(base, spec)
@@ -38,15 +41,14 @@ def bake(spec: BakeSpec, folder: Path, emit, stop_requested) -> dict:
     ensure_space(folder, sum(entry.bytes for entry in entries))
     entries = reporting(entries, "baking", emit, stop_requested)
     names = [Path(lora.path).stem for lora in spec.loras]
-    report = save_checkpoint(folder, spec.name, entries, {
+    files = save_checkpoint(folder, spec.name, entries, {
         **{name: metadata[name] for name in KEPT if name in metadata},
         "format": "pt", "modelspec.title": spec.name, "modelspec.merged_from": ", ".join([base.title, *names])})
-    return {**report, "layers": len({layer.key for found in changes.values() for layer, *_ in found}),
-            "loras": names, "base": base.title, "precision": spec.file_precision,
-            "notes": notes}
+    return BakeReport(files=files, keys=len(entries), loras=tuple(names), base=base.title, precision=spec.file_precision,
+                      layers=len({layer.key for found in changes.values() for layer, *_ in found}), notes=tuple(notes))
 
 
-def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, str]]:
+def whole_model(path: Path, precision: str, emit: Emit) -> tuple[Weights, dict[str, str]]:
     """Every tensor of a checkpoint, and its metadata. A diffusers folder is loaded and named as a single file."""
     if path.is_file():
         weights = Weights.of_file(path)
@@ -54,7 +56,7 @@ def whole_model(path: Path, precision: str, emit) -> tuple[Weights, dict[str, st
             raise UserError(f"{path.name!r} is stored in eight bits, too coarse for LoRAs to be worked in. Choose fp16 or "
                             "bf16 as file_precision.")
         return weights, read_header(path)[1]
-    emit("phase", text="loading the model", stage="loading")
+    emit(PhaseEvent(text="loading the model", stage="loading"))
     base = recognize(str(path), path.name)
     family, dtype = families.get(base.family), PRECISIONS["fp16" if precision == "same" else precision]
     entries = family.checkpoint_entries(base, family.load_denoiser(base, torch.float32), {}, dtype)
@@ -101,7 +103,7 @@ def baked(base: Weights, entry: Entry, changes: Sequence[Change], precision: str
     return in_precision(replace(entry, pieces=pieces), dtype)
 
 
-def reporting(entries: Sequence[Entry], text: str, emit, stop_requested: Callable[[], bool]) -> list[Entry]:
+def reporting(entries: Sequence[Entry], text: str, emit: Emit, stop_requested: StopRequested) -> list[Entry]:
     """The same entries; reading them shows progress, and asks whether to go on."""
     done = 0
 
@@ -111,13 +113,13 @@ def reporting(entries: Sequence[Entry], text: str, emit, stop_requested: Callabl
             if stop_requested():
                 raise Cancelled
             done += 1
-            emit("working", text=text, done=done, total=len(entries))
+            emit(WorkingEvent(text=text, done=done, total=len(entries)))
             return entry.pieces()
         return replace(entry, pieces=pieces)
     return [watched(entry) for entry in entries]
 
 
-def shard(spec: ShardSpec, folder: Path, emit, stop_requested) -> dict:
+def shard(spec: ShardSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> ShardReport:
     """Cut a file into shards, or join the shards of an index. Tensors stay bit for bit as they are."""
     path = Path(spec.checkpoint)
     entries, metadata = joined_entries(path) if path.suffix == ".json" else (read_entries(path), read_header(path)[1])
@@ -126,12 +128,12 @@ def shard(spec: ShardSpec, folder: Path, emit, stop_requested) -> dict:
     ensure_space(folder, sum(entry.bytes for entry in entries.values()))
     watched = reporting(list(entries.values()), "writing", emit, stop_requested)
     try:
-        report = save_checkpoint(folder, spec.name, watched, metadata, spec.shard_size)
+        files = save_checkpoint(folder, spec.name, watched, metadata, spec.shard_size)
     except BaseException:  # some of the shards are of no use to anybody
         for part in folder.glob(f"{spec.name}-?????-of-?????.safetensors"):
             part.unlink(missing_ok=True)
         raise
-    return {**report, "notes": []}
+    return ShardReport(files=files, keys=len(entries))
 
 
 def joined_entries(index: Path) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -1,14 +1,16 @@
 """LoRA files under other names (`artifacts.layer_names`), in other precisions and with other metadata."""
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from ..artifacts.adapters.format import scalar
+from ..artifacts.adapters.lora import LoraWeight
 from ..artifacts.changes import rank_of
 from ..artifacts.layer_names import LayerNames
 from ..artifacts.layer_names.parts import ALPHA, DORA
-from ..artifacts.lora import PRECISIONS, LoraWeight, scalar, write_lora
+from ..artifacts.lora import PRECISIONS, write_lora
 from ..artifacts.lora_file import FileLayer, LoraFile, read_lora
 from ..artifacts.lora_precision import low_rank_tensors, other_tensors
 from ..artifacts.lora_renaming import Renamed, describe, family_of, maker_of, names_for, renamed
@@ -16,8 +18,11 @@ from ..artifacts.metadata import KEPT, converted_metadata
 from ..artifacts.tensor_files import DTYPES, finite_entries, write_entries
 from ..artifacts.tensor_header import read_header
 from ..errors import Cancelled, UserError
+from ..events import Emit, PhaseEvent, WorkingEvent
 from ..families.unet_state_dict import weights_of
+from ..reports import ConversionReport, MetadataReport, SavedFile
 from ..spec.file_tasks import ConvertSpec, MetadataSpec
+from .file_tasks import StopRequested
 from .merging import Resize, change_of, join, merged_layer
 
 FORGOTTEN_BUT = (*KEPT, "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_output_name",
@@ -26,18 +31,18 @@ FORGOTTEN_BUT = (*KEPT, "ss_network_module", "ss_network_dim", "ss_network_alpha
 """What stays in the header when the training is forgotten."""
 
 
-def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
-    """Write the file anew; returns the report with "error", the relative error of what the file changes."""
+def convert(spec: ConvertSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> ConversionReport:
+    """Write the file anew."""
     file, path = read_lora(Path(spec.lora)), folder / f"{spec.name}.safetensors"
     form = spec.names if spec.names != "same" else maker_of(file.layers)
     if spec.names != "same":
-        emit("phase", text="looking up the names of the layers", stage="naming")
+        emit(PhaseEvent(text="looking up the names of the layers", stage="naming"))
     made = in_form(file, spec.names, spec.base)
     tensors, error, energy = {}, 0.0, 0.0
     for done, layer in enumerate(made.file.layers.values(), start=1):
         if stop_requested():
             raise Cancelled
-        emit("working", text="converting", done=done, total=len(made.file.layers))
+        emit(WorkingEvent(text="converting", done=done, total=len(made.file.layers)))
         parts = [each.layers[layer.key] for each in made.all() if layer.key in each.layers]
         if spec.names == "kohya":
             layer = layer.with_alpha()
@@ -53,15 +58,11 @@ def convert(spec: ConvertSpec, folder: Path, emit, stop_requested) -> dict:
             energy += float(before.square().sum(dtype=torch.float64))
     ranks = [rank for layer in made.file.layers.values() if (rank := rank_of(layer.shapes()))]
     plain = all(layer.is_low_rank for layer in made.file.layers.values())
-    size = write_lora(path, tensors, converted_metadata(file.metadata, form, spec.name, max(ranks, default=0), plain))
-    return {
-        "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size,
-        "keys": len(tensors), "layers": len(made.file.layers), "names": form, "precision": spec.file_precision,
-        "family": family_of(file) or "other",
-        "before": Path(spec.lora).stat().st_size,
-        "error": (error / energy) ** 0.5 if energy else 0.0, "change_norm": energy**0.5,
-        "notes": made.file.remarks(),
-    }
+    write_lora(path, tensors, converted_metadata(file.metadata, form, spec.name, max(ranks, default=0), plain))
+    return ConversionReport(
+        files=(SavedFile.at("lora", path),), keys=len(tensors), layers=len(made.file.layers), names=form,
+        precision=spec.file_precision, family=family_of(file) or "other", before=Path(spec.lora).stat().st_size,
+        error=(error / energy) ** 0.5 if energy else 0.0, change_norm=energy**0.5, notes=tuple(made.file.remarks()))
 
 
 def in_form(file: LoraFile, names: str, base: str = "") -> Renamed:
@@ -118,7 +119,7 @@ def _for_diffusers(layer: FileLayer, precision: str) -> dict[str, Tensor]:
 
 
 def _diffusers_dtype(precision: str, own: torch.dtype) -> torch.dtype:
-    if precision in ("fp8", "int8") or precision == "same" and own.itemsize == 1:
+    if precision in ("fp8", "int8") or (precision == "same" and own.itemsize == 1):
         raise UserError("Files in fp8 and int8 keep their scales in alpha, for which diffusers' names have no place. Choose "
                         "kohya's names, or fp16.")
     return own if precision == "same" else PRECISIONS[precision]
@@ -140,8 +141,8 @@ def stored_weight(key: str, tensors: Mapping[str, Tensor]) -> LoraWeight:
 
 # ---- metadata ------------------------------------------------------------------------------------------------------
 
-def edit_metadata(spec: MetadataSpec, folder: Path, emit, stop_requested) -> dict:
-    """Write the same tensors under another header; returns the report with "metadata", as it is then."""
+def edit_metadata(spec: MetadataSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> MetadataReport:
+    """Write the same tensors under another header."""
     source, path = Path(spec.lora), folder / f"{spec.name}.safetensors"
     header, metadata = read_header(source)
     if spec.forget_training:
@@ -153,7 +154,6 @@ def edit_metadata(spec: MetadataSpec, folder: Path, emit, stop_requested) -> dic
     unreadable = sorted({facts["dtype"] for facts in header.values()} - DTYPES.keys())
     if unreadable:
         raise UserError(f"{source.name!r} holds tensors of type {unreadable[0]}, which are not read. Choose another file.")
-    emit("phase", text="writing the file", stage="writing")
-    size = write_entries(path, finite_entries(source).values(), metadata)
-    return {"files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(header), "notes": [],
-            "metadata": read_header(path)[1]}
+    emit(PhaseEvent(text="writing the file", stage="writing"))
+    write_entries(path, finite_entries(source).values(), metadata)
+    return MetadataReport(files=(SavedFile.at("lora", path),), keys=len(header), metadata=read_header(path)[1])

@@ -3,48 +3,47 @@
 The difference of every layer is decomposed (`decomposition`), cut to the rank that the rule asks for, and checked: how
 much of its energy the file keeps is known for every layer, in the precision of the file.
 """
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import families
+from ..artifacts.adapters.lora import LoraWeight
 from ..artifacts.layer_names import Layer, family_of_model, layers_of_checkpoint
 from ..artifacts.layer_names.table import OTHER_PARTS
-from ..artifacts.lora import PRECISIONS, LoraWeight, write_lora
+from ..artifacts.lora import PRECISIONS, write_lora
 from ..artifacts.metadata import extraction_metadata
 from ..artifacts.rounding import is_rounded, rounding_between
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
+from ..drawing import extraction_report
 from ..errors import Cancelled, UserError, reason_of
+from ..events import Emit, WorkingEvent, silent
 from ..families.recognition import objective_of
 from ..families.unet_state_dict import weights_of
+from ..reports import ExtractedLayer, ExtractionReport, SavedFile
 from ..spec.file_tasks import ExtractionSpec
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
+from .file_tasks import StopRequested
 
 SAME = 1e-6
 """Differences below this share of the base's norm are rounding of the files, not training."""
 TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "other": "a transformer"}
 
 
-@dataclass(frozen=True)
-class ExtractedLayer:
-    """One row of the report. `kept` is the share of the change's energy in the factors, by precision of the file."""
-
-    key: str
-    block: str
-    rank: int
-    energy: float
-    kept: dict[str, float]
-    bytes: int
+def extract_into(spec: ExtractionSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> ExtractionReport:
+    """`extract` into the folder of a run, with a page of what the LoRA keeps beside it."""
+    report = extract(spec, folder / f"{spec.name}.safetensors", emit, stop_requested)
+    extraction_report.draw(report).save(folder / extraction_report.FILE)
+    return report
 
 
-def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda event, **fields: None,
-            stop_requested: Callable[[], bool] = lambda: False) -> dict:
-    """Write the LoRA to `path`; returns the report: layers as dicts, what was left out, totals.
+def extract(spec: ExtractionSpec, path: Path, emit: Emit = silent,
+            stop_requested: StopRequested = lambda: False) -> ExtractionReport:
+    """Write the LoRA to `path`.
 
     Raises UserError for a pair that does not belong together or does not differ, Cancelled when asked to stop; then no
     file is left.
@@ -56,7 +55,7 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
     for done, (layer, theirs) in enumerate(pairs, start=1):
         if stop_requested():
             raise Cancelled
-        emit("working", text="extracting", done=done, total=len(pairs))
+        emit(WorkingEvent(text="extracting", done=done, total=len(pairs)))
         if not wanted(spec, layer, tuned.shape(layer.tensor)):
             continue
         change = change_of_layer(tuned, layer, base, theirs)
@@ -75,17 +74,15 @@ def extract(spec: ExtractionSpec, path: Path, emit: Callable[..., None] = lambda
                         "nothing to extract. Choose the tuned model first and the model it was tuned from second.")
     family = family_of_model(tuned)
     ranks, outside = [row.rank for row in rows], change_outside(tuned, base, left_out)
-    size = write_lora(path, tensors, extraction_metadata(spec, family_metadata(family), tuned.title, base.title, ranks))
+    write_lora(path, tensors, extraction_metadata(spec, family_metadata(family), tuned.title, base.title, ranks))
     energy = sum(row.energy for row in rows)
-    return {
-        "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(tensors),
-        "layers": len(rows), "unchanged": unchanged, "family": family, "tuned": tuned.title, "base": base.title,
-        "precision": spec.file_precision, "rows": [asdict(row) for row in rows], "change_norm": energy**0.5,
-        "left_out": len(left_out), "left_out_energy": outside,
-        "notes": [*objective_note(spec, tuned, base), *rounding_notes(rounded),
-                  *(note for file in (tuned, base) for note in eight_bit_note(file))],
-        "kept": {precision: sum(row.energy * row.kept[precision] for row in rows) / energy for precision in PRECISIONS},
-    }
+    return ExtractionReport(
+        files=(SavedFile.at("lora", path),), keys=len(tensors), layers=len(rows), unchanged=unchanged, family=family,
+        tuned=tuned.title, base=base.title, precision=spec.file_precision, rows=tuple(rows), change_norm=energy**0.5,
+        left_out=len(left_out), left_out_energy=outside,
+        notes=(*objective_note(spec, tuned, base), *rounding_notes(rounded),
+               *(note for file in (tuned, base) for note in eight_bit_note(file))),
+        kept={precision: sum(row.energy * row.kept[precision] for row in rows) / energy for precision in PRECISIONS})
 
 
 def family_metadata(family: str) -> Mapping[str, str]:
@@ -215,7 +212,7 @@ def extract_layer(spec: ExtractionSpec, layer: Layer, change: Tensor) -> tuple[L
     kept = {precision: kept_in(precision, factors, down, up, clamped) for precision in PRECISIONS}
     weight = LoraWeight(layer.key, down, up, float(rank))
     size = (down.numel() + up.numel()) * PRECISIONS[spec.file_precision].itemsize
-    return weight, ExtractedLayer(layer.key, layer.block, rank, factors.energy, kept, size)
+    return weight, ExtractedLayer(key=layer.key, block=layer.block, rank=rank, energy=factors.energy, kept=kept, bytes=size)
 
 
 def chosen_rank(spec: ExtractionSpec, factors: Factors) -> int:

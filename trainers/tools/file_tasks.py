@@ -1,67 +1,76 @@
-"""Tasks that make files out of files, as the worker process does them: one function each, spec and folder in, report out.
+"""THE table of the file tools: what each is asked for, which function does it, and what people read of it.
 
-A report has "files" (kind, name and bytes of each), "notes", and what the task's node shows.
+A new tool is a file, with its spec, its report and its function, and a line here. The worker, the command line and the nodes
+read the table.
 """
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from ..artifacts.layer_names import family_of_lora
-from ..artifacts.lora import write_lora
-from ..artifacts.lora_file import read_lora
-from ..artifacts.lora_precision import low_rank_tensors
-from ..artifacts.lora_renaming import under_one_makers_names
-from ..artifacts.metadata import merge_metadata
-from ..drawing import extraction_report
-from ..errors import Cancelled, UserError
-from ..files import write_json
+from ..events import Emit
+from ..reports import Report
 from ..run_folder import Run
-from ..spec.file_tasks import SPECS, MergeSpec
-from . import baking, conversion, extraction, merging, onnx_export
-from .extraction import family_metadata
+from ..spec.file_tasks import (
+    BakeSpec,
+    ConvertSpec,
+    ExtractionSpec,
+    FileTaskSpec,
+    MergeSpec,
+    MetadataSpec,
+    OnnxSpec,
+    ShardSpec,
+)
+
+StopRequested = Callable[[], bool]
+Work = Callable[[FileTaskSpec, Path, Emit, StopRequested], Report]
+"""work(spec, folder, emit, stop_requested) writes its files into the folder of a run and returns the report."""
 
 
-def perform(content: dict, run: Run, emit, stop_requested) -> dict:
+@dataclass(frozen=True)
+class FileTool:
+    spec: type[FileTaskSpec]
+    work: Work
+    title: str
+    """Begins a sentence about what went wrong."""
+    help: str
+    stages: Mapping[str, float]
+    """Its parts in their order, with about the percentage of the time that each takes."""
+
+    @property
+    def name(self) -> str:
+        return self.spec.model_fields["task"].default
+
+
+def later(module: str, function: str) -> Work:
+    """A function of a module in this room, which is imported when it is called: that takes seconds."""
+    def work(spec: FileTaskSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> Report:
+        return getattr(import_module(f".{module}", __package__), function)(spec, folder, emit, stop_requested)
+    return work
+
+
+TOOLS: dict[str, FileTool] = {tool.name: tool for tool in (
+    FileTool(ExtractionSpec, later("extraction", "extract_into"), "Extraction",
+             "make a LoRA of what a tuned model changed in its base", {"start": 3, "extracting": 94, "writing": 3}),
+    FileTool(MergeSpec, later("merging", "merge_into"), "Merging",
+             "several LoRAs as one, or one with another rank or strength", {"start": 3, "merging": 94, "writing": 3}),
+    FileTool(ConvertSpec, later("conversion", "convert"), "Conversion",
+             "a LoRA under other names, or in another precision",
+             {"start": 3, "naming": 12, "converting": 80, "writing": 5}),
+    FileTool(MetadataSpec, later("conversion", "edit_metadata"), "Editing",
+             "a LoRA with other metadata and trigger words", {"start": 50, "writing": 50}),
+    FileTool(BakeSpec, later("baking", "bake"), "Baking",
+             "a checkpoint with LoRAs worked into its weights", {"start": 3, "loading": 10, "baking": 87}),
+    FileTool(ShardSpec, later("baking", "shard"), "Splitting",
+             "a checkpoint cut into shards, or shards joined", {"start": 3, "loading": 10, "writing": 87}),
+    FileTool(OnnxSpec, later("onnx_export", "export"), "Exporting",
+             "a denoiser with its LoRAs as an ONNX file", {"start": 3, "loading": 12, "baking": 20, "computing": 10,
+                                                           "exporting": 35, "writing": 10, "proving": 10}),
+)}
+
+
+def perform(spec: FileTaskSpec, run: Run, emit: Emit, stop_requested: StopRequested) -> Report:
     """Do what a spec asks for; returns the report, which is then in the run's folder too."""
-    spec = SPECS[content["task"]].model_validate(content)
-    report = WORK[spec.task](spec, run.folder, emit, stop_requested)
-    write_json(run.report_path, report)
+    report = TOOLS[spec.task].work(spec, run.folder, emit, stop_requested)
+    report.write(run.report_path)
     return report
-
-
-def extract(spec, folder: Path, emit, stop_requested) -> dict:
-    report = extraction.extract(spec, folder / f"{spec.name}.safetensors", emit, stop_requested)
-    extraction_report.draw(report).save(folder / extraction_report.FILE)
-    return report
-
-
-def merge(spec: MergeSpec, folder: Path, emit, stop_requested) -> dict:
-    made = under_one_makers_names([read_lora(Path(lora.path)) for lora in spec.loras])
-    files = [(file, lora) for each, lora in zip(made, spec.loras) for file in each.all()]
-    tensors, ranks, energy, kept = {}, [], 0.0, 0.0
-
-    def on_layer(done: int, total: int):
-        if stop_requested():
-            raise Cancelled
-        emit("working", text="merging", done=done, total=total)
-
-    for weight, before in merging.merge(
-            [file for file, _ in files], [lora.model for _, lora in files], [lora.text for _, lora in files],
-            merging.Resize(spec.rule, spec.rank, spec.threshold), on_layer):
-        tensors |= low_rank_tensors(weight, spec.file_precision)
-        ranks.append(len(weight.down))
-        energy, kept = energy + before, kept + weight.change_norm() ** 2
-    if not ranks:
-        raise UserError("Nothing is left of these LoRAs at these strengths. Raise one.")
-    path = folder / f"{spec.name}.safetensors"
-    metadata = merge_metadata(spec, [(each.file.name, each.file.metadata) for each in made], ranks, family_metadata(
-        next((family for each in made if (family := family_of_lora(each.file.shapes(), each.file.metadata))), "")))
-    size = write_lora(path, tensors, metadata)
-    return {
-        "files": [{"kind": "lora", "name": path.name, "bytes": size}], "bytes": size, "keys": len(tensors),
-        "layers": len(ranks), "ranks": [min(ranks), max(ranks)], "change_norm": kept**0.5, "energy": energy,
-        "kept": kept / energy if energy else 1.0, "precision": spec.file_precision,
-        "notes": [note for each in made for note in each.file.remarks()] + merging.flat_note(file for file, _ in files),
-    }
-
-
-WORK = {"extract": extract, "merge": merge, "convert": conversion.convert, "metadata": conversion.edit_metadata,
-        "bake": baking.bake, "shard": baking.shard, "onnx": onnx_export.export}

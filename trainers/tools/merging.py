@@ -4,21 +4,29 @@ Low-rank layers are joined exactly by putting their factors side by side; the ra
 kinds (LoHa, LoKr, Tucker), and every layer when a smaller rank is asked for, go through the change itself and its best
 approximation of that rank (`decomposition`).
 """
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..artifacts.layer_names import is_text, place
+from ..artifacts.adapters.lora import LoraWeight
+from ..artifacts.layer_names import family_of_lora, is_text, place
 from ..artifacts.layer_names.blocks import CONVOLUTION
-from ..artifacts.lora import LoraWeight
-from ..artifacts.lora_file import FileLayer, LoraFile
-from ..errors import UserError
+from ..artifacts.lora import write_lora
+from ..artifacts.lora_file import FileLayer, LoraFile, read_lora
+from ..artifacts.lora_precision import low_rank_tensors
+from ..artifacts.lora_renaming import under_one_makers_names
+from ..artifacts.metadata import merge_metadata
+from ..errors import Cancelled, UserError
+from ..events import Emit, WorkingEvent
+from ..reports import MergeReport, SavedFile
+from ..spec.file_tasks import MergeSpec
 from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
-from .extraction import split
-
-RULES = ("exact", "fixed", "energy", "ratio", "knee")
+from .extraction import family_metadata, split
+from .file_tasks import StopRequested
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,35 @@ class Merged(NamedTuple):
     weight: LoraWeight
     energy: float
     """Squared norm of the sum before it was cut."""
+
+
+def merge_into(spec: MergeSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> MergeReport:
+    """Write the sum of the spec's LoRAs into the folder of a run."""
+    made = under_one_makers_names([read_lora(Path(lora.path)) for lora in spec.loras])
+    files = [(file, lora) for each, lora in zip(made, spec.loras) for file in each.all()]
+    tensors, ranks, energy, kept = {}, [], 0.0, 0.0
+
+    def on_layer(done: int, total: int):
+        if stop_requested():
+            raise Cancelled
+        emit(WorkingEvent(text="merging", done=done, total=total))
+
+    for weight, before in merge(
+            [file for file, _ in files], [lora.model for _, lora in files], [lora.text for _, lora in files],
+            Resize(spec.rule, spec.rank, spec.threshold), on_layer):
+        tensors |= low_rank_tensors(weight, spec.file_precision)
+        ranks.append(len(weight.down))
+        energy, kept = energy + before, kept + weight.change_norm() ** 2
+    if not ranks:
+        raise UserError("Nothing is left of these LoRAs at these strengths. Raise one.")
+    path = folder / f"{spec.name}.safetensors"
+    write_lora(path, tensors, merge_metadata(
+        spec, [(each.file.name, each.file.metadata) for each in made], ranks, family_metadata(
+            next((family for each in made if (family := family_of_lora(each.file.shapes(), each.file.metadata))), ""))))
+    return MergeReport(
+        files=(SavedFile.at("lora", path),), keys=len(tensors), layers=len(ranks), ranks=(min(ranks), max(ranks)),
+        change_norm=kept**0.5, energy=energy, kept=kept / energy if energy else 1.0, precision=spec.file_precision,
+        notes=(*(note for each in made for note in each.file.remarks()), *flat_note(file for file, _ in files)))
 
 
 def merge(files: Sequence[LoraFile], strengths: Sequence[float], text_strengths: Sequence[float] | None = None,

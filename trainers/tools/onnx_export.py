@@ -6,8 +6,8 @@ Inputs and output have the names that diffusers' and optimum's ONNX pipelines us
 """
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from .. import families
 from ..data.images.buckets import Crop
 from ..errors import Cancelled, UserError
+from ..events import Emit, PhaseEvent
 from ..families.component_configs import config_folder
 from ..families.conditioning import Conditioning
 from ..families.protocol import Family
 from ..families.recognition import recognize
 from ..files import UNFINISHED, ensure_space
 from ..optional_packages import require_modules
+from ..reports import OnnxReport, SavedFile
 from ..spec import BaseModelSpec
 from ..spec.file_tasks import BakeSpec, OnnxSpec
 from .baking import bake
+from .file_tasks import StopRequested
 
 OPSET = 17
 CONDITIONING = {"hidden": "encoder_hidden_states", "pooled": "text_embeds", "sizes": "time_ids"}
@@ -49,7 +52,7 @@ class Denoiser(nn.Module):
         return self.family.predict(self.denoiser, sample, timestep, Conditioning(dict(zip(self.conditioning, rest))))
 
 
-def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
+def export(spec: OnnxSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> OnnxReport:
     """Write `<name>.onnx`, and beside it `<name>.onnx.data` for what does not fit into one file.
 
     Raises UserError when a package is missing, or when onnxruntime does not compute what torch computes.
@@ -59,17 +62,17 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
     def phase(text: str, stage: str):
         if stop_requested():
             raise Cancelled
-        emit("phase", text=text, stage=stage)
+        emit(PhaseEvent(text=text, stage=stage))
 
     phase("loading the model", "loading")
     base = recognize(spec.base, Path(spec.base).stem, configs=spec.configs)
     family, dtype = families.get(base.family), {"fp32": torch.float32, "fp16": torch.float16}[spec.file_precision]
     conditioning = family.encode_captions(family.load_text(base, torch.float32), [""])
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
-        report, source = {"layers": 0, "notes": []}, base
+        baked, source = None, base
         if spec.loras:
-            report = bake(BakeSpec(name="baked", base=spec.base, loras=spec.loras, file_precision="fp32",
-                                   folders=spec.folders), Path(temporary), emit, stop_requested)
+            baked = bake(BakeSpec(name="baked", base=spec.base, loras=spec.loras, file_precision="fp32",
+                                  folders=spec.folders), Path(temporary), emit, stop_requested)
             configs = str(config_folder(base)) if base.layout == "diffusers" else base.configs
             source = recognize(str(Path(temporary) / "baked.safetensors"), "baked", base.objective, configs)
         denoiser = family.load_denoiser(source, dtype).eval().requires_grad_(False)
@@ -97,12 +100,10 @@ def export(spec: OnnxSpec, folder: Path, emit, stop_requested) -> dict:
         for file in files:
             file.unlink(missing_ok=True)
         raise
-    return {
-        "files": [{"kind": "onnx", "name": file.name, "bytes": file.stat().st_size} for file in files],
-        "bytes": sum(file.stat().st_size for file in files), "inputs": list(examples[0]), "error": error,
-        "layers": report["layers"], "loras": [Path(lora.path).stem for lora in spec.loras], "base": base.name,
-        "precision": spec.file_precision, "notes": report["notes"],
-    }
+    return OnnxReport(
+        files=tuple(SavedFile.at("onnx", file) for file in files), inputs=tuple(examples[0]), error=error,
+        layers=baked.layers if baked else 0, loras=tuple(Path(lora.path).stem for lora in spec.loras), base=base.name,
+        precision=spec.file_precision, notes=baked.notes if baked else ())
 
 
 def example(family: Family, base: BaseModelSpec, conditioning: Conditioning, dtype: torch.dtype, batch: int, height: int,

@@ -1,8 +1,8 @@
 """Which images make up which batch, as a function of (seed, batch number), and reading them from the caches."""
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, floor
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor

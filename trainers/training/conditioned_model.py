@@ -1,5 +1,5 @@
 """What the loop calls: a denoiser with its conditioning, and the text encoders while they train."""
-from typing import Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 

@@ -3,9 +3,9 @@
 A step's batch and noise are functions of (seed, step), so the loop can stop after any step and go on later as if it never
 had. Families, methods, files and progress live elsewhere; they reach the loop as `model`, `optimizer` and `after_step`.
 """
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator

@@ -11,10 +11,19 @@ import torch
 from ..drawing import contact_sheets
 from ..drawing.loss_chart import loss_chart
 from ..errors import Cancelled, UserError
+from ..events import OverviewEvent, PhaseEvent, PreviewEvent, StepEvent, ValidationEvent
 from ..files import place_copy, read_json, write_json
+from ..reports import Record, Saved, ValidationSummary
 from ..sampling import previews
 from ..stopping import breakable
 from .validation import ValidationRecord, validation_loss
+
+
+class BestFile(Record):
+    """What is kept of the best validation so far, beside its files."""
+
+    step: int
+    saved: Saved
 
 
 class Watching:
@@ -43,14 +52,13 @@ class Watching:
     def _is_due(self, step: int, every: int) -> bool:
         return bool(every) and (step % every == 0 or step == self.spec.training.steps)
 
-    def state(self) -> dict:
+    def state_dict(self) -> dict:
         return {**self.record.state(), "previewed": self.previewed, "validated": self.validated}
 
-    def resume(self, state: dict, step: int):
-        """Go on from a checkpoint of `step`. Older ones were only written when all was done."""
-        state = {"previewed": step, "validated": step, **state}
-        self.previewed, self.validated = state.pop("previewed"), state.pop("validated")
-        self.record = ValidationRecord(**{**state, "patience": self.spec.validation.patience})
+    def load_state_dict(self, state: dict):
+        record = {**state, "patience": self.spec.validation.patience}
+        self.previewed, self.validated = record.pop("previewed"), record.pop("validated")
+        self.record = ValidationRecord(**record)
 
     # ---- previews --------------------------------------------------------------------------------------------------
 
@@ -70,7 +78,7 @@ class Watching:
                         spec, conditioning, self.data.preview_resolution, training.device,
                         self.spec.objective.zero_terminal_snr):
                     rows.append(row)
-                    self.emit("phase", text=f"preview at step {step}, {len(rows)} of {len(spec.prompts)} prompts drawn")
+                    self.emit(PhaseEvent(text=f"preview at step {step}, {len(rows)} of {len(spec.prompts)} prompts drawn"))
         except torch.OutOfMemoryError:
             training.note(f"the preview at step {step} was left out, because it needs more memory than is free")
             self.previewed = step
@@ -85,7 +93,7 @@ class Watching:
         title = f"step {step} of {self.spec.training.steps}" if step else "before the training"
         contact_sheets.contact_sheet(rows, spec.prompts, title).save(path)
         self.previewed = step
-        self.emit("preview", step=step, path=str(path))
+        self.emit(PreviewEvent(step=step, path=str(path)))
 
     # ---- validation ------------------------------------------------------------------------------------------------
 
@@ -99,7 +107,7 @@ class Watching:
             nonlocal told
             if time.monotonic() - told > 1:
                 told = time.monotonic()
-                self.emit("phase", text=f"validation at step {step}, image {done} of {total}")
+                self.emit(PhaseEvent(text=f"validation at step {step}, image {done} of {total}"))
 
         with training.mean_weights():
             loss = validation_loss(
@@ -109,7 +117,7 @@ class Watching:
             self.broken_off = True
             return
         self.validated = step
-        self.emit("validation", step=step, loss=loss)
+        self.emit(ValidationEvent(step=step, loss=loss))
         if self.record.add(step, loss):
             self._keep_best(step)
 
@@ -117,8 +125,8 @@ class Watching:
         """The file of the best validation takes the place of the one before."""
         if self.accelerator.is_main_process:
             shutil.rmtree(self.run.best_folder, ignore_errors=True)
-            facts = self.training.save_files(self.run.best_folder, self.run.name, step)
-            write_json(self.run.best_folder / "facts.json", {"step": step, "facts": facts})
+            best = BestFile(step=step, saved=self.training.save_files(self.run.best_folder, self.run.name, step))
+            write_json(self.run.best_folder / "best.json", best.model_dump(mode="json"))
         self.accelerator.wait_for_everyone()
 
     @property
@@ -126,36 +134,38 @@ class Watching:
         """Whether the run shall end early."""
         return self.record.exhausted
 
-    def take_best(self) -> dict:
+    def take_best(self) -> Saved:
         """Put the files of the best validation into the run's folder; what `Method.save` said of them."""
-        best = read_json(self.run.best_folder / "facts.json")
-        if best is None:
+        content = read_json(self.run.best_folder / "best.json")
+        if content is None:
             raise UserError(f"The file of the best validation, that of step {self.record.best_step}, has disappeared from "
                             f"{self.run.name}/checkpoints/best. Delete the folder of the run and queue again, or use the "
                             "file of the newest checkpoint.")
-        for file in best["facts"]["files"]:
-            source = self.run.best_folder / file["name"]
-            file["name"] = place_copy(source, self.run.folder, source.stem, link=True).name
+        best, files = BestFile.model_validate(content), []
+        for file in best.saved.files:
+            source = self.run.best_folder / file.name
+            placed = place_copy(source, self.run.folder, source.stem, link=True)
+            files.append(file.model_copy(update={"name": placed.name}))
         waited = self.record.waited
         self.training.note(f"stopped early, because {waited} validation{'s' * (waited > 1)} in a row brought no lower loss "
-                           f"than that of step {best['step']}; the file is that of step {best['step']}")
-        return best["facts"]
+                           f"than that of step {best.step}; the file is that of step {best.step}")
+        return best.saved.model_copy(update={"files": tuple(files)})
 
     # ---- the whole run ---------------------------------------------------------------------------------------------
 
-    def report(self) -> dict:
-        return {"validation": self.record.report()} if self.data.held_out else {}
+    def summary(self) -> ValidationSummary | None:
+        return self.record.summary() if self.data.held_out else None
 
     def draw_overviews(self):
         """A strip of the previews and a chart of the losses, from what lies in the run's folder."""
         if not self.accelerator.is_main_process:
             return
-        drawn, losses = self.run.sheets(), self.run.curve("step")
+        drawn, losses = self.run.sheets(), self.run.curve(StepEvent)
         if losses:
-            chart = loss_chart(losses, self.run.curve("validation"), self.run.curve("step", "gradient_norm"))
+            chart = loss_chart(losses, self.run.curve(ValidationEvent), self.run.curve(StepEvent, "gradient_norm"))
             chart.save(self.run.chart_path)
-            self.emit("overview", path=str(self.run.chart_path))
+            self.emit(OverviewEvent(path=str(self.run.chart_path)))
         if drawn:
             strip = contact_sheets.progress_strip(drawn, self.spec.previews.prompts, self.spec.previews.images)
             strip.save(self.run.strip_path)
-            self.emit("overview", path=str(self.run.strip_path))
+            self.emit(OverviewEvent(path=str(self.run.strip_path)))

@@ -1,7 +1,7 @@
 """Micro-batches are read by a thread of their own while the steps before them run, so that no step waits for files."""
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import Iterator
 
 import torch
 

@@ -1,8 +1,8 @@
 """Before the loop: encode every image and caption once, keep the results on disk, free the encoders."""
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +16,7 @@ from ..data.captions.trigger_advice import trigger_notes
 from ..data.images.augmentation import View, views_of
 from ..data.images.buckets import Crop, bucket_sizes, fit
 from ..data.split import split
+from ..events import Emit, NoteEvent, PhaseEvent
 from ..families.conditioning import Conditioning
 from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..spec import DatasetImage, RunSpec
@@ -50,7 +51,7 @@ class Prepared:
 
 
 def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator: Accelerator, keep_text: torch.dtype | None,
-                 notes: Sequence[str], emit) -> Prepared:
+                 notes: Sequence[str], emit: Emit) -> Prepared:
     """Caches filled, notes written. Only the main process encodes; the others wait for its files. `keep_text` is the
     precision of text encoders that train, or None when captions can be encoded once."""
     training, form = spec.training, family.latent_format(spec.base)
@@ -83,7 +84,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         text = load_text(spec, family, keep_text)
     else:
         if varying:
-            emit("phase", text="loading the text encoders", stage="captions")
+            emit(PhaseEvent(text="loading the text encoders", stage="captions"))
             size = captions.keep_encoders(accelerator.device)
             notes.append("captions change from step to step, so they are encoded as they come: the text encoders stay in "
                          f"memory ({size / 1e6:,.0f} MB), and steps take a little longer")
@@ -93,7 +94,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
         tidy(spec, emit)
     accelerator.wait_for_everyone()
     for note in notes:
-        emit("note", text=note)
+        emit(NoteEvent(text=note))
 
     def cached(image: DatasetImage, views: Sequence[View], masks: MaskCache | None) -> CachedImage:
         return CachedImage(image.caption, [
@@ -178,12 +179,12 @@ def variation_notes(images: Sequence[DatasetImage]) -> list[str]:
                    len(wanted))]
 
 
-def tidy(spec: RunSpec, emit):
+def tidy(spec: RunSpec, emit: Emit):
     """Remove what no run has used for long; what this one needs has just been marked as used."""
     files, size = clean_caches(Path(spec.folders.caches), spec.memory.cache_days)
     if files:
-        emit("phase", text=f"removed {counted(files, 'cache file')} ({size / 1e6:,.0f} MB) that no run has used for "
-                           f"{counted(spec.memory.cache_days, 'day')}")
+        emit(PhaseEvent(text=f"removed {counted(files, 'cache file')} ({size / 1e6:,.0f} MB) that no run has used for "
+                             f"{counted(spec.memory.cache_days, 'day')}"))
 
 
 def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:

@@ -3,9 +3,9 @@
 Runs in the worker process. Everything it has to tell goes through `emit`; `stop_requested` is asked after every step.
 """
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Callable, ContextManager, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +14,18 @@ from .. import families, methods
 from ..accelerator import accelerated, dtype_of
 from ..artifacts.metadata import training_metadata
 from ..errors import Cancelled, UserError
-from ..files import ensure_space, write_json
+from ..events import (
+    CheckpointEvent,
+    Emit,
+    EncodingEvent,
+    Event,
+    ModelEvent,
+    NoteEvent,
+    PhaseEvent,
+    ResumedEvent,
+    StepEvent,
+)
+from ..files import ensure_space
 from ..methods.protocol import Parts
 from ..objectives.objective import make_objective, objective_notes
 from ..optimization import optimizers
@@ -22,6 +33,7 @@ from ..optimization.ema import ParameterMean
 from ..optimization.optimizers import make_optimizer
 from ..optimization.schedules import make_schedule
 from ..optional_packages import require_packages
+from ..reports import RunReport, Saved
 from ..run_folder import Run
 from ..spec import RunSpec
 from ..stopping import breakable
@@ -30,15 +42,12 @@ from .batches import Batches
 from .conditioned_model import ConditionedModel
 from .monitor import Watching
 from .preparation import prepare_data
+from .run_state import Parameters, RunState
 from .tensorboard import Board
 
 
-class Emit(Protocol):
-    def __call__(self, event: str, **fields): ...
-
-
-def train_run(spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], bool] = lambda: False) -> dict:
-    """Train, or go on training, until the file of the run is there. Returns the report.
+def train_run(spec: RunSpec, run: Run, emit: Emit, stop_requested: Callable[[], bool] = lambda: False) -> RunReport | None:
+    """Train, or go on training, until the file of the run is there. Returns the report, in the main process.
 
     Raises UserError with a sentence, or Cancelled once a requested stop has been saved.
     """
@@ -78,7 +87,7 @@ class Training:
             raise UserError("caption_cache is always, but the text encoder is trained too, and captions encoded beforehand "
                             "would freeze it. Set caption_cache to auto, or train the denoiser alone.")
 
-    def execute(self) -> dict:
+    def execute(self) -> RunReport | None:
         notes = [f"{self.spec.base.name} was trained on a noise schedule that ends in pure noise, so zero_terminal_snr is "
                  "switched on"] if self.switched else []
         notes += [*self.method.check(self.family, self.spec),
@@ -95,22 +104,22 @@ class Training:
         if complete and self.finished_steps == self.spec.training.steps:
             return self._finish()
         if self.finished_steps > self.saved_step:
-            self.emit("phase", text="saving what is learned")
+            self.emit(PhaseEvent(text="saving what is learned"))
             self._checkpoint(self.finished_steps)
         if self.watching.ended:
             return self._finish()
         self.watching.draw_overviews()
         raise Cancelled
 
-    def _emit_encoding(self, event: str, **fields):
+    def _emit_encoding(self, event: Event):
         """Encoding a large dataset takes minutes; a cancel is heard between images."""
-        self.emit(event, **fields)
-        if event == "encoding" and self.stop_requested():
+        self.emit(event)
+        if isinstance(event, EncodingEvent) and self.stop_requested():
             raise Cancelled
 
     def _attach(self):
         spec = self.spec
-        self.emit("phase", text="loading the denoiser", stage="denoiser")
+        self.emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser = self.family.load_denoiser(spec.base, torch.float32 if self.method.trains_base() else self.dtype)
         self.parts = Parts(self.family, denoiser, self.data.text, spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
@@ -137,26 +146,17 @@ class Training:
         per_file = int(whole * (4 if getattr(spec.method, "file_precision", "fp32") == "fp32" else 2))
         best = per_file if spec.validation.share else 0
         ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1) + best)
-        self.emit("model", family=self.family.title, objective=spec.base.objective, device=str(self.device),
-                  precision=str(self.dtype).removeprefix("torch."), trainable=count,
-                  processes=self.accelerator.num_processes)
+        self.emit(ModelEvent(
+            family=self.family.title, objective=spec.base.objective, device=str(self.device),
+            precision=str(self.dtype).removeprefix("torch."), trainable=count, processes=self.accelerator.num_processes))
 
     def _resume(self) -> int:
-        found = self.run.load_state()
-        if not found:
-            return 0
-        step, state = found
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
-        if self.mean:
-            self.mean.load_state_dict(state["mean"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.watching.resume(state["validation"], step)
-        self.emit("resumed", step=step, total=self.spec.training.steps)
+        self.state = RunState({
+            "parameters": Parameters(self.parameters), "mean": self.mean, "optimizer": self.optimizer,
+            "schedule": self.schedule, "scaler": self.accelerator.scaler, "validation": self.watching})
+        step = self.state.load(self.run)
+        if step:
+            self.emit(ResumedEvent(step=step, total=self.spec.training.steps))
         return step
 
     def _loop(self, start: int):
@@ -192,10 +192,10 @@ class Training:
         self.step_seconds += time.monotonic() - self.step_began
         per_step = self.step_seconds / (step - self.first_step)
         rates = result.learning_rates
-        self.emit("step", step=step, total=spec.training.steps, loss=result.loss,
-                  learning_rate=next(iter(rates.values())), learning_rates=rates,
-                  gradient_norm=result.gradient_norm, epoch=round(step / self.data.steps_per_epoch, 3),
-                  seconds_per_step=round(per_step, 4), seconds_left=round(per_step * (spec.training.steps - step), 1))
+        self.emit(StepEvent(
+            step=step, total=spec.training.steps, loss=result.loss, learning_rate=next(iter(rates.values())),
+            learning_rates=rates, gradient_norm=result.gradient_norm, epoch=round(step / self.data.steps_per_epoch, 3),
+            seconds_per_step=round(per_step, 4), seconds_left=round(per_step * (spec.training.steps - step), 1)))
         self.watching.after_step(step)
         if self._checkpoint_due(step) and step < spec.training.steps:
             self._checkpoint(step)
@@ -211,33 +211,25 @@ class Training:
             due = not loop.agreed(self.accelerator, early) or due  # clocks differ, but processes must save together
         return due
 
-    def mean_weights(self, wanted: bool = True) -> ContextManager:
+    def mean_weights(self, wanted: bool = True) -> AbstractContextManager:
         """Inside, the parameters are those that a file gets: the running mean, if the run keeps one."""
         return self.mean.applied() if self.mean and wanted else nullcontext()
 
     def note(self, text: str):
         self.data.notes.append(text)
-        self.emit("note", text=text)
+        self.emit(NoteEvent(text=text))
 
     def _checkpoint(self, step: int):
         """State to resume from, and beside it the file as it is now. Only the main process writes."""
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
             saved = self.save_files(self.run.checkpoint_folder(step), f"{self.run.name}_step{step:06d}", step)
-            self.run.save_state(step, {
-                "parameters": {name: parameter.detach().cpu() for name, parameter in self.parameters.items()},
-                "mean": self.mean.state_dict() if self.mean else {},
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else {},
-                "validation": self.watching.state(),
-            })
+            self.state.save(self.run, step)
             self.run.prune_checkpoints(self.spec.checkpoints.keep)
-            self.emit("checkpoint", step=step, files=saved["files"])
+            self.emit(CheckpointEvent(step=step, files=saved.files))
         self.accelerator.wait_for_everyone()
         self.saved_at, self.saved_step = time.monotonic(), step
 
-    def save_files(self, folder: Path, name: str, step: int) -> dict:
+    def save_files(self, folder: Path, name: str, step: int) -> Saved:
         self.run.require_folder()
         folder.mkdir(parents=True, exist_ok=True)
         metadata = training_metadata(self.spec, self.family.metadata, self.data.trained, step,
@@ -245,23 +237,21 @@ class Training:
         with self.mean_weights():
             return self.method.save(self.parts, folder, name, metadata)
 
-    def _finish(self) -> dict:
-        report = {}
+    def _finish(self) -> RunReport | None:
+        report = None
         if self.accelerator.is_main_process:
-            self.emit("phase", text="saving", stage="saving")
+            self.emit(PhaseEvent(text="saving", stage="saving"))
             early = self.finished_steps < self.spec.training.steps
-            facts = (self.watching.take_best() if early else
+            saved = (self.watching.take_best() if early else
                      self.save_files(self.run.folder, self.run.name, self.finished_steps))
             self.watching.draw_overviews()
             losses = self.run.losses()
             tenth = max(1, len(losses) // 10)
-            report = {
-                "steps": self.finished_steps, **facts,
+            report = RunReport(**{
+                **saved.model_dump(), "notes": (*self.data.notes, *saved.notes), "steps": self.finished_steps,
                 "loss_first_tenth": sum(losses[:tenth]) / tenth, "loss_last_tenth": sum(losses[-tenth:]) / tenth,
-                "seconds": round(time.monotonic() - self.began, 1),
-                "notes": [*self.data.notes, *facts.get("notes", [])],
-                "stopped_early": early, **self.watching.report(),
-            }
-            write_json(self.run.report_path, report)
+                "seconds": round(time.monotonic() - self.began, 1), "stopped_early": early,
+                "validation": self.watching.summary()})
+            report.write(self.run.report_path)
         self.accelerator.wait_for_everyone()
         return report

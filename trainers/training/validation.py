@@ -3,8 +3,8 @@
 Training losses jump with the noise of their samples. Here noise and timesteps are a function of (seed, image), so that one
 number can be compared with the next.
 """
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Callable, Mapping, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +17,7 @@ from ..errors import Cancelled
 from ..families.conditioning import Conditioning
 from ..objectives.losses import weighted_loss
 from ..objectives.objective import Noised, Objective
+from ..reports import ValidationSummary
 from ..stopping import breakable
 from .batches import Batch, CachedImage
 
@@ -111,5 +112,5 @@ class ValidationRecord:
     def state(self) -> dict:
         return asdict(self)
 
-    def report(self) -> dict:
-        return {"first": self.first, "best": self.best, "best_step": self.best_step, "last": self.last}
+    def summary(self) -> ValidationSummary:
+        return ValidationSummary(first=self.first, best=self.best, best_step=self.best_step, last=self.last)

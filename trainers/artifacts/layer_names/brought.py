@@ -1,5 +1,6 @@
 """Names that a model family brings with it: what the others ask where a file is of no UNet and no released transformer."""
-from typing import Any, Collection, Iterator, Mapping, Protocol
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Protocol
 
 
 class FamilyNames(Protocol):

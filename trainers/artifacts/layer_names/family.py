@@ -1,6 +1,6 @@
 """Which family of models a checkpoint or a LoRA file is of, by names, shapes and metadata of its header."""
 import re
-from typing import Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from ...errors import UserError
 from .brought import BROUGHT
@@ -68,9 +68,9 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
         return "sd3"
     for key, shape in shapes.items():
         split = split_key(key)
-        if split and split.part == DOWN and len(shape) > 1 and re.search(r"attn2_to_[kv]$", read_spelling(split.layer).core):
-            if family := CONTEXT_WIDTHS.get(shape[1]):
-                return family
+        if (split and split.part == DOWN and len(shape) > 1 and re.search(r"attn2_to_[kv]$", read_spelling(split.layer).core)
+                and (family := CONTEXT_WIDTHS.get(shape[1]))):
+            return family
     spelled = [read_spelling(layer) for layer in layers]
     if any(_ONLY_SDXL.search(core) for part, core in spelled if part == "unet"):
         return "sdxl"
@@ -82,8 +82,8 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
     if family and not (family == "sdxl" and never):
         return family
     denoiser = [name for name in names if not is_text(name)]
-    if not never and all(map(is_unet_layer, denoiser)) and (any(part == "te2" for part, _ in spelled) or denoiser and any(
-            name.startswith("lora_te1_") for name in names)):
+    if not never and all(map(is_unet_layer, denoiser)) and (any(part == "te2" for part, _ in spelled) or (denoiser and any(
+            name.startswith("lora_te1_") for name in names))):
         return "sdxl"  # kohya's scripts number text encoders where there are two
     if not never and any(name.startswith(("lora_unet_input_blocks_", "lora_unet_output_blocks_")) for name in names):
         return "sdxl"  # of SD 1.x and 2.x they write diffusers' names

@@ -12,9 +12,6 @@ LOKR = ("lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"
 KEPT = (ALPHA, DORA, "diff", "diff_b", "w_norm", "b_norm", "set_weight", "reshape_weight", "rescale", "oft_blocks",
         "a1.weight", "a2.weight", "b1.weight", "b2.weight", *LOHA, *LOKR)
 """Parts that ComfyUI's adapters read by these names."""
-_KEPT = re.compile(rf"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?\.(?:(?P<part>{'|'.join(map(re.escape, KEPT))})"
-                   rf"|(?P<named>{'|'.join((*LOHA, *LOKR))})\.(?!weight$)[^.]+)")
-"""With or without an adapter's name behind it (peft). Old diffusers' layers end in `_lora`, their alphas' too."""
 _FACTORS = re.compile(
     r"(?P<layer>.+?)(?:"
     r"\.lora_(?P<kohya>down|up|mid)(?:\.weight)?"
@@ -34,10 +31,29 @@ class Part(NamedTuple):
     part: str
 
 
+def _pattern(kept: tuple[str, ...]) -> re.Pattern:
+    """With or without an adapter's name behind it (peft). Old diffusers' layers end in `_lora`, their alphas' too."""
+    return re.compile(rf"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?\.(?:(?P<part>{'|'.join(map(re.escape, kept))})"
+                      rf"|(?P<named>{'|'.join((*LOHA, *LOKR))})\.(?!weight$)[^.]+)")
+
+
+_kept, _kept_pattern = KEPT, _pattern(KEPT)
+
+
+def keep(*parts: str):
+    """From now on these are parts of layers too: those of another kind of adapter."""
+    global _kept, _kept_pattern
+    new = tuple(part for part in parts if part not in (*_kept, *_ROLES.values()))
+    if new:
+        _kept = (*_kept, *new)
+        _kept_pattern = _pattern(_kept)
+        split_key.cache_clear()
+
+
 @lru_cache(maxsize=1 << 16)  # the files of a stack have the same keys
 def split_key(key: str) -> Part | None:
     """Layer and part of a tensor's name; None for what no LoRA reader knows."""
-    if match := _KEPT.fullmatch(key):
+    if match := _kept_pattern.fullmatch(key):
         return Part(match["layer"], match["part"] or match["named"])
     match = _FACTORS.fullmatch(key)
     if match is None:

@@ -4,8 +4,9 @@ ComfyUI matches whole names, so that files which mean the same layer with anothe
 and underscores are the same, prefixes of programs are taken off, and the attention processors of old diffusers are undone.
 """
 import re
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 UNET, BARE_TEXT = "unet", "text"
 """Parts of a model: the denoiser; a text encoder whose number a name does not say. Others are "te1" and "te2"."""

@@ -3,9 +3,9 @@
 A family's table follows from its layout (`unet`, `text`), a checkpoint's from the names of its tensors; no model is built.
 UNets of SD 1.x and 2.x get diffusers' names from kohya's scripts, SDXL and the transformers of other families their own.
 """
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Collection, Iterable, Iterator, Mapping
 
 from ...errors import UserError
 from .blocks import BASE, BLOCKS, place

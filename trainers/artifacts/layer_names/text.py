@@ -1,6 +1,7 @@
 """Names of layers of CLIP text encoders: transformers', which every LoRA file follows, and OpenCLIP's in checkpoints."""
 import re
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 MODULES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 OPEN_CLIP_PARTS = (

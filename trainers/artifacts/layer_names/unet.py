@@ -4,8 +4,8 @@ LoRA files carry the one or the other, checkpoints and ComfyUI the original ones
 repositories' module trees and kohya's `sdxl_model_util.py`. The tables below are the only ones of these names.
 """
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Iterable, Iterator
 
 LINEAR, POINT, SQUARE = (), (1, 1), (3, 3)
 """Kernels: of a linear layer, of a 1×1 and of a 3×3 convolution."""

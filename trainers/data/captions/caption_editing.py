@@ -4,9 +4,10 @@ A tag is what stands between two separators; a sentence without any is a single 
 """
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Callable, Iterable, Literal, Sequence
+from typing import Literal
 
 from ...errors import UserError
 from ...spec import DatasetSpec

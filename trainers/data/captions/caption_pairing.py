@@ -1,7 +1,7 @@
 """Which text file is the caption of which image of its folder, by names alone."""
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Collection, Sequence
 
 from ...words import folded
 from .trigger_word import CAPTION_SUFFIXES

@@ -7,9 +7,9 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterable, Sequence
 
 from ...errors import UserError
 from ...files import read_json, temporary_beside, write_json

@@ -1,9 +1,9 @@
 """Image files → upright RGB → the pixels of a bucket."""
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Iterator
 
 import numpy as np
 import torch

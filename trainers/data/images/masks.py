@@ -3,8 +3,8 @@
 A mask is a file of its own beside the image, or the image's own transparency. The names are OneTrainer's
 (`cat-masklabel.png`), the `cat_mask.png` of many tools, and kohya's folder of equally named files, here `masks`.
 """
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Collection, Iterable
 
 import numpy as np
 import torch

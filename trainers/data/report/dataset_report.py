@@ -1,9 +1,9 @@
 """A dataset examined: what is in it, what is wrong with it, and what it would do for training."""
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Callable, Sequence
 
 from ...spec import DatasetSpec
 from ...words import clause, counted

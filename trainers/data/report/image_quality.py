@@ -2,11 +2,11 @@
 
 An image is measured once and judged afterwards, because some judgements compare it with the others of its dataset.
 """
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Mapping, Sequence
 
 import numpy as np
 from PIL import Image

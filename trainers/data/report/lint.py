@@ -1,7 +1,7 @@
 """What can be wrong with the captions of a dataset: judged as text, with the tokenizer of the text encoder."""
 import re
 from collections import Counter
-from typing import Sequence
+from collections.abc import Sequence
 
 from ...spec import DatasetSpec
 from ...words import folded, one_line, whole_word, words_of

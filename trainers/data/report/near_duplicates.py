@@ -4,7 +4,7 @@ Hashes of 64 bits see little but the layout, which things on a white ground have
 cropped a little. So color images of SIDE × SIDE pixels are compared, brought to the same mean and contrast, also after
 cutting up to a seventh of either away: copies then agree everywhere, and other images differ strongly somewhere.
 """
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image

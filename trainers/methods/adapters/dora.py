@@ -3,7 +3,12 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from ..artifacts.adapters import EPSILON, Columns, compare_columns, squared_norms
+from ...artifacts.adapters.dora import EPSILON, Columns, DoraWeight, compare_columns, squared_norms
+from ...artifacts.adapters.format import AdapterWeight
+from ...artifacts.adapters.lora import LoraWeight
+from ...spec import LoraSpec
+from .kind import ADAPTER
+from .lora import Lora
 
 
 class Lengths(nn.Module):
@@ -41,3 +46,14 @@ def add_lengths(layer: LoraLayer, adapter: str):
     """Make a LoRA layer a DoRA layer."""
     layer.lengths = Lengths(layer, adapter)
     layer.register_forward_pre_hook(layer.lengths.scale_input)
+
+
+class Dora(Lora):
+    def prepare(self, spec: LoraSpec, layer: LoraLayer):
+        add_lengths(layer, ADAPTER)
+
+    def weight(self, key: str, layer: LoraLayer) -> AdapterWeight:
+        shape = (1, -1, 1, 1) if isinstance(layer.get_base_layer(), nn.Conv2d) else (1, -1)
+        lora, lengths = super().weight(key, layer), layer.lengths
+        assert isinstance(lora, LoraWeight)
+        return DoraWeight(lora, lengths.value().detach().view(shape), lengths.columns(layer))

@@ -1,14 +1,54 @@
-"""What the relatives of LoRA store for a layer, under the names that LyCORIS writes and ComfyUI and A1111 read.
+"""DoRA (Liu et al. 2024, arXiv:2402.09353): a LoRA whose sum with the base is scaled, column by column, to trained lengths.
 
-Every class offers `key`, `tensors(dtype)` and `change_norm()`, as LoraWeight does. The changes they stand for are those of
-LyCORIS' `modules/*.py` and of ComfyUI's `comfy/weight_adapter/*.py`.
+In files of others LoHa and LoKr may have such magnitudes too; what they do to a change is here (`decomposed`).
 """
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .lora import LoraWeight, scalar, stored
+from ...errors import UserError
+from ..layer_names.parts import DORA
+from .format import stored
+from .lora import LoraFormat, LoraWeight
+
+
+class DoraFormat(LoraFormat):
+    """Read like a LoRA; its magnitudes need the weight of the base."""
+
+    title = "DoRA"
+    network = "lycoris.kohya"
+
+    def holds(self, parts: Collection[str]) -> bool:
+        return DORA in parts and super().holds(parts)
+
+    def arguments(self, spec) -> dict[str, object]:
+        return {"algo": "lora", "dora_wd": True, "wd_on_output": False}
+
+
+def dora_scale(vector: Tensor, up: Tensor, dimensions: int) -> Tensor:
+    """DoRA's magnitudes with all dimensions: peft's flat [out] becomes [out, 1, …]."""
+    return vector.reshape(-1, *[1] * (dimensions - 1)) if vector.ndim == 1 and len(vector) == len(up) else vector
+
+
+def decomposed(key: str, base: Tensor, change: Tensor, lengths: Tensor) -> Tensor:
+    """The change of a DoRA layer (Liu et al. 2024, arXiv:2402.09353, eq. 5): W' · lengths / ‖W'‖ - W with W' = W + change.
+
+    `lengths` are of input columns, [1, in, …], or of outputs, [out, 1, …] as in the paper; a square layer's are told apart
+    by where their single dimension is.
+    """
+    rows, columns = base.shape[:2]
+    if lengths.ndim < 2 or lengths.shape[:2] not in ((1, columns), (rows, 1)) or lengths[0, 0].numel() != 1:
+        raise UserError(f"{key} is a DoRA layer whose magnitudes, {list(lengths.shape)}, do not fit its weight, "
+                        f"{list(base.shape)}: it is for another model")
+    merged = base + change
+    by_rows = lengths.shape[:2] == (rows, 1)
+    flat = merged.flatten(1) if by_rows else merged.transpose(0, 1).flatten(1)
+    norms = flat.norm(dim=1) + torch.finfo(torch.float32).eps
+    shape = [-1 if by_rows else 1, 1 if by_rows else -1, *[1] * (base.ndim - 2)]
+    return merged * (lengths.reshape(shape) / norms.reshape(shape)) - base
+
 
 EPSILON = torch.finfo(torch.float32).eps
 """ComfyUI and LyCORIS add this to a column's norm before they divide by it."""
@@ -75,62 +115,3 @@ class DoraWeight:
         factor, columns = self.lengths.flatten() / self.columns.norms(), self.columns
         squared = factor**2 * columns.added + 2 * factor * (factor - 1) * columns.product + (factor - 1)**2 * columns.base
         return float(squared.clamp(min=0).sum().sqrt())
-
-
-@dataclass(frozen=True)
-class LohaWeight:
-    """alpha / rank · (first_a · first_b) ∘ (second_a · second_b), with `*_a` [out, rank] and `*_b` [rank, in · kernel]."""
-
-    key: str
-    first_a: Tensor
-    first_b: Tensor
-    second_a: Tensor
-    second_b: Tensor
-    alpha: float
-
-    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        factors = {"hada_w1_a": self.first_a, "hada_w1_b": self.first_b, "hada_w2_a": self.second_a,
-                   "hada_w2_b": self.second_b}
-        return {f"{self.key}.{name}": stored(factor, dtype) for name, factor in factors.items()} | {
-            f"{self.key}.alpha": scalar(self.alpha, dtype)}
-
-    def change_norm(self) -> float:
-        """A hundred rows at a time: the norm of an element-wise product needs its elements."""
-        squared = sum(
-            float(((first.float() @ self.first_b.float()) * (second.float() @ self.second_b.float())).square().sum())
-            for first, second in zip(self.first_a.split(100), self.second_a.split(100))
-        )
-        return self.alpha / len(self.first_b) * squared**0.5
-
-
-@dataclass(frozen=True)
-class LokrWeight:
-    """scale · small ⊗ large, where `large` may be a pair of factors [large out, rank], [rank, large in · kernel].
-
-    Readers apply alpha / rank only if there is a rank, that is, a pair; else `scale` goes into the small factor.
-    """
-
-    key: str
-    small: Tensor
-    large: Tensor | tuple[Tensor, Tensor]
-    scale: float
-
-    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        if isinstance(self.large, tuple):
-            left, right = self.large
-            factors = {"lokr_w1": self.small, "lokr_w2_a": left, "lokr_w2_b": right}
-            alpha = self.scale * len(right)
-        else:
-            factors = {"lokr_w1": self.small * self.scale, "lokr_w2": self.large}
-            alpha = 1.0
-        return {f"{self.key}.{name}": stored(factor, dtype) for name, factor in factors.items()} | {
-            f"{self.key}.alpha": scalar(alpha, dtype)}
-
-    def change_norm(self) -> float:
-        """The norm of a Kronecker product is the product of the norms."""
-        if isinstance(self.large, tuple):
-            left, right = (factor.float() for factor in self.large)
-            squared = ((left.T @ left) * (right @ right.T)).sum().clamp(min=0)
-        else:
-            squared = self.large.float().square().sum()
-        return float(self.scale * self.small.float().norm() * squared.sqrt())
