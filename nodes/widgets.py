@@ -1,6 +1,7 @@
 """Widgets made from the fields of a spec: range, choices, default and step stand there and nowhere else; and the schema of a
 node with its search words."""
-from typing import Any, Literal, Mapping, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin
 
 from comfy_api.latest import io
 
