@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-DEMO_BASE = Path(__file__).resolve().parents[1] / "demo_base"
+DEMO_BASE = Path(__file__).resolve().parents[2] / "demo_base"
 
 
 def images_of(host, outputs: dict, node: str) -> np.ndarray:
