@@ -51,7 +51,7 @@ def widget(part: type[Part], field: str, *, tooltip: str, name: str = "", defaul
     elif info.annotation is int:
         made = io.Int.Input(name, default=default, min=low, max=high, step=step, **common)
     elif info.annotation is float:
-        made = io.Float.Input(name, default=default, min=low, max=high, step=step, **common)
+        made = io.Float.Input(name, default=default, min=float(low), max=float(high), step=step, **common)
     else:  # text, or what the spec reads from text
         made = io.String.Input(name, default=default or "", multiline=multiline, **common)
     if preset:

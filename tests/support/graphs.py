@@ -68,7 +68,8 @@ def with_settings(prompt: dict, **widgets) -> dict:
 
 def dreambooth(**widgets) -> dict:
     """Demo base + example dataset, and the same as class images → Train DreamBooth ("train")."""
-    return training_node("FineTuneTrainDreamBooth", class_images=["data", 0], text_encoder_learning_rate=0.0, **widgets)
+    return training_node("FineTuneTrainDreamBooth", **{
+        "class_images": ["data", 0], "text_encoder_learning_rate": 0.0, **widgets})
 
 
 def sampling(prompt: dict, model: list, clip: list, prefix: str, seeds: int = 8) -> dict:
