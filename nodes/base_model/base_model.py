@@ -6,6 +6,7 @@ from ...trainers.errors import UserError
 from ...trainers.families.presets import native_resolution
 from ...trainers.families.recognition import fingerprint_of, recognize
 from ...trainers.families.sizes import check_sizes
+from ...trainers.spec import BaseModelSpec
 from .. import host, sockets
 from ..widgets import Schema
 
@@ -13,7 +14,7 @@ DEMO = "demo base (comes with the pack)"
 OBJECTIVES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
 
 
-def describe(base) -> str:
+def describe(base: BaseModelSpec) -> str:
     schedule = " with zero terminal SNR" if base.zero_terminal_snr else ""
     kind = "single file" if base.layout == "single_file" else "diffusers folder"
     return ", ".join([families.get(base.family).title, OBJECTIVES[base.objective] + schedule, kind,
@@ -29,7 +30,7 @@ def chosen_base(checkpoint: str, prediction: str):
     return base
 
 
-def loader_note(base) -> str:
+def loader_note(base: BaseModelSpec) -> str:
     """A line for bases that the core's loaders refuse; empty for all others."""
     refusal = host.core_refusal(base)
     loader = "Load Checkpoint" if base.layout == "single_file" else "loaders"

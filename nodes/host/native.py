@@ -20,6 +20,7 @@ from ...trainers.errors import UserError
 from ...trainers.families.component_configs import config_folder
 from ...trainers.families.weight_files import weight_files
 from ...trainers.files import read_json
+from ...trainers.spec import BaseModelSpec
 from .detection import folder_refusal, host_refusal
 
 MODEL_CLASSES = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}
@@ -66,13 +67,13 @@ def host_text_options(config: dict) -> dict:
     return {"clip_l_model_config": {name: config[name] for name in wanted}}
 
 
-def core_refusal(base) -> str:
+def core_refusal(base: BaseModelSpec) -> str:
     """Why the host's own loaders would not load a base; empty when they would."""
     path = Path(base.path)
     return host_refusal([path]) if base.layout == "single_file" else folder_refusal(path)
 
 
-def load_base(base):
+def load_base(base: BaseModelSpec):
     """Any base that can be trained as native (MODEL, CLIP, VAE). The model predicts what the base says: where the host
     found another thing in the files, its sampling is replaced, as its own ModelSamplingDiscrete does."""
     if base.layout == "diffusers":
@@ -89,7 +90,7 @@ def load_base(base):
     return model, clip, vae
 
 
-def empty_latent(base, side: int) -> dict:
+def empty_latent(base: BaseModelSpec, side: int) -> dict:
     """A square empty latent, `side` pixels wide: {"samples": zeros [1, channels, height, width]}."""
     form = families.get(base.family).latent_format(base)
     shape = (1, form.channels, side // form.downscale, side // form.downscale)

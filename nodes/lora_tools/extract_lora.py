@@ -12,7 +12,7 @@ from ...trainers.drawing.extraction_report import FILE, residual, spread, table
 from ...trainers.errors import UserError
 from ...trainers.families.recognition import fingerprint_of
 from ...trainers.reports import ExtractionReport
-from ...trainers.spec import checked
+from ...trainers.spec import BaseModelSpec, checked
 from ...trainers.spec.file_tasks import ExtractionSpec
 from ...trainers.words import counted
 from .. import host, sockets
@@ -120,7 +120,7 @@ class ExtractLora(io.ComfyNode):
             ui={"text": [summary], "lora": [lora_name], "images": [host.saved_image(made.run.folder / FILE)]})
 
     @classmethod
-    def _side(cls, stack: ExitStack, side: str, choice: str, base, model, clip) -> tuple[Path, str]:
+    def _side(cls, stack: ExitStack, side: str, choice: str, base: BaseModelSpec | None, model, clip) -> tuple[Path, str]:
         """(file or folder, what people call it) of one of both models."""
         given = [each for each in (base, model) if each is not None]
         if choice != host.CONNECTED:

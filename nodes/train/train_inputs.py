@@ -6,7 +6,9 @@ from comfy_api.latest import io
 
 from ...trainers.families.presets import recommended, resolution_note
 from ...trainers.spec import (
+    BaseModelSpec,
     CheckpointSpec,
+    DatasetSpec,
     LoraSpec,
     MemorySpec,
     ObjectiveSpec,
@@ -156,7 +158,7 @@ class Choice:
         return {"finetune_used": [dict(self.preset)]} if self.preset else {}
 
 
-def choose(method: str, base, dataset, widgets: Mapping) -> Choice:
+def choose(method: str, base: BaseModelSpec, dataset: DatasetSpec, widgets: Mapping) -> Choice:
     """Put what the preset recommends for a kind of method in place of the widgets."""
     widgets = dict(widgets)
     used, lines = {}, []
