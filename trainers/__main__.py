@@ -42,8 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     cleaning = commands.add_parser("clean-caches", help="remove cache files that no run has used for long")
     cleaning.add_argument("--days", type=float, default=30.0, help="days without use; 30 if not given")
     cleaning.add_argument("folder", help="folder of caches, for example output/finetune/.cache")
+    from trainers.artifacts.layer_names.table import LAYOUTS
+
     naming = commands.add_parser("layer-names", help="the names of a family's layers in LoRA files, separated by tabs")
-    naming.add_argument("family", choices=("sd1", "sd2", "sdxl"))
+    naming.add_argument("family", choices=tuple(LAYOUTS))
     options = parser.parse_args(arguments)
     if options.command == "clean-caches":
         return clean(Path(options.folder), options.days)

@@ -47,6 +47,7 @@ from .weights import (  # noqa: E402
     saved_model,
     shard_choices,
     shard_index,
+    unloaded_keys,
     unloaded_lora_keys,
     unloaded_tensors,
 )
@@ -60,6 +61,6 @@ __all__ = [
     "lora_choices", "lora_names", "losses_of_files", "Made", "make_files", "NodeProgress", "output_folder",
     "own_dataset_folder", "place_library", "place_meanwhile", "quick_card", "R", "read_lora", "require_packages",
     "run_folders", "saved_image", "saved_model", "shard_choices", "shard_index", "signature", "training_device",
-    "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors",
-    "work",
+    "unloaded_keys", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys",
+    "unmatched_tensors", "work",
 ]

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from ...trainers.errors import UserError
 from ...trainers.files import place_copy
 from .folders import artifact_folder
+from .host_families import HOST_FAMILIES
 
 LIBRARIES = "libraries"
 """Folder beside the embeddings, so that words and their library can be copied together."""
@@ -54,8 +55,10 @@ def unloaded_vectors(file: Path, family: str) -> list[str]:
     """Names of an embedding's tensors that the host's own loader would not read as they are in the file, asked for what
     the family's tokenizers ask for."""
     unloaded = []
+    if family not in HOST_FAMILIES:
+        return unloaded
     for name, tensor in load_file(file).items():
-        wanted = {"sd1": "clip_l", "sd2": "clip_h"}.get(family, name)
+        wanted = HOST_FAMILIES[family].embedding or name
         loaded = comfy.sd1_clip.load_embed(file.name, str(file.parent), tensor.shape[1], wanted)
         if loaded is None or loaded.dtype != tensor.dtype or not loaded.equal(tensor):
             unloaded.append(name)

@@ -6,7 +6,7 @@ GET /finetune/loras/card?name=…        `cards.card` with "hash" computed and "
 GET /finetune/loras/find?name=…&hash=…&bytes=…   {"name", "note"} of the file that a row means, or {"error": sentence}
 GET /finetune/loras/weights?text=…&family=…      {"weights": {block: factor}} of a text of weights, or {"error": …}
 GET /finetune/loras/preview?name=…     the image beside the file; 404 when there is none
-GET /finetune/loras/base?checkpoint=…            {"family": "sd1", …} of a checkpoint, from its header, or {"error": …}
+GET /finetune/loras/base?checkpoint=…            {"family": …} of a checkpoint, from its header, or {"error": …}
 GET /finetune/loras/blocks             {"blocks": {family: [block, …]}, "titles": {family: title}, "presets": [name, …],
                                        "values": {family: {preset: {block: factor}}}}
 
@@ -24,7 +24,7 @@ from ...trainers.artifacts.layer_names.family import TITLES
 from ...trainers.errors import UserError
 from ...trainers.families.recognition import recognize
 from ...trainers.spec.part import checked
-from ...trainers.stacking.block_weights import ANY_FAMILY, PRESETS, parse_block_weights
+from ...trainers.stacking.block_weights import PRESETS, parse_block_weights, presets_for
 from ...trainers.stacking.rows import StackRow
 from .folders import base_path
 from .lora_files import find_row, lora_card, lora_names, lora_path, preview_path
@@ -103,8 +103,7 @@ def family_of_base(name: str) -> str:
 def block_facts() -> dict:
     """Blocks and presets of every family, for the editor's strip."""
     def values(family: str) -> dict:
-        names = PRESETS if family in ("sd1", "sd2", "sdxl") else ANY_FAMILY
-        weights = {name: parse_block_weights(name, family) for name in names}
+        weights = {name: parse_block_weights(name, family) for name in presets_for(family)}
         return {name: {block: weight[block] for block in BLOCKS[family]} for name, weight in weights.items()}
 
     return {"blocks": BLOCKS, "titles": TITLES, "presets": list(PRESETS),

@@ -22,8 +22,8 @@ from ...trainers.families.weight_files import weight_files
 from ...trainers.files import read_json
 from ...trainers.spec import BaseModelSpec
 from .detection import folder_refusal, host_refusal
+from .host_families import HOST_FAMILIES, SMALL
 
-MODEL_CLASSES = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}
 PREDICTIONS = {
     "epsilon": (comfy.model_base.ModelType.EPS, comfy.model_sampling.EPS),
     "v_prediction": (comfy.model_base.ModelType.V_PREDICTION, comfy.model_sampling.V_PREDICTION),
@@ -57,7 +57,7 @@ def host_unet_config(config: dict) -> dict:
 
 def host_model(config: dict, family: str, weights: dict, device=None):
     """(the host's model config, its model) for a UNet; without weights the model is only shapes on `device` "meta"."""
-    model_config = getattr(comfy.supported_models, MODEL_CLASSES[family])(host_unet_config(config))
+    model_config = getattr(comfy.supported_models, HOST_FAMILIES[family].model_class)(host_unet_config(config))
     model_config.set_inference_dtype(torch.float32, None)
     return model_config, model_config.get_model(weights, "", device=device)
 
@@ -107,7 +107,7 @@ def load_checkpoint(files: list[Path], family: str, configs: Path):
             return comfy.sd.load_checkpoint_guess_config(
                 str(files[0]), embedding_directory=folder_paths.get_folder_paths("embeddings"))[:3]
         return _renewable(_load_shards, files)
-    if family != "sd1":
+    if family not in HOST_FAMILIES or not HOST_FAMILIES[family].any_size:
         raise UserError("ComfyUI has no model of this checkpoint's size, so it cannot be drawn with here. Smaller models "
                         "than the released ones are only drawn with where they are SD 1.x.")
     return _renewable(_load_small_file, files, configs)
@@ -117,7 +117,7 @@ def load_folder(folder: Path, family: str):
     """A diffusers folder as native (MODEL, CLIP, VAE): by the host's own loader where it knows the size."""
     if not folder_refusal(folder):
         return _renewable(_load_full_folder, folder)
-    if family != "sd1":
+    if family not in HOST_FAMILIES or not HOST_FAMILIES[family].any_size:
         raise UserError("ComfyUI has no model of this folder's size, so it cannot be drawn with here. Smaller models than "
                         "the released ones are only drawn with where they are SD 1.x.")
     return load_native(folder)
@@ -185,7 +185,7 @@ def _build(weights: dict[str, dict], configs: Path, **options):
     """Native objects of a small SD 1.x: its UNet's weights in the original names, the VAE's in either. The model stays
     whole in memory, also where the host loads others piece by piece (`disable_dynamic`)."""
     config = {part: read_json(configs / part / "config.json") for part in ("unet", "vae", "text_encoder")}
-    model_config, model = host_model(config["unet"], "sd1", weights["unet"])
+    model_config, model = host_model(config["unet"], SMALL, weights["unet"])
     model_config.latent_format.scale_factor = model.latent_format.scale_factor = config["vae"]["scaling_factor"]
     model.load_model_weights(weights["unet"], "")
     patcher = comfy.model_patcher.ModelPatcher(

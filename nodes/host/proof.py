@@ -4,14 +4,12 @@ from pathlib import Path
 
 import comfy.ldm.models.autoencoder
 import comfy.lora
-import comfy.sd1_clip
-import comfy.sdxl_clip
-import comfy.text_encoders.sd2_clip
 import torch
 from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
 from ...trainers.files import read_json
 from .detection import Part, detected_parts, host_refusal, other_shapes, stored_shapes
+from .host_families import HOST_FAMILIES
 from .native import host_model, host_text_options, host_vae_config
 
 OPTIONAL = (".logit_scale", ".transformer.text_projection.weight")
@@ -91,12 +89,9 @@ def _acts(patch, width: int) -> bool:
 
 def _text_model(family: str, config: dict):
     """The host's text encoders as shapes."""
-    text_classes = {
-        "sd1": comfy.sd1_clip.SD1ClipModel, "sd2": comfy.text_encoders.sd2_clip.SD2ClipModel,
-        "sdxl": comfy.sdxl_clip.SDXLClipModel,
-    }
-    options = host_text_options(config) if family == "sd1" else {}
-    return text_classes[family](device="meta", dtype=torch.float32, model_options=options)
+    own = HOST_FAMILIES[family]
+    options = host_text_options(config) if own.any_size else {}
+    return own.text_model(device="meta", dtype=torch.float32, model_options=options)
 
 
 def unmatched_tensors(files: list[Path], base_files: list[Path], family: str, configs: Path) -> list[str]:

@@ -7,7 +7,6 @@ from math import prod
 
 import comfy.lora
 import comfy.lora_convert
-import comfy.model_base
 import comfy.weight_adapter
 import torch
 
@@ -22,6 +21,7 @@ from ...trainers.errors import UserError
 from ...trainers.stacking.block_weights import shown
 from ...trainers.stacking.cards import family_of
 from ...trainers.stacking.rows import LoraEntry
+from .host_families import TEXT_ALONE, family_of_model
 from .lora_files import LoraFile, read_lora
 from .stack_patch import StackPatch
 
@@ -104,19 +104,11 @@ def weight_of(target) -> str:
 
 
 def model_family(model) -> tuple[str, str]:
-    """("sd1", …, or "" for what has no block names here; what people call it)."""
+    """(its family, or "" for what has no block names here; what people call it)."""
     if model is None:
-        return "sd1", "the text encoders"
-    inner = model.model
-    if isinstance(inner, comfy.model_base.Flux):
-        family = "flux"
-    elif isinstance(inner, comfy.model_base.SD3):
-        family = "sd3"
-    else:
-        kind = type(inner.model_config).__name__
-        family = next((family for start, family in (("SDXL", "sdxl"), ("SSD1B", "sdxl"), ("Segmind", "sdxl"), ("SD2", "sd2"),
-                                                    ("SD15", "sd1")) if kind.startswith(start)), "")
-    return family, TITLES.get(family, type(inner).__name__)
+        return TEXT_ALONE, "the text encoders"
+    family = family_of_model(model.model)
+    return family, TITLES.get(family, type(model.model).__name__)
 
 
 # ---- one file ------------------------------------------------------------------------------------------------------

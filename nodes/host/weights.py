@@ -12,6 +12,7 @@ from ...trainers.families.component_configs import CONFIGS, component_config, co
 from ...trainers.families.recognition import recognize
 from ...trainers.files import read_json
 from .folders import base_path, output_folder
+from .host_families import HOST_FAMILIES
 from .proof import unmatched_keys, unmatched_tensors
 
 CONNECTED = "(connected)"
@@ -92,14 +93,20 @@ def unloaded_tensors(file: Path, origin) -> list[str]:
     return unmatched_tensors([file], own, origin.family, config_folder(origin))
 
 
+def unloaded_keys(lora: dict, base) -> list[str]:
+    """`unmatched_keys` of a LoRA for a base; none where the host's classes are not known here."""
+    if base.family not in HOST_FAMILIES:
+        return []
+    return unmatched_keys(lora, base.family, component_config(base, "unet"), component_config(base, "text_encoder"))
+
+
 def unloaded_lora_keys(lora: dict, family: str, *models: Path) -> list[str] | None:
     """`unmatched_keys` for a LoRA of the first of these models whose layout is known: a diffusers folder has its own, a
     file has the names of its family, of whatever size it is. None for families whose layout the pack does not know."""
-    if family not in ("sd1", "sd2", "sdxl"):
+    if family not in HOST_FAMILIES:
         return None
     folder = next((model for model in models if model.is_dir()), None)
     if folder is not None:
-        base = recognize(str(folder), folder.name)
-        return unmatched_keys(lora, family, component_config(base, "unet"), component_config(base, "text_encoder"))
+        return unloaded_keys(lora, recognize(str(folder), folder.name))
     configs = [read_json(CONFIGS / family / part / "config.json") for part in ("unet", "text_encoder")]
     return unmatched_keys(lora, family, *configs, sizes=False)

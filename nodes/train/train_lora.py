@@ -2,7 +2,6 @@
 from comfy_api.latest import io
 from safetensors.torch import load_file
 
-from ...trainers.families.component_configs import component_config
 from ...trainers.spec import LoraSpec, RunSpec
 from ...trainers.spec.adapters import ADAPTERS
 from ...trainers.words import counted
@@ -71,9 +70,8 @@ class TrainLora(io.ComfyNode):
     def execute(cls, base, dataset, name, **widgets):
         choice = choose("lora", base, dataset, widgets)
         spec = lora_run(base, dataset, name, **choice.widgets)
-        finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_keys(
-            load_file(run.artifact), base.family, component_config(base, "unet"), component_config(base, "text_encoder")),
-            choice.lines)
+        finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_keys(
+            load_file(run.artifact), base), choice.lines)
         lora_name, report, method = finished.names["lora"], finished.report, spec.method
         summary = finished.summarize(
             f"{lora_name}: loads in ComfyUI with all {report.keys} keys of {counted(report.layers, 'layer')}",

@@ -3,7 +3,6 @@ from comfy_api.latest import io
 from safetensors.torch import load_file
 
 from ...trainers.artifacts.embedding import load_embedding
-from ...trainers.families.component_configs import component_config
 from ...trainers.reports import RunReport
 from ...trainers.run_folder import Run
 from ...trainers.spec import PivotalSpec, RunSpec, checked
@@ -79,8 +78,7 @@ class TrainPivotal(io.ComfyNode):
 
         def load_check(run: Run, report: RunReport) -> list[str]:
             lora, word = (run.folder / file.name for file in report.files)
-            configs = component_config(base, "unet"), component_config(base, "text_encoder")
-            return [*host.unmatched_keys(load_file(lora), base.family, *configs), *host.unloaded_vectors(word, base.family)]
+            return [*host.unloaded_keys(load_file(lora), base), *host.unloaded_vectors(word, base.family)]
 
         finished = run_training.run_training(spec, cls.hidden.unique_id, load_check, choice.lines)
         lora_name, prompt = finished.names["lora"], host.embedding_prompt(finished.names["embedding"])

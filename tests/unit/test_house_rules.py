@@ -150,6 +150,14 @@ def test_the_loop_names_no_family_and_no_method():
     assert not re.search(r"lora|sdxl|sd1|sd2|stable|flux|dreambooth|inversion|hypernetwork|unet", text)
 
 
+def test_only_families_ask_which_family_it_is():
+    """Names of families are words of families/, of the authority on names of layers, and of what the host calls them."""
+    own = ("trainers/families/", "trainers/artifacts/layer_names/", "nodes/host/host_families.py")
+    quoted = re.compile(rf"""["']({'|'.join(families.FAMILIES)})["']""")
+    places = [path.relative_to(ROOT).as_posix() for path in PACK if quoted.search(path.read_text(encoding="utf-8"))]
+    assert len(places) > 3 and [place for place in places if not place.startswith(own)] == []
+
+
 def test_nothing_forbidden_is_called():
     """No pickle, eval, network or installation at run time; the worker is the only child process."""
     forbidden = r"(?<![.\w])(eval|exec)\(|os\.system|(import|from) (pickle|urllib|requests|socket)\b|pip install"

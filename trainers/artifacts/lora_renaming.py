@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import UserError
 from .layer_names import MAKERS, LayerNames, family_names, family_of_lora, is_text, other_spellings
+from .layer_names.blocks import LIKE_SMALLEST, SMALLEST
 from .layer_names.family import TITLES, is_numbered, is_unet_layer
 from .layer_names.spelling import underscored
 from .layer_names.table import LAYOUTS
@@ -26,9 +27,9 @@ class Renamed:
 
 
 def family_of(file: LoraFile) -> str:
-    """"sd1", "sd2", "sdxl", "sd3", "flux", or "" for what has no names here. SD 1.x and 2.x have the same UNet by name:
-    what tells them in no way is taken for 1.x."""
-    return family_of_lora(file.shapes(), file.metadata) or ("sd1" if _like_stable_diffusion(file) else "")
+    """One of `TITLES`, or "" for what has no names here. SD 1.x and 2.x have the same UNet by name: what tells them in no
+    way is taken for 1.x."""
+    return family_of_lora(file.shapes(), file.metadata) or (SMALLEST if _like_stable_diffusion(file) else "")
 
 
 def _like_stable_diffusion(file: LoraFile) -> bool:
@@ -62,11 +63,11 @@ def names_for(files: Sequence[LoraFile]) -> LayerNames | None:
     """The table that files for one model family share; None for families without a table. Raises UserError for files of
     different families, and for those whose names belong nowhere."""
     told = {family for file in files if (family := family_of_lora(file.shapes(), file.metadata))}
-    family = next((family for family in ("sdxl", "sd2", "sd1") if family in told), next(iter(told), ""))
+    family = next((family for family in reversed(LAYOUTS) if family in told), next(iter(told), ""))
     alike = {_like_stable_diffusion(file) for file in files if not all(map(is_text, file.layers))} or {True}
     if not family and True in alike:
-        family = "sd1"
-    if len(told - {"sd2"} if "sd1" in told else told) > 1 or len(alike) > 1:
+        family = SMALLEST
+    if len({SMALLEST if family in LIKE_SMALLEST else family for family in told}) > 1 or len(alike) > 1:
         listed = "; ".join(f"{file.name!r} is {describe(file)}" for file in files[:6])
         raise UserError(f"The LoRAs are for different model families and cannot be merged: {listed}.")
     for file in files:

@@ -26,14 +26,10 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images:
     """What can be told about a run after `steps` steps. `images` are those that were trained; `buckets` counts them per
     (width, height); `finished` is a Unix time in seconds."""
     method, training, optimizer, objective = spec.method, spec.training, spec.optimizer, spec.objective
-    base_version = family_metadata["ss_base_model_version"]
-    if spec.base.objective == "v_prediction" and spec.base.family != "sdxl":
-        base_version += "_v"
     text_rate = getattr(method, "text_encoder_learning_rate", 0.0)
     optimizers = {"adamw": "torch.optim.AdamW"}
     entries = {
         **family_metadata,
-        "ss_base_model_version": base_version,
         "ss_output_name": spec.name,
         "ss_sd_model_name": spec.base.name.replace("\\", "/").rsplit("/", 1)[-1],
         "ss_learning_rate": optimizer.learning_rate,
@@ -82,7 +78,6 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images:
         }]}], ensure_ascii=False),
         "ss_training_finished_at": f"{finished:.6f}",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.implementation": "diffusers" if spec.base.family != "sdxl" else "https://github.com/Stability-AI/generative-models",
         "modelspec.title": spec.name,
         "modelspec.resolution": f"{training.resolution}x{training.resolution}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(finished)),

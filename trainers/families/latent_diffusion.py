@@ -13,12 +13,12 @@ from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
 from ..data.images.buckets import Crop
 from . import checkpoint_writing, component_loading, text_loading, unet_recognition
-from .component_configs import component_config
+from .component_configs import component_config, config_folder
 from .conditioning import Conditioning
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
-from .protocol import LatentFormat, TextEncoders
+from .protocol import LatentFormat, LoraPreset, TextEncoders
 from .samplers import DiscreteSampler
-from .sizes import UNET
+from .sizes import UNET, stated_sizes
 
 ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)$"
 LORA_TARGETS = MappingProxyType({
@@ -31,6 +31,8 @@ LORA_TARGETS = MappingProxyType({
 })
 """The first is the target list of the diffusers LoRA examples; the second adds what kohya's LoRA adds by default
 (its Transformer2DModel modules); the third what kohya adds with `conv_dim`."""
+SMALL = 160
+"""UNets whose first width is below this are no released model but a small one, such as the demo base (64)."""
 LIBRARY_FIELDS = ("torch_dtype", "dtype", "transformers_version")
 """Of configs: with what they were written."""
 TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
@@ -40,6 +42,7 @@ class LatentDiffusion:
     """The half of the family protocol that does not differ between the generations."""
 
     name: str
+    lora_preset: LoraPreset
     capabilities = frozenset({"lora", "full", "text_encoder", "hypernetwork", "textual_inversion"})
     lora_targets = LORA_TARGETS
     embedding_keys: Mapping[str, str] = MappingProxyType({"te": "emb_params"})
@@ -49,6 +52,16 @@ class LatentDiffusion:
     @property
     def layer_names(self) -> ReleasedNames:
         return ReleasedNames(self.name)
+
+    def native_resolution(self, base) -> int:
+        side = component_config(base, "unet").get("sample_size")
+        return side * self.latent_format(base).downscale if isinstance(side, int) else self.lora_preset.resolution
+
+    def is_small(self, base) -> bool:
+        return component_config(base, "unet")["block_out_channels"][0] < SMALL
+
+    def size_metadata(self, base) -> dict[str, str]:
+        return stated_sizes(config_folder(base), self.name)
 
     def recognize(self, source: ModelSource) -> Recognized | None:
         return unet_recognition.recognize(source, self.name)

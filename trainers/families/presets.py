@@ -3,10 +3,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from . import get
-from .component_configs import component_config
 
-SMALL = 160
-"""UNets whose first width is below this are no released model but a small one, such as the demo base (64)."""
 FITTING = 0.75, 1.5
 """A resolution is right from so many times the native one to so many."""
 
@@ -69,11 +66,7 @@ SMALL_PRESETS = {
 
 def native_resolution(base) -> int:
     """Pixels of the side of the square images that a base was made for."""
-    family, config = get(base.family), component_config(base, "unet")
-    if base.family == "sd2" and base.objective == "epsilon":
-        return 512  # both sizes of SD 2.x have the same shapes; only the one for 768 predicts v
-    side = config.get("sample_size")
-    return side * family.latent_format(base).downscale if isinstance(side, int) else family.lora_preset.resolution
+    return get(base.family).native_resolution(base)
 
 
 def resolution_note(base, resolution: int) -> str:
@@ -87,7 +80,7 @@ def resolution_note(base, resolution: int) -> str:
 
 def recommended(base, method: str, images: int, class_images: bool = False) -> Preset:
     """Starting values for a kind of method on this base with this many images."""
-    if component_config(base, "unet")["block_out_channels"][0] < SMALL:
+    if get(base.family).is_small(base):
         preset = SMALL_PRESETS[method]
     elif method == "lora":
         preset = _lora(get(base.family).lora_preset)

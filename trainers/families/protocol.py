@@ -92,6 +92,18 @@ class Family(Protocol):
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
 
+    def base_metadata(self, base) -> Mapping[str, str]:
+        """`metadata` with what is to be said of this base alone, and `modelspec.implementation`."""
+
+    def size_metadata(self, base) -> dict[str, str]:
+        """What a checkpoint made of this base must say of its sizes to be loaded again; empty for released sizes."""
+
+    def native_resolution(self, base) -> int:
+        """Pixels of the side of the square images that a base was made for."""
+
+    def is_small(self, base) -> bool:
+        """Whether a base is smaller than the released models of the family, and so wants other starting values."""
+
     layer_names: FamilyNames
     """The names of its layers in every program's files, and their blocks."""
 

@@ -34,6 +34,9 @@ class StableDiffusionXL(LatentDiffusion):
         "modelspec.architecture": "stable-diffusion-xl-v1-base",
     })
 
+    def base_metadata(self, base) -> Mapping[str, str]:
+        return {**self.metadata, "modelspec.implementation": "https://github.com/Stability-AI/generative-models"}
+
     def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
         """"te1" is CLIP ViT-L, "te2" OpenCLIP ViT-bigG; the second pads with "!" (token 0)."""
         return TextEncoders(self.load_tokenizers(base), {

@@ -30,6 +30,14 @@ class StableDiffusion(LatentDiffusion):
     lora_preset: LoraPreset
     metadata: Mapping[str, str]
 
+    def base_metadata(self, base) -> Mapping[str, str]:
+        version = self.metadata["ss_base_model_version"] + ("_v" if base.objective == "v_prediction" else "")
+        return {**self.metadata, "ss_base_model_version": version, "modelspec.implementation": "diffusers"}
+
+    def native_resolution(self, base) -> int:
+        """Both sizes of SD 2.x have the same shapes; only the one for 768 predicts v."""
+        return 512 if self.own_layer == 2 and base.objective == "epsilon" else super().native_resolution(base)
+
     def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
         encoder = text_loading.load_clip(base, "text_encoder", dtype)
         return TextEncoders(self.load_tokenizers(base), {"te": encoder})

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 from ..artifacts.checkpoint import PRECISIONS, change, save_checkpoint
 from ..errors import UserError
-from ..families.component_configs import config_folder
 from ..families.protocol import Family
-from ..families.sizes import stated_sizes
 from ..optimization.parameter_group import ParameterGroup
 from ..reports import Saved
 from ..spec import FullSpec, RunSpec
@@ -70,7 +68,7 @@ class Full:
         encoders = dict(parts.text.encoders) if self.trains_text() else {}
         entries = family.checkpoint_entries(base, parts.denoiser, encoders, dtype, self.zero_terminal)
         files = save_checkpoint(folder, name, entries, {
-            "format": "pt", **metadata, **stated_sizes(config_folder(base), base.family)}, self.spec.shard_size)
+            "format": "pt", **metadata, **family.size_metadata(base)}, self.spec.shard_size)
         note = family.objective_note(base, parts.denoiser)
         norm, relative = change(family.trained_and_base(base, parts.denoiser, encoders), dtype)
         return Saved(files=files, keys=len(entries), change_norm=norm, relative_change=relative,

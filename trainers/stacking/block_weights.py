@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..artifacts.layer_names.blocks import BASE, BLOCKS, EXTRA, MID, numbered
+from ..artifacts.layer_names.blocks import BASE, BLOCKS, DEEP, EXTRA, MID, SMALLEST, numbered
 from ..errors import UserError
 
 LIMIT = 100.0
@@ -30,9 +30,6 @@ LISTS = {
 }
 """Length of a list → the blocks it names. 12 and 20 are SDXL's, 17 and 26 SD 1.x's; the shorter ones name the blocks with
 attention only. 25 and 39 are SD3's, 58 Flux's: the text encoders, then every block."""
-
-_DEEP = {"sd1": (5, 6), "sd2": (5, 6), "sdxl": (6, 2)}
-"""(first deep IN block, last deep OUT block): where LoRA Block Weight's presets divide shallow blocks from deep ones."""
 
 
 def _is_in(block: str, low: int, high: int) -> bool:
@@ -78,8 +75,13 @@ class BlockWeights:
         return self.named.get(block, self.default)
 
 
-def parse_block_weights(text: str, family: str = "sd1") -> BlockWeights:
-    """Read a text for a model of `family` ("sd1", "sd2", "sdxl", "sd3", "flux", or "" for others); empty is 1 everywhere.
+def presets_for(family: str) -> tuple[str, ...]:
+    """Names of the presets that a family's blocks have a meaning for."""
+    return tuple(PRESETS) if family in DEEP else ANY_FAMILY
+
+
+def parse_block_weights(text: str, family: str = SMALLEST) -> BlockWeights:
+    """Read a text for a model of `family`, one of `BLOCKS`, or "" for others; empty is 1 everywhere.
 
     As in LoRA Block Weight a list leaves the blocks that it does not name at 0. What lies outside all blocks follows the
     list's mean, so that a list of one value throughout is that strength. Raises UserError.
@@ -121,10 +123,10 @@ def _from_preset(name: str, family: str) -> tuple[dict[str, float], float]:
     preset = PRESETS.get(name.upper())
     if preset is None:
         raise UserError(f"There is no preset {shown(name)} of block weights. Presets are {', '.join(PRESETS)}.")
-    if family not in _DEEP and name.upper() not in ANY_FAMILY:
+    if name.upper() not in presets_for(family):
         raise UserError(f"The preset {name} is made for UNets, but the model is no UNet. Use {', '.join(ANY_FAMILY)}, "
                         "or name blocks, for example DOUBLE0-9=0.5.")
-    deep_in, deep_out = _DEEP.get(family, (0, 0))
+    deep_in, deep_out = DEEP.get(family, (0, 0))
     blocks = BLOCKS.get(family, (BASE,))
     return {block: preset(block, deep_in, deep_out) for block in blocks}, preset("", deep_in, deep_out)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..artifacts.changes import change_norm, with_scale
 from ..artifacts.layer_names import place, split_key
-from ..artifacts.layer_names.blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER
+from ..artifacts.layer_names.blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER, SMALLEST
 from ..drawing.fonts import fitted, font_and_text
 
 COLORS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
@@ -38,7 +38,7 @@ def norms_by_block(tensors: Mapping[str, Tensor], family: str, scales: Mapping[s
         if norm is not None:
             where = place((weights or {}).get(layer, layer), family)
             squares[where.block][where.kind] += norm**2
-    order = [block for block in BLOCKS.get(family, BLOCKS["sd1"]) if block in squares]
+    order = [block for block in BLOCKS.get(family, BLOCKS[SMALLEST]) if block in squares]
     order += sorted(block for block in squares if block not in order)
     return {block: {kind: total**0.5 for kind, total in squares[block].items()} for block in order}
 

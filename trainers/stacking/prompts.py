@@ -138,7 +138,7 @@ def rows_of(mentions: Iterable[Mention], choices: Sequence[str]) -> tuple[list[S
 def _fits_any(blocks: str) -> bool:
     """Whether block weights can be read for some family; which one the model is shows when they are applied."""
     try:
-        parse_block_weights(blocks, "sdxl")
+        parse_block_weights(blocks)
     except UserError:
         return False
     return True

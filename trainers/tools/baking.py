@@ -60,7 +60,7 @@ def whole_model(path: Path, precision: str, emit: Emit) -> tuple[Weights, dict[s
     base = recognize(str(path), path.name)
     family, dtype = families.get(base.family), PRECISIONS["fp16" if precision == "same" else precision]
     entries = family.checkpoint_entries(base, family.load_denoiser(base, torch.float32), {}, dtype)
-    return Weights(path.name, {entry.name: entry for entry in entries}), sizes.stated_sizes(path, base.family)
+    return Weights(path.name, {entry.name: entry for entry in entries}), family.size_metadata(base)
 
 
 def changes_of(base: Weights, spec: BakeSpec) -> tuple[dict[str, list[Change]], list[str]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import families
 from ..artifacts.adapters.lora import LoraWeight
 from ..artifacts.layer_names import Layer, family_of_model, layers_of_checkpoint
+from ..artifacts.layer_names.family import TITLES
 from ..artifacts.layer_names.table import OTHER_PARTS
 from ..artifacts.lora import PRECISIONS, write_lora
 from ..artifacts.metadata import extraction_metadata
@@ -31,7 +32,6 @@ from .file_tasks import StopRequested
 
 SAME = 1e-6
 """Differences below this share of the base's norm are rounding of the files, not training."""
-TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL", "other": "a transformer"}
 
 
 def extract_into(spec: ExtractionSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> ExtractionReport:
@@ -86,7 +86,11 @@ def extract(spec: ExtractionSpec, path: Path, emit: Emit = silent,
 
 
 def family_metadata(family: str) -> Mapping[str, str]:
-    return families.get(family).metadata if family in families.NAMES else {}
+    return families.get(family).metadata if family in families.FAMILIES else {}
+
+
+def title_of(family: str) -> str:
+    return TITLES.get(family, "a transformer")
 
 
 def torch_device(name: str) -> torch.device:
@@ -108,8 +112,8 @@ def pair(tuned: Weights, base: Weights) -> tuple[list[tuple[Layer, Layer]], list
             raise UserError(f"{file.title!r}: {problem}.") from None
     families = [family_of_model(file) for file in (tuned, base)]
     if families[0] != families[1]:
-        raise UserError(f"{tuned.title!r} and {base.title!r} are of different model families ({TITLES[families[0]]} and "
-                        f"{TITLES[families[1]]}). Choose the model that the tuned one descends from.")
+        raise UserError(f"{tuned.title!r} and {base.title!r} are of different model families ({title_of(families[0])} and "
+                        f"{title_of(families[1])}). Choose the model that the tuned one descends from.")
     own, other = ({layer.native or layer.key: layer for layer in layers_of_checkpoint(file.shapes())
                    if not layer.transposed} for file in (tuned, base))
     found = [(layer, other[name]) for name, layer in own.items() if name in other]

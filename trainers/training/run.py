@@ -232,7 +232,7 @@ class Training:
     def save_files(self, folder: Path, name: str, step: int) -> Saved:
         self.run.require_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        metadata = training_metadata(self.spec, self.family.metadata, self.data.trained, step,
+        metadata = training_metadata(self.spec, self.family.base_metadata(self.spec.base), self.data.trained, step,
                                      step / self.data.steps_per_epoch, self.data.buckets, time.time())
         with self.mean_weights():
             return self.method.save(self.parts, folder, name, metadata)

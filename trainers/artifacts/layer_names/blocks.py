@@ -37,6 +37,12 @@ BLOCKS = {
     "flux": (BASE, *numbered("DOUBLE", 19), *numbered("SINGLE", 38), EXTRA),
 }
 """All blocks of a family in the order of the data flow; SD3 medium has 24 of the 38 that SD3.5 large has."""
+DEEP = {"sd1": (5, 6), "sd2": (5, 6), "sdxl": (6, 2)}
+"""Of UNets (first deep IN block, last deep OUT block): where LoRA Block Weight's presets divide shallow blocks from deep
+ones."""
+SMALLEST = "sd1"
+"""The family that a UNet counts as of which nothing else is known: SD 1.x and 2.x have the same layers by name."""
+LIKE_SMALLEST = ("sd2",)
 _DIFFUSERS = re.compile(r"(down|up)_blocks_(\d{1,3})_(attentions|resnets|downsamplers|upsamplers)_(\d{1,3})_")
 _ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_")
 _NUMBERED = (

@@ -1,0 +1,43 @@
+"""What the host calls the model families of the pack: the only table of that kind.
+
+A family without a line here trains all the same; what needs the host's own classes (proofs that files load, models of
+unusual size) is left out for it.
+"""
+from dataclasses import dataclass
+from typing import Callable
+
+import comfy.model_base
+import comfy.sd1_clip
+import comfy.sdxl_clip
+import comfy.text_encoders.sd2_clip
+
+
+@dataclass(frozen=True)
+class HostFamily:
+    model_class: str
+    """In `comfy.supported_models`, for UNets that are built from configs."""
+    kinds: tuple[str, ...]
+    """How names of the host's descriptions of such models begin."""
+    text_model: Callable
+    embedding: str = ""
+    """What its tokenizer looks for in embedding files; empty: each of several tokenizers for a name of its own."""
+    any_size: bool = False
+    """Whether models of other sizes than the released ones are built here, as native objects."""
+
+
+HOST_FAMILIES = {
+    "sd1": HostFamily("SD15", ("SD15",), comfy.sd1_clip.SD1ClipModel, "clip_l", any_size=True),
+    "sd2": HostFamily("SD20", ("SD2",), comfy.text_encoders.sd2_clip.SD2ClipModel, "clip_h"),
+    "sdxl": HostFamily("SDXL", ("SDXL", "SSD1B", "Segmind"), comfy.sdxl_clip.SDXLClipModel),
+}
+TEXT_ALONE = SMALL = "sd1"
+"""Of which family a CLIP without a model counts as, and small models are that are built here."""
+TRANSFORMERS = ((comfy.model_base.Flux, "flux"), (comfy.model_base.SD3, "sd3"))
+"""Classes of the host's models whose LoRAs are stacked, and no more."""
+
+
+def family_of_model(model) -> str:
+    """The family of a MODEL's inner model; "" for one that has no block names here."""
+    transformer = next((family for kind, family in TRANSFORMERS if isinstance(model, kind)), "")
+    described = type(model.model_config).__name__
+    return transformer or next((name for name, each in HOST_FAMILIES.items() if described.startswith(each.kinds)), "")
