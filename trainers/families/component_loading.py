@@ -54,6 +54,13 @@ def load_model(model_class, base, component: str, dtype: torch.dtype) -> nn.Modu
     return model.requires_grad_(False).eval()
 
 
+def load_into(model: nn.Module, base, component: str, dtype: torch.dtype) -> nn.Module:
+    """A module of the family's own, which has the names of its file, frozen, in evaluation mode, on the CPU."""
+    with explained(component.replace("_", " "), base):
+        model.load_state_dict(ModelParts.of(base)[component].tensors(dtype))
+    return model.to(dtype).requires_grad_(False).eval()
+
+
 def load_vae(base) -> nn.Module:
     from diffusers import AutoencoderKL
 

@@ -62,12 +62,13 @@ class Conditioning:
             each = [part[name] for part in parts]
             if len({tensor.shape[1:] for tensor in each}) > 1 or any(name in part.masks for part in parts):
                 longest = max(tensor.shape[1] for tensor in each)
-                masks[name] = torch.cat([_lengthened(part._mask(name), longest) for part in parts])
+                masks[name] = torch.cat([_lengthened(part.mask(name), longest) for part in parts])
                 each = [_lengthened(tensor, longest) for tensor in each]
             tensors[name] = torch.cat(each)
         return Conditioning(tensors, masks)
 
-    def _mask(self, name: str) -> Tensor:
+    def mask(self, name: str) -> Tensor:
+        """Of a sequence, where it has none too."""
         tensor = self.tensors[name]
         return self.masks.get(name, torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
 

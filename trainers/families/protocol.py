@@ -4,18 +4,18 @@ A family is one object. It holds no weights: `load_*` functions return modules a
 that parts can be loaded, used and freed one at a time.
 """
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..artifacts.layer_names import FamilyNames
-from ..artifacts.tensor_files import Entry
+from ..artifacts.layer_names import FamilyNames, underscored
+from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
 from .conditioning import Conditioning
-from .model_parts import ModelSource, Recognized
+from .model_parts import ModelParts, ModelSource, Recognized
 
 Guidance = Literal["classifier-free", "distilled", "none"]
 """How images follow the prompt more closely. "classifier-free": two predictions, one of them for the negative prompt (Ho &
@@ -79,6 +79,9 @@ class TextEncoders(nn.Module):
 
 
 class Family(Protocol):
+    """A family may inherit from this: what has a body here is what most families answer. Checkpoints are then the
+    denoiser alone, in a file of its own."""
+
     name: str
     """Identifier in specs, for example "sd1"."""
     title: str
@@ -89,23 +92,26 @@ class Family(Protocol):
     lora_preset: LoraPreset
     embedding_keys: Mapping[str, str]
     """Text encoder → the name of its vectors in embedding files."""
+    layer_names: FamilyNames
+    """The names of its layers in every program's files, and their blocks."""
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
 
     def base_metadata(self, base) -> Mapping[str, str]:
         """`metadata` with what is to be said of this base alone, and `modelspec.implementation`."""
+        return self.metadata
 
     def size_metadata(self, base) -> dict[str, str]:
         """What a checkpoint made of this base must say of its sizes to be loaded again; empty for released sizes."""
+        return {}
 
     def native_resolution(self, base) -> int:
         """Pixels of the side of the square images that a base was made for."""
+        return self.lora_preset.resolution
 
     def is_small(self, base) -> bool:
         """Whether a base is smaller than the released models of the family, and so wants other starting values."""
-
-    layer_names: FamilyNames
-    """The names of its layers in every program's files, and their blocks."""
+        return False
 
     def recognize(self, source: ModelSource) -> Recognized | None:
         """What a file or folder is, if it is of this family; None for everything else. UserError for a model of this family
@@ -113,15 +119,21 @@ class Family(Protocol):
 
     def objective_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
         """What a single file of this family says that it predicts, from its header; "" for what is of no such family."""
+        return ""
 
     def latent_format(self, base) -> LatentFormat: ...
 
     def latent_identity(self, base, memory: Path) -> Sequence:
         """What latents depend on besides the image, as JSON: the content of the VAE, and how latents are scaled. Bases that
         share it share what is encoded. `memory` is the folder that remembers fingerprints."""
+        vae = ModelParts.of(base)["vae"]
+        return [self.name, asdict(self.latent_format(base)), vae.fingerprint(memory)]
 
     def caption_identity(self, base, memory: Path) -> Sequence:
         """The same of conditioning besides the caption: text encoders, tokenizers, how long a caption may be."""
+        parts = ModelParts.of(base).parts
+        text = sorted(name for name in parts if name not in ("denoiser", "vae"))
+        return [self.name, *(parts[name].fingerprint(memory) for name in text)]
 
     def load_vae(self, base) -> nn.Module:
         """The autoencoder in float32 (half precision overflows in SDXL's)."""
@@ -132,10 +144,12 @@ class Family(Protocol):
 
     def alphas_cumprod(self, base) -> Tensor | None:
         """The discrete noise schedule, float32 [steps]; None for flow models."""
+        return None
 
     def timestep_shift(self, height: int, width: int) -> float:
         """How far noise levels of latents of this size are shifted towards noise, in training and sampling of flow models
         (Esser et al. 2024, arXiv:2403.03206, eq. 23): a function of the length of the sequence that they become. 1: not."""
+        return 1.0
 
     def sampler(self, base, zero_terminal_snr: bool = False) -> Sampler:
         """For previews and class images; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
@@ -151,6 +165,7 @@ class Family(Protocol):
 
     def crop_conditioning(self, crops: Sequence[Crop]) -> Conditioning:
         """What the denoiser wants to know of how images were cropped, on the CPU; empty where it wants nothing."""
+        return Conditioning()
 
     def load_tokenizers(self, base) -> Mapping[str, object]: ...
 
@@ -162,6 +177,7 @@ class Family(Protocol):
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         """Prefix and name of a denoiser module in LoRA files, for example "lora_unet_mid_block_attentions_0_…"."""
+        return f"lora_unet_{underscored(module_name)}"
 
     def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
         """Regular expression over a text encoder's modules: those whose output reaches the denoiser."""
@@ -173,19 +189,25 @@ class Family(Protocol):
 
     def block_of(self, module_name: str) -> str:
         """The block that a denoiser module belongs to: "down.0", "mid", "up.2", or "other"."""
+        return self.layer_names.block(underscored(module_name))
 
     def block_names(self, base) -> list[str]:
         """All blocks of a base model's denoiser, in the order of the data flow."""
+        return list(self.layer_names.blocks)
 
     def checkpoint_entries(self, base, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype,
                            zero_terminal: bool = False) -> list[Entry]:
         """Every tensor of a single file in the original layout, in `dtype`: the trained denoiser and text encoders (those
         in `encoders`), all else as the base has it. Tensors are read when they are written. `zero_terminal`: trained with
         a noise schedule that ends in pure noise."""
+        return [entry_of(name, [tensor.to(dtype)]) for name, tensor in denoiser.state_dict().items()]
 
     def trained_and_base(self, base, denoiser: nn.Module,
                          encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of trained tensors and those they started as, which are read from the base one at a time."""
+        stored = ModelParts.of(base)["denoiser"].entries()
+        yield from ((tensor, stored[name].tensor()) for name, tensor in denoiser.state_dict().items())
 
     def objective_note(self, base, denoiser: nn.Module) -> str | None:
         """A sentence when ComfyUI cannot tell from a checkpoint what the model predicts."""
+        return None

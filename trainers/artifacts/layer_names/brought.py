@@ -26,6 +26,7 @@ class FamilyNames(Protocol):
 
     def table(self) -> Any | None:
         """The layers (`table.LayerNames`) of the released model; None where names are read from the model itself."""
+        return None
 
     def block(self, name: str) -> str:
         """The block of a layer, by its native name or by that in a LoRA file, underscored and without prefixes."""
