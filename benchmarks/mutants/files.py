@@ -87,8 +87,8 @@ MUTATIONS = [
     Mutation("v is called epsilon", METADATA,
              '"v_prediction": "v", "flow"', '"v_prediction": "epsilon", "flow"',
              "unit/test_checkpoint_file.py::test_where_v_prediction_cannot_be_marked_a_note_says_so"),
-    Mutation("SD 2.x with v is not marked", METADATA,
-             '        base_version += "_v"\n', "        pass\n", "unit/test_lora_file.py::test_base_versions"),
+    Mutation("SD 2.x with v is not marked", "trainers/families/stable_diffusion.py",
+             '("_v" if base.objective == "v_prediction" else "")', '""', "unit/test_lora_file.py::test_base_versions"),
     # ---- names of layers -------------------------------------------------------------------------------------------------
     # ---- stacks --------------------------------------------------------------------------------------------------------
     Mutation("diffusers' blocks are counted by the attention's own number", BLOCKS,

@@ -99,7 +99,7 @@ MUTATIONS = [
              "    return change.reshape(len(change), -1, *kernel)\n",
              "    return change\n", "unit/test_lora_scales.py::test_a_resized_convolution_has_its_kernel"),
     Mutation("files of other families are merged", RENAMING,
-             'if len(told - {"sd2"} if "sd1" in told else told) > 1 or len(alike) > 1:',
+             "if len({SMALLEST if family in LIKE_SMALLEST else family for family in told}) > 1 or len(alike) > 1:",
              "if False:", "unit/test_layer_names.py::test_files_for_different_families_are_not_added"),
     Mutation("a file that mostly fits nothing is written", RENAMING,
              "if len(missing) >= max(1, len(found)):",
