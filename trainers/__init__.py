@@ -88,6 +88,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         sizes.py                    checkpoints of other sizes than the released ones
         unet_state_dict.py          weights under the names of the original single file
         checkpoint_writing.py       a model as the tensors of one file
+        placement.py                where components live, and in what form
         presets.py                  what is recommended for a base
     optimization/                   how weights move
         optimizers.py               optimizers by name

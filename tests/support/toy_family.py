@@ -132,12 +132,11 @@ class Toy(Family):
     def decode_latents(self, vae, latents, latent_format):
         return vae.decoder(latents / latent_format.scale + latent_format.shift).clamp(-1, 1)
 
-    def encode_captions(self, text, captions):
-        ids = [{"words": text.tokenizers["words"](caption).input_ids[:WORDS],
-                "letters": [ord(letter) for letter in f"{caption}."[:LETTERS]]} for caption in captions]
-        return Conditioning.collated([Conditioning({
-            name: encoder(torch.tensor([each[name]]).to(encoder.weight.device) % 64)
-            for name, encoder in text.encoders.items()}) for each in ids])
+    def encode_with(self, text, encoder, captions):
+        weight, words = text.encoders[encoder].weight, text.tokenizers["words"]
+        ids = [words(each).input_ids[:WORDS] if encoder == "words" else list(map(ord, f"{each}."[:LETTERS]))
+               for each in captions]
+        return Conditioning.collated([Conditioning({encoder: weight[torch.tensor([each]) % 64]}) for each in ids])
 
     def predict(self, denoiser, latents, timesteps, conditioning):
         packed = F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)

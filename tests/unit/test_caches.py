@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from finetune.trainers.data.images.image_files import crop_pixels, read_image
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.events import silent
+from finetune.trainers.families.placement import Placement
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import train_run
@@ -352,3 +354,35 @@ def test_another_fine_tune_with_the_same_vae_and_text_encoders_encodes_nothing(l
     assert set(encoded_by(variant("four", "vae"))) == {"images"}
     skipping = other.model_copy(update={"name": "five", "training": other.training.model_copy(update={"clip_skip": 2})})
     assert set(encoded_by(skipping)) == {"captions"}
+
+
+def test_text_encoders_are_on_the_device_one_at_a_time(tiny_bases, monkeypatch):
+    """In groups of captions, and what comes out is what all of them say together."""
+    family, lent, most = families.get("sdxl"), [], []
+    lend = Placement.lent
+
+    @contextmanager
+    def watched(self, module):
+        lent.append(module)
+        most.append(len(lent))
+        with lend(self, module) as moved:
+            yield moved
+        lent.remove(module)
+
+    monkeypatch.setattr(Placement, "lent", watched)
+    monkeypatch.setattr(Placement, "captions_at_once", 2)
+    text, captions = family.load_text(tiny_bases["sdxl"], torch.float32), ["a dog", "", "two cats"]
+    placement = Placement.of(specs.MemorySpec(), CPU, torch.float32)
+    found = list(encoding.encoded(family, text, captions, placement))
+    assert most == [1, 1, 1, 1]  # two groups, two encoders
+    for caption, conditioning in zip(captions, found, strict=True):
+        whole = family.encode_captions(text, [caption])
+        assert all(torch.equal(conditioning[name], whole[name]) for name in ("hidden", "pooled"))
+
+
+@pytest.mark.parametrize("memory, trains_base, base, storage", [
+    ({}, False, torch.bfloat16, "same"), ({}, True, torch.float32, "same"), ({"frozen_precision": "int8"}, False,
+                                                                           torch.bfloat16, "int8")])
+def test_where_components_live_is_decided_once(memory, trains_base, base, storage):
+    placement = Placement.of(specs.MemorySpec(**memory), CPU, torch.bfloat16, trains_base)
+    assert (placement.frozen, placement.base, placement.storage) == (torch.bfloat16, base, storage)

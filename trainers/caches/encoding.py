@@ -15,6 +15,7 @@ from ..data.images.image_files import pixel_key, read_image
 from ..errors import UserError
 from ..events import Emit, EncodingEvent, PhaseEvent
 from ..families.conditioning import Conditioning
+from ..families.placement import Placement
 from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..files import ensure_space
 from ..read_ahead import ahead
@@ -159,8 +160,8 @@ class CaptionCache:
     same caption has the same bits whichever way it comes.
     """
 
-    def __init__(self, spec: RunSpec, family: Family, dtype: torch.dtype):
-        self.spec, self.family, self.dtype = spec, family, dtype
+    def __init__(self, spec: RunSpec, family: Family, placement: Placement):
+        self.spec, self.family, self.placement = spec, family, placement
         self.cache = TensorCache(Path(spec.folders.caches) / CAPTIONS)
         self.text: TextEncoders | None = None
         self.encoding = Lock()  # a preview may ask while micro-batches are read ahead, and tokenizers serve one thread only
@@ -170,14 +171,14 @@ class CaptionCache:
         return self.family.caption_identity(self.spec.base, Path(self.spec.folders.caches) / FINGERPRINTS)
 
     def key(self, caption: str) -> str:
-        return TensorCache.key(self.identity, str(self.dtype), self.spec.training.clip_skip, caption)
+        return TensorCache.key(self.identity, str(self.placement.frozen), self.spec.training.clip_skip, caption)
 
-    def keep_encoders(self, device: torch.device) -> int:
+    def keep_encoders(self) -> int:
         """Load the text encoders for good; returns their bytes."""
-        self.text = load_text(self.spec, self.family, self.dtype).to(device)
+        self.text = load_text(self.spec, self.family, self.placement.frozen).to(self.placement.device)
         return sum(each.numel() * each.element_size() for each in self.text.parameters())
 
-    def fill(self, captions: Sequence[str], device: torch.device, emit: Emit):
+    def fill(self, captions: Sequence[str], emit: Emit):
         """Encode what is missing, then free the encoders, unless they are kept."""
         keys = {caption: self.key(caption) for caption in captions}
         there = self.cache.use(keys.values())
@@ -185,9 +186,10 @@ class CaptionCache:
         if not missing:
             return
         emit(PhaseEvent(text="loading the text encoders", stage="captions"))
-        text = self.text or load_text(self.spec, self.family, self.dtype).to(device)
-        for done, caption in enumerate(missing, start=1):
-            self.cache.put(keys[caption], self._encode(text, caption).entry())
+        each = (self._encode(self.text, caption) for caption in missing) if self.text else encoded(
+            self.family, load_text(self.spec, self.family, self.placement.frozen), missing, self.placement)
+        for done, (caption, conditioning) in enumerate(zip(missing, each, strict=True), start=1):
+            self.cache.put(keys[caption], conditioning.entry())
             emit(EncodingEvent(what="captions", done=done, total=len(missing)))
 
     def batch(self, captions: Sequence[str]) -> Conditioning:
@@ -209,6 +211,20 @@ class CaptionCache:
         device = next(text.parameters()).device
         with self.encoding, torch.no_grad(), torch.autocast(device.type, enabled=False):
             return self.family.encode_captions(text, [caption])
+
+
+@torch.no_grad()
+def encoded(family: Family, text: TextEncoders, captions: Sequence[str], placement: Placement) -> Iterator[Conditioning]:
+    """The conditioning of each caption, on the CPU. Text encoders are on the device one at a time."""
+    for start in range(0, len(captions), placement.captions_at_once):
+        said: dict[str, dict[str, Conditioning]] = {}
+        chosen = captions[start:start + placement.captions_at_once]
+        for name, encoder in text.encoders.items():
+            with placement.lent(encoder), torch.autocast(placement.device.type, enabled=False):
+                for caption in chosen:
+                    states = family.encode_with(text, name, [caption]).to(torch.device("cpu"))
+                    said.setdefault(caption, {})[name] = states
+        yield from (family.joined(said[caption]) for caption in chosen)
 
 
 def load_text(spec: RunSpec, family: Family, dtype: torch.dtype) -> TextEncoders:

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from ..artifacts.layer_names import ReleasedNames
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
-from ..data.images.buckets import Crop
 from . import checkpoint_writing, component_loading, text_loading, unet_recognition
 from .component_configs import component_config, config_folder
-from .conditioning import Conditioning
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
-from .protocol import LatentFormat, LoraPreset, TextEncoders
+from .protocol import Family, LatentFormat, LoraPreset, TextEncoders
 from .samplers import DiscreteSampler
 from .sizes import UNET, stated_sizes
 
@@ -38,7 +36,7 @@ LIBRARY_FIELDS = ("torch_dtype", "dtype", "transformers_version")
 TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 
 
-class LatentDiffusion:
+class LatentDiffusion(Family):
     """The half of the family protocol that does not differ between the generations."""
 
     name: str
@@ -105,9 +103,6 @@ class LatentDiffusion:
     def alphas_cumprod(self, base) -> Tensor:
         return component_loading.load_alphas_cumprod(base)
 
-    def timestep_shift(self, height: int, width: int) -> float:
-        return 1.0
-
     def sampler(self, base, zero_terminal_snr: bool = False) -> DiscreteSampler:
         return DiscreteSampler(component_loading.load_sampler(base, zero_terminal_snr))
 
@@ -119,9 +114,6 @@ class LatentDiffusion:
     @torch.no_grad()
     def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
         return vae.decode(latents / latent_format.scale + latent_format.shift).sample.clamp(-1, 1)
-
-    def crop_conditioning(self, crops: Sequence[Crop]) -> Conditioning:
-        return Conditioning()
 
     def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
         """Two places of the encoder's length go to the start and end tokens."""
@@ -158,10 +150,6 @@ class LatentDiffusion:
     def marked(self, entries: list[Entry], base, zero_terminal: bool) -> list[Entry]:
         """The entries with the marker tensors from which loaders know what the model predicts."""
         return entries
-
-    def objective_note(self, base, denoiser: nn.Module) -> str | None:
-        """A sentence when ComfyUI cannot tell from the file what the model predicts."""
-        return None
 
     def trained_and_base(self, base, denoiser: nn.Module,
                          encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -5,6 +5,7 @@ that parts can be loaded, used and freed one at a time.
 """
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -160,8 +161,16 @@ class Family(Protocol):
     def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
         """The way back; pixels are clamped to -1…1."""
 
+    def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
+        """What one of the text encoders says of captions. Gradients flow to whatever in `text` requires them."""
+
+    def joined(self, said: Mapping[str, Conditioning]) -> Conditioning:
+        """The conditioning out of what all encoders say, by their names."""
+        return reduce(Conditioning.__or__, said.values())
+
     def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
-        """Captions → conditioning. Gradients flow to whatever in `text` requires them."""
+        """Captions → conditioning, with all encoders on one device."""
+        return self.joined({encoder: self.encode_with(text, encoder, captions) for encoder in text.encoders})
 
     def crop_conditioning(self, crops: Sequence[Crop]) -> Conditioning:
         """What the denoiser wants to know of how images were cropped, on the CPU; empty where it wants nothing."""

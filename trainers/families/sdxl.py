@@ -50,13 +50,16 @@ class StableDiffusionXL(LatentDiffusion):
             "te2": text_loading.load_tokenizer(base, "tokenizer_2", "!"),
         }
 
-    def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
-        """Penultimate token states of both encoders side by side, and the second's projected end-of-text state."""
-        first = hidden_states(text, "te1", captions)
-        second = hidden_states(text, "te2", captions)
-        layer = -1 - max(text.clip_skip - 1, 1)
-        hidden = torch.cat([first.hidden_states[layer], second.hidden_states[layer]], dim=-1)
-        return Conditioning({"hidden": hidden, "pooled": second.text_embeds})
+    def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
+        """Penultimate token states, and of the second encoder the projected end-of-text state."""
+        output = hidden_states(text, encoder, captions)
+        hidden = Conditioning({"hidden": output.hidden_states[-1 - max(text.clip_skip - 1, 1)]})
+        return hidden | Conditioning({"pooled": output.text_embeds}) if encoder == "te2" else hidden
+
+    def joined(self, said: Mapping[str, Conditioning]) -> Conditioning:
+        """Token states of both encoders side by side."""
+        hidden = torch.cat([said["te1"]["hidden"], said["te2"]["hidden"]], dim=-1)
+        return Conditioning({"hidden": hidden, "pooled": said["te2"]["pooled"]})
 
     def crop_conditioning(self, crops: Sequence[Crop]) -> Conditioning:
         """Section 2.2 of the paper: "sizes" float [batch, 6], in pixels."""

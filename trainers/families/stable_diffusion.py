@@ -63,19 +63,15 @@ class StableDiffusion(LatentDiffusion):
         return (f"ComfyUI will take this checkpoint for a model that predicts {SAID[found]}, because files of this family "
                 f"cannot say otherwise; put ModelSamplingDiscrete with {SAID[base.objective]} behind its loader")
 
-    def encode_captions(self, text: TextEncoders, captions: Sequence[str]) -> Conditioning:
+    def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""
-        output, skipped = hidden_states(text, "te", captions), text.clip_skip - self.own_layer
+        output, skipped = hidden_states(text, encoder, captions), text.clip_skip - self.own_layer
         if skipped <= 0:
             return Conditioning({"hidden": output.last_hidden_state})
-        return Conditioning({"hidden": final_norm(text.encoders["te"])(output.hidden_states[-1 - skipped])})
+        return Conditioning({"hidden": final_norm(text.encoders[encoder])(output.hidden_states[-1 - skipped])})
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return denoiser(latents, timesteps, conditioning["hidden"]).sample
-
-    def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
-        """kohya writes diffusers' names for these generations."""
-        return "lora_unet_" + module_name.replace(".", "_")
 
 
 SD1 = StableDiffusion(

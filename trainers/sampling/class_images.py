@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from .. import families, randomness
+from ..caches.encoding import encoded
 from ..caches.tensor_cache import TensorCache
 from ..data.manifest import scan_folder
 from ..errors import Cancelled, UserError
 from ..events import DrawingEvent, Emit, PhaseEvent
+from ..families.placement import Placement
 from ..files import UNFINISHED, ensure_space, remove_unfinished, temporary_beside, write_json
 from ..run_folder import Run
 from ..spec import DatasetSpec
@@ -90,9 +90,8 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, s
     with accelerated(spec) as accelerator:
         device, dtype = accelerator.device, dtype_of(accelerator)
         emit(PhaseEvent(text="loading the text encoders", stage="captions"))
-        text = family.load_text(spec.base, dtype).to(device)
-        with torch.no_grad():
-            positive, negative = (family.encode_captions(text, [each]) for each in (spec.prompt, spec.negative))
+        text = family.load_text(spec.base, dtype)
+        positive, negative = encoded(family, text, [spec.prompt, spec.negative], Placement.of(spec.memory, device, dtype))
         del text
         emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser, vae = family.load_denoiser(spec.base, dtype).to(device), family.load_vae(spec.base).to(device)

@@ -66,15 +66,16 @@ class Watching:
         spec, training = self.spec.previews, self.training
         if not (spec.every and spec.prompts and self.accelerator.is_main_process):
             return
-        model, vae, rows = self.accelerator.unwrap_model(training.model).eval(), self.data.vae, []
+        model, rows = self.accelerator.unwrap_model(training.model).eval(), []
 
         def conditioning(prompt: str):
             return model.condition([prompt]) if self.data.text else self.data.captions.batch([prompt])
 
         try:
-            with training.mean_weights(spec.from_ema), self.accelerator.autocast(), breakable():
+            with (training.mean_weights(spec.from_ema), self.accelerator.autocast(), breakable(),
+                  training.placement.lent(self.data.vae) as vae):
                 for row in previews.make_previews(
-                        training.family, self.spec.base, model.denoiser, vae.to(training.device), self.data.latent_format,
+                        training.family, self.spec.base, model.denoiser, vae, self.data.latent_format,
                         spec, conditioning, self.data.preview_resolution, training.device,
                         self.spec.objective.zero_terminal_snr):
                     rows.append(row)
@@ -86,8 +87,6 @@ class Watching:
         except Cancelled:
             self.broken_off = True
             return
-        finally:
-            vae.cpu()
         path = self.run.sheet_path(step)
         path.parent.mkdir(exist_ok=True)
         title = f"step {step} of {self.spec.training.steps}" if step else "before the training"

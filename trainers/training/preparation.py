@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -18,6 +17,7 @@ from ..data.images.buckets import Crop, bucket_sizes, fit
 from ..data.split import split
 from ..events import Emit, NoteEvent, PhaseEvent
 from ..families.conditioning import Conditioning
+from ..families.placement import Placement
 from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..spec import DatasetImage, RunSpec
 from ..words import clause, counted
@@ -50,10 +50,10 @@ class Prepared:
         return known if self.text else known | self.captions.batch(captions)
 
 
-def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator: Accelerator, keep_text: torch.dtype | None,
+def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerator: Accelerator, trains_text: bool,
                  notes: Sequence[str], emit: Emit) -> Prepared:
-    """Caches filled, notes written. Only the main process encodes; the others wait for its files. `keep_text` is the
-    precision of text encoders that train, or None when captions can be encoded once."""
+    """Caches filled, notes written. Only the main process encodes; the others wait for its files. `trains_text`:
+    text encoders train, so that captions cannot be encoded once."""
     training, form = spec.training, family.latent_format(spec.base)
     sizes = bucket_sizes(training.resolution, training.buckets, form.multiple)
     images = spec.dataset.images
@@ -66,7 +66,7 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
              *mask_notes(spec), *held_out_notes(images, held_out), *variation_notes(trained)]
     masks = MaskCache(spec.folders.caches, form.downscale) if spec.objective.masked else None
     latents = LatentCache(spec, family, form)
-    captions = CaptionCache(spec, family, dtype)
+    captions = CaptionCache(spec, family, placement)
     vae = text = None
     if accelerator.is_main_process:
         if masks:
@@ -80,16 +80,16 @@ def prepare_data(spec: RunSpec, family: Family, dtype: torch.dtype, accelerator:
     notes += length_notes(family, tokenizers, spec)
     varying = any(image.variation.varies for image in (*trained, *class_images))
     notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
-    if keep_text is not None:
-        text = load_text(spec, family, keep_text)
+    if trains_text:
+        text = load_text(spec, family, placement.base)
     else:
         if varying:
             emit(PhaseEvent(text="loading the text encoders", stage="captions"))
-            size = captions.keep_encoders(accelerator.device)
+            size = captions.keep_encoders()
             notes.append("captions change from step to step, so they are encoded as they come: the text encoders stay in "
                          f"memory ({size / 1e6:,.0f} MB), and steps take a little longer")
         if accelerator.is_main_process:
-            captions.fill(wanted_captions(spec, held_out), accelerator.device, emit)
+            captions.fill(wanted_captions(spec, held_out), emit)
     if accelerator.is_main_process:
         tidy(spec, emit)
     accelerator.wait_for_everyone()

@@ -25,6 +25,7 @@ from ..events import (
     ResumedEvent,
     StepEvent,
 )
+from ..families.placement import Placement
 from ..files import ensure_space
 from ..methods.protocol import Parts
 from ..objectives.objective import make_objective, objective_notes
@@ -71,9 +72,9 @@ class Training:
             spec = spec.model_copy(update={"objective": spec.objective.model_copy(update={"zero_terminal_snr": True})})
         self.spec, self.run, self.emit, self.stop_requested = spec, run, emit, stop_requested
         self.accelerator, self.device = accelerator, accelerator.device
-        self.dtype = dtype_of(accelerator)
         self.family = families.get(spec.base.family)
         self.method = methods.make(spec.method, spec.optimizer.learning_rate, self.family)
+        self.placement = Placement.of(spec.memory, self.device, dtype_of(accelerator), self.method.trains_base())
         if spec.training.batch_size % accelerator.num_processes:
             raise UserError(f"batch_size is {spec.training.batch_size}, which {accelerator.num_processes} processes "
                             "cannot share evenly. Choose a multiple.")
@@ -92,10 +93,9 @@ class Training:
                  "switched on"] if self.switched else []
         notes += [*self.method.check(self.family, self.spec),
                  *objective_notes(self.spec.base.objective, self.spec.objective)]
-        trained_dtype = torch.float32 if self.method.trains_base() else self.dtype
         with breakable():
-            self.data = prepare_data(self.spec, self.family, self.dtype, self.accelerator,
-                                     trained_dtype if self.method.trains_text() else None, notes, self._emit_encoding)
+            self.data = prepare_data(self.spec, self.family, self.placement, self.accelerator, self.method.trains_text(),
+                                     notes, self._emit_encoding)
             self._attach()
             self.watching = Watching(self)
             start = self._resume()
@@ -120,12 +120,12 @@ class Training:
     def _attach(self):
         spec = self.spec
         self.emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
-        denoiser = self.family.load_denoiser(spec.base, torch.float32 if self.method.trains_base() else self.dtype)
+        denoiser = self.family.load_denoiser(spec.base, self.placement.base)
         self.parts = Parts(self.family, denoiser, self.data.text, spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
-        if spec.memory.frozen_precision != "same":
-            quantization.store_frozen(denoiser, spec.memory.frozen_precision, self.dtype)
+        if self.placement.storage != "same":
+            quantization.store_frozen(denoiser, self.placement.storage, self.placement.frozen)
         if spec.memory.compile:
             denoiser.compile()  # in place: names of weights stay as they are
         if spec.memory.gradient_checkpointing:
@@ -148,7 +148,7 @@ class Training:
         ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1) + best)
         self.emit(ModelEvent(
             family=self.family.title, objective=spec.base.objective, device=str(self.device),
-            precision=str(self.dtype).removeprefix("torch."), trainable=count, processes=self.accelerator.num_processes))
+            precision=str(self.placement.frozen).removeprefix("torch."), trainable=count, processes=self.accelerator.num_processes))
 
     def _resume(self) -> int:
         self.state = RunState({
