@@ -1,6 +1,7 @@
 """Families load the same model from a diffusers folder and from a single file, in every precision."""
 import json
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from finetune.trainers import families
 from finetune.trainers.data.images.buckets import Crop
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.recognition import recognize
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import tiny
 
 
@@ -131,3 +132,28 @@ def test_a_file_of_an_unknown_size_is_explained(tiny_bases, tmp_path):
     base = recognize(str(path), "model")  # with the configs of full-size SD 1.x
     with pytest.raises(UserError, match="another size .* its UNet is 32, not 320.* Choose the diffusers folder"):
         families.get("sd1").load_denoiser(base, torch.float32)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_a_denoiser_with_files_beside_it_is_the_same_model(prefix, tiny_bases, tmp_path):
+    """As ComfyUI's loaders take them: denoiser, VAE and text encoder in files of their own."""
+    whole = tiny_bases["sd1"]
+    stored = load_file(tiny.make_single_file("sd1", Path(whole.path), tmp_path / "whole.safetensors"))
+    parts = {"denoiser": ("model.diffusion_model.", prefix), "vae": ("first_stage_model.", ""),
+             "text": ("cond_stage_model.transformer.", "")}
+    for name, (start, own) in parts.items():
+        save_file({own + key.removeprefix(start): tensor for key, tensor in stored.items() if key.startswith(start)},
+                  tmp_path / f"{name}.safetensors")
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("text", "vae")]
+    base = recognize(str(tmp_path / "denoiser.safetensors"), "apart", configs=whole.path, others=files)
+    assert (base.family, base.layout, base.objective) == ("sd1", "separate_files", "epsilon")
+    family = families.get("sd1")
+    for load in (family.load_vae, lambda base: family.load_denoiser(base, torch.float32),
+                 lambda base: family.load_text(base, torch.float32)):
+        one, other = load(base).state_dict(), load(whole).state_dict()
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    denoiser = family.load_denoiser(base, torch.float32)
+    pairs = list(family.trained_and_base(base, denoiser, family.load_text(base, torch.float32).encoders))
+    assert len(pairs) > 100 and all(torch.equal(*pair) for pair in pairs)
+    with pytest.raises(UserError, match="lacks its vae"):
+        recognize(str(tmp_path / "denoiser.safetensors"), "apart", configs=whole.path, others=files[:1])
