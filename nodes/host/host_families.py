@@ -3,8 +3,8 @@
 A family without a line here trains all the same; what needs the host's own classes (proofs that files load, models of
 unusual size) is left out for it.
 """
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import comfy.model_base
 import comfy.sd1_clip

@@ -9,6 +9,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.layer_names import LayerNames, family_of_lora, place
 from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.lora_renaming import names_for
+from finetune.trainers.events import EncodingEvent, PreviewEvent, ValidationEvent
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.spec.file_tasks import ExtractionSpec
@@ -72,17 +73,17 @@ def test_it_trains_and_resumes_exactly(method, base, make_spec, tmp_path):
 def test_it_previews_and_validates_and_encodes_once(base, make_spec):
     encoded, seen = [], []
 
-    def emit(event, **fields):
-        encoded.extend([fields["what"]] if event == "encoding" else [])
-        seen.extend([(event, fields.get("path"))] if event in ("preview", "validation") else [])
+    def emit(event):
+        encoded.extend([event.what] if isinstance(event, EncodingEvent) else [])
+        seen.extend([event] if isinstance(event, PreviewEvent | ValidationEvent) else [])
 
     parts = dict(previews=specs.PreviewSpec(prompts=("a dog",), every=6, sampler_steps=3), validation=specs.ValidationSpec(
         share=0.25, every=3))
     for name in ("one", "two"):
         spec = toy_spec(make_spec, base, name=name, **parts)
         train_run(spec, open_run(spec), emit)
-        assert {event for event, _ in seen} == {"preview", "validation"}
-        assert Image.open([path for event, path in seen if event == "preview"][-1]).size[0] >= 64
+        assert {type(event) for event in seen} == {PreviewEvent, ValidationEvent}
+        assert Image.open([event.path for event in seen if isinstance(event, PreviewEvent)][-1]).size[0] >= 64
         assert set(encoded) == ({"images", "captions"} if name == "one" else set())
         encoded.clear()
 
@@ -108,7 +109,7 @@ def test_a_lora_is_extracted_from_two_of_its_checkpoints(base, tmp_path):
     spec = ExtractionSpec(name="out", tuned=str(tmp_path / "tuned.safetensors"), base=base.path, rank=4, rule="fixed",
                           file_precision="fp32", folders=specs.FolderSpec(runs=str(tmp_path), caches=str(tmp_path)))
     report = extract(spec, tmp_path / "out.safetensors")
-    assert report["family"] == "toy" and [row["block"] for row in report["rows"]] == ["TOY01"]
+    assert report.family == "toy" and [row.block for row in report.rows] == ["TOY01"]
     found = load_file(tmp_path / "out.safetensors")
     layer = "lora_unet_toy_blocks_1_qkv"
     product = found[f"{layer}.lora_up.weight"] @ found[f"{layer}.lora_down.weight"]

@@ -1,7 +1,8 @@
 """Where the components of a model live and in what form, decided once for a run: loading, encoding and previews ask."""
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn

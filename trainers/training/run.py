@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
 from .. import families, methods
@@ -148,7 +147,8 @@ class Training:
         ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1) + best)
         self.emit(ModelEvent(
             family=self.family.title, objective=spec.base.objective, device=str(self.device),
-            precision=str(self.placement.frozen).removeprefix("torch."), trainable=count, processes=self.accelerator.num_processes))
+            precision=str(self.placement.frozen).removeprefix("torch."), trainable=count,
+            processes=self.accelerator.num_processes))
 
     def _resume(self) -> int:
         self.state = RunState({
