@@ -34,7 +34,7 @@ from .folders import (  # noqa: E402
 )
 from .lora_files import find_row, lora_names, quick_card, read_lora, signature  # noqa: E402
 from .native import core_refusal, empty_latent, load_base, load_checkpoint, load_native  # noqa: E402
-from .placing import losses_of_files, place_meanwhile  # noqa: E402
+from .placing import losses_of_files, place, place_meanwhile  # noqa: E402
 from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from .running import NodeProgress, blocked, require_packages, training_device  # noqa: E402
 from .stack import apply_stack, inspect_lora  # noqa: E402
@@ -59,7 +59,7 @@ __all__ = [
     "embedding_choices", "embedding_path", "embedding_prompt", "empty_latent", "find_row", "host_folders", "host_refusal",
     "inspect_lora", "library_choices", "library_path", "load_base", "load_checkpoint", "load_native", "LoadCheck",
     "lora_choices", "lora_names", "losses_of_files", "Made", "make_files", "NodeProgress", "output_folder",
-    "own_dataset_folder", "place_library", "place_meanwhile", "quick_card", "R", "read_lora", "require_packages",
+    "own_dataset_folder", "place_library", "place", "place_meanwhile", "quick_card", "R", "read_lora", "require_packages",
     "run_folders", "saved_image", "saved_model", "shard_choices", "shard_index", "signature", "training_device",
     "unloaded_keys", "unloaded_lora_keys", "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys",
     "unmatched_tensors", "work",

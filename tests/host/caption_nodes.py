@@ -170,7 +170,7 @@ def refusals():
 def reporting():
     base = recognize(str(ROOT / "demo_base"), "demo_base")
     found = queue("FineTuneDatasetReport", dataset=load(), resolution=256, trigger="ohwx")
-    with_base = queue("FineTuneDatasetReport", dataset=load(), resolution=256, trigger="ohwx", sheets=0, base=base)
+    with_base = queue("FineTuneDatasetReport", dataset=load(), resolution=256, trigger="ohwx", maximum_pages=0, base=base)
     images = [FOLDER / "temp" / each["subfolder"] / each["filename"] for each in found.ui["images"]]
     RESULTS["report"] = {
         "shape": list(found.args[0].shape), "range": [float(found.args[0].min()), float(found.args[0].max())],

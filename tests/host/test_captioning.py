@@ -55,7 +55,7 @@ def test_an_uncaptioned_folder_is_tagged_described_and_trained_with(host, models
     spec = json.loads((host.output / "finetune" / "described" / "spec.json").read_text("utf-8"))
     assert {image["name"]: image["caption"] for image in spec["dataset"]["images"]} == described
     assert outputs["train"]["lora"] == ["described.safetensors"]
-    last = described["image_4.png"].removeprefix(f"{tagged['image_4.png']}, ")
+    last = described["drawing_4.png"].removeprefix(f"{tagged['drawing_4.png']}, ")
     assert ("text", "words", f"5 of 5: {last}") in seen and ("progress", "tags", 1000) in seen
     assert outputs["words"]["text"][0].startswith("5 images described by captioners/blip, 5 of them now.")
     assert not list(host.input.glob("uncaptioned/*.txt"))  # nothing on the disk is changed
@@ -84,11 +84,11 @@ def test_names_and_instructions(host, models, images):
         "dataset": ["tags", 0], "captioner": "captioners/llava", "instruction": "a photo of the dog", "mode": "in front",
         "maximum_tokens": 8, "beams": 1, "repetition_penalty": 1.0, "batch_size": 2, "maximum_side": 1024}}
     outputs = host.run({"data": images, "tags": names, "words": asking, "show": shown("words"), "names": shown("tags")})
-    assert captions_of(outputs, "names")["image_2.png"] == "ohwx, an image in uncaptioned, number 3"
+    assert captions_of(outputs, "names")["drawing_2.png"] == "ohwx, a drawing in uncaptioned, number 3"
     said = 0
     for number, caption in enumerate(captions_of(outputs).values(), start=1):
-        assert caption.startswith("ohwx, ") and caption.endswith(f", an image in uncaptioned, number {number}")
-        said += len(caption) > len(f"ohwx, an image in uncaptioned, number {number}")
+        assert caption.startswith("ohwx, ") and caption.endswith(f", a drawing in uncaptioned, number {number}")
+        said += len(caption) > len(f"ohwx, a drawing in uncaptioned, number {number}")
     assert said >= 3  # random weights may end at once
 
 

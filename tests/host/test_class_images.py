@@ -35,7 +35,7 @@ def test_four_then_six_draws_two_and_they_are_trained_with(host):
     assert len(six) == 12 and four.items() <= six.items()
     assert outputs["train"]["lora"] == ["with class images.safetensors"]
     events = next(host.output.glob("finetune/.cache/class_images/*/events.jsonl")).read_text("utf-8")
-    assert events.count('"started"') == 2 and events.count('"event": "drawing"') == 3
+    assert events.count('"started"') == 2 and events.count('"event":"drawing"') == 3
     again = host.run({**graph, "class": class_images(count=6, batch_size=3)})
     assert again["train"] == outputs["train"]  # and nothing drawn, nothing trained
     drawn = next(host.output.glob("finetune/.cache/class_images/*/events.jsonl"))

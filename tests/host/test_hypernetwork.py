@@ -58,7 +58,7 @@ def attached(denoiser, base, method_spec: HypernetworkSpec, folder: Path):
         for parameter in denoiser.hypernetwork.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.1)
     saved = method.save(parts, folder, "net", {"ss_steps": "12"})
-    assert saved["change_norm"] > 0
+    assert saved.change_norm > 0
     return denoiser.hypernetwork.eval(), folder / saved.files[0].name
 
 

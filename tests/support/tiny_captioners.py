@@ -38,7 +38,7 @@ def make_images(folder: Path, count: int = 5) -> list[Path]:
     draw, paths = np.random.default_rng(7), []
     for number in range(count):
         patches = draw.integers(0, 256, (2 + number % 2, 3, 3), dtype=np.uint8)
-        paths.append(folder / f"image_{number}.png")
+        paths.append(folder / f"drawing_{number}.png")
         Image.fromarray(patches).resize((48 + 16 * (number % 3), 64), Image.Resampling.NEAREST).save(paths[-1])
     return paths
 

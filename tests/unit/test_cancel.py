@@ -115,7 +115,7 @@ def test_what_is_learned_is_saved_in_the_midst_of_a_preview_which_is_made_good(m
         if previews == MINUTES:
             events = cancelled(run, is_kind("step", step=due))
             assert events[-1].step == due == run.checkpoints()[-1] and "preview" not in kinds(events)
-            assert run.checkpoint_files(due)[0]["name"] == f"run_step{due:06d}.safetensors"
+            assert run.checkpoint_files(due)[0].name == f"run_step{due:06d}.safetensors"
     events = follow(run)
     assert kinds(events)[-1] == "finished" and run.losses() == expected and run.report.steps == 60
     shown = [(event.event, event.step) for event in events if event.event in ("resumed", "preview", "step")]

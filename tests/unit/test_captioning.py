@@ -71,11 +71,11 @@ def test_other_settings_ask_anew(change, asked):
 
 def test_another_model_or_image_asks_anew(asked, folder, models, tmp_path):
     work(asked())
-    Image.open(folder / "image_1.png").rotate(90).save(folder / "image_1.png")
-    assert by_name(asked()).keys() == {f"image_{number}.png" for number in (0, 2, 3, 4)}
+    Image.open(folder / "drawing_1.png").rotate(90).save(folder / "drawing_1.png")
+    assert by_name(asked()).keys() == {f"drawing_{number}.png" for number in (0, 2, 3, 4)}
     assert captioned(work(asked())) == [1]
-    (folder / "image_0.png").rename(folder / "renamed.png")
-    assert by_name(asked()).keys() == {"renamed.png", *(f"image_{number}.png" for number in range(1, 5))}
+    (folder / "drawing_0.png").rename(folder / "renamed.png")
+    assert by_name(asked()).keys() == {"renamed.png", *(f"drawing_{number}.png" for number in range(1, 5))}
     other = tiny.make_blip(tmp_path / "blip", seed=5)
     assert texts_of(ask(other, folder, tmp_path / "caches")) == {}
 
@@ -134,7 +134,7 @@ def test_a_full_memory_halves_the_batch(problem, asked, monkeypatch):
     assert small.batches == [4, 2, 1, 1, 1, 1, 1] and captioned(events) == [1, 2, 3, 4, 5] and small.closed
     notes = [event.text for event in events if event.event == "note"]
     assert notes[0] == "it is slow" and "too small for 4 images at once; going on with 2" in notes[1] and len(notes) == 3
-    assert by_name(asked())["image_1.png"] == "64 wide"
+    assert by_name(asked())["drawing_1.png"] == "64 wide"
 
 
 def test_a_memory_too_small_for_one_image_is_a_failure(asked, monkeypatch):
@@ -156,8 +156,8 @@ def test_other_failures_are_not_tried_again(asked, monkeypatch):
 
 def test_an_image_that_disappeared_is_named(asked, folder):
     spec = asked()
-    (folder / "image_3.png").unlink()
-    with pytest.raises(UserError, match=r"image_3\.png: the image cannot be read .* without it"):
+    (folder / "drawing_3.png").unlink()
+    with pytest.raises(UserError, match=r"drawing_3\.png: the image cannot be read .* without it"):
         work(spec)
     assert len(texts_of(spec)) == 2  # the batch before it
 
@@ -213,7 +213,7 @@ def test_the_command_line_describes_and_then_finds(asked, tmp_path):
     assert first.returncode == 0 and '"finished"' in first.stdout, first.stderr
     events = [read_event(line) for line in first.stdout.splitlines()]
     second = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    assert second == [f"image_{number}.png: {event.caption}" for number, event in enumerate(
+    assert second == [f"drawing_{number}.png: {event.caption}" for number, event in enumerate(
         event for event in events if event.event == "captioned")]
 
 

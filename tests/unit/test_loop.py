@@ -160,11 +160,11 @@ def test_a_step_is_as_long_as_rate_and_clipping_say(maximum, tiny_bases, make_sp
         tiny_bases["sd1"], schedule=specs.ScheduleSpec(name="linear"), optimizer=specs.OptimizerSpec(
             name="sgd", learning_rate=1.0, betas=(0.0, 0.0), weight_decay=0.0, maximum_gradient_norm=maximum))
     steps = steps_of(spec)
-    norms = [step["gradient_norm"] for step in steps]
+    norms = [step.gradient_norm for step in steps]
     assert min(norms) > 2e-3
     expected = [(1 - number / 6) * (min(norm, maximum) if maximum else norm) for number, norm in enumerate(norms)]
     assert lengths == pytest.approx(expected, rel=1e-3)
-    assert [step["learning_rate"] for step in steps] == pytest.approx([1 - number / 6 for number in range(6)])
+    assert [step.learning_rate for step in steps] == pytest.approx([1 - number / 6 for number in range(6)])
 
 
 @pytest.mark.parametrize("ratio, sizes", [

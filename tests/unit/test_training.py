@@ -188,4 +188,4 @@ def test_losses_survive_in_the_events(tiny_bases, make_spec):
     train_run(spec, run, Reporter(run, None, is_main=True))
     assert len(run.losses()) == 6
     events = [json.loads(line) for line in run.events_path.read_text().splitlines()]
-    assert {"phase", "encoding", "model", "step"} <= {event.event for event in events}
+    assert {"phase", "encoding", "model", "step"} <= {event["event"] for event in events}

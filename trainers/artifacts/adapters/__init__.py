@@ -24,8 +24,8 @@ def format_of(parts: Collection[str]) -> AdapterFormat | None:
     return next((format for format in FORMATS.values() if format.holds(parts)), None)
 
 
-register("loha", LohaFormat())
-register("lokr", LokrFormat())
+register("difference", DifferenceFormat())
 register("dora", DoraFormat())
 register("lora", LoraFormat())
-register("difference", DifferenceFormat())
+register("loha", LohaFormat())
+register("lokr", LokrFormat())
