@@ -35,7 +35,8 @@ def make_base(family: str, folder: Path):
     load_pack()
     import torch
     from finetune.trainers.artifacts.tensor_files import Entry, write_entries
-    from tests.tiny import single_file_weights
+
+    from tests.support.tiny import single_file_weights
 
     modules, draw = shapes_only(family), torch.Generator().manual_seed(0)
     pool = torch.randn(2**24, generator=draw).half()

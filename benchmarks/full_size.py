@@ -58,7 +58,7 @@ def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
     from trainers.families.component_configs import CONFIGS
 
     load_pack()
-    from tests.tiny import single_file_weights
+    from tests.support.tiny import single_file_weights
 
     folder = CONFIGS / family
     with torch.device("meta"):
@@ -75,7 +75,7 @@ def write_checkpoint(path: Path):
     from safetensors.torch import save_file
 
     load_pack()
-    from tests.tiny import single_file_weights
+    from tests.support.tiny import single_file_weights
 
     save_file(single_file_weights(FAMILY, *build_parts()), path, metadata={"format": "pt"})
 

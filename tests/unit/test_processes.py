@@ -9,6 +9,7 @@ import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.hypernetwork import read_hypernetwork
 from finetune.trainers.data.manifest import scan_folder
+from finetune.trainers.events import ValidationEvent
 from finetune.trainers.process.parent import SCRIPT, TrainingProcess
 from finetune.trainers.run_folder import open_run
 from safetensors.torch import load_file
@@ -71,8 +72,8 @@ def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_pat
     two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", LAUNCH)
     assert next(event.processes for event in two.events() if event.event == "model") == 2
     assert len(one.losses()) == 4 and two.losses() == pytest.approx(one.losses(), abs=1e-5)
-    validation = one.curve("validation")
-    assert list(validation) == [0, 2, 4] and two.curve("validation") == pytest.approx(validation, abs=1e-5)
+    validation = one.curve(ValidationEvent)
+    assert list(validation) == [0, 2, 4] and two.curve(ValidationEvent) == pytest.approx(validation, abs=1e-5)
     assert one.checkpoints() == two.checkpoints() == [2, 3]
     for name in ("checkpoints/step_000002/{}_step000002", "{}"):  # means of the weights
         expected, found = (tensors(run.folder / (name.format(run.name) + run.artifact.suffix)) for run in (one, two))

@@ -1,6 +1,9 @@
 """A file tool is one file and one line of the table: worker, run folder and command line read it from there."""
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
-from finetune.trainers import __main__ as command_line
 from finetune.trainers.events import FinishedEvent, StartedEvent, WorkingEvent
 from finetune.trainers.process.progress import Progress
 from finetune.trainers.process.tasks import TASKS, task_of
@@ -9,6 +12,8 @@ from finetune.trainers.run_folder import open_run
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.tools.file_tasks import TOOLS
 from support import toy_tool
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -27,10 +32,9 @@ def test_a_toy_tool_is_worked_and_its_report_found(line, tmp_path):
     assert told == [StartedEvent(run="made"), WorkingEvent(text="reversing", done=1, total=2, progress=0.75)]
 
 
-def test_the_command_line_offers_every_tool_of_the_table(capsys):
-    with pytest.raises(SystemExit):
-        command_line.main(["--help"])
-    told = " ".join(capsys.readouterr().out.split())
+def test_the_command_line_offers_every_tool_of_the_table():
+    result = subprocess.run([sys.executable, "-m", "trainers", "--help"], cwd=ROOT, capture_output=True, text=True)
+    told = " ".join(result.stdout.split())
     assert len(TOOLS) == 7 and all(f" {tool.name} {tool.help} " in told for tool in TOOLS.values())
 
 
