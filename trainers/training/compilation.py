@@ -11,6 +11,6 @@ def require_compiler(device: torch.device):
     except Exception as problem:  # a missing compiler, Triton or system: torch has an error of its own for each
         what = "a C++ compiler" if device.type == "cpu" else "Triton and a C compiler"
         raise UserError(f"compile is on, but torch cannot compile on this computer ({reason_of(problem, 200)}). It needs "
-                        f"{what}: install what is missing, or switch compile off on the Memory node.") from problem
+                        f"{what}: install what is missing, or switch compile off on Training Memory.") from problem
     finally:
         torch._dynamo.reset()
