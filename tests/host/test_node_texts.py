@@ -1,4 +1,6 @@
 """Texts of nodes on the websocket: to whom they go, as what, and what is known of them later."""
+import uuid
+
 import pytest
 from host_events import EventListener
 from host_server import NodeFailed
@@ -36,12 +38,19 @@ def run(host, prompt: dict, client: str | None = None) -> list[tuple[str, str]]:
     return texts
 
 
+def never_read(prompt: dict) -> dict:
+    """The prompt with a dataset that no test has read before: the host answers one that it remembers from its caches, and
+    the node says nothing then."""
+    prompt["data"]["inputs"]["default_caption"] = f"an icon {uuid.uuid4().hex}"
+    return prompt
+
+
 def known(host, **query) -> dict:
     return host._request("/finetune/texts?" + "&".join(f"{name}={value}" for name, value in query.items()))["texts"]
 
 
 def test_errors_and_texts_reach_the_client_that_queued_and_nobody_else(host, bystander):
-    prompt = training(name="<script>window.x=1</script>")
+    prompt = never_read(training(name="<script>window.x=1</script>"))
     said = dict(run(host, prompt))
     assert "images of" in said["data"] and said["failure"].startswith("name: '<script>")
     assert "'<script>window.x=1</script>' cannot name a run" in said["train"]
@@ -55,7 +64,7 @@ def test_errors_and_texts_reach_the_client_that_queued_and_nobody_else(host, bys
 
 
 def test_texts_of_nodes_that_the_host_answers_from_its_caches_are_known(host):
-    prompt = {"data": training()["data"],
+    prompt = {"data": never_read(training())["data"],
               "words": {"class_type": "FineTuneTriggerWord", "inputs": {
                   "dataset": ["data", 0], "trigger": "ohwx", "place": "front", "class_word": ""}},
               "show": {"class_type": "PreviewAny", "inputs": {"source": ["words", 1]}}}
