@@ -27,7 +27,7 @@ from ..families.recognition import objective_of
 from ..families.unet_state_dict import weights_of
 from ..reports import ExtractedLayer, ExtractionReport, SavedFile
 from ..spec.file_tasks import ExtractionSpec
-from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio
+from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, rank_by_ratio, squared_norm
 from .file_tasks import StopRequested
 
 SAME = 1e-6
@@ -175,10 +175,16 @@ def scaled_rounding(changed: Tensor, original: Tensor, entries: Sequence[Entry],
 
 def change_outside(tuned: Weights, base: Weights, names: Iterable[str]) -> float:
     """Squared norm of what changed in biases, norms and embeddings, which a LoRA does not hold."""
-    return sum(float((tuned.weight(name) - base.weight(name)).double().square().sum()) for name in names
+    return sum(_squared_change(tuned, base, name) for name in names
                if name in base and tuned.shape(name) == base.shape(name) and tuned.entries[name].dtype.is_floating_point
-               and not name.startswith(OTHER_PARTS) and not rounding_between(
-                   tuned.weight(name), base.weight(name), (tuned.entries[name].dtype, base.entries[name].dtype)))
+               and not name.startswith(OTHER_PARTS))
+
+
+def _squared_change(tuned: Weights, base: Weights, name: str) -> float:
+    changed, original = tuned.weight(name), base.weight(name)
+    if rounding_between(changed, original, (tuned.entries[name].dtype, base.entries[name].dtype)):
+        return 0.0
+    return squared_norm(torch.atleast_2d(changed - original).flatten(1))
 
 
 def rounding_notes(rounded: Mapping[str, Sequence[str]]) -> list[str]:
