@@ -10,7 +10,7 @@ except ImportError:
     logging.error("FineTune needs ComfyUI 0.3.75 or newer; its nodes are not available. Update ComfyUI and start it again.")
 
 
-class FineTuneExtension(ComfyExtension):
+class FineTuneExtension(ComfyExtension):  # pyright: ignore[reportGeneralTypeIssues]: object on older hosts
     async def get_node_list(self):
         try:
             from .nodes import NODES

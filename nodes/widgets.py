@@ -29,7 +29,7 @@ def fields_of(widgets: Mapping[str, Any], names: Mapping[str, str]) -> dict[str,
     return {names.get(name, name): value for name, value in widgets.items()}
 
 
-def widget(part: type[Part], field: str, *, tooltip: str, name: str = "", default: Any = None, step: float | None = None,
+def widget(part: type[Part], field: str, *, tooltip: str, name: str = "", default: Any = None, step: Any = None,
            lowest: float | None = None, expert: bool = False, preset: bool = False, multiline: bool = False):
     """The widget of a field of `part`, called `name` if not like the field.
 
@@ -39,19 +39,17 @@ def widget(part: type[Part], field: str, *, tooltip: str, name: str = "", defaul
     info, name = part.model_fields[field], name or field
     default = info.default if default is None else default
     common = {"tooltip": tooltip, "optional": expert}
-    limits = {key: getattr(rule, key) for rule in info.metadata for key in ("ge", "le") if hasattr(rule, key)}
-    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    step = step or extra.get("step", 1)
+    extra: dict[str, Any] = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     options = get_args(info.annotation) if get_origin(info.annotation) is Literal else extra.get("options")
-    low, high = limits.get("ge") if lowest is None else lowest, limits.get("le")
     if info.annotation is bool:
         made = io.Boolean.Input(name, default=default, **common)
     elif options:
         made = io.Combo.Input(name, options=list(options), default=default, **common)
-    elif info.annotation is int:
-        made = io.Int.Input(name, default=default, min=low, max=high, step=step, **common)
-    elif info.annotation is float:
-        made = io.Float.Input(name, default=default, min=float(low), max=float(high), step=step, **common)
+    elif info.annotation in (int, float):
+        limits = {key: getattr(rule, key) for rule in info.metadata for key in ("ge", "le") if hasattr(rule, key)}
+        low, high = info.annotation(limits["ge"] if lowest is None else lowest), info.annotation(limits["le"])
+        made = (io.Int if info.annotation is int else io.Float).Input(
+            name, default=default, min=low, max=high, step=step or extra.get("step", 1), **common)
     else:  # text, or what the spec reads from text
         made = io.String.Input(name, default=default or "", multiline=multiline, **common)
     if preset:

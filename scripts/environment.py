@@ -121,7 +121,7 @@ def split_host_requirements(text: str) -> tuple[list[str], list[str]]:
     normal, alone = [], []
     for line in text.splitlines():
         requirement = line.split("#")[0].strip()
-        name = re.match(r"[A-Za-z0-9._-]*", requirement).group().lower().replace("_", "-").replace(".", "-")
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-").replace(".", "-")
         if not name or name.startswith("-") or name in INSTALLED_BY_US | ONLY_COST_DISK:
             continue
         (alone if name in WITHOUT_DEPENDENCIES else normal).append(requirement)

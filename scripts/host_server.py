@@ -107,7 +107,8 @@ class HostServer:
 
     @property
     def pid(self) -> int:
-        """The server's process id."""
+        """The process id of the running server."""
+        assert self._process is not None, "the server does not run"
         return self._process.pid
 
     def is_running(self) -> bool:

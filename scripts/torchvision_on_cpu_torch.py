@@ -12,6 +12,8 @@ import sys
 
 
 class _DeclareOperatorsFirst(importlib.abc.MetaPathFinder):
+    library = None
+
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":
             sys.meta_path.remove(self)

@@ -72,11 +72,13 @@ class Graph:
         active = [node for node in self.nodes.values() if node.get("mode", 0) not in (MUTED, BYPASSED)]
         return [node for node in active if node["type"] not in EDITOR_ONLY]
 
-    def source(self, link_id: int | None, passed: frozenset[int] = frozenset()) -> list | Constant | None:
+    def source(self, link_id: int | None, passed: frozenset[int | None] = frozenset()) -> list | Constant | None:
         """What a link delivers: [node id, slot], a constant, or None when nothing real is at its other end."""
         link = self.links.get(link_id)
-        node = self.nodes.get(link.origin) if link else None
-        if node is None or node.get("mode", 0) == MUTED or link_id in passed:
+        if link is None or link_id in passed:
+            return None
+        node = self.nodes.get(link.origin)
+        if node is None or node.get("mode", 0) == MUTED:
             return None
         if node["type"] == "PrimitiveNode":
             return Constant(node["widgets_values"][0])

@@ -6,7 +6,7 @@ from pathlib import Path
 from comfy_api.latest import io
 
 from ...trainers.captioning.model_folders import inspect_folder
-from ...trainers.captioning.texts import MODES, from_names, listing, wanted, with_captions
+from ...trainers.captioning.texts import MODES, Mode, from_names, listing, wanted, with_captions
 from ...trainers.captioning.work import open_folder, texts_of
 from ...trainers.data.images.image_files import read_image
 from ...trainers.errors import UserError
@@ -78,7 +78,7 @@ def model_state(kind: str, choice: str) -> str:
     return inspect_folder(kind, host.captioner_folder(choice, kind), choice).fingerprint
 
 
-def caption(node_id: str, build, dataset: DatasetSpec, captioner: str, mode: str, batch_size: int,
+def caption(node_id: str, build, dataset: DatasetSpec, captioner: str, mode: Mode, batch_size: int,
             **settings) -> io.NodeOutput:
     """Describe the images that `mode` asks for with a model of the spec `build`, or take what was said of them before.
 

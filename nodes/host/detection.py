@@ -70,7 +70,7 @@ def _detected_parts(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
     vae = comfy.utils.state_dict_prefix_replace(dict(tensors), prefixes, filter_keys=True)
     vae = config.process_vae_state_dict(vae)
     parts["VAE"] = Part(host_vae(vae).state_dict(), vae)
-    target = config.clip_target(state_dict=tensors)
+    target = config.clip_target(state_dict=tensors)  # pyright: ignore[reportAttributeAccessIssue]: only the listed models have it
     text = config.process_clip_state_dict(dict(tensors))
     if target is None or not text:
         raise Refused("it finds no text encoder in it")

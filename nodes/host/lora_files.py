@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import folder_paths
@@ -63,7 +64,7 @@ def own_name(name: str) -> str | None:
 def lora_path(name: str) -> Path | None:
     """Where a LoRA lies, or None. A workflow may name anything, so only what the host lists is looked up."""
     own = own_name(name)
-    return own and _listed_path(own)
+    return _listed_path(own) if own else None
 
 
 def _listed_path(name: str) -> Path | None:
@@ -99,7 +100,8 @@ def read_lora(name: str) -> LoraFile:
 
 def _content(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a file. Raises UserError, also for values that are no numbers."""
-    require_room(path, comfy.model_management.get_free_memory(torch.device("cpu")))
+    free: Any = comfy.model_management.get_free_memory(torch.device("cpu"))  # bytes
+    require_room(path, free)
     if path.suffix.lower() in (".safetensors", ".sft"):
         return {key: entry.tensor() for key, entry in finite_entries(path).items()}, read_header(path)[1]
     tensors = _tensors_of_torch_file(path, name)
@@ -140,6 +142,8 @@ def lora_card(name: str, hashed: bool = True) -> dict:
 def quick_card(name: str) -> dict | None:
     """`cards.card` of a listed LoRA without computing a hash; None when the file is damaged or of another kind."""
     path = _listed_path(name)
+    if path is None:
+        return None
     try:
         key = _key(path)
         if key not in _cards:
@@ -174,7 +178,8 @@ def lora_hashes(path: Path) -> tuple[str, str]:
             known[key] = list(hashes_of(path))
             _hash_file().parent.mkdir(parents=True, exist_ok=True)
             write_json(_hash_file(), known)
-        return tuple(known[key])
+        data, file = known[key]
+        return data, file
 
 
 def find_row(row: StackRow) -> tuple[str, str]:
@@ -183,13 +188,14 @@ def find_row(row: StackRow) -> tuple[str, str]:
     The file under the row's own name, if its hash is the row's or the row has none; else a file with that hash under any
     name; else the file under the name after all, with a note.
     """
-    path = lora_path(row.lora)
-    if path is not None and (not row.hash or row.hash in (_stated(path), *lora_hashes(path))):
-        return own_name(row.lora), ""
+    own = own_name(row.lora)
+    path = _listed_path(own) if own else None
+    if own and path and (not row.hash or row.hash in (_stated(path), *lora_hashes(path))):
+        return own, ""
     if row.hash and (found := _find_hash(row)):
         return found, f"{shown(row.lora)} was found as {shown(found)}, by its hash"
-    if path is not None:
-        return own_name(row.lora), f"{shown(row.lora)} is not the file that the stack was made with: its hash is another"
+    if own and path:
+        return own, f"{shown(row.lora)} is not the file that the stack was made with: its hash is another"
     hint = f" with the hash {row.hash[:10]}…" if row.hash else ""
     raise UserError(f"The LoRA {shown(row.lora, 200)}{hint} is missing. Put it into models/loras under any name, "
                     "refresh the node list, and queue again, or switch its row off.")

@@ -1,6 +1,7 @@
 """The host's own model objects, built from diffusers configs: for models smaller than its loaders know."""
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.diffusers_load
 import comfy.model_base
@@ -17,9 +18,8 @@ import torch
 
 from ...trainers import families
 from ...trainers.errors import UserError
-from ...trainers.families.component_configs import config_folder
+from ...trainers.families.component_configs import config_folder, read_config
 from ...trainers.families.weight_files import weight_files
-from ...trainers.files import read_json
 from ...trainers.spec import BaseModelSpec
 from .detection import folder_refusal, host_refusal
 from .host_families import HOST_FAMILIES, SMALL
@@ -32,6 +32,8 @@ PREDICTIONS = {
 ORIGINAL_PREFIXES = {
     "unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."}
 """Where a single file of SD 1.x keeps its parts."""
+Natives = tuple[Any, Any, Any]
+"""MODEL, CLIP and VAE of the host; its own signatures make each of them optional."""
 
 
 def host_unet_config(config: dict) -> dict:
@@ -73,7 +75,7 @@ def core_refusal(base: BaseModelSpec) -> str:
     return host_refusal([path]) if base.layout == "single_file" else folder_refusal(path)
 
 
-def load_base(base: BaseModelSpec):
+def load_base(base: BaseModelSpec) -> Natives:
     """Any base that can be trained as native (MODEL, CLIP, VAE). The model predicts what the base says: where the host
     found another thing in the files, its sampling is replaced, as its own ModelSamplingDiscrete does."""
     if base.layout == "diffusers":
@@ -97,15 +99,16 @@ def empty_latent(base: BaseModelSpec, side: int) -> dict:
     return {"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())}
 
 
-def load_checkpoint(files: list[Path], family: str, configs: Path):
+def load_checkpoint(files: list[Path], family: str, configs: Path) -> Natives:
     """A checkpoint in the original layout, in one file or in shards, as native (MODEL, CLIP, VAE).
 
     `configs` is the folder of the base's diffusers configs. Sizes that the host does not know are built from them.
     """
     if not host_refusal(files):
         if len(files) == 1:
-            return comfy.sd.load_checkpoint_guess_config(
-                str(files[0]), embedding_directory=folder_paths.get_folder_paths("embeddings"))[:3]
+            native: Any = comfy.sd.load_checkpoint_guess_config(
+                str(files[0]), embedding_directory=folder_paths.get_folder_paths("embeddings"))
+            return native[:3]
         return _renewable(_load_shards, files)
     if family not in HOST_FAMILIES or not HOST_FAMILIES[family].any_size:
         raise UserError("ComfyUI has no model of this checkpoint's size, so it cannot be drawn with here. Smaller models "
@@ -113,7 +116,7 @@ def load_checkpoint(files: list[Path], family: str, configs: Path):
     return _renewable(_load_small_file, files, configs)
 
 
-def load_folder(folder: Path, family: str):
+def load_folder(folder: Path, family: str) -> Natives:
     """A diffusers folder as native (MODEL, CLIP, VAE): by the host's own loader where it knows the size."""
     if not folder_refusal(folder):
         return _renewable(_load_full_folder, folder)
@@ -123,7 +126,7 @@ def load_folder(folder: Path, family: str):
     return load_native(folder)
 
 
-def load_native(folder: Path):
+def load_native(folder: Path) -> Natives:
     """A small SD 1.x diffusers folder as native (MODEL, CLIP, VAE), for every node of the host.
 
     The host's own diffusers loader takes full-size models only: it knows neither other widths nor 8 norm groups.
@@ -131,7 +134,7 @@ def load_native(folder: Path):
     return _renewable(_load_small_folder, folder)
 
 
-def _renewable(load: Callable, *arguments):
+def _renewable(load: Callable[..., Natives], *arguments) -> Natives:
     """What `load` gives, with the way to load it anew, as the host's own loaders leave it: since 0.15 the host makes a
     copy with weights of its own by that (TrainLoraNode, several GPUs), and refuses objects that have none."""
     natives = load(*arguments)
@@ -149,17 +152,18 @@ def _made_anew(index: int, load: Callable, arguments: tuple, disable_dynamic: bo
     return getattr(native, "patcher", native)
 
 
-def _load_shards(files: list[Path], **options):
-    return comfy.sd.load_state_dict_guess_config(
-        _read(files), embedding_directory=folder_paths.get_folder_paths("embeddings"), **options)[:3]
+def _load_shards(files: list[Path], **options) -> Natives:
+    native: Any = comfy.sd.load_state_dict_guess_config(
+        _read(files), embedding_directory=folder_paths.get_folder_paths("embeddings"), **options)
+    return native[:3]
 
 
-def _load_full_folder(folder: Path, **options):
+def _load_full_folder(folder: Path, **options) -> Natives:
     return comfy.diffusers_load.load_diffusers(
         str(folder), embedding_directory=folder_paths.get_folder_paths("embeddings"))
 
 
-def _load_small_file(files: list[Path], configs: Path, **options):
+def _load_small_file(files: list[Path], configs: Path, **options) -> Natives:
     weights = _read(files)
     return _build({
         part: {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
@@ -167,9 +171,9 @@ def _load_small_file(files: list[Path], configs: Path, **options):
     }, configs, **options)
 
 
-def _load_small_folder(folder: Path, **options):
+def _load_small_folder(folder: Path, **options) -> Natives:
     weights = {part: _read(weight_files(folder, part, folder.name).files) for part in ("unet", "vae", "text_encoder")}
-    names = comfy.utils.unet_to_diffusers(host_unet_config(read_json(folder / "unet" / "config.json")))
+    names = comfy.utils.unet_to_diffusers(host_unet_config(read_config(folder, "unet", folder.name)))
     weights["unet"] = {names[name]: tensor for name, tensor in weights["unet"].items()}
     return _build(weights, folder, **options)
 
@@ -177,14 +181,15 @@ def _load_small_folder(folder: Path, **options):
 def _read(files: list[Path]) -> dict:
     weights = {}
     for file in files:
-        weights |= comfy.utils.load_torch_file(str(file), safe_load=True)
+        content: Any = comfy.utils.load_torch_file(str(file), safe_load=True)
+        weights |= content
     return weights
 
 
-def _build(weights: dict[str, dict], configs: Path, **options):
+def _build(weights: dict[str, dict], configs: Path, **options) -> Natives:
     """Native objects of a small SD 1.x: its UNet's weights in the original names, the VAE's in either. The model stays
     whole in memory, also where the host loads others piece by piece (`disable_dynamic`)."""
-    config = {part: read_json(configs / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    config = {part: read_config(configs, part, configs.name) for part in ("unet", "vae", "text_encoder")}
     model_config, model = host_model(config["unet"], SMALL, weights["unet"])
     model_config.latent_format.scale_factor = model.latent_format.scale_factor = config["vae"]["scaling_factor"]
     model.load_model_weights(weights["unet"], "")
@@ -217,7 +222,7 @@ def host_vae_config(config: dict) -> dict:
 
 
 def _build_vae(weights: dict, config: dict):
-    vae = comfy.sd.VAE(
+    vae: Any = comfy.sd.VAE(
         sd=weights, config={"params": {"ddconfig": host_vae_config(config), "embed_dim": config["latent_channels"]}}
     )
     for module in vae.first_stage_model.modules():

@@ -15,6 +15,7 @@ import math
 import time
 from collections import OrderedDict
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from aiohttp import web
 from comfy.model_management import InterruptProcessingException
@@ -30,15 +31,26 @@ _kept: "OrderedDict[tuple[str, str, str], dict]" = OrderedDict()
 _executed: "OrderedDict[str, dict]" = OrderedDict()
 """Identity of an execution → the same."""
 _TELLING = set()
-_said: "ContextVar[list[str] | None]" = ContextVar("said", default=None)
-"""In an execution: a list of the text that the node shows, the node and when it was said; empty when nothing was."""
+
+
+@dataclass
+class Said:
+    """What a node shows in an execution; `when` (time.monotonic) is infinite until something was said."""
+
+    text: str = ""
+    node_id: str = ""
+    when: float = math.inf
+
+
+_said: "ContextVar[Said | None]" = ContextVar("said", default=None)
+"""That of the running execution."""
 
 
 def show_text(text: str, node_id: str):
     """Show `text` on a node to the client that queued the running prompt. Nobody else sees it."""
     client, html, said = PromptServer.instance.client_id, page_text(text), _said.get()
     if said is not None:
-        said[:] = [text, node_id, time.monotonic()]
+        said.text, said.node_id, said.when = text, node_id, time.monotonic()
     if client is None:
         return
     PromptServer.instance.send_progress_text(html, node_id, client)
@@ -49,9 +61,9 @@ def show_text(text: str, node_id: str):
 def repeat_text(seconds: float):
     """Say again what was last said in this execution, if that was so many seconds ago: a page that lost its connection, or
     that is loaded anew, missed it."""
-    text, node_id, when = _said.get() or ("", "", math.inf)
-    if time.monotonic() - when > seconds:
-        show_text(text, node_id)
+    said = _said.get() or Said()
+    if time.monotonic() - said.when > seconds:
+        show_text(said.text, said.node_id)
 
 
 def _keep(texts: OrderedDict, key, text: dict):
@@ -118,21 +130,21 @@ def telling(node: type) -> type:
 
     @functools.wraps(execute)
     def tell(cls, *values, **inputs):
-        context, said = get_executing_context(), []
+        context, said = get_executing_context(), Said()
         if context is None:
             return execute(cls, *values, **inputs)
         token = _said.set(said)
         try:
             output = execute(cls, *values, **inputs)
-            if not said:
+            if said.when == math.inf:
                 show_text("\n".join(ui_of(output).get("text", ())), context.node_id)  # also to replace that of an error
             prompt = _running()[0]
             if str(context.node_id) in prompt:
                 _keep(_executed, identity(prompt, str(context.node_id), {}),
-                      {"type": _type_of(prompt, context.node_id), "text": page_text(said[0])})
-            return with_text(output, said[0]) if said[0] else output
+                      {"type": _type_of(prompt, context.node_id), "text": page_text(said.text)})
+            return with_text(output, said.text) if said.text else output
         except InterruptProcessingException:
-            if not said or not said[0].startswith("cancelled"):
+            if not said.text.startswith("cancelled"):
                 show_text("cancelled", context.node_id)
             raise
         except Exception as problem:

@@ -63,6 +63,8 @@ def watch(name: str, paths: Iterable[Path]):
 def losses_of_files(name: str | None) -> int:
     """How often such files were found missing. A node hands this to the host as part of what it depends on: the host asks it
     again then, instead of answering from its cache, and it puts back what is missing."""
+    if name is None:
+        return 0
     gone = {path for path in _watched.get(name, ()) if not path.exists()}
     if gone:
         _watched[name] -= gone

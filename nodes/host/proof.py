@@ -1,5 +1,6 @@
 """Proof that a finished file loads: the host's own loaders are asked, without weights where that is possible."""
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import comfy.ldm.models.autoencoder
@@ -7,7 +8,7 @@ import comfy.lora
 import torch
 from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
-from ...trainers.files import read_json
+from ...trainers.families.component_configs import read_config
 from .detection import Part, detected_parts, host_refusal, other_shapes, stored_shapes
 from .host_families import HOST_FAMILIES
 from .native import host_model, host_text_options, host_vae_config
@@ -63,7 +64,7 @@ class _Errors(logging.Handler):
         self.count += 1
 
 
-def unloaded_widths(hypernetwork: Path, widths: list[int]) -> list[str]:
+def unloaded_widths(hypernetwork: Path, widths: Iterable[int]) -> list[str]:
     """Those of a hypernetwork file's widths that the host would not act on. It refuses a file with no more than a line in
     its log, so it is asked for the patch that HypernetworkLoader would set."""
     try:
@@ -112,7 +113,7 @@ def _problems(files: list[Path], family: str, configs: Path) -> list[str]:
 
 def _built_parts(files: list[Path], family: str, configs: Path) -> dict[str, Part]:
     """The parts that the pack builds itself, for sizes that the host does not detect."""
-    config = {part: read_json(configs / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    config = {part: read_config(configs, part, configs.name) for part in ("unet", "vae", "text_encoder")}
     model_config, model = host_model(config["unet"], family, {}, device="meta")
     with torch.device("meta"):
         vae = comfy.ldm.models.autoencoder.AutoencoderKL(

@@ -25,6 +25,7 @@ class StackPatch(WeightAdapterBase):
     """
 
     name = "stack"
+    weights: tuple  # pyright: ignore[reportIncompatibleVariableOverride]: the host's own adapters keep tuples too
 
     def __init__(self, loaded_keys: set[str], weights: tuple):
         self.loaded_keys, self.weights = loaded_keys, weights

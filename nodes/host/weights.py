@@ -8,9 +8,8 @@ import comfy.sd
 import folder_paths
 
 from ...trainers.errors import UserError
-from ...trainers.families.component_configs import CONFIGS, component_config, config_folder
+from ...trainers.families.component_configs import CONFIGS, component_config, config_folder, read_config
 from ...trainers.families.recognition import recognize
-from ...trainers.files import read_json
 from .folders import base_path, output_folder
 from .host_families import HOST_FAMILIES
 from .proof import unmatched_keys, unmatched_tensors
@@ -108,5 +107,5 @@ def unloaded_lora_keys(lora: dict, family: str, *models: Path) -> list[str] | No
     folder = next((model for model in models if model.is_dir()), None)
     if folder is not None:
         return unloaded_keys(lora, recognize(str(folder), folder.name))
-    configs = [read_json(CONFIGS / family / part / "config.json") for part in ("unet", "text_encoder")]
+    configs = [read_config(CONFIGS / family, part, family) for part in ("unet", "text_encoder")]
     return unmatched_keys(lora, family, *configs, sizes=False)

@@ -7,7 +7,7 @@ from ...trainers.families.component_configs import config_folder
 from ...trainers.families.recognition import recognize
 from ...trainers.reports import RunReport
 from ...trainers.run_folder import Run
-from ...trainers.spec import FullSpec, checked
+from ...trainers.spec import BaseModelSpec, DatasetSpec, FullSpec, checked
 from ...trainers.words import counted
 from .. import host, sockets
 from ..base_model.base_model import load_line
@@ -78,7 +78,8 @@ class TrainDreamBooth(io.ComfyNode):
         return host.losses_of_files(inputs.get("name"))
 
     @classmethod
-    def execute(cls, base, dataset, name, frozen_blocks="", file_precision="fp16", shard_size=0.0, **widgets):
+    def execute(cls, base: BaseModelSpec, dataset: DatasetSpec, name: str, frozen_blocks="",
+                file_precision="fp16", shard_size=0.0, **widgets):
         choice = choose("full", base, dataset, widgets)
         widgets = choice.widgets
         method = checked(FullSpec, text_encoder_learning_rate=widgets.pop("text_encoder_learning_rate"),
@@ -87,7 +88,7 @@ class TrainDreamBooth(io.ComfyNode):
         configs, own = config_folder(base), [Path(base.path)] if base.layout == "single_file" else []
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_tensors(
             tensor_files(run, report), own, base.family, configs), choice.lines)
-        summary = summarize(finished)
+        summary = summarize(finished, method)
         finished.show(summary)
         files = tensor_files(finished.run, finished.report)
         model, clip, vae = host.load_checkpoint(files, base.family, configs)
@@ -109,8 +110,8 @@ def tensor_files(run: Run, report: RunReport) -> list[Path]:
     return [run.folder / file.name for file in report.files if file.name.endswith(".safetensors")]
 
 
-def summarize(finished: run_training.Finished) -> str:
-    report, method, spec = finished.report, finished.spec.method, finished.spec
+def summarize(finished: run_training.Finished, method: FullSpec) -> str:
+    report, spec = finished.report, finished.spec
     saved = finished.names.get("checkpoint") or f"{len(report.files) - 1} shards in {finished.run.name}"
     prior = spec.prior and f"{counted(len(spec.prior.dataset.images), 'class image')}, weight {spec.prior.weight:g}"
     frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"

@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...trainers.errors import UserError
-from ...trainers.spec import HypernetworkSpec, checked
+from ...trainers.spec import BaseModelSpec, DatasetSpec, HypernetworkSpec, checked
 from .. import host, sockets
 from ..widgets import Schema, widget
 from . import run_training
@@ -75,8 +75,8 @@ class TrainHypernetwork(io.ComfyNode):
         return host.losses_of_files(inputs.get("name"))
 
     @classmethod
-    def execute(cls, base, dataset, name, layer_structure, activation, layer_norm=False, activate_output=False,
-                attention_layers="all", dropout=0.0, initialization="normal", **widgets):
+    def execute(cls, base: BaseModelSpec, dataset: DatasetSpec, name: str, layer_structure, activation, layer_norm=False,
+                activate_output=False, attention_layers="all", dropout=0.0, initialization="normal", **widgets):
         choice = choose("hypernetwork", base, dataset, widgets)
         method = checked(
             HypernetworkSpec, layer_structure=parse_structure(layer_structure), activation=activation,

@@ -11,6 +11,7 @@ from ...trainers.spec import (
     DatasetSpec,
     LoraSpec,
     MemorySpec,
+    MethodSpec,
     ObjectiveSpec,
     OptimizerSpec,
     PreviewSpec,
@@ -198,9 +199,9 @@ PRIOR_FIELDS = {"prior_weight": "weight", "prior_ratio": "ratio"}
 """Widget → field of the spec, where their names differ."""
 
 
-def make_spec(base, dataset, name: str, method, *, steps, learning_rate, preview_prompts,
-              optimizer=None, schedule=None, objective=None, memory=None, previews_and_checkpoints=None, class_images=None,
-              **widgets) -> RunSpec:
+def make_spec(base: BaseModelSpec, dataset: DatasetSpec, name: str, method: MethodSpec, *, steps: int, learning_rate: float,
+              preview_prompts: str, optimizer=None, schedule=None, objective=None, memory=None,
+              previews_and_checkpoints=None, class_images=None, **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     prompts = tuple(line.strip() for line in preview_prompts.splitlines() if line.strip())
     monitoring = previews_and_checkpoints or sockets.Monitored(PreviewSpec(), CheckpointSpec(), ValidationSpec())

@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 from safetensors.torch import load_file
 
-from ...trainers.spec import LoraSpec, RunSpec
+from ...trainers.spec import BaseModelSpec, DatasetSpec, LoraSpec
 from ...trainers.spec.adapters import ADAPTERS
 from ...trainers.words import counted
 from .. import host, sockets
@@ -22,6 +22,9 @@ from .train_inputs import (
     setting_inputs,
     text_encoder_input,
 )
+
+OWN_FIELDS = ("rank", "alpha", "targets", "text_encoder_learning_rate")
+"""Widgets that are fields of the method; the other fields stand on LoRA Settings."""
 
 
 class TrainLora(io.ComfyNode):
@@ -67,12 +70,14 @@ class TrainLora(io.ComfyNode):
         return host.losses_of_files(inputs.get("name"))
 
     @classmethod
-    def execute(cls, base, dataset, name, **widgets):
+    def execute(cls, base: BaseModelSpec, dataset: DatasetSpec, name: str, lora_settings: LoraSpec | None = None, **widgets):
         choice = choose("lora", base, dataset, widgets)
-        spec = lora_run(base, dataset, name, **choice.widgets)
+        widgets = choice.widgets
+        method = lora_spec(lora_settings, **{field: widgets.pop(field) for field in OWN_FIELDS})
+        spec = make_spec(base, dataset, name, method, **widgets)
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unloaded_keys(
             load_file(run.artifact), base), choice.lines)
-        lora_name, report, method = finished.names["lora"], finished.report, spec.method
+        lora_name, report = finished.names["lora"], finished.report
         summary = finished.summarize(
             f"{lora_name}: loads in ComfyUI with all {report.keys} keys of {counted(report.layers, 'layer')}",
             f"{describe(method)}, {report.bytes / 1e6:.2f} MB.",
@@ -100,11 +105,3 @@ def describe(method: LoraSpec) -> str:
         parts.append(f"LoRA+ {method.plus_ratio:g}")
     text = ", ".join([*parts, method.targets])
     return text[0].upper() + text[1:]
-
-
-def lora_run(base, dataset, name, rank, alpha, targets, text_encoder_learning_rate, lora_settings=None,
-             **widgets) -> RunSpec:
-    """The widgets as a checked spec. Raises UserError that names every wrong field."""
-    method = lora_spec(lora_settings, rank=rank, alpha=alpha, targets=targets,
-                       text_encoder_learning_rate=text_encoder_learning_rate)
-    return make_spec(base, dataset, name, method, **widgets)

@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from ...trainers.artifacts.embedding import load_embedding
 from ...trainers.reports import RunReport
 from ...trainers.run_folder import Run
-from ...trainers.spec import PivotalSpec, RunSpec, checked
+from ...trainers.spec import BaseModelSpec, DatasetSpec, PivotalSpec, RunSpec, checked
 from .. import host, sockets
 from ..widgets import Schema, widget
 from . import run_training
@@ -72,7 +72,7 @@ class TrainPivotal(io.ComfyNode):
         return host.losses_of_files(inputs.get("name"))
 
     @classmethod
-    def execute(cls, base, dataset, name, **widgets):
+    def execute(cls, base: BaseModelSpec, dataset: DatasetSpec, name: str, **widgets):
         choice = choose("pivotal", base, dataset, widgets)
         spec = pivotal_run(base, dataset, name, **choice.widgets)
 
@@ -95,9 +95,10 @@ class TrainPivotal(io.ComfyNode):
         )
 
 
-def pivotal_run(base, dataset, name, placeholder_token, vectors, initializer_text, embedding_learning_rate, rank, alpha=8.0,
-                targets="attention", text_encoder_learning_rate=0.0, lora_settings=None, embedding_training_fraction=0.5,
-                embedding_norm="free", cosine_weight=0.0, **widgets) -> RunSpec:
+def pivotal_run(base: BaseModelSpec, dataset: DatasetSpec, name: str, placeholder_token, vectors, initializer_text,
+                embedding_learning_rate, rank, alpha=8.0, targets="attention", text_encoder_learning_rate=0.0,
+                lora_settings=None, embedding_training_fraction=0.5, embedding_norm="free", cosine_weight=0.0,
+                **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     word = word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm,
                      cosine_weight)

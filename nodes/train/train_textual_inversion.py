@@ -3,7 +3,7 @@ from comfy_api.latest import io
 
 from ...trainers.artifacts.embedding import load_embedding
 from ...trainers.reports import RunReport
-from ...trainers.spec import RunSpec, TextualInversionSpec, checked
+from ...trainers.spec import BaseModelSpec, DatasetSpec, RunSpec, TextualInversionSpec, checked
 from .. import host, sockets
 from ..widgets import Schema, widget
 from . import run_training
@@ -96,7 +96,7 @@ class TrainTextualInversion(io.ComfyNode):
         return host.losses_of_files(inputs.get("name"))
 
     @classmethod
-    def execute(cls, base, dataset, name, **widgets):
+    def execute(cls, base: BaseModelSpec, dataset: DatasetSpec, name: str, **widgets):
         choice = choose("textual_inversion", base, dataset, widgets)
         spec = word_run(base, dataset, name, **choice.widgets)
         finished = run_training.run_training(
@@ -115,8 +115,9 @@ def word_line(report: RunReport) -> str:
     return f"It stands for {report.token!r} in the captions and takes {report.vectors} places of a prompt."
 
 
-def word_run(base, dataset, name, placeholder_token, vectors, initializer_text, embedding_training_fraction=1.0,
-             embedding_norm="free", cosine_weight=0.0, file_precision="fp32", **widgets) -> RunSpec:
+def word_run(base: BaseModelSpec, dataset: DatasetSpec, name: str, placeholder_token, vectors, initializer_text,
+             embedding_training_fraction=1.0, embedding_norm="free", cosine_weight=0.0, file_precision="fp32",
+             **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     method = word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm,
                        cosine_weight, file_precision=file_precision)
