@@ -133,7 +133,7 @@ class Progress:
 def train(worker: Worker, label: str, models: list[torch.nn.Module], losses: Callable[[], dict[str, Tensor]],
           schedule: Schedule, minutes: float, weight_decay: float, images_per_step: int,
           ema: EMAModel | None = None) -> None:
-    """The loop. `losses` draws a batch; the entry "loss" is minimized, the others are only reported."""
+    """The loop. `losses` samples a batch; the entry "loss" is minimized, the others are only reported."""
     named = [pair for model in models for pair in model.named_parameters()]
     parameters = [parameter for _, parameter in named]
     groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
@@ -169,7 +169,7 @@ def outline(x: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
-    """Widen what the VAE can draw beyond its two styles, so that a third one survives it.
+    """Widen what the VAE can render beyond its two styles, so that a third one survives it.
 
     images [B, 3, S, S] in -1…1 on white, alpha [B, 1, S, S] in 0…1. Half of them are shrunk, moved and mirrored; a
     quarter have their colors swapped; a third get black outlines, as line art has, some of these along inner edges too.

@@ -1,4 +1,4 @@
-"""Make the demo base again: a small, real Stable Diffusion 1.x that draws Noto and Twemoji emoji.
+"""Make the demo base again: a small, real Stable Diffusion 1.x that generates Noto and Twemoji emoji.
 
     python scripts/make_demo_base.py [--output DIR] [--size 64] [--vae-minutes 20] [--unet-minutes 40]
                                      [--device auto] [--work DIR]

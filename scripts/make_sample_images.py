@@ -1,4 +1,4 @@
-"""Draw the sample data: OpenMoji images to fine-tune on, others to measure on, and Noto images as a control.
+"""Render the sample data: OpenMoji images to fine-tune on, others to measure on, and Noto images as a control.
 
     python scripts/make_sample_images.py [--work DIR]
 

@@ -1,7 +1,7 @@
 """The command line of the engine.
 
     python -m trainers train SPEC.json     train the run that a spec describes, or go on with it
-    python -m trainers class-images SPEC.json   let a base draw class images, or the missing ones
+    python -m trainers class-images SPEC.json   let a base generate class images, or the missing ones
     python -m trainers caption SPEC.json   describe images with a caption model, or those that are missing
     python -m trainers TOOL SPEC.json      a file made out of files; the tools stand below
     python -m trainers layer-names FAMILY  every layer of sd1, sd2 or sdxl, its block and its names in LoRA files, as a table
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="train the run of a spec").add_argument("spec", help="path of a spec.json")
-    commands.add_parser("class-images", help="draw the class images of a spec").add_argument(
+    commands.add_parser("class-images", help="generate the class images of a spec").add_argument(
         "spec", help="path of a spec.json")
     commands.add_parser("caption", help="describe the images of a spec").add_argument("spec", help="path of a spec.json")
     for tool in TOOLS.values():

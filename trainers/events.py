@@ -149,16 +149,16 @@ class CaptionedEvent(Event):
         return "describing", self.done, self.total
 
 
-class DrawingEvent(Event):
+class ClassImagesEvent(Event):
     """Class images are there; `path` is the last."""
 
-    event: Literal["drawing"] = "drawing"
+    event: Literal["class_images"] = "class_images"
     done: int
     total: int
     path: Text
 
     def stage_done(self) -> tuple[str, int, int]:
-        return "drawing", self.done, self.total
+        return "sampling", self.done, self.total
 
 
 class WorkingEvent(Event):
@@ -198,7 +198,7 @@ class FailedEvent(Event):
 
 
 AnyEvent = (StartedEvent | PhaseEvent | EncodingEvent | NoteEvent | ModelEvent | ResumedEvent | StepEvent | PreviewEvent
-            | ValidationEvent | OverviewEvent | CheckpointEvent | CaptionedEvent | DrawingEvent | WorkingEvent
+            | ValidationEvent | OverviewEvent | CheckpointEvent | CaptionedEvent | ClassImagesEvent | WorkingEvent
             | CancellingEvent | FinishedEvent | CancelledEvent | FailedEvent)
 KINDS: tuple[type[Event], ...] = get_args(AnyEvent)
 FINAL = (FinishedEvent, CancelledEvent, FailedEvent)

@@ -34,8 +34,8 @@ def loader_note(base: BaseModelSpec) -> str:
     """A line for bases that the core's loaders refuse; empty for all others."""
     refusal = host.core_refusal(base)
     loader = "Load Checkpoint" if base.layout == "single_file" else "loaders"
-    return refusal and (f"\nComfyUI's own {loader} cannot load this: {refusal}. It can be trained; to draw with it, use the "
-                        "node Load Base to Train, which gives its MODEL, CLIP and VAE.")
+    return refusal and (f"\nComfyUI's own {loader} cannot load this: {refusal}. It can be trained; to generate with it, use "
+                        "the node Load Base to Train, which gives its MODEL, CLIP and VAE.")
 
 
 def load_line(name: str, files: list, tensors: int) -> str:
@@ -76,7 +76,7 @@ class LoadBase(io.ComfyNode):
                 io.Vae.Output(display_name="vae", tooltip="For VAEDecode."),
                 sockets.Base.Output(display_name="base", tooltip="For the Train nodes."),
                 io.Latent.Output(display_name="latent",
-                                 tooltip="An empty latent of the size that the base draws, for KSampler."),
+                                 tooltip="An empty latent of the size that the base generates, for KSampler."),
                 io.Int.Output(display_name="resolution",
                               tooltip="That size in pixels: for width and height, or the resolution of a Train node."),
             ],
@@ -111,7 +111,7 @@ class LoadDemoBase(io.ComfyNode):
             display_name="Load Demo Base",
             category="FineTune/base model",
             search_aliases=("demo", "example model", "tiny model"),
-            description="A real, small Stable Diffusion 1.x that comes with the pack. It draws 64-pixel emoji on any "
+            description="A real, small Stable Diffusion 1.x that comes with the pack. It generates 64-pixel emoji on any "
                         "computer in a second, so that training can be tried without a download. Its styles are called "
                         "'noto emoji' and 'twemoji'.",
             outputs=[

@@ -178,14 +178,14 @@ class CaptionVisionLanguage(io.ComfyNode):
                                          tooltip="What the model is told before the instruction; empty for none. Not all "
                                                  "models take it.")),
                 advanced(io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, optional=True,
-                                        tooltip="0 always takes the likeliest word. Above it words are drawn at random, one "
-                                                "image at a time; 0.6 is usual.")),
+                                        tooltip="0 always takes the likeliest word. Above it words are picked at random, "
+                                                "one image at a time; 0.6 is usual.")),
                 advanced(io.Float.Input("top_p", default=0.9, min=0.01, max=1.0, step=0.01, optional=True,
-                                        tooltip="With a temperature: draw from the likeliest words that together have this "
+                                        tooltip="With a temperature: pick from the likeliest words that together have this "
                                                 "probability.")),
                 # Not "seed": frontends put a randomize control beside that, and every queue would ask anew.
                 advanced(io.Int.Input("caption_seed", default=0, min=0, max=MAXIMUM_SEED, optional=True,
-                                      tooltip="With a temperature: another number draws other captions.")),
+                                      tooltip="With a temperature: another number gives other captions.")),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],

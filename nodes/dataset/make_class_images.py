@@ -2,7 +2,7 @@
 from comfy_api.latest import io
 
 from ...trainers.errors import UserError
-from ...trainers.events import DrawingEvent
+from ...trainers.events import ClassImagesEvent
 from ...trainers.run_folder import Run
 from ...trainers.sampling.class_images import class_dataset, open_folder
 from ...trainers.spec import DatasetSpec, checked
@@ -59,25 +59,25 @@ class ClassImages(io.ComfyNode):
             folders=host.run_folders())
         progress = host.NodeProgress(cls.hidden.unique_id)
         folder = open_folder(spec)
-        dataset = class_dataset(spec) or draw(spec, folder, progress)
+        dataset = class_dataset(spec) or generate(spec, folder, progress)
         report = f"{summarize(dataset)}\nThey lie in output/finetune/.cache/class_images/{folder.name}/images"
         progress.show(report, 1, 1, image_at(dataset.images[-1].path))
         return io.NodeOutput(dataset, report, ui={"text": [report]})
 
 
 class Display(host.Display):
-    def on_drawing(self, event: DrawingEvent):
-        self.progress.show(f"drawing class images, {event.done} of {event.total}", event.done, event.total,
+    def on_class_images(self, event: ClassImagesEvent):
+        self.progress.show(f"generating class images, {event.done} of {event.total}", event.done, event.total,
                            image_at(event.path), event.progress)
 
 
-def draw(spec: ClassImagesSpec, folder: Run, progress: host.NodeProgress) -> DatasetSpec:
+def generate(spec: ClassImagesSpec, folder: Run, progress: host.NodeProgress) -> DatasetSpec:
     """Run the worker until all images are there. Raises UserError when it fails, the host's interrupt when cancelled."""
-    kept = "the images that are drawn are kept"
-    host.work(folder, Display(progress, "starting the drawing process", f"cancelling; {kept}",
+    kept = "the images that are made are kept"
+    host.work(folder, Display(progress, "starting the process that generates", f"cancelling; {kept}",
                               f"cancelled; {kept}. Queue again to go on."))
     dataset = class_dataset(spec)
     if dataset is None:
-        raise UserError("Some of the class images cannot be read after they were drawn. Look whether another program "
+        raise UserError("Some of the class images cannot be read after they were made. Look whether another program "
                         "works on ComfyUI's output folder, and queue again.")
     return dataset

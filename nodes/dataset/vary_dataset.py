@@ -89,7 +89,7 @@ class AugmentImages(io.ComfyNode):
             display_name="Augment Dataset Images",
             category="FineTune/dataset",
             search_aliases=("augmentation", "flip", "mirror", "color jitter"),
-            description="Makes variants of every image, of which one is drawn each time it is trained: mirrored, cut "
+            description="Makes variants of every image, of which one is picked each time it is trained: mirrored, cut "
                         "closer, in other colors, with grain. Helps with few images. The files stay as they are; masks "
                         "follow.",
             inputs=[

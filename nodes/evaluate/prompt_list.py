@@ -14,7 +14,7 @@ class PromptList(io.ComfyNode):
             display_name="Prompt List for Evaluation",
             category="FineTune/evaluate",
             search_aliases=("prompts", "batch prompts", "evaluation"),
-            description="One prompt a line. Everything behind this node runs once per prompt, so one sampler draws them "
+            description="One prompt a line. Everything behind this node runs once per prompt, so one sampler generates them "
                         "all: connect it to CLIP Text Encode, and the images to Image Grid. With a dataset connected, "
                         "captions of its images are taken where no prompts are typed.",
             inputs=[

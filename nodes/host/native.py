@@ -111,8 +111,8 @@ def load_checkpoint(files: list[Path], family: str, configs: Path) -> Natives:
             return native[:3]
         return _renewable(_load_shards, files)
     if family not in HOST_FAMILIES or not HOST_FAMILIES[family].any_size:
-        raise UserError("ComfyUI has no model of this checkpoint's size, so it cannot be drawn with here. Smaller models "
-                        "than the released ones are only drawn with where they are SD 1.x.")
+        raise UserError("ComfyUI has no model of this checkpoint's size, so it cannot generate images here. Smaller models "
+                        "than the released ones can do so only where they are SD 1.x.")
     return _renewable(_load_small_file, files, configs)
 
 
@@ -121,8 +121,8 @@ def load_folder(folder: Path, family: str) -> Natives:
     if not folder_refusal(folder):
         return _renewable(_load_full_folder, folder)
     if family not in HOST_FAMILIES or not HOST_FAMILIES[family].any_size:
-        raise UserError("ComfyUI has no model of this folder's size, so it cannot be drawn with here. Smaller models than "
-                        "the released ones are only drawn with where they are SD 1.x.")
+        raise UserError("ComfyUI has no model of this folder's size, so it cannot generate images here. Smaller models than "
+                        "the released ones can do so only where they are SD 1.x.")
     return load_native(folder)
 
 

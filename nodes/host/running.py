@@ -15,7 +15,7 @@ from ...trainers.process import parent
 from ...trainers.required_packages import missing_requirements
 from .page import repeat_text, show_text
 
-SAID_AGAIN, DRAWN_AGAIN = 2.0, 10.0
+SAID_AGAIN, SHOWN_AGAIN = 2.0, 10.0
 """Seconds after which a text is said again when nothing new is, and an image is sent again with the next text: a page that
 lost its connection, or is loaded anew, missed them."""
 IMAGE_GONE = 0.6
@@ -55,7 +55,7 @@ class NodeProgress:
 
     def __init__(self, node_id: str):
         self.node_id, self.bar, self.value, self.sent = node_id, None, 0, 0.0
-        self.image, self.drawn = None, 0.0
+        self.image, self.shown_at = None, 0.0
 
     def show(self, text: str, done: int = 0, total: int = 0, image: Image.Image | None = None,
              reached: float | None = None):
@@ -65,10 +65,10 @@ class NodeProgress:
         if now - self.sent > 0.1 or done == total:  # ten messages a second are enough for anybody
             show_text(text, self.node_id)
             self.sent = now
-        if image is None and now - self.drawn > DRAWN_AGAIN:
+        if image is None and now - self.shown_at > SHOWN_AGAIN:
             image = self.image
         if image is not None:
-            self.image, self.drawn = image, now
+            self.image, self.shown_at = image, now
         if reached is None and total:
             reached = done / total
         if reached is not None:

@@ -23,7 +23,7 @@ class BakeLoras(io.ComfyNode):
             category=CATEGORY,
             search_aliases=("merge lora into checkpoint", "fuse lora"),
             description="Works a stack of LoRAs into a checkpoint's weights and saves it, one layer in memory at a time. "
-                        "Draws what base and LoRAs draw together, without loading them.",
+                        "Generates what base and LoRAs generate together, without loading them.",
             is_output_node=True,
             inputs=[
                 sockets.Base.Input("base", tooltip="The model: Base Model or Load Demo Base."),

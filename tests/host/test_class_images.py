@@ -28,14 +28,14 @@ def test_four_then_six_draws_two_and_they_are_trained_with(host):
     four = content(host)
     assert first["class"]["text"][0].startswith("4 images of 64×64 pixels in class images: noto emoji of a dog face")
     assert len(four) == 8 and ("progress", "class", 1000) in shown
-    assert ("text", "class", "drawing class images, 4 of 4") in shown
+    assert ("text", "class", "generating class images, 4 of 4") in shown
     graph = training(name="with class images", class_images=["class", 0], prior_weight=0.5)
     outputs = host.run({**graph, "class": class_images(count=6)})
     six = content(host)
     assert len(six) == 12 and four.items() <= six.items()
     assert outputs["train"]["lora"] == ["with class images.safetensors"]
     events = next(host.output.glob("finetune/.cache/class_images/*/events.jsonl")).read_text("utf-8")
-    assert events.count('"started"') == 2 and events.count('"event":"drawing"') == 3
+    assert events.count('"started"') == 2 and events.count('"event":"class_images"') == 3
     again = host.run({**graph, "class": class_images(count=6, batch_size=3)})
     assert again["train"] == outputs["train"]  # and nothing drawn, nothing trained
     drawn = next(host.output.glob("finetune/.cache/class_images/*/events.jsonl"))
@@ -49,7 +49,7 @@ def test_an_interrupt_keeps_what_is_drawn(host):
     sent = []
 
     def stop(event):
-        if (done := reached(event, "class", "drawing class images,")) and not sent:
+        if (done := reached(event, "class", "generating class images,")) and not sent:
             sent.append(done)
             host.interrupt()
 

@@ -131,7 +131,7 @@ def test_class_images_are_cancelled_between_steps_of_the_sampler(tiny_bases, tmp
         batch_size=64, folders=specs.FolderSpec(runs=str(tmp_path), caches=str(tmp_path / "caches")), device="cpu")
     folder = class_images.open_folder(spec)
     events = cancelled(folder, is_kind("phase", text="drawing the first images"))
-    assert "drawing" not in kinds(events) and not list(class_images.images_of(folder).iterdir())
+    assert "class_images" not in kinds(events) and not list(class_images.images_of(folder).iterdir())
 
 
 def test_captioning_is_cancelled_between_two_words(tmp_path):

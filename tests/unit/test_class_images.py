@@ -34,7 +34,7 @@ def draw(spec, **arguments):
     """(dataset, how many were done after each batch)."""
     seen = []
     dataset = make_class_images(
-        spec, lambda event: seen.append(event.done) if event.event == "drawing" else None, **arguments)
+        spec, lambda event: seen.append(event.done) if event.event == "class_images" else None, **arguments)
     return dataset, seen
 
 
@@ -135,16 +135,16 @@ def test_a_worker_is_killed_and_cancelled_and_goes_on(asked):
     folder = open_folder(spec)
 
     def kill(process, event):
-        if event.event == "drawing":
+        if event.event == "class_images":
             process.process.kill()
 
     last = follow(folder, kill)[-1]
-    assert last.event == "failed" and "drawing process was ended from outside (SIGKILL)" in last.message
+    assert last.event == "failed" and "sampling process was ended from outside (SIGKILL)" in last.message
     assert "images that are there are kept" in last.message
     for path in images_of(folder).glob("[0-9]*.png"):
         assert Image.open(path).convert("RGB").size == (64, 64) and path.with_suffix(".txt").exists()
-    events = follow(folder, lambda process, event: process.cancel() if event.event == "drawing" else None)
-    first = next(event for event in events if event.event == "drawing")
+    events = follow(folder, lambda process, event: process.cancel() if event.event == "class_images" else None)
+    first = next(event for event in events if event.event == "class_images")
     assert events[-1].event == "cancelled" and 2 <= first.done < 40 and first.total == 40
     assert first.path.endswith(".png") and events[0].event == "started"
     finished = follow(open_folder(spec.model_copy(update={"count": 8})))[-1]

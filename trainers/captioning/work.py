@@ -109,7 +109,7 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Datase
         told = _tell(captioner, 0, emit)
         emit(PhaseEvent(text="describing the first images", stage="describing"))
         try:
-            done, size = 0, 1 if draws(spec) else spec.batch_size
+            done, size = 0, 1 if picks_at_random(spec) else spec.batch_size
             while done < len(missing):
                 if stop_requested():
                     raise Cancelled
@@ -163,15 +163,15 @@ def _halved(size: int, spec: CaptioningSpec, emit: Emit) -> int:
     return size // 2
 
 
-def draws(spec: CaptioningSpec) -> bool:
-    """Whether words are drawn at random: then every image is described alone, from draws of its own."""
+def picks_at_random(spec: CaptioningSpec) -> bool:
+    """Whether words are picked at random: then every image is described alone, by random numbers of its own."""
     return spec.model.kind != "tagger" and spec.model.decoding.temperature > 0
 
 
 @contextmanager
 def seeded(spec: CaptioningSpec, image: DatasetImage):
-    """Draws of (caption_seed, image), where words are drawn; afterwards the generators are as they were."""
-    if not draws(spec):
+    """Random numbers of (caption_seed, image), where words are picked at random; afterwards the generators are as they were."""
+    if not picks_at_random(spec):
         yield
         return
     with torch.random.fork_rng():

@@ -77,9 +77,9 @@ TASKS = {
         "Training", _train, "Lower batch_size or resolution, or switch gradient_checkpointing on", _after_checkpoint,
         {"start": 2, "masks": 1, "images": 8, "captions": 4, "denoiser": 4, "steps": 78, "saving": 3}),
     "class_images": Task(
-        "Drawing", _make_class_images, "Lower batch_size or resolution",
+        "Sampling", _make_class_images, "Lower batch_size or resolution",
         lambda run: "Queue again to go on; the images that are there are kept.",
-        {"start": 2, "captions": 2, "denoiser": 5, "drawing": 91}),
+        {"start": 2, "captions": 2, "denoiser": 5, "sampling": 91}),
     "captioning": Task(
         "Captioning", _caption, "Choose a smaller model, or lower maximum_tokens or beams",
         lambda run: "Queue again to go on; the captions that are there are kept.",

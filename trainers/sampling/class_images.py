@@ -16,7 +16,7 @@ from ..caches.encoding import encoded
 from ..caches.tensor_cache import TensorCache
 from ..data.manifest import scan_folder
 from ..errors import Cancelled, UserError
-from ..events import DrawingEvent, Emit, PhaseEvent
+from ..events import ClassImagesEvent, Emit, PhaseEvent
 from ..families.placement import Placement
 from ..files import UNFINISHED, ensure_space, remove_unfinished, temporary_beside, write_json
 from ..run_folder import Run
@@ -65,7 +65,7 @@ def file_name(number: int) -> str:
 
 
 def make_class_images(spec: ClassImagesSpec, emit: Emit, stop_requested: Callable[[], bool] = lambda: False) -> DatasetSpec:
-    """Make the images that are missing. Events: "phase", and "drawing" with done, total and the path of the newest.
+    """Make the images that are missing. Events: "phase", and "class_images" with done, total and the path of the newest.
 
     Raises UserError with a sentence, or Cancelled between two batches; what is made stays.
     """
@@ -95,7 +95,7 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, s
         del text
         emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser, vae = family.load_denoiser(spec.base, dtype).to(device), family.load_vae(spec.base).to(device)
-        emit(PhaseEvent(text="drawing the first images", stage="drawing"))
+        emit(PhaseEvent(text="generating the first images", stage="sampling"))
         for start in range(0, len(missing), spec.batch_size):
             if stop_requested():
                 raise Cancelled
@@ -108,7 +108,7 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, s
             for number, image in zip(numbers, images, strict=True):
                 path = folder / file_name(number)
                 _save(path, spec.prompt, image)
-            emit(DrawingEvent(done=spec.count - len(missing) + start + len(numbers), total=spec.count, path=str(path)))
+            emit(ClassImagesEvent(done=spec.count - len(missing) + start + len(numbers), total=spec.count, path=str(path)))
 
 
 def _save(path: Path, caption: str, image):

@@ -9,7 +9,7 @@ from .part import MAXIMUM_SEED, Part
 
 
 class DecodingSpec(Part):
-    """How a language model chooses its words. Temperature 0 always takes the likeliest; above it words are drawn from
+    """How a language model chooses its words. Temperature 0 always takes the likeliest; above it words are picked from
     (caption_seed, image)."""
 
     maximum_tokens: int = Field(60, ge=1, le=4096)
@@ -26,7 +26,7 @@ class DecodingSpec(Part):
     def _beams_or_draws(self):
         if self.beams > 1 and self.temperature > 0:
             raise ValueError(f"beams is {self.beams} and temperature {self.temperature:g}: one looks for the likeliest "
-                             "sentence, the other draws at random. Set beams to 1 or temperature to 0")
+                             "sentence, the other picks at random. Set beams to 1 or temperature to 0")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Class images that the base draws itself, as data."""
+"""Class images that the base generates itself, as data."""
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +10,7 @@ from .settings import MemorySpec
 
 
 class ClassImagesSpec(Part):
-    """What the base shall draw for prior preservation (Ruiz et al. 2022, arXiv:2208.12242, section 3.2), with DPM++ 2M.
+    """What the base shall generate for prior preservation (Ruiz et al. 2022, arXiv:2208.12242, section 3.2), with DPM++ 2M.
 
     Image i starts from noise of (image_seed, i), so more of them is the same ones and some new ones.
     """
@@ -26,7 +26,7 @@ class ClassImagesSpec(Part):
     guidance: float = number(7.0, ge=1, le=30, step=0.5)
     image_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
     batch_size: int = Field(4, ge=1, le=256)
-    """Images drawn at once. It changes them by no more than rounding."""
+    """Images sampled at once. It changes them by no more than rounding."""
     folders: FolderSpec
     device: str = "auto"
     memory: MemorySpec = MemorySpec()

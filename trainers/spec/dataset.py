@@ -8,7 +8,7 @@ CAPTION = "{caption}"
 
 
 class CaptionVariationSpec(Part):
-    """What happens to an image's caption each time it comes up, drawn from (training seed, step, sample)."""
+    """What happens to an image's caption each time it comes up, a function of (training seed, step, sample)."""
 
     shuffle: bool = False
     """Put the tags of the caption into another order."""
@@ -19,7 +19,7 @@ class CaptionVariationSpec(Part):
     separator: str = Field(",", min_length=1, max_length=8)
     """What stands between tags."""
     templates: tuple[str, ...] = ()
-    """Sentences with {caption} in them, of which one is drawn; empty: the caption itself."""
+    """Sentences with {caption} in them, of which one is picked; empty: the caption itself."""
 
     @model_validator(mode="after")
     def _templates_hold_the_caption(self):
@@ -47,7 +47,7 @@ class CaptionVariationSpec(Part):
 
 class AugmentationSpec(Part):
     """How an image is changed before it is encoded. `variants` of it are made once, seeded and cached, and one of them is
-    drawn from (training seed, step, sample) each time it comes up."""
+    picked by (training seed, step, sample) each time it comes up."""
 
     variants: int = Field(1, ge=1, le=256)
     flip: bool = False

@@ -142,7 +142,7 @@ class MemorySpec(Part):
 
 
 class PreviewSpec(Part):
-    """Images drawn during training with DPM++ 2M. `every` 0 switches them off."""
+    """Images generated during training with DPM++ 2M. `every` 0 switches them off."""
 
     prompts: tuple[str, ...] = ()
     negative: str = ""
@@ -153,7 +153,7 @@ class PreviewSpec(Part):
     images: int = Field(1, ge=1, le=16)
     """Images of every prompt, each from noise of its own."""
     from_ema: bool = True
-    """With EMA: draw with the mean weights that will be saved."""
+    """With EMA: generate with the averaged weights that will be saved."""
 
 
 class CheckpointSpec(Part):

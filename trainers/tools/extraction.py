@@ -199,7 +199,7 @@ def objective_note(spec: ExtractionSpec, tuned: Weights, base: Weights) -> list[
         return []
     said = [{"epsilon": "noise (epsilon)", "v_prediction": "v"}.get(each, each) for each in objectives]
     return [f"{tuned.title} predicts {said[0]}, and {base.title} predicts {said[1]}: the LoRA holds this difference too, "
-            f"and makes {base.title} predict {said[0]}. Draw with ModelSamplingDiscrete set to that, or extract from a base "
+            f"and makes {base.title} predict {said[0]}. Sample with ModelSamplingDiscrete set to that, or extract from a base "
             "that predicts the same"]
 
 

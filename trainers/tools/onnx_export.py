@@ -94,8 +94,8 @@ def export(spec: OnnxSpec, folder: Path, emit: Emit, stop_requested: StopRequest
         error = max(difference(files[0], inputs, output) for inputs, output in zip(examples, wanted))
         if not error <= TOLERANCE[spec.file_precision]:
             advice = "Export in fp32" if spec.file_precision == "fp16" else "Please report this"
-            raise UserError(f"onnxruntime's result is off by {error:.2%} of the largest value, so the file would not draw "
-                            f"what the base draws, and is not kept. {advice}.")
+            raise UserError(f"onnxruntime's result is off by {error:.2%} of the largest value, so the file would not give "
+                            f"what the base gives, and is not kept. {advice}.")
     except BaseException:
         for file in files:
             file.unlink(missing_ok=True)

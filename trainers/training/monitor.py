@@ -79,7 +79,7 @@ class Watching:
                         spec, conditioning, self.data.preview_resolution, training.device,
                         self.spec.objective.zero_terminal_snr):
                     rows.append(row)
-                    self.emit(PhaseEvent(text=f"preview at step {step}, {len(rows)} of {len(spec.prompts)} prompts drawn"))
+                    self.emit(PhaseEvent(text=f"preview at step {step}, {len(rows)} of {len(spec.prompts)} prompts done"))
         except torch.OutOfMemoryError:
             training.note(f"the preview at step {step} was left out, because it needs more memory than is free")
             self.previewed = step
@@ -159,12 +159,12 @@ class Watching:
         """A strip of the previews and a chart of the losses, from what lies in the run's folder."""
         if not self.accelerator.is_main_process:
             return
-        drawn, losses = self.run.sheets(), self.run.curve(StepEvent)
+        sheets, losses = self.run.sheets(), self.run.curve(StepEvent)
         if losses:
             chart = loss_chart(losses, self.run.curve(ValidationEvent), self.run.curve(StepEvent, "gradient_norm"))
             chart.save(self.run.chart_path)
             self.emit(OverviewEvent(path=str(self.run.chart_path)))
-        if drawn:
-            strip = contact_sheets.progress_strip(drawn, self.spec.previews.prompts, self.spec.previews.images)
+        if sheets:
+            strip = contact_sheets.progress_strip(sheets, self.spec.previews.prompts, self.spec.previews.images)
             strip.save(self.run.strip_path)
             self.emit(OverviewEvent(path=str(self.run.strip_path)))

@@ -1,4 +1,4 @@
-"""Captions changed once, for good: a caption goes in, a caption comes out. What is drawn anew in every step is elsewhere.
+"""Captions changed once, for good: a caption goes in, a caption comes out. What is picked anew in every step is elsewhere.
 
 A tag is what stands between two separators; a sentence without any is a single tag.
 """

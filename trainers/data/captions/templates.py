@@ -1,4 +1,4 @@
-"""Sentences around a caption, of which one is drawn in every step.
+"""Sentences around a caption, of which one is picked in every step.
 
 The lists are those with which Textual Inversion is trained (Gal et al. 2022, arXiv:2208.01618; `personalized.py` of its
 code), after CLIP's prompts for ImageNet (Radford et al. 2021, arXiv:2103.00020). Two sentences that its list of styles

@@ -1,4 +1,4 @@
-"""An image's caption as it stands in one step: tags shuffled and left out, inside a sentence that was drawn."""
+"""An image's caption as it stands in one step: tags shuffled and left out, inside a sentence that was picked."""
 import torch
 
 from ...spec import CaptionVariationSpec
