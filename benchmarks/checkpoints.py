@@ -38,13 +38,13 @@ def make_base(family: str, folder: Path):
 
     from tests.support.tiny import single_file_weights
 
-    modules, draw = shapes_only(family), torch.Generator().manual_seed(0)
-    pool = torch.randn(2**24, generator=draw).half()
+    modules, generator = shapes_only(family), torch.Generator().manual_seed(0)
+    pool = torch.randn(2**24, generator=generator).half()
 
     def entry(name: str, shape: torch.Size) -> Entry:
         def pieces():
             count = shape.numel()
-            start = torch.randint(0, 2**23, (), generator=draw)
+            start = torch.randint(0, 2**23, (), generator=generator)
             values = pool[start:].repeat(-(-count // (2**24 - int(start))))[:count].reshape(shape)
             if len(shape) > 1:
                 return [values * shape[1:].numel() ** -0.5]
@@ -140,8 +140,8 @@ def compute(kind, base, known=None) -> dict:
         for module in denoiser.modules():
             if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)):
                 module.float()  # the casting leaves norms alone
-        draw = torch.Generator().manual_seed(1)
-        latents = torch.randn((1, form.channels, SIDE // 8, SIDE // 8), generator=draw)
+        generator = torch.Generator().manual_seed(1)
+        latents = torch.randn((1, form.channels, SIDE // 8, SIDE // 8), generator=generator)
         asked = conditioning | kind.crop_conditioning([Crop.whole(SIDE, SIDE)])
         noise = kind.predict(denoiser, latents, torch.tensor([TIMESTEP]), asked)
     return {**conditioning.tensors, "noise": noise, "latents": latents}

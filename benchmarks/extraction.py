@@ -32,14 +32,14 @@ def make_pair(folder: Path, family: str):
 
     from .full_size import shapes_of
 
-    draw = torch.Generator().manual_seed(0)
-    base = {name: (0.02 * torch.randn(shape, generator=draw)).half() for name, shape in shapes_of(family).items()}
+    generator = torch.Generator().manual_seed(0)
+    base = {name: (0.02 * torch.randn(shape, generator=generator)).half() for name, shape in shapes_of(family).items()}
     save_file(base, folder / "base.safetensors")
     for layer in layers({name: tuple(tensor.shape) for name, tensor in base.items()}):
         part = base[layer.tensor].chunk(layer.parts)[layer.part]
         wide = part.flatten(1)
-        left, right = (torch.randn(shape, generator=draw) for shape in ((len(wide), PLANTED), (PLANTED, wide.shape[1])))
-        change = SIZE * left @ right + NOISE * torch.randn(wide.shape, generator=draw)
+        left, right = (torch.randn(shape, generator=generator) for shape in ((len(wide), PLANTED), (PLANTED, wide.shape[1])))
+        change = SIZE * left @ right + NOISE * torch.randn(wide.shape, generator=generator)
         part.copy_((part.float() + change.reshape(part.shape)).half())
     save_file(base, folder / "tuned.safetensors")
 

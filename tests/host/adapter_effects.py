@@ -76,7 +76,7 @@ def compare_layers(training: Training) -> dict:
         text_class(device="meta", dtype=torch.float32, model_options=options), key_map)
     patches = comfy.lora.load_lora(load_file(training.run.artifact), key_map)
     shapes = {name: tensor.shape for name, tensor in denoiser.state_dict().items()}
-    family, draw, found = training.family, torch.Generator().manual_seed(0), {}
+    family, generator, found = training.family, torch.Generator().manual_seed(0), {}
     modules = [("denoiser", training.parts.denoiser), *training.parts.text.encoders.items()]
     for part, module in modules:
         for name, layer in adapters.adapter_layers(module):
@@ -85,7 +85,8 @@ def compare_layers(training: Training) -> dict:
             convolution = isinstance(plain, torch.nn.Conv2d)
             assert part != "denoiser" or shapes[key] == plain.weight.shape, key
             weight = comfy.lora.calculate_weight([(1.0, patches.pop(key), 1.0, None, None)], plain.weight.clone(), key)
-            inputs = torch.randn((4, layer.in_features, 8, 8) if convolution else (64, layer.in_features), generator=draw)
+            shape = (4, layer.in_features, 8, 8) if convolution else (64, layer.in_features)
+            inputs = torch.randn(shape, generator=generator)
             ours, before = layer(inputs), plain(inputs)
             theirs = (torch.nn.functional.conv2d(inputs, weight, plain.bias, plain.stride, plain.padding) if convolution
                       else torch.nn.functional.linear(inputs, weight, plain.bias))
@@ -113,8 +114,8 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def compare_denoising(training: Training, folder: Path, name: str) -> dict:
     """One denoising call of the host with the file, and with none, against the engine's own. Relative to the latter."""
-    draw = torch.Generator().manual_seed(1)
-    noise, results = torch.randn((1, 4, 8, 8), generator=draw), {}
+    generator = torch.Generator().manual_seed(1)
+    noise, results = torch.randn((1, 4, 8, 8), generator=generator), {}
     for precision in ("none", "fp32", "fp16"):
         model, clip, _ = host.load_native(host.DEMO_BASE)
         if precision != "none":

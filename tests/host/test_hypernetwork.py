@@ -53,10 +53,10 @@ def attached(denoiser, base, method_spec: HypernetworkSpec, folder: Path):
     method = methods.make(method_spec, 1e-3, family)
     parts = Parts(family, denoiser, None, base)
     method.attach(parts, seed=3)
-    draw = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in denoiser.hypernetwork.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=draw) * 0.1)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     saved = method.save(parts, folder, "net", {"ss_steps": "12"})
     assert saved.change_norm > 0
     return denoiser.hypernetwork.eval(), folder / saved.files[0].name
@@ -72,7 +72,7 @@ def small_base(folder: Path, family: str, denoiser: UNet2DConditionModel):
 def test_the_host_builds_the_networks_that_were_trained(comfy, activation, tmp_path):
     """Every combination of activation, activated output, layer norm and structure; exact, and A1111's numbering too."""
     denoiser = unet("sd1", 96)
-    base, draw = small_base(tmp_path, "sd1", denoiser), torch.Generator().manual_seed(0)
+    base, generator = small_base(tmp_path, "sd1", denoiser), torch.Generator().manual_seed(0)
     for structure in STRUCTURES:
         for activate_output in (False, True):
             for layer_norm in (False, True):
@@ -83,7 +83,7 @@ def test_the_host_builds_the_networks_that_were_trained(comfy, activation, tmp_p
                 assert set(patch.hypernet) == {64, 96, 128} == {int(width) for width in networks}
                 file = torch.load(path, weights_only=True)
                 for width, ours in networks.items():
-                    contexts = torch.randn((2, 5, int(width)), generator=draw)
+                    contexts = torch.randn((2, 5, int(width)), generator=generator)
                     _, keys, values = patch(None, contexts, contexts, {})
                     for network, given, theirs, state in zip(ours, (keys, values), patch.hypernet[int(width)],
                                                              file[int(width)]):
@@ -123,11 +123,11 @@ def test_a_denoising_call_of_the_host_equals_ours(comfy, family, cross, widths, 
     cpu = torch.device("cpu")
     patcher = comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
-    draw = torch.Generator().manual_seed(9)
-    latents, hidden = torch.randn((2, 4, 8, 8), generator=draw), torch.randn((2, 77, cross), generator=draw)
+    generator = torch.Generator().manual_seed(9)
+    latents, hidden = torch.randn((2, 4, 8, 8), generator=generator), torch.randn((2, 77, cross), generator=generator)
     timesteps, tensors, added = torch.tensor([700, 20]), {"hidden": hidden}, {}
     if family == "sdxl":
-        pooled, sizes = torch.randn((2, 32), generator=draw), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
+        pooled, sizes = torch.randn((2, 32), generator=generator), torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)
         tensors |= {"pooled": pooled, "sizes": sizes}
         added["y"] = torch.cat([pooled, denoiser.add_time_proj(sizes.flatten()).reshape(2, -1)], dim=1)
 

@@ -35,9 +35,9 @@ def make_captioners(folder: Path) -> dict[str, Path]:
 def make_images(folder: Path, count: int = 5) -> list[Path]:
     """Images of a few wide patches in random colors and of several shapes."""
     folder.mkdir(parents=True, exist_ok=True)
-    draw, paths = np.random.default_rng(7), []
+    generator, paths = np.random.default_rng(7), []
     for number in range(count):
-        patches = draw.integers(0, 256, (2 + number % 2, 3, 3), dtype=np.uint8)
+        patches = generator.integers(0, 256, (2 + number % 2, 3, 3), dtype=np.uint8)
         paths.append(folder / f"drawing_{number}.png")
         Image.fromarray(patches).resize((48 + 16 * (number % 3), 64), Image.Resampling.NEAREST).save(paths[-1])
     return paths
@@ -56,15 +56,15 @@ def tokenizer(special: tuple[str, ...], around: str = "$A", more: tuple[str, ...
 
 def widen(model, seed: int, width: float = 2.5):
     """Random weights whose effect does not fade: layers pass on about `width` times what they get."""
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 fan = parameter[0].numel()
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) * width / fan**0.5)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * width / fan**0.5)
             elif parameter.ndim:
                 ones = (parameter == 1).float()  # of norms; other vectors may have been drawn without our seed
-                parameter.copy_(ones + torch.randn(parameter.shape, generator=draw) * 0.1)
+                parameter.copy_(ones + torch.randn(parameter.shape, generator=generator) * 0.1)
     return model.eval()
 
 
@@ -193,12 +193,12 @@ def make_deepdanbooru(folder: Path) -> Path:
 
 
 def network(tags: int, batch: int | str, scale: float, probabilities: bool) -> onnx.ModelProto:
-    draw = np.random.default_rng(5)
+    generator = np.random.default_rng(5)
     constants = {
         "scale": np.array(scale, np.float32),
-        "kernels": draw.normal(0, 0.4, (16, 3, 8, 8)).astype(np.float32),
-        "weights": draw.normal(0, 0.3, (16 * 4, tags)).astype(np.float32),
-        "bias": draw.normal(0, 0.5, tags).astype(np.float32),
+        "kernels": generator.normal(0, 0.4, (16, 3, 8, 8)).astype(np.float32),
+        "weights": generator.normal(0, 0.3, (16 * 4, tags)).astype(np.float32),
+        "bias": generator.normal(0, 0.5, tags).astype(np.float32),
     }
     last = helper.make_node("Sigmoid" if probabilities else "Identity", ["numbers"], ["tags"])
     nodes = [

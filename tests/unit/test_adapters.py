@@ -42,11 +42,11 @@ def attached(family="sd1", dtype=torch.float32, text=False, **fields):
 
 def disturbed(module: nn.Module, size=0.05):
     """Move all trained values away from where they start."""
-    draw = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter += size * torch.randn(parameter.shape, generator=draw)
+                parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
 def layers_of(parts) -> dict:
@@ -212,8 +212,8 @@ def test_dora_over_dead_columns_and_half_precision():
 
 
 def test_columns_are_compared_without_the_product():
-    draw = torch.Generator().manual_seed(0)
-    weight, down, up = (torch.randn(shape, generator=draw) for shape in ((5, 4, 3, 3), (2, 4, 3, 3), (5, 2, 1, 1)))
+    generator = torch.Generator().manual_seed(0)
+    weight, down, up = (torch.randn(shape, generator=generator) for shape in ((5, 4, 3, 3), (2, 4, 3, 3), (5, 2, 1, 1)))
     change = 0.7 * product(down, up)
     columns = compare_columns(weight, down, up, 0.7)
     assert torch.allclose(columns.norms(), (weight + change).transpose(0, 1).flatten(1).norm(dim=1), rtol=1e-5)
@@ -223,18 +223,18 @@ def test_columns_are_compared_without_the_product():
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 def test_change_norms_are_those_of_the_products():
-    draw = torch.Generator().manual_seed(0)
-    a, c = (torch.randn((300, 3), generator=draw) for _ in range(2))
-    b, d = (torch.randn((3, 8), generator=draw) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    a, c = (torch.randn((300, 3), generator=generator) for _ in range(2))
+    b, d = (torch.randn((3, 8), generator=generator) for _ in range(2))
     expected = (1.5 / 3 * (a @ b) * (c @ d)).norm().item()
     assert LohaWeight("a", a, b, c, d, 1.5).change_norm() == pytest.approx(expected, rel=1e-5)
-    small, whole = torch.randn((2, 4), generator=draw), torch.randn((3, 2, 3, 3), generator=draw)
+    small, whole = torch.randn((2, 4), generator=generator), torch.randn((3, 2, 3, 3), generator=generator)
     expected = (0.3 * torch.kron(small[..., None, None], whole)).norm().item()
     assert LokrWeight("a", small, whole, 0.3).change_norm() == pytest.approx(expected, rel=1e-5)
     expected = (0.3 * torch.kron(small, a @ b)).norm().item()
     assert LokrWeight("a", small, (a, b), 0.3).change_norm() == pytest.approx(expected, rel=1e-5)
     lora = LoraWeight("a", b, a * 0, 2.0)
-    same = Columns(torch.rand(8, generator=draw), torch.zeros(8), torch.zeros(8))
+    same = Columns(torch.rand(8, generator=generator), torch.zeros(8), torch.zeros(8))
     assert DoraWeight(lora, same.norms()[None], same).change_norm() == 0
 
 

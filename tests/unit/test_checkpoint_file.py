@@ -245,10 +245,10 @@ def test_shards(tiny_bases, tmp_path):
 
 def test_the_writer_agrees_with_the_library(tmp_path):
     """Same bytes after the header, for all kinds of tensors; pieces are joined along the first axis."""
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     tensors = {
-        "half": torch.randn((3, 5), generator=draw).half(), "brain": torch.randn(7, generator=draw).bfloat16(),
-        "z": torch.randn((2, 3, 1, 1), generator=draw), "empty": torch.zeros(0), "scalar": torch.tensor(2.5),
+        "half": torch.randn((3, 5), generator=generator).half(), "brain": torch.randn(7, generator=generator).bfloat16(),
+        "z": torch.randn((2, 3, 1, 1), generator=generator), "empty": torch.zeros(0), "scalar": torch.tensor(2.5),
         "whole": torch.arange(6).reshape(2, 3), "flag": torch.tensor([True, False, True]), "ünï": torch.zeros(1, 2),
     }
     entries = [entry_of(name, tensor.split(1) if name == "z" else (tensor,)) for name, tensor in tensors.items()]

@@ -29,14 +29,14 @@ def asked(tuned, base, **fields) -> ExtractionSpec:
 
 def plant(path, target, rank, size=0.01, noise=0.0):
     """A tuned model: the base with a known update of every layer. Returns key → update."""
-    weights, draw, updates = load_file(path), torch.Generator().manual_seed(5), {}
+    weights, generator, updates = load_file(path), torch.Generator().manual_seed(5), {}
     for layer in layers({name: tuple(tensor.shape) for name, tensor in weights.items()}):
         if layer.transposed:  # SDXL's projection is left out
             continue
         part = weights[layer.tensor].chunk(layer.parts)[layer.part]
-        left = torch.randn((part.shape[0], rank), generator=draw)
-        update = size * left @ torch.randn((rank, part[0].numel()), generator=draw)
-        update += noise * torch.randn(update.shape, generator=draw)
+        left = torch.randn((part.shape[0], rank), generator=generator)
+        update = size * left @ torch.randn((rank, part[0].numel()), generator=generator)
+        update += noise * torch.randn(update.shape, generator=generator)
         updates[layer.key] = update.reshape(part.shape)
         part += updates[layer.key]
     save_file(weights, target)
@@ -94,9 +94,9 @@ def test_what_rounding_takes_is_told_in_the_precision_of_the_file(files, tmp_pat
 
 @pytest.mark.parametrize("shape", [(900, 1000), (1000, 2100), (2000, 800), (40, 30)])
 def test_sketched_factors_are_nearly_the_best(shape):
-    draw = torch.Generator().manual_seed(0)
-    low = torch.randn((shape[0], 12), generator=draw) @ torch.randn((12, shape[1]), generator=draw)
-    matrix = 0.05 * low + 0.1 * torch.randn(shape, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    low = torch.randn((shape[0], 12), generator=generator) @ torch.randn((12, shape[1]), generator=generator)
+    matrix = 0.05 * low + 0.1 * torch.randn(shape, generator=generator)
     factors = decompose(matrix, 16)
     best = torch.linalg.svdvals(matrix.double())[:len(factors.values)]
     residual = (matrix - factors.left * factors.values @ factors.right).norm()
@@ -207,15 +207,16 @@ def test_rounding_alone_is_no_change(base_types, tuned_types, name, files, tmp_p
 
 
 @pytest.mark.parametrize("trained", [
-    lambda tensor, draw: tensor.bfloat16() + (1e-3 * torch.randn(tensor.shape, generator=draw)).bfloat16(),
-    lambda tensor, draw: (tensor.bfloat16().view(torch.int16) + (torch.rand(tensor.shape, generator=draw) < 0.1).short()
-                          ).view(torch.bfloat16),  # single steps of every tenth value
+    lambda tensor, generator: tensor.bfloat16() + (1e-3 * torch.randn(tensor.shape, generator=generator)).bfloat16(),
+    lambda tensor, generator: (  # single steps of every tenth value
+        tensor.bfloat16().view(torch.int16) + (torch.rand(tensor.shape, generator=generator) < 0.1).short()
+    ).view(torch.bfloat16),
 ])
 def test_layers_trained_and_saved_in_bf16_are_extracted(trained, files, tmp_path):
     """Steps of full-bf16 training move most values by nothing and some by whole steps of bf16."""
-    weights, draw = load_file(files["sd1"]), torch.Generator().manual_seed(2)
+    weights, generator = load_file(files["sd1"]), torch.Generator().manual_seed(2)
     base = {name: tensor.half() for name, tensor in weights.items()}
-    tuned = {name: trained(tensor, draw).half() if tensor.ndim == 2 else tensor for name, tensor in base.items()}
+    tuned = {name: trained(tensor, generator).half() if tensor.ndim == 2 else tensor for name, tensor in base.items()}
     save_file(base, tmp_path / "base.safetensors")
     save_file(tuned, tmp_path / "tuned.safetensors")
     report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")

@@ -17,8 +17,8 @@ def outputs(base, dtype=torch.float32):
     """Everything a family computes, on fixed inputs."""
     family = families.get(base.family)
     form = family.latent_format(base)
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.rand((1, 3, 64, 64), generator=draw) * 2 - 1
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand((1, 3, 64, 64), generator=generator) * 2 - 1
     latents = family.encode_images(family.load_vae(base), pixels, form)
     text = family.load_text(base, dtype)
     conditioning = family.encode_captions(text, ["a red square"])

@@ -45,12 +45,12 @@ def done(task: str, folder: Path, stop=lambda: False, **fields) -> dict:
 
 def lora_for(checkpoint: Path, path: Path, dtype=torch.float32, alpha: float = 2.0, metadata=None) -> Path:
     """A LoRA of rank 4 on every layer of a checkpoint, by kohya's names."""
-    draw, tensors = torch.Generator().manual_seed(1), {}
+    generator, tensors = torch.Generator().manual_seed(1), {}
     weights = weights_of(checkpoint)
     for layer in layers(weights.shapes()):
         shape = weights.shape(layer.tensor)
-        down = 0.1 * torch.randn((4, *shape[1:]), generator=draw)
-        up = 0.1 * torch.randn((shape[0] // layer.parts, 4, *[1] * (len(shape) - 2)), generator=draw)
+        down = 0.1 * torch.randn((4, *shape[1:]), generator=generator)
+        up = 0.1 * torch.randn((shape[0] // layer.parts, 4, *[1] * (len(shape) - 2)), generator=generator)
         tensors |= LoraWeight(layer.key, down, up, alpha).tensors(dtype)
     write_lora(path, tensors, metadata or {"modelspec.title": "a title", "ss_tag_frequency": "secret"})
     return path
@@ -173,9 +173,9 @@ def test_the_onnx_file_computes_what_base_and_loras_compute(family, precision, t
     session = onnxruntime.InferenceSession(str(tmp_path / "made.onnx"))
     kinds = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(int64)": torch.int64}
     sizes = {"batch": 3, "height": 16, "width": 24, "tokens": 154}
-    draw = torch.Generator().manual_seed(0)
-    inputs = {each.name: torch.randn([sizes.get(size, size) for size in each.shape], generator=draw).to(kinds[each.type])
-              for each in session.get_inputs()} | {"timestep": torch.tensor([1, 500, 999])}
+    generator = torch.Generator().manual_seed(0)
+    inputs = {each.name: torch.randn([sizes.get(size, size) for size in each.shape], generator=generator).to(
+                  kinds[each.type]) for each in session.get_inputs()} | {"timestep": torch.tensor([1, 500, 999])}
     output = torch.from_numpy(session.run(["out_sample"], {name: each.numpy() for name, each in inputs.items()})[0])
     floats = {name: each.float() for name, each in inputs.items()}
     added = {name: floats[name] for name in ("text_embeds", "time_ids") if name in floats}

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from environment import describe
 from finetune.trainers import families, methods
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,6 +240,17 @@ def test_example_workflows_have_images():
 def test_style():
     result = subprocess.run([sys.executable, "-m", "ruff", "check", str(ROOT)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+def test_types(tmp_path):
+    """pyright's basic rules, with the packages of this environment and the ComfyUI that is tested with."""
+    config = json.loads((ROOT / "pyrightconfig.json").read_text())
+    config |= {name: [str(ROOT / path) for path in config[name]] for name in ("include", "exclude")}
+    config["extraPaths"] = [str(describe().comfyui), str(ROOT / "scripts")]
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({**config, "venvPath": None, "venv": None}))
+    result = subprocess.run([sys.executable, "-m", "basedpyright", "-p", str(tmp_path), "--pythonpath", sys.executable],
+                            capture_output=True, text=True)
+    assert result.returncode == 0 and "\n0 errors" in f"\n{result.stdout}", result.stdout + result.stderr
 
 
 def test_without_comfyui_the_pack_imports_and_says_why(caplog):

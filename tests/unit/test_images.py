@@ -194,9 +194,9 @@ def test_what_is_no_color_is_told(typed):
 
 def photograph(size) -> Image.Image:
     """Smooth shapes with a little noise."""
-    draw = np.random.default_rng(3)
-    shapes = Image.fromarray(draw.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    noise = draw.integers(-8, 9, (size[1], size[0], 3))
+    generator = np.random.default_rng(3)
+    shapes = Image.fromarray(generator.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    noise = generator.integers(-8, 9, (size[1], size[0], 3))
     return Image.fromarray((np.asarray(shapes) + noise).clip(0, 255).astype(np.uint8))
 
 

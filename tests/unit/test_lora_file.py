@@ -84,8 +84,8 @@ def test_trigger_is_in_the_metadata(tiny_bases, make_spec, squares):
 
 
 def test_change_norm_is_that_of_the_product():
-    draw = torch.Generator().manual_seed(0)
-    down, up = torch.randn((4, 6, 3, 3), generator=draw), torch.randn((5, 4, 1, 1), generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    down, up = torch.randn((4, 6, 3, 3), generator=generator), torch.randn((5, 4, 1, 1), generator=generator)
     change = 2.0 / 4 * up.flatten(1) @ down.flatten(1)
     assert LoraWeight("a", down, up, 2.0).change_norm() == pytest.approx(change.norm().item(), rel=1e-5)
     assert LoraWeight("a", down, torch.zeros_like(up), 2.0).change_norm() == 0

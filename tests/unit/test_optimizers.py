@@ -30,14 +30,14 @@ def spec_of(name, rate=1e-2, **fields):
 
 def parameters():
     """One tensor large enough for 8-bit moments, and a small one."""
-    draw = torch.Generator().manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(shape, generator=draw)) for shape in ((80, 64), (7,))]
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((80, 64), (7,))]
 
 
 def give_gradients(values, step):
-    draw = torch.Generator().manual_seed(step + 1)
+    generator = torch.Generator().manual_seed(step + 1)
     for value in values:
-        value.grad = torch.randn(value.shape, generator=draw)
+        value.grad = torch.randn(value.shape, generator=generator)
 
 
 def groups_of(values, rates, stops=(1.0, 1.0)):

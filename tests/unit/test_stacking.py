@@ -295,8 +295,8 @@ def test_parts_of_keys(key, layer, part):
 
 
 def test_norms_are_those_of_the_products(tmp_path):
-    draw = torch.Generator().manual_seed(0)
-    up, down, small, large = (torch.randn(shape, generator=draw) for shape in ((8, 2), (2, 6), (2, 3), (4, 2)))
+    generator = torch.Generator().manual_seed(0)
+    up, down, small, large = (torch.randn(shape, generator=generator) for shape in ((8, 2), (2, 6), (2, 3), (4, 2)))
     alpha = {"alpha": torch.tensor(1.0)}
     assert change_norm({"lora_up.weight": up, "lora_down.weight": down, **alpha}) == pytest.approx(
         float((up @ down / 2).norm()), rel=1e-5)

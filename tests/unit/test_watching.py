@@ -109,9 +109,9 @@ def plain_validation(base, images, seed) -> float:
         latents = vae.encode(pixels[None]).latent_dist.mode() * vae.config.scaling_factor
         number = int(hashlib.sha256(f"validation {each.digest}".encode()).hexdigest()[:16], 16)
         entropy = np.random.SeedSequence([seed, 6, number]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        draw = torch.Generator().manual_seed(int(entropy))
-        shift = torch.rand((), generator=draw, dtype=torch.float64).item()
-        noise = torch.randn((4, *latents.shape[1:]), generator=draw)
+        generator = torch.Generator().manual_seed(int(entropy))
+        shift = torch.rand((), generator=generator, dtype=torch.float64).item()
+        noise = torch.randn((4, *latents.shape[1:]), generator=generator)
         hidden, _, *pooled = pipeline.encode_prompt(
             each.caption, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
         added = {"text_embeds": pooled[0], "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])} if pooled else None
@@ -269,7 +269,7 @@ class Clock:
 def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(training_module, "time", clock)
-    accumulate, draw = training_module.loop.accumulate_gradients, monitor.previews.make_previews
+    accumulate, generator = training_module.loop.accumulate_gradients, monitor.previews.make_previews
 
     def slow_step(*arguments):
         clock.now += 10
@@ -277,7 +277,7 @@ def test_minutes_and_time_left_by_a_clock(make_spec, tiny_bases, monkeypatch):
 
     def slow_preview(*arguments):
         clock.now += 1000
-        return draw(*arguments)
+        return generator(*arguments)
 
     monkeypatch.setattr(training_module.loop, "accumulate_gradients", slow_step)
     monkeypatch.setattr(monitor.previews, "make_previews", slow_preview)

@@ -164,13 +164,13 @@ def _halved(size: int, spec: CaptioningSpec, emit: Emit) -> int:
 
 
 def picks_at_random(spec: CaptioningSpec) -> bool:
-    """Whether words are picked at random: then every image is described alone, by random numbers of its own."""
+    """Whether words are picked at random: then every image is described alone, by numbers of its own."""
     return spec.model.kind != "tagger" and spec.model.decoding.temperature > 0
 
 
 @contextmanager
 def seeded(spec: CaptioningSpec, image: DatasetImage):
-    """Random numbers of (caption_seed, image), where words are picked at random; afterwards the generators are as they were."""
+    """Randomness of (caption_seed, image), where words are picked at random; the generators are as before afterwards."""
     if not picks_at_random(spec):
         yield
         return

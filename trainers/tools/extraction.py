@@ -199,8 +199,8 @@ def objective_note(spec: ExtractionSpec, tuned: Weights, base: Weights) -> list[
         return []
     said = [{"epsilon": "noise (epsilon)", "v_prediction": "v"}.get(each, each) for each in objectives]
     return [f"{tuned.title} predicts {said[0]}, and {base.title} predicts {said[1]}: the LoRA holds this difference too, "
-            f"and makes {base.title} predict {said[0]}. Sample with ModelSamplingDiscrete set to that, or extract from a base "
-            "that predicts the same"]
+            f"and makes {base.title} predict {said[0]}. Sample with ModelSamplingDiscrete set to that, or extract from a "
+            "base that predicts the same"]
 
 
 def eight_bit_note(file: Weights) -> list[str]:
