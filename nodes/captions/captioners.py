@@ -4,9 +4,16 @@ import re
 from comfy_api.latest import io
 
 from ...trainers.captioning.model_folders import KINDS
-from ...trainers.spec import MAXIMUM_SEED
-from ...trainers.spec.captioning import Blip2Spec, BlipSpec, Florence2Spec, GitSpec, TaggerSpec, VisionLanguageSpec
-from ..widgets import Schema, advanced
+from ...trainers.spec.captioning import (
+    Blip2Spec,
+    BlipSpec,
+    DecodingSpec,
+    Florence2Spec,
+    GitSpec,
+    TaggerSpec,
+    VisionLanguageSpec,
+)
+from ..widgets import Schema, fields_of, widget
 from .run_captioner import (
     CATEGORY,
     batch_input,
@@ -19,7 +26,9 @@ from .run_captioner import (
     outputs,
 )
 
-DECODING = ("maximum_tokens", "beams", "repetition_penalty", "temperature", "top_p", "caption_seed")
+BEGINNING = "How every caption begins, for example: a photo of. Empty: the model begins itself."
+TAGGER_FIELDS = {"keep_underscores": "underscores", "maximum_tags": "most", "escape_parentheses": "escape"}
+"""Widget → field of the spec, where their names differ."""
 
 
 def first_inputs(kind: str) -> list:
@@ -28,7 +37,7 @@ def first_inputs(kind: str) -> list:
 
 def speak(cls, build, dataset, captioner, mode, batch_size, **widgets) -> io.NodeOutput:
     """Caption with a model that answers in sentences."""
-    decoding = {name: widgets.pop(name) for name in DECODING if name in widgets}
+    decoding = {name: widgets.pop(name) for name in DecodingSpec.model_fields if name in widgets}
     return caption(cls.hidden.unique_id, build, dataset, captioner, mode, batch_size, decoding=decoding, **widgets)
 
 
@@ -44,9 +53,7 @@ class CaptionBlip(io.ComfyNode):
                         "described once is kept and found again.",
             inputs=[
                 *first_inputs("blip"),
-                io.String.Input("prompt", default="",
-                                tooltip="How every caption begins, for example: a photo of. Empty: the model begins "
-                                        "itself."),
+                widget(BlipSpec, "prompt", tooltip=BEGINNING),
                 mode_input(), *decoding_inputs(40, 3), batch_input(8),
             ],
             outputs=outputs(),
@@ -74,9 +81,9 @@ class CaptionBlip2(io.ComfyNode):
                         "before a language model. Needs a graphics card.",
             inputs=[
                 *first_inputs("blip2"),
-                io.String.Input("prompt", default="",
-                                tooltip="A question in the form: Question: what is the person wearing? Answer: - only the "
-                                        "answer becomes the caption. Empty: a caption."),
+                widget(Blip2Spec, "prompt",
+                       tooltip="A question in the form: Question: what is the person wearing? Answer: - only the answer "
+                               "becomes the caption. Empty: a caption."),
                 mode_input(), *decoding_inputs(40, 3), batch_input(4),
             ],
             outputs=outputs(),
@@ -104,9 +111,7 @@ class CaptionGit(io.ComfyNode):
                         "of the COCO captions.",
             inputs=[
                 *first_inputs("git"),
-                io.String.Input("prompt", default="",
-                                tooltip="How every caption begins, for example: a photo of. Empty: the model begins "
-                                        "itself."),
+                widget(GitSpec, "prompt", tooltip=BEGINNING),
                 mode_input(), *decoding_inputs(40, 1), batch_input(8),
             ],
             outputs=outputs(),
@@ -134,10 +139,9 @@ class CaptionFlorence2(io.ComfyNode):
                         "small model that describes well.",
             inputs=[
                 *first_inputs("florence2"),
-                io.Combo.Input("instruction", options=["caption", "detailed caption", "more detailed caption", "objects",
-                                                       "text in the image"], default="detailed caption",
-                               tooltip="What is written: one sentence, two or three, a paragraph, the names of the objects "
-                                       "with commas between, or what can be read in the image."),
+                widget(Florence2Spec, "instruction",
+                       tooltip="What is written: one sentence, two or three, a paragraph, the names of the objects with "
+                               "commas between, or what can be read in the image."),
                 mode_input(), *decoding_inputs(256, 3), batch_input(8),
             ],
             outputs=outputs(),
@@ -165,27 +169,24 @@ class CaptionVisionLanguage(io.ComfyNode):
                         "SmolVLM, LLaVA, InternVL, Gemma 3 and others that transformers knows.",
             inputs=[
                 *first_inputs("vision_language"),
-                io.String.Input("instruction", multiline=True,
-                                default="Describe this image in one sentence for the training of an image generator. Name "
-                                        "the subject, what it does, its surroundings and the light. Do not begin with 'The "
-                                        "image shows'.",
-                                tooltip="What the model is asked about every image."),
+                widget(VisionLanguageSpec, "instruction", multiline=True,
+                       default="Describe this image in one sentence for the training of an image generator. Name the "
+                               "subject, what it does, its surroundings and the light. Do not begin with 'The image shows'.",
+                       tooltip="What the model is asked about every image."),
                 mode_input(), *decoding_inputs(120, 1), batch_input(2),
-                io.Int.Input("maximum_side", default=1024, min=0, max=8192,
-                             tooltip="Larger images are shrunk to this side in pixels before the model sees them. Less is "
-                                     "faster and needs less memory; 0: as they are."),
-                advanced(io.String.Input("system_prompt", multiline=True, default="", optional=True,
-                                         tooltip="What the model is told before the instruction; empty for none. Not all "
-                                                 "models take it.")),
-                advanced(io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, optional=True,
-                                        tooltip="0 always takes the likeliest word. Above it words are picked at random, "
-                                                "one image at a time; 0.6 is usual.")),
-                advanced(io.Float.Input("top_p", default=0.9, min=0.01, max=1.0, step=0.01, optional=True,
-                                        tooltip="With a temperature: pick from the likeliest words that together have this "
-                                                "probability.")),
+                widget(VisionLanguageSpec, "maximum_side",
+                       tooltip="Larger images are shrunk to this side in pixels before the model sees them. Less is faster "
+                               "and needs less memory; 0: as they are."),
+                widget(VisionLanguageSpec, "system", name="system_prompt", expert=True, multiline=True,
+                       tooltip="What the model is told before the instruction; empty for none. Not all models take it."),
+                widget(DecodingSpec, "temperature", step=0.05, expert=True,
+                       tooltip="0 always takes the likeliest word. Above it words are picked at random, one image at a "
+                               "time; 0.6 is usual."),
+                widget(DecodingSpec, "top_p", lowest=0.01, step=0.01, expert=True,
+                       tooltip="With a temperature: pick from the likeliest words that together have this probability."),
                 # Not "seed": frontends put a randomize control beside that, and every queue would ask anew.
-                advanced(io.Int.Input("caption_seed", default=0, min=0, max=MAXIMUM_SEED, optional=True,
-                                      tooltip="With a temperature: another number gives other captions.")),
+                widget(DecodingSpec, "caption_seed", expert=True,
+                       tooltip="With a temperature: another number gives other captions."),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -212,34 +213,28 @@ class TagImages(io.ComfyNode):
                         "onnxruntime. For bases that were trained on tags; thresholds can be changed without waiting.",
             inputs=[
                 *first_inputs("tagger"),
-                io.Float.Input("general_threshold", default=0.35, min=0.05, max=1.0, step=0.01,
-                               tooltip="Tags of what is seen are written from this probability on. Lower: more tags, and "
-                                       "more wrong ones."),
-                io.Float.Input("character_threshold", default=0.85, min=0.05, max=1.0, step=0.01,
-                               tooltip="Names of characters are written from this probability on."),
+                widget(TaggerSpec, "general_threshold", step=0.01,
+                       tooltip="Tags of what is seen are written from this probability on. Lower: more tags, and more wrong "
+                               "ones."),
+                widget(TaggerSpec, "character_threshold", step=0.01,
+                       tooltip="Names of characters are written from this probability on."),
                 mode_input(),
-                io.Boolean.Input("keep_underscores", default=False,
-                                 tooltip="Off: long_hair is written as long hair. Faces such as ^_^ keep theirs."),
-                io.String.Input("exclude", default="", multiline=True,
-                                tooltip="Tags that are never written, with commas or on lines of their own. Leave out here "
-                                        "what your trigger word shall stand for."),
+                widget(TaggerSpec, "underscores", name="keep_underscores",
+                       tooltip="Off: long_hair is written as long hair. Faces such as ^_^ keep theirs."),
+                widget(TaggerSpec, "exclude", multiline=True,
+                       tooltip="Tags that are never written, with commas or on lines of their own. Leave out here what your "
+                               "trigger word shall stand for."),
                 batch_input(8),
-                advanced(io.Boolean.Input("general", default=True, optional=True,
-                                          tooltip="Write tags of what is seen.")),
-                advanced(io.Boolean.Input("characters", default=True, optional=True,
-                                          tooltip="Write names of known characters.")),
-                advanced(io.Boolean.Input("rating", default=False, optional=True,
-                                          tooltip="Write the likeliest rating last, for example rating:general.")),
-                advanced(io.Combo.Input("order", options=["characters first", "probability", "alphabet"],
-                                        default="characters first", optional=True,
-                                        tooltip="characters first: then the others; within both, and with probability, the "
-                                                "likeliest first.")),
-                advanced(io.Int.Input("maximum_tags", default=0, min=0, max=1000, optional=True,
-                                      tooltip="The most tags for one image, the likeliest; 0: all. About 25 fit into 75 "
-                                              "tokens.")),
-                advanced(io.Boolean.Input("escape_parentheses", default=False, optional=True,
-                                          tooltip="Write parentheses as \\( \\), as prompts need them. Captions to train on "
-                                                  "do not.")),
+                widget(TaggerSpec, "general", expert=True, tooltip="Write tags of what is seen."),
+                widget(TaggerSpec, "characters", expert=True, tooltip="Write names of known characters."),
+                widget(TaggerSpec, "rating", expert=True,
+                       tooltip="Write the likeliest rating last, for example rating:general."),
+                widget(TaggerSpec, "order", expert=True,
+                       tooltip="characters first: then the others; within both, and with probability, the likeliest first."),
+                widget(TaggerSpec, "most", name="maximum_tags", expert=True,
+                       tooltip="The most tags for one image, the likeliest; 0: all. About 25 fit into 75 tokens."),
+                widget(TaggerSpec, "escape", name="escape_parentheses", expert=True,
+                       tooltip="Write parentheses as \\( \\), as prompts need them. Captions to train on do not."),
             ],
             outputs=outputs(),
             hidden=[io.Hidden.unique_id],
@@ -250,8 +245,7 @@ class TagImages(io.ComfyNode):
         return model_state("tagger", inputs["captioner"])
 
     @classmethod
-    def execute(cls, dataset, captioner, mode, batch_size, keep_underscores, exclude="", maximum_tags=0,
-                escape_parentheses=False, **settings):
+    def execute(cls, dataset, captioner, mode, batch_size, exclude="", **widgets):
         tags = tuple(tag.strip() for tag in re.split(r"[,\n]", exclude) if tag.strip())
         return caption(cls.hidden.unique_id, TaggerSpec, dataset, captioner, mode, batch_size, exclude=tags,
-                       underscores=keep_underscores, most=maximum_tags, escape=escape_parentheses, **settings)
+                       **fields_of(widgets, TAGGER_FIELDS))

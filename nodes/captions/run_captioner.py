@@ -13,10 +13,10 @@ from ...trainers.errors import UserError
 from ...trainers.events import CaptionedEvent
 from ...trainers.optional_packages import require_packages
 from ...trainers.spec import DatasetSpec, checked
-from ...trainers.spec.captioning import CaptioningSpec
+from ...trainers.spec.captioning import CaptioningSpec, DecodingSpec
 from ...trainers.words import counted
 from .. import host, sockets
-from ..widgets import Schema, advanced
+from ..widgets import Schema, advanced, widget
 
 CATEGORY = "FineTune/captions"
 SHOWN = 20
@@ -44,22 +44,21 @@ def mode_input():
 
 
 def batch_input(default: int):
-    return io.Int.Input("batch_size", default=default, min=1, max=256,
-                        tooltip="Images at once. More is faster on a GPU and needs more memory; when that is full, it is "
-                                "halved. The captions stay the same, but for rounding.")
+    return widget(CaptioningSpec, "batch_size", default=default,
+                  tooltip="Images at once. More is faster on a GPU and needs more memory; when that is full, it is halved. "
+                          "The captions stay the same, but for rounding.")
 
 
 def decoding_inputs(maximum_tokens: int, beams: int) -> list:
     return [
-        io.Int.Input("maximum_tokens", default=maximum_tokens, min=1, max=4096,
-                     tooltip="The longest answer in tokens, about 4 letters each. Training reads some 75 tokens of a "
-                             "caption (SD 1.x, SD 2.x, SDXL)."),
-        io.Int.Input("beams", default=beams, min=1, max=16,
-                     tooltip="Sentences that are followed at once, of which the best is kept. 3 is better and slower than "
-                             "1."),
-        advanced(io.Float.Input("repetition_penalty", default=1.0, min=1.0, max=3.0, step=0.05,
-                                tooltip="Above 1 words that were used become less likely; 1.2 stops a model that repeats "
-                                        "itself. 1: the model's own setting.")),
+        widget(DecodingSpec, "maximum_tokens", default=maximum_tokens,
+               tooltip="The longest answer in tokens, about 4 letters each. Training reads some 75 tokens of a caption "
+                       "(SD 1.x, SD 2.x, SDXL)."),
+        widget(DecodingSpec, "beams", default=beams,
+               tooltip="Sentences that are followed at once, of which the best is kept. 3 is better and slower than 1."),
+        advanced(widget(DecodingSpec, "repetition_penalty", step=0.05,
+                        tooltip="Above 1 words that were used become less likely; 1.2 stops a model that repeats itself. 1: "
+                                "the model's own setting.")),
     ]
 
 
