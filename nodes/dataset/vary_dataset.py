@@ -8,7 +8,7 @@ from ...trainers.errors import UserError
 from ...trainers.spec import AugmentationSpec, CaptionVariationSpec, DatasetSpec, checked
 from ...trainers.words import counted
 from .. import sockets
-from ..widgets import Schema
+from ..widgets import Schema, widget
 
 TEMPLATES = {"none": (), "ImageNet objects": IMAGENET_OBJECTS, "ImageNet styles": IMAGENET_STYLES}
 OWN = "own"
@@ -27,16 +27,15 @@ class VaryCaptions(io.ComfyNode):
                         "sentence. What varies is not learned by heart. The caption files stay as they are.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
-                io.Boolean.Input("shuffle", default=True,
-                                 tooltip="Put the tags into another order in every step, so that none counts more because "
-                                         "it comes first. For captions made of tags; sentences lose their sense."),
-                io.Int.Input("keep_tags", default=1, min=0, max=1000,
-                             tooltip="So many tags at the front stay where they are and are never left out: 1 for a trigger "
-                                     "word."),
-                io.Float.Input("tag_dropout", default=0.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Share of the other tags that is left out, each by itself. 0.1 is usual; much more, "
-                                       "and what the tags name is learned as part of the trigger."),
-                io.String.Input("separator", default=",", tooltip="What stands between tags."),
+                widget(CaptionVariationSpec, "shuffle", default=True,
+                       tooltip="Put the tags into another order in every step, so that none counts more because it comes "
+                               "first. For captions made of tags; sentences lose their sense."),
+                widget(CaptionVariationSpec, "keep_tags", default=1,
+                       tooltip="So many tags at the front stay in place and are never left out: 1 for a trigger word."),
+                widget(CaptionVariationSpec, "tag_dropout", step=0.05,
+                       tooltip="Fraction of the other tags that is left out, each by itself. 0.1 is usual; much more, and "
+                               "what the tags name is learned as part of the trigger."),
+                widget(CaptionVariationSpec, "separator", tooltip="What stands between tags."),
                 io.Combo.Input("templates", options=[*TEMPLATES, OWN], default="none",
                                tooltip="A sentence around the caption, another one in every step. ImageNet objects (a photo "
                                        "of a …) and styles (a painting in the style of …) are what Textual Inversion was "
@@ -94,22 +93,22 @@ class AugmentImages(io.ComfyNode):
                         "follow.",
             inputs=[
                 sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
-                io.Int.Input("variants", default=4, min=1, max=256,
-                             tooltip="Variants of each image, made and encoded once, before the first step: 4 variants "
-                                     "take 4 times as long to encode and 4 times the disk space in the cache. Steps take "
-                                     "no longer. 2 is enough for flip alone."),
-                io.Boolean.Input("flip", default=True,
-                                 tooltip="Mirror half of the variants left to right. Not for faces that must stay as they "
-                                         "are, for writing, or for anything with a left and a right."),
-                io.Float.Input("crop", default=0.0, min=0.0, max=0.5, step=0.05,
-                               tooltip="Cut away up to this share of either side, at a random place, and enlarge the rest. "
-                                       "0.1 is mild. What the caption names may be cut off."),
-                io.Float.Input("color", default=0.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="Change brightness, contrast and saturation by up to this share. 0.1 is mild. Not "
-                                       "for a style that lives by its colors."),
-                io.Float.Input("pixel_noise", default=0.0, min=0.0, max=0.5, step=0.01,
-                               tooltip="Grain on the images: its standard deviation, where black to white is 1. Above "
-                                       "0.02 it is learned too."),
+                widget(AugmentationSpec, "variants", default=4,
+                       tooltip="Variants of each image, made and encoded once, before the first step: 4 variants take 4 "
+                               "times as long to encode and 4 times the disk space in the cache. Steps take no longer. 2 is "
+                               "enough for flip alone."),
+                widget(AugmentationSpec, "flip", default=True,
+                       tooltip="Mirror half of the variants left to right. Not for faces that must stay as they are, for "
+                               "writing, or for anything with a left and a right."),
+                widget(AugmentationSpec, "crop", step=0.05,
+                       tooltip="Cut away up to this fraction of either side, at a random place, and enlarge the rest. 0.1 "
+                               "is mild. What the caption names may be cut off."),
+                widget(AugmentationSpec, "color", step=0.05,
+                       tooltip="Change brightness, contrast and saturation by up to this fraction. 0.1 is mild. Not for a "
+                               "style that lives by its colors."),
+                widget(AugmentationSpec, "noise", name="pixel_noise", step=0.01,
+                       tooltip="Grain on the images: its standard deviation, where black to white is 1. Above 0.02 it is "
+                               "learned too."),
             ],
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),

@@ -9,7 +9,7 @@ from ...trainers.spec.file_tasks import BakeSpec, OnnxSpec, ShardSpec
 from ...trainers.words import counted
 from .. import host, sockets
 from ..base_model.base_model import load_line
-from ..widgets import Schema
+from ..widgets import Schema, widget
 from .change_loras import chosen_rows, common, files_changed, lora_input, strength_input
 from .make_file import CATEGORY, make, name_input
 
@@ -82,8 +82,8 @@ class ShardCheckpoint(io.ComfyNode):
                 io.Combo.Input("checkpoint", options=[*host.base_files(), *host.shard_choices()],
                                tooltip="A checkpoint to split, or the index of shards (index/…) to join."),
                 name_input("shards", "the folder of the run, or, joined, in output/checkpoints"),
-                io.Float.Input("shard_size", default=2.0, min=0.0, max=1000.0, step=0.1,
-                               tooltip="Largest size of a file in GB. 0 joins: everything in one file."),
+                widget(ShardSpec, "shard_size", step=0.1,
+                       tooltip="Largest size of a file in GB. 0 joins: everything in one file."),
             ],
             outputs=[io.String.Output(display_name="summary", tooltip="The files, and where they lie.")],
             hidden=[io.Hidden.unique_id],
@@ -124,8 +124,8 @@ class ExportOnnx(io.ComfyNode):
                 lora_input("lora", "A LoRA to work in; (none) for the base alone or a stack alone.", none=True),
                 strength_input("strength"),
                 name_input("exported", "the folder of the run"),
-                io.Combo.Input("file_precision", options=["fp32", "fp16"], default="fp32",
-                               tooltip="Precision of the file. fp16 is half the size and meant for GPUs."),
+                widget(OnnxSpec, "file_precision",
+                       tooltip="Precision of the file. fp16 is half the size and meant for GPUs."),
                 sockets.LoraStack.Input("lora_stack", optional=True,
                                         tooltip="Any number of LoRAs with their own strengths."),
             ],

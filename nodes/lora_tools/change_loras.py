@@ -1,5 +1,6 @@
 """Tools that make LoRA files out of LoRA files."""
 from pathlib import Path
+from typing import get_args
 
 from comfy_api.latest import io
 from safetensors.torch import load_file
@@ -10,14 +11,13 @@ from ...trainers.families.recognition import fingerprint_of
 from ...trainers.reports import ConversionReport, MergeReport, MetadataReport
 from ...trainers.run_folder import Run
 from ...trainers.spec import checked
-from ...trainers.spec.file_tasks import ConvertSpec, LoraInput, MergeSpec, MetadataSpec
+from ...trainers.spec.file_tasks import ConvertSpec, LoraInput, MergeSpec, MetadataSpec, Rule
 from ...trainers.words import counted
 from .. import host, sockets
-from ..widgets import Schema
-from .make_file import CATEGORY, device, make, name_input
+from ..widgets import Schema, widget
+from .make_file import CATEGORY, device, make, name_input, threshold_input
 
 NONE = "(none)"
-RULES = ["exact", "fixed", "energy", "ratio", "knee"]
 PRECISIONS = ["fp16", "bf16", "fp32", "fp8", "int8"]
 PRECISION_HELP = ("Precision of the file. fp8 and int8 halve it once more; they load in ComfyUI as they are, and cost "
                   "about 4 % (fp8) or 1 % (int8) of what the LoRA changes.")
@@ -28,8 +28,8 @@ def lora_input(name: str, tooltip: str, none: bool = False) -> io.Combo.Input:
 
 
 def strength_input(name: str) -> io.Float.Input:
-    return io.Float.Input(name, default=1.0, min=-100.0, max=100.0, step=0.05,
-                          tooltip="1 adds the LoRA as it is, 0.5 half of it, below 0 subtracts it.")
+    return widget(LoraInput, "model", name=name, step=0.05,
+                  tooltip="1 adds the LoRA as it is, 0.5 half of it, below 0 subtracts it.")
 
 
 def lora_outputs() -> list:
@@ -93,13 +93,12 @@ class MergeLoras(io.ComfyNode):
                 lora_input("lora_b", "The second LoRA, or (none).", none=True),
                 strength_input("strength_b"),
                 name_input("merged", "output/loras"),
-                io.Combo.Input("rank_method", options=RULES, default="exact",
-                               tooltip="exact: nothing is lost, and ranks add up. fixed: rank. energy: the smallest rank "
-                                       "that keeps threshold of the sum. ratio: singular values above 1 ÷ threshold of the "
-                                       "largest. knee: where their curve bends."),
-                io.Int.Input("rank", default=32, min=1, max=1024, tooltip="The rank, or the most; not read with exact."),
-                io.Float.Input("threshold", default=0.9, min=0.0001, max=10_000.0, step=0.01,
-                               tooltip="For the rank methods energy (a fraction, at most 1) and ratio (a number above 1)."),
+                widget(MergeSpec, "rule", name="rank_method",
+                       tooltip="exact: nothing is lost, and ranks add up. fixed: rank. energy: the smallest rank that keeps "
+                               "threshold of the sum. ratio: singular values above 1 ÷ threshold of the largest. knee: "
+                               "where their curve bends."),
+                widget(MergeSpec, "rank", tooltip="The rank, or the most; not read with exact."),
+                threshold_input(MergeSpec),
                 io.Combo.Input("file_precision", options=PRECISIONS, default="fp16", tooltip=PRECISION_HELP),
                 sockets.LoraStack.Input("lora_stack", optional=True,
                                       tooltip="Any number of LoRAs with their own strengths, added to both above."),
@@ -138,14 +137,12 @@ class ResizeLora(io.ComfyNode):
             inputs=[
                 lora_input("lora", "The LoRA to resize."),
                 name_input("resized", "output/loras"),
-                io.Combo.Input("rank_method", options=RULES[1:], default="energy",
+                io.Combo.Input("rank_method", options=[rule for rule in get_args(Rule) if rule != "exact"], default="energy",
                                tooltip="fixed: rank. energy: the smallest rank that keeps threshold of the LoRA, for "
                                        "example 0.95. ratio: singular values above 1 ÷ threshold of the largest. knee: "
                                        "where their curve bends."),
-                io.Int.Input("rank", default=32, min=1, max=1024, tooltip="The rank, or the most that rank_method may "
-                                                                          "choose."),
-                io.Float.Input("threshold", default=0.95, min=0.0001, max=10_000.0, step=0.01,
-                               tooltip="For the rank methods energy (a fraction, at most 1) and ratio (a number above 1)."),
+                widget(MergeSpec, "rank", tooltip="The rank, or the most that rank_method may choose."),
+                threshold_input(MergeSpec, default=0.95),
                 strength_input("strength"),
                 io.Combo.Input("file_precision", options=PRECISIONS, default="fp16", tooltip=PRECISION_HELP),
             ],
@@ -188,9 +185,9 @@ class ConvertLora(io.ComfyNode):
             inputs=[
                 lora_input("lora", "The LoRA to convert."),
                 name_input("converted", "output/loras"),
-                io.Combo.Input("key_format", options=["same", "kohya", "diffusers", "comfyui"], default="same",
-                               tooltip="kohya: every program reads it. diffusers: lora_A and lora_B, for diffusers and "
-                                       "PEFT. comfyui: the names of ComfyUI's own Save LoRA."),
+                widget(ConvertSpec, "names", name="key_format",
+                       tooltip="kohya: every program reads it. diffusers: lora_A and lora_B, for diffusers and PEFT. "
+                               "comfyui: the names of ComfyUI's own Save LoRA."),
                 io.Combo.Input("file_precision", options=["same", *PRECISIONS], default="same", tooltip=PRECISION_HELP),
                 sockets.Base.Input("base", optional=True,
                                  tooltip="The model that the LoRA is for. Only needed for models of unusual size, such as "
@@ -251,9 +248,9 @@ class EditLoraMetadata(io.ComfyNode):
                 io.String.Input("tags", default="", tooltip="Separated by commas. Empty: as they are."),
                 io.String.Input("other_entries", default="", multiline=True,
                                 tooltip="Any entries, one a line: name = text. name = removes the entry."),
-                io.Boolean.Input("remove_training_metadata", default=False,
-                                 tooltip="Removes captions' tags, folder names, learning rates and all else that tells of "
-                                         "the training. What programs need to recognize the file stays."),
+                widget(MetadataSpec, "forget_training", name="remove_training_metadata",
+                       tooltip="Removes captions' tags, folder names, learning rates and all else that tells of the "
+                               "training. What programs need to recognize the file stays."),
             ],
             outputs=[*lora_outputs(), io.String.Output(display_name="metadata", tooltip="All entries as they are now.")],
             hidden=[io.Hidden.unique_id],

@@ -16,13 +16,14 @@ from ...trainers.spec import BaseModelSpec, checked
 from ...trainers.spec.file_tasks import ExtractionSpec
 from ...trainers.words import counted
 from .. import host, sockets
-from ..widgets import Schema, advanced
-from .make_file import CATEGORY, DEVICES, device, loads, make, name_input
+from ..widgets import Schema, advanced, fields_of, widget
+from .make_file import CATEGORY, DEVICES, device, loads, make, name_input, threshold_input
 
-RULES = ["fixed", "energy", "ratio", "knee"]
 RULE_HELP = ("How the rank of each layer is found. fixed: rank. energy: the smallest that keeps threshold of the change, "
              "for example 0.9. ratio: singular values above 1 ÷ threshold of the largest, for example 10. knee: where their "
              "curve bends. rank is the most in every case.")
+EXTRACTION_FIELDS = {"rank_method": "rule", "clamp_quantile": "clamp", "exact_svd": "exact"}
+"""Widget → field of the spec, where their names differ."""
 
 
 class ExtractLora(io.ComfyNode):
@@ -43,15 +44,13 @@ class ExtractLora(io.ComfyNode):
                                tooltip="The model that it was tuned from. (connected): original_base or original_model is "
                                        "connected."),
                 name_input("extracted", "output/loras"),
-                io.Combo.Input("rank_method", options=RULES, default="fixed", tooltip=RULE_HELP),
-                io.Int.Input("rank", default=32, min=1, max=1024,
-                             tooltip="Rank of every layer, or the most that rank_method may choose. 32 to 128 are usual."),
-                io.Float.Input("threshold", default=0.9, min=0.0001, max=10_000.0, step=0.01,
-                               tooltip="For the rank methods energy (a fraction, at most 1) and ratio (a number above 1)."),
-                io.Boolean.Input("text_encoders", default=True,
-                                 tooltip="Extract the text encoders too, where they differ."),
-                io.Boolean.Input("convolutions", default=True,
-                                 tooltip="Extract 3×3 convolutions too. Off makes a smaller file that keeps less."),
+                widget(ExtractionSpec, "rule", name="rank_method", tooltip=RULE_HELP),
+                widget(ExtractionSpec, "rank",
+                       tooltip="Rank of every layer, or the most that rank_method may choose. 32 to 128 are usual."),
+                threshold_input(ExtractionSpec),
+                widget(ExtractionSpec, "text_encoders", tooltip="Extract the text encoders too, where they differ."),
+                widget(ExtractionSpec, "convolutions",
+                       tooltip="Extract 3×3 convolutions too. Off makes a smaller file that keeps less."),
                 io.Combo.Input("file_precision", options=["fp16", "bf16", "fp32"], default="fp16",
                                tooltip="Precision of the file. The report compares all three."),
                 sockets.Base.Input("tuned_base", optional=True, tooltip="For example the base output of Train DreamBooth."),
@@ -62,14 +61,14 @@ class ExtractLora(io.ComfyNode):
                               tooltip="Its text encoder; leave it out to extract the model only."),
                 io.Model.Input("original_model", optional=True, tooltip="The model that it shall be compared with."),
                 io.Clip.Input("original_clip", optional=True, tooltip="Its text encoder."),
-                advanced(io.Int.Input("convolution_rank", default=0, min=0, max=1024, optional=True,
-                                      tooltip="Rank, or the most, of 3×3 convolutions. 0: the same as rank.")),
-                advanced(io.Float.Input("clamp_quantile", default=1.0, min=0.5, max=1.0, step=0.001, optional=True,
-                                        tooltip="Quantile at which outliers of the factors are cut off. 1 cuts nothing; "
-                                                "0.99 is what other tools do.")),
-                advanced(io.Boolean.Input("exact_svd", default=False, optional=True,
-                                          tooltip="Decompose large layers exactly instead of by random sketches: many times "
-                                                  "slower, and better by less than half a percent.")),
+                widget(ExtractionSpec, "convolution_rank", expert=True,
+                       tooltip="Rank, or the most, of 3×3 convolutions. 0: the same as rank."),
+                widget(ExtractionSpec, "clamp", name="clamp_quantile", lowest=0.5, step=0.001, expert=True,
+                       tooltip="Quantile at which outliers of the factors are cut off. 1 cuts nothing; 0.99 is what other "
+                               "tools do."),
+                widget(ExtractionSpec, "exact", name="exact_svd", expert=True,
+                       tooltip="Decompose large layers exactly instead of by random sketches: many times slower, and better "
+                               "by less than half a percent."),
                 advanced(io.Combo.Input("device", options=DEVICES, default="auto", optional=True,
                                         tooltip="Where the layers are decomposed. auto: the GPU if there is one.")),
             ],
@@ -92,9 +91,8 @@ class ExtractLora(io.ComfyNode):
         return [*(fingerprint_of(path) for path in paths), host.losses_of_files(inputs.get("name"))]
 
     @classmethod
-    def execute(cls, tuned, original, name, rank_method, tuned_base=None, original_base=None, tuned_model=None,
-                tuned_clip=None, original_model=None, original_clip=None, clamp_quantile=1.0, exact_svd=False,
-                device="auto", **widgets):
+    def execute(cls, tuned, original, name, tuned_base=None, original_base=None, tuned_model=None, tuned_clip=None,
+                original_model=None, original_clip=None, device="auto", **widgets):
         if (tuned_clip is None) != (original_clip is None):
             raise UserError("Only one of tuned_clip and original_clip is connected. Connect both, or none.")
         host.require_packages()
@@ -105,9 +103,8 @@ class ExtractLora(io.ComfyNode):
             ]
             (tuned_path, tuned_name), (base_path, base_name) = sides
             spec = checked(ExtractionSpec, name=name.strip(), tuned=str(tuned_path), base=str(base_path),
-                           tuned_name=tuned_name, base_name=base_name, rule=rank_method, clamp=clamp_quantile,
-                           exact=exact_svd, folders=host.run_folders(),
-                           device=chosen_device(device), **widgets)
+                           tuned_name=tuned_name, base_name=base_name, folders=host.run_folders(),
+                           device=chosen_device(device), **fields_of(widgets, EXTRACTION_FIELDS))
             configs = [Path(each.configs) for each in (tuned_base, original_base) if each is not None and each.configs]
             made = make(spec, ExtractionReport, cls.hidden.unique_id, lambda run, report: host.unloaded_lora_keys(
                 load_file(run.artifact), report.family, base_path, tuned_path, *configs))

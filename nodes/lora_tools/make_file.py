@@ -5,8 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ...trainers.errors import UserError
-from ...trainers.spec.file_tasks import FileTaskSpec
+from ...trainers.spec.file_tasks import ExtractionSpec, FileTaskSpec, MergeSpec
 from .. import host
+from ..widgets import widget
 
 CATEGORY = "FineTune/lora tools"
 KINDS = {"bake": ("checkpoint",), **dict.fromkeys(("extract", "merge", "convert", "metadata"), ("lora",))}
@@ -17,6 +18,11 @@ DEVICES = ["auto", "cpu", "cuda"]
 def name_input(default: str, where: str) -> io.String.Input:
     return io.String.Input("name", default=default,
                            tooltip=f"Names the file in {where}. A name that is taken by another result gets -2, -3, …")
+
+
+def threshold_input(spec: type[ExtractionSpec] | type[MergeSpec], default: float | None = None):
+    return widget(spec, "threshold", default=default, lowest=0.0001, step=0.01,
+                  tooltip="For the rank methods energy (a fraction, at most 1) and ratio (a number above 1).")
 
 
 def device() -> str:
