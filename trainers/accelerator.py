@@ -24,7 +24,8 @@ def accelerated(spec) -> Iterator[Accelerator]:
 def make_accelerator(spec) -> Accelerator:
     """An Accelerator with the spec's precision: bf16 where the GPU has it, else fp16 on CUDA, else fp32."""
     on_cpu, precision = spec.device == "cpu", spec.memory.precision
-    on_cuda = PartialState(cpu=on_cpu).device.type == "cuda"
+    device = PartialState(cpu=on_cpu).device
+    on_cuda = device is not None and device.type == "cuda"
     if precision == "auto":
         precision = "fp32" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if precision == "fp16" and not on_cuda:

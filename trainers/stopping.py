@@ -105,8 +105,9 @@ class StopRequest:
 
 def knock():
     """A signal to the main thread; on POSIX it wakes it from waiting too."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, KNOCK)
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, KNOCK)
     else:
         import _thread
 

@@ -4,7 +4,7 @@ Checkpoints in the original layout are what every program loads. Source of the f
 trees. Tensors are the same, apart from those that `*_tensors` functions reshape. The UNet's names: `layer_names.unet`.
 """
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ VAE_PARTS = (
     ("to_k", "k"), ("to_v", "v"), ("conv_norm_out", "norm_out"), (".resnets.", ".block."),
     ("downsamplers.0", "downsample"), ("upsamplers.0", "upsample"), ("encoder.down_blocks", "encoder.down"),
 )
+PROJECTION = "text_projection.weight"
+"""Transformers' name of the weight that OpenCLIP keeps transposed."""
 
 
 def original_vae_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,25 +51,34 @@ def open_clip_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def open_clip_pieces(weights: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
     """The same without copies: each tensor as the pieces that make it up along the first axis."""
-    renamed = {}
-    for name, tensor in weights.items():
-        name = name.removeprefix("text_model.")
-        if name == "text_projection.weight":
-            renamed["text_projection"] = (tensor.T,)
+    return {
+        name: tuple(weights[part].T if part == PROJECTION else weights[part] for part in parts)
+        for name, parts in open_clip_parts(weights).items()
+    }
+
+
+def open_clip_parts(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """OpenCLIP's names, and which of transformers' tensors make each up along the first axis; of the projection it is the
+    transposed one."""
+    parts: dict[str, tuple[str, ...]] = {}
+    for full in names:
+        name = full.removeprefix("text_model.")
+        if name == PROJECTION:
+            parts["text_projection"] = (full,)
         elif name.startswith("embeddings."):
             token = name == "embeddings.token_embedding.weight"
-            renamed["token_embedding.weight" if token else "positional_embedding"] = (tensor,)
+            parts["token_embedding.weight" if token else "positional_embedding"] = (full,)
         elif name.startswith("final_layer_norm"):
-            renamed[name.replace("final_layer_norm", "ln_final")] = (tensor,)
+            parts[name.replace("final_layer_norm", "ln_final")] = (full,)
         elif match := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)", name):
-            fused = tuple(weights[f"text_model.{name}".replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj"))
-            renamed[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = fused
+            parts[f"transformer.resblocks.{match[1]}.attn.in_proj_{match[2]}"] = tuple(
+                f"text_model.{name}".replace("q_proj", part) for part in ("q_proj", "k_proj", "v_proj"))
         elif not re.search(r"\.self_attn\.[kv]_proj\.", name):
             name = name.replace("encoder.layers.", "transformer.resblocks.")
             for transformers, original in OPEN_CLIP_PARTS:
                 name = name.replace(transformers, original)
-            renamed[name] = (tensor,)
-    return renamed
+            parts[name] = (full,)
+    return parts
 
 
 def transformers_clip_tensors(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """A model as the tensors of one file in the original layout: what was trained from memory, all else from the base."""
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,11 @@ from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.ldm_layout import open_clip_pieces, original_vae_tensors
 from ..artifacts.tensor_files import Entry, entry_of, finite, read_entries
 from ..artifacts.weights import Weights
-from .sizes import UNET, VAE
+from ..spec import BaseModelSpec
+from .sizes import UNET, VAE, unet_shape
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 COMPONENTS = (UNET, VAE, "cond_stage_model.", "conditioner.")
 """What else a file holds (markers, schedules) is no weight, and keeps its precision."""
@@ -21,10 +26,9 @@ Pieces = dict[str, tuple[Tensor, ...]]
 """Name in a single file → the tensors that make it up along the first axis: views, no copies."""
 
 
-def unet_pieces(denoiser: nn.Module) -> Pieces:
-    attention = ["CrossAttn" in block for block in denoiser.config.up_block_types]
-    layers = denoiser.config.layers_per_block
-    return {UNET + original_unet_name(name, layers, attention): (tensor,) for name, tensor in denoiser.state_dict().items()}
+def unet_pieces(denoiser: "UNet2DConditionModel") -> Pieces:
+    shape = unet_shape(denoiser.config)
+    return {UNET + original_unet_name(name, *shape): (tensor,) for name, tensor in denoiser.state_dict().items()}
 
 
 def vae_pieces(vae: nn.Module) -> Pieces:
@@ -61,7 +65,8 @@ def idle_layers(pieces: Pieces, count: int) -> Pieces:
     return added
 
 
-def checkpoint_entries(trained: Pieces, base, others, dtype: torch.dtype) -> dict[str, Entry]:
+def checkpoint_entries(trained: Pieces, base: BaseModelSpec, others: Callable[[], Pieces],
+                       dtype: torch.dtype) -> dict[str, Entry]:
     """Every tensor of the file. Of a single-file base all that was not trained is copied as it is, under the base's own
     names, and converted only from another precision; `others()` makes the rest of a diffusers folder's."""
     if base.layout != "single_file":

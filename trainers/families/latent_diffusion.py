@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,18 @@ from torch import Tensor, nn
 from ..artifacts.layer_names import ReleasedNames
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
+from ..spec import BaseModelSpec
 from . import checkpoint_writing, component_loading, text_loading, unet_recognition
 from .component_configs import component_config, config_folder
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
 from .protocol import Family, LatentFormat, LoraPreset, TextEncoders
 from .samplers import DiscreteSampler
 from .sizes import UNET, stated_sizes
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ATTENTION = r"attn[12]\.to_(q|k|v|out\.0)$"
 LORA_TARGETS = MappingProxyType({
@@ -36,7 +43,7 @@ LIBRARY_FIELDS = ("torch_dtype", "dtype", "transformers_version")
 TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 
 
-class LatentDiffusion(Family):
+class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
     """The half of the family protocol that does not differ between the generations."""
 
     name: str
@@ -51,14 +58,14 @@ class LatentDiffusion(Family):
     def layer_names(self) -> ReleasedNames:
         return ReleasedNames(self.name)
 
-    def native_resolution(self, base) -> int:
+    def native_resolution(self, base: BaseModelSpec) -> int:
         side = component_config(base, "unet").get("sample_size")
         return side * self.latent_format(base).downscale if isinstance(side, int) else self.lora_preset.resolution
 
-    def is_small(self, base) -> bool:
+    def is_small(self, base: BaseModelSpec) -> bool:
         return component_config(base, "unet")["block_out_channels"][0] < SMALL
 
-    def size_metadata(self, base) -> dict[str, str]:
+    def size_metadata(self, base: BaseModelSpec) -> dict[str, str]:
         return stated_sizes(config_folder(base), self.name)
 
     def recognize(self, source: ModelSource) -> Recognized | None:
@@ -67,7 +74,7 @@ class LatentDiffusion(Family):
     def objective_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
         return unet_recognition.objective_of(path, tensors, metadata)
 
-    def latent_format(self, base) -> LatentFormat:
+    def latent_format(self, base: BaseModelSpec) -> LatentFormat:
         config = component_config(base, "vae")
         downscale = 2 ** (len(config["block_out_channels"]) - 1)
         return LatentFormat(
@@ -78,58 +85,61 @@ class LatentDiffusion(Family):
             multiple=downscale,
         )
 
-    def latent_identity(self, base, memory: Path) -> Sequence:
+    def latent_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
         return [self.name, asdict(self.latent_format(base)), *self._content(base, memory, ["vae"])]
 
-    def caption_identity(self, base, memory: Path) -> Sequence:
+    def caption_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
         """Captions are cut at the length that the config of their encoder says."""
         encoders, parts = [component for component, _ in self.text_places.values()], ModelParts.of(base)
         tokenizers = [parts[name].fingerprint(memory) for name in TOKENIZERS if name in parts]
         return [self.name, tokenizers, *self._content(base, memory, encoders)]
 
-    def _content(self, base, memory: Path, components: Sequence[str]) -> Sequence:
+    def _content(self, base: BaseModelSpec, memory: Path, components: Sequence[str]) -> Sequence:
         """Weights and configs, without what libraries note in configs for themselves."""
         parts = ModelParts.of(base)
         return [[parts[name].fingerprint(memory), {
             field: value for field, value in component_config(base, name).items() if not field.startswith("_")
             and field not in LIBRARY_FIELDS}] for name in components]
 
-    def load_vae(self, base) -> nn.Module:
+    def load_vae(self, base: BaseModelSpec) -> "AutoencoderKL":
         return component_loading.load_vae(base)
 
-    def load_denoiser(self, base, dtype: torch.dtype) -> nn.Module:
+    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> "UNet2DConditionModel":
         return component_loading.load_unet(base, dtype)
 
-    def alphas_cumprod(self, base) -> Tensor:
+    def alphas_cumprod(self, base: BaseModelSpec) -> Tensor:
         return component_loading.load_alphas_cumprod(base)
 
-    def sampler(self, base, zero_terminal_snr: bool = False) -> DiscreteSampler:
+    def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> DiscreteSampler:
         return DiscreteSampler(component_loading.load_sampler(base, zero_terminal_snr))
 
     @torch.no_grad()
-    def encode_images(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+    def encode_images(self, vae: "AutoencoderKL", pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """The mode of the posterior: its spread is a hundredth of the latents', and the mode can be cached."""
-        return (vae.encode(pixels).latent_dist.mode() - latent_format.shift) * latent_format.scale
+        posterior = vae.encode(pixels, return_dict=False)[0]
+        return (posterior.mode() - latent_format.shift) * latent_format.scale
 
     @torch.no_grad()
-    def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
-        return vae.decode(latents / latent_format.scale + latent_format.shift).sample.clamp(-1, 1)
+    def decode_latents(self, vae: "AutoencoderKL", latents: Tensor, latent_format: LatentFormat) -> Tensor:
+        latents = latents / latent_format.scale + latent_format.shift
+        found = vae.decode(latents, return_dict=False)  # pyright: ignore[reportArgumentType]  # any Tensor, not FloatTensor
+        return found[0].clamp(-1, 1)
 
-    def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
+    def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
         """Two places of the encoder's length go to the start and end tokens."""
         tokenizer = next(iter(tokenizers.values()))
         count = len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2
         return count, tokenizer.model_max_length - 2
 
-    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
+    def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
         return TEXT_LORA_TARGET
 
     def text_key(self, encoder_name: str, module_name: str) -> str:
         """Since transformers 5.6 the names of CLIPTextModel's modules lack `text_model.`."""
         return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
 
-    def checkpoint_entries(self, base, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype,
-                           zero_terminal: bool = False) -> list[Entry]:
+    def checkpoint_entries(self, base: BaseModelSpec, denoiser: "UNet2DConditionModel", encoders: Mapping[str, nn.Module],
+                           dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:
         def others() -> checkpoint_writing.Pieces:
             text = {**self.load_text(base, dtype).encoders, **encoders}
             vae = checkpoint_writing.vae_pieces(self.load_vae(base))
@@ -147,11 +157,11 @@ class LatentDiffusion(Family):
         """Layers that a single file holds and a diffusers folder has left out, because nobody reads them."""
         return {}
 
-    def marked(self, entries: list[Entry], base, zero_terminal: bool) -> list[Entry]:
+    def marked(self, entries: list[Entry], base: BaseModelSpec, zero_terminal: bool) -> list[Entry]:
         """The entries with the marker tensors from which loaders know what the model predicts."""
         return entries
 
-    def trained_and_base(self, base, denoiser: nn.Module,
+    def trained_and_base(self, base: BaseModelSpec, denoiser: "UNet2DConditionModel",
                          encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         if base.layout == "single_file":
             trained = {**checkpoint_writing.unet_pieces(denoiser), **self._text_pieces(encoders)}
@@ -166,7 +176,7 @@ class LatentDiffusion(Family):
         for encoder, module in encoders.items():
             yield from checkpoint_writing.pairs_in_folder(module, parts[self.text_places[encoder][0]].files)
 
-    def attention_widths(self, base) -> dict[str, frozenset[int]]:
+    def attention_widths(self, base: BaseModelSpec) -> dict[str, frozenset[int]]:
         config = component_config(base, "unet")
         levels = zip(config["block_out_channels"], config["down_block_types"])
         inner = [width for width, block in levels if block.startswith("CrossAttn")]
@@ -179,16 +189,16 @@ class LatentDiffusion(Family):
         match = re.match(r"(down|up)_blocks\.(\d+)\.|mid_block\.", module_name)
         return "other" if not match else f"{match[1]}.{match[2]}" if match[1] else "mid"
 
-    def block_names(self, base) -> list[str]:
+    def block_names(self, base: BaseModelSpec) -> list[str]:
         levels = range(len(component_config(base, "unet")["block_out_channels"]))
         return [*(f"down.{level}" for level in levels), "mid", *(f"up.{level}" for level in levels), "other"]
 
 
-def hidden_states(text: TextEncoders, encoder: str, captions):
+def hidden_states(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Any:
     """The encoder's output with all hidden states, for tokens cut and padded to its length."""
     return text.encoders[encoder](text_loading.tokenize(text, encoder, captions), output_hidden_states=True)
 
 
-def final_norm(encoder: nn.Module) -> nn.Module:
+def final_norm(encoder: "PreTrainedModel") -> nn.Module:
     """The layer norm after the last layer; transformers 5.6 moved it up from `text_model`."""
-    return getattr(encoder, "text_model", encoder).final_layer_norm
+    return getattr(encoder, "text_model", encoder).get_submodule("final_layer_norm")

@@ -20,6 +20,7 @@ from .weight_files import weight_files
 
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 """Components that are words and no weights."""
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
 AT_ONCE = 1 << 24
 """Bytes that are read at once for a hash."""
 
@@ -117,7 +118,7 @@ class ModelSource:
 class Recognized:
     """What a family found in a `ModelSource` of its own. `files` is everything that is read, for the fingerprint."""
 
-    objective: Literal["epsilon", "v_prediction", "flow"]
+    objective: PredictionType
     components: tuple[ComponentSpec, ...]
     files: tuple[Path, ...]
     zero_terminal_snr: bool = False

@@ -2,7 +2,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from ..spec import BaseModelSpec
 from . import get
+from .protocol import LoraPreset
 
 FITTING = 0.75, 1.5
 """A resolution is right from so many times the native one to so many."""
@@ -64,12 +66,12 @@ SMALL_PRESETS = {
 }
 
 
-def native_resolution(base) -> int:
+def native_resolution(base: BaseModelSpec) -> int:
     """Pixels of the side of the square images that a base was made for."""
     return get(base.family).native_resolution(base)
 
 
-def resolution_note(base, resolution: int) -> str:
+def resolution_note(base: BaseModelSpec, resolution: int) -> str:
     """What to know of a resolution that does not fit the base; empty where it does."""
     native = native_resolution(base)
     if FITTING[0] <= resolution / native <= FITTING[1]:
@@ -78,7 +80,7 @@ def resolution_note(base, resolution: int) -> str:
             f"at such a size it learns shapes that it does not make otherwise. A resolution of {native} fits")
 
 
-def recommended(base, method: str, images: int, class_images: bool = False) -> Preset:
+def recommended(base: BaseModelSpec, method: str, images: int, class_images: bool = False) -> Preset:
     """Starting values for a kind of method on this base with this many images."""
     if get(base.family).is_small(base):
         preset = SMALL_PRESETS[method]
@@ -91,7 +93,7 @@ def recommended(base, method: str, images: int, class_images: bool = False) -> P
     return replace(preset, steps=steps, resolution=native_resolution(base), batch_size=batch_size)
 
 
-def _lora(preset) -> Preset:
+def _lora(preset: LoraPreset) -> Preset:
     """A family's values for LoRA."""
     return Preset(steps=preset.steps, learning_rate=preset.learning_rate, source=preset.source, batch_size=preset.batch_size,
                   min_snr_gamma=preset.min_snr_gamma,

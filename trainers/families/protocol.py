@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,15 @@ from torch import Tensor, nn
 from ..artifacts.layer_names import FamilyNames, underscored
 from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
+from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .model_parts import ModelParts, ModelSource, Recognized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Vae = TypeVar("Vae", bound=nn.Module)
+Denoiser = TypeVar("Denoiser", bound=nn.Module)
 
 Guidance = Literal["classifier-free", "distilled", "none"]
 """How images follow the prompt more closely. "classifier-free": two predictions, one of them for the negative prompt (Ho &
@@ -34,6 +41,7 @@ class Sampler(Protocol):
 
     def sample(self, predict: Predict, noise: Tensor, steps: int) -> Tensor:
         """Unit Gaussian noise [batch, channels, height, width] → latents, in `steps` steps."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,17 +79,18 @@ class TextEncoders(nn.Module):
     of captions and the text that the tokenizers see instead.
     """
 
-    def __init__(self, tokenizers: Mapping[str, object], encoders: Mapping[str, nn.Module]):
+    def __init__(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], encoders: Mapping[str, "PreTrainedModel"]):
         super().__init__()
         self.tokenizers = dict(tokenizers)
-        self.encoders = nn.ModuleDict(encoders)
+        # torch's own types say neither that a ModuleDict is a mapping nor of what.
+        self.encoders = cast("Mapping[str, PreTrainedModel]", nn.ModuleDict(encoders))
         self.clip_skip = 0
         self.aliases: dict[str, str] = {}
 
 
-class Family(Protocol):
+class Family(Protocol[Vae, Denoiser]):
     """A family may inherit from this: what has a body here is what most families answer. Checkpoints are then the
-    denoiser alone, in a file of its own."""
+    denoiser alone, in a file of its own. `Vae` and `Denoiser` are the classes that it loads."""
 
     name: str
     """Identifier in specs, for example "sd1"."""
@@ -98,52 +107,54 @@ class Family(Protocol):
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
 
-    def base_metadata(self, base) -> Mapping[str, str]:
+    def base_metadata(self, base: BaseModelSpec) -> Mapping[str, str]:
         """`metadata` with what is to be said of this base alone, and `modelspec.implementation`."""
         return self.metadata
 
-    def size_metadata(self, base) -> dict[str, str]:
+    def size_metadata(self, base: BaseModelSpec) -> dict[str, str]:
         """What a checkpoint made of this base must say of its sizes to be loaded again; empty for released sizes."""
         return {}
 
-    def native_resolution(self, base) -> int:
+    def native_resolution(self, base: BaseModelSpec) -> int:
         """Pixels of the side of the square images that a base was made for."""
         return self.lora_preset.resolution
 
-    def is_small(self, base) -> bool:
+    def is_small(self, base: BaseModelSpec) -> bool:
         """Whether a base is smaller than the released models of the family, and so wants other starting values."""
         return False
 
     def recognize(self, source: ModelSource) -> Recognized | None:
         """What a file or folder is, if it is of this family; None for everything else. UserError for a model of this family
         that cannot be trained."""
+        ...
 
     def objective_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
         """What a single file of this family says that it predicts, from its header; "" for what is of no such family."""
         return ""
 
-    def latent_format(self, base) -> LatentFormat: ...
+    def latent_format(self, base: BaseModelSpec) -> LatentFormat: ...
 
-    def latent_identity(self, base, memory: Path) -> Sequence:
+    def latent_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
         """What latents depend on besides the image, as JSON: the content of the VAE, and how latents are scaled. Bases that
         share it share what is encoded. `memory` is the folder that remembers fingerprints."""
         vae = ModelParts.of(base)["vae"]
         return [self.name, asdict(self.latent_format(base)), vae.fingerprint(memory)]
 
-    def caption_identity(self, base, memory: Path) -> Sequence:
+    def caption_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
         """The same of conditioning besides the caption: text encoders, tokenizers, how long a caption may be."""
         parts = ModelParts.of(base).parts
         text = sorted(name for name in parts if name not in ("denoiser", "vae"))
         return [self.name, *(parts[name].fingerprint(memory) for name in text)]
 
-    def load_vae(self, base) -> nn.Module:
+    def load_vae(self, base: BaseModelSpec) -> Vae:
         """The autoencoder in float32 (half precision overflows in SDXL's)."""
+        ...
 
-    def load_text(self, base, dtype: torch.dtype) -> TextEncoders: ...
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders: ...
 
-    def load_denoiser(self, base, dtype: torch.dtype) -> nn.Module: ...
+    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> Denoiser: ...
 
-    def alphas_cumprod(self, base) -> Tensor | None:
+    def alphas_cumprod(self, base: BaseModelSpec) -> Tensor | None:
         """The discrete noise schedule, float32 [steps]; None for flow models."""
         return None
 
@@ -152,17 +163,21 @@ class Family(Protocol):
         (Esser et al. 2024, arXiv:2403.03206, eq. 23): a function of the length of the sequence that they become. 1: not."""
         return 1.0
 
-    def sampler(self, base, zero_terminal_snr: bool = False) -> Sampler:
+    def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> Sampler:
         """For previews and class images; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
+        ...
 
-    def encode_images(self, vae: nn.Module, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+    def encode_images(self, vae: Vae, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """Pixels float [batch, 3, height, width] in -1…1 → latents [batch, channels, height / 8, width / 8]."""
+        ...
 
-    def decode_latents(self, vae: nn.Module, latents: Tensor, latent_format: LatentFormat) -> Tensor:
+    def decode_latents(self, vae: Vae, latents: Tensor, latent_format: LatentFormat) -> Tensor:
         """The way back; pixels are clamped to -1…1."""
+        ...
 
     def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
         """What one of the text encoders says of captions. Gradients flow to whatever in `text` requires them."""
+        ...
 
     def joined(self, said: Mapping[str, Conditioning]) -> Conditioning:
         """The conditioning out of what all encoders say, by their names."""
@@ -176,47 +191,51 @@ class Family(Protocol):
         """What the denoiser wants to know of how images were cropped, on the CPU; empty where it wants nothing."""
         return Conditioning()
 
-    def load_tokenizers(self, base) -> Mapping[str, object]: ...
+    def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]: ...
 
-    def token_count(self, tokenizers: Mapping[str, object], caption: str) -> tuple[int, int]:
+    def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
         """(tokens of the caption, tokens that fit)."""
+        ...
 
-    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, denoiser: Denoiser, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """One denoising call. `conditioning` is that of the captions and that of the crops together."""
+        ...
 
-    def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
+    def denoiser_key(self, denoiser: Denoiser, module_name: str) -> str:
         """Prefix and name of a denoiser module in LoRA files, for example "lora_unet_mid_block_attentions_0_…"."""
         return f"lora_unet_{underscored(module_name)}"
 
-    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
+    def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
         """Regular expression over a text encoder's modules: those whose output reaches the denoiser."""
+        ...
 
     def text_key(self, encoder_name: str, module_name: str) -> str: ...
 
-    def attention_widths(self, base) -> dict[str, frozenset[int]]:
+    def attention_widths(self, base: BaseModelSpec) -> dict[str, frozenset[int]]:
         """Widths of what keys and values are made of, in "self-attention" and in "cross-attention"."""
+        ...
 
     def block_of(self, module_name: str) -> str:
         """The block that a denoiser module belongs to: "down.0", "mid", "up.2", or "other"."""
         return self.layer_names.block(underscored(module_name))
 
-    def block_names(self, base) -> list[str]:
+    def block_names(self, base: BaseModelSpec) -> list[str]:
         """All blocks of a base model's denoiser, in the order of the data flow."""
         return list(self.layer_names.blocks)
 
-    def checkpoint_entries(self, base, denoiser: nn.Module, encoders: Mapping[str, nn.Module], dtype: torch.dtype,
-                           zero_terminal: bool = False) -> list[Entry]:
+    def checkpoint_entries(self, base: BaseModelSpec, denoiser: Denoiser, encoders: Mapping[str, nn.Module],
+                           dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:
         """Every tensor of a single file in the original layout, in `dtype`: the trained denoiser and text encoders (those
         in `encoders`), all else as the base has it. Tensors are read when they are written. `zero_terminal`: trained with
         a noise schedule that ends in pure noise."""
         return [entry_of(name, [tensor.to(dtype)]) for name, tensor in denoiser.state_dict().items()]
 
-    def trained_and_base(self, base, denoiser: nn.Module,
+    def trained_and_base(self, base: BaseModelSpec, denoiser: Denoiser,
                          encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of trained tensors and those they started as, which are read from the base one at a time."""
         stored = ModelParts.of(base)["denoiser"].entries()
         yield from ((tensor, stored[name].tensor()) for name, tensor in denoiser.state_dict().items())
 
-    def objective_note(self, base, denoiser: nn.Module) -> str | None:
+    def objective_note(self, base: BaseModelSpec, denoiser: Denoiser) -> str | None:
         """A sentence when ComfyUI cannot tell from a checkpoint what the model predicts."""
         return None

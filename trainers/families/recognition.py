@@ -3,13 +3,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..spec import BaseModelSpec
 from . import FAMILIES
 from .component_configs import config_file
-from .model_parts import ModelSource
+from .model_parts import ModelSource, PredictionType
 from .sizes import unpacked_configs
 
 NOT_YET = {
@@ -20,7 +21,7 @@ NOT_YET = {
 DENOISER = "model.diffusion_model."
 
 
-def recognize(path: str, name: str, prediction: str = "auto", configs: str = "",
+def recognize(path: str, name: str, prediction: PredictionType | Literal["auto"] = "auto", configs: str = "",
               others: Sequence[str] = ()) -> BaseModelSpec:
     """What is at `path`, or a UserError that says why it is no base: a .safetensors checkpoint, a diffusers folder, or a
     denoiser alone, of which `others` are the files with the text encoders and the VAE.

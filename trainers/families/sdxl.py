@@ -1,17 +1,24 @@
 """Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): two text encoders, pooled text and size conditioning."""
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
+from ..spec import BaseModelSpec
 from . import text_loading
 from .conditioning import Conditioning
 from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states
 from .protocol import LoraPreset, TextEncoders
+from .sizes import unet_shape
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 V_MARKER, ZERO_MARKER = "v_pred", "ztsnr"
 
@@ -34,17 +41,17 @@ class StableDiffusionXL(LatentDiffusion):
         "modelspec.architecture": "stable-diffusion-xl-v1-base",
     })
 
-    def base_metadata(self, base) -> Mapping[str, str]:
+    def base_metadata(self, base: BaseModelSpec) -> Mapping[str, str]:
         return {**self.metadata, "modelspec.implementation": "https://github.com/Stability-AI/generative-models"}
 
-    def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
         """"te1" is CLIP ViT-L, "te2" OpenCLIP ViT-bigG; the second pads with "!" (token 0)."""
         return TextEncoders(self.load_tokenizers(base), {
             "te1": text_loading.load_clip(base, "text_encoder", dtype),
             "te2": text_loading.load_clip(base, "text_encoder_2", dtype, projection=True),
         })
 
-    def load_tokenizers(self, base) -> Mapping[str, object]:
+    def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
         return {
             "te1": text_loading.load_tokenizer(base, "tokenizer", "<|endoftext|>"),
             "te2": text_loading.load_tokenizer(base, "tokenizer_2", "!"),
@@ -65,19 +72,17 @@ class StableDiffusionXL(LatentDiffusion):
         """Section 2.2 of the paper: "sizes" float [batch, 6], in pixels."""
         return Conditioning({"sizes": torch.tensor([crop.sizes for crop in crops], dtype=torch.float32)})
 
-    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, denoiser: "UNet2DConditionModel", latents: Tensor, timesteps: Tensor,
+                conditioning: Conditioning) -> Tensor:
         pooled = conditioning["pooled"]
         added = {"text_embeds": pooled, "time_ids": conditioning["sizes"].to(pooled)}
         return denoiser(latents, timesteps, conditioning["hidden"], added_cond_kwargs=added).sample
 
-    def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
+    def denoiser_key(self, denoiser: "UNet2DConditionModel", module_name: str) -> str:
         """kohya writes the original names for SDXL."""
-        config = denoiser.config
-        with_attention = ["CrossAttn" in block for block in config.up_block_types]
-        name = original_unet_name(module_name, config.layers_per_block, with_attention)
-        return "lora_unet_" + name.replace(".", "_")
+        return "lora_unet_" + original_unet_name(module_name, *unet_shape(denoiser.config)).replace(".", "_")
 
-    def marked(self, entries: list[Entry], base, zero_terminal: bool) -> list[Entry]:
+    def marked(self, entries: list[Entry], base: BaseModelSpec, zero_terminal: bool) -> list[Entry]:
         """ComfyUI takes SDXL for v-prediction by an empty tensor of that name, with pure noise at the end by another."""
         zero_terminal = zero_terminal or base.zero_terminal_snr
         wanted = [V_MARKER, ZERO_MARKER] if zero_terminal else [V_MARKER]
@@ -86,7 +91,7 @@ class StableDiffusionXL(LatentDiffusion):
         missing = set(wanted) - {entry.name for entry in entries}
         return [*entries, *(entry_of(name, (torch.zeros(0),)) for name in wanted if name in missing)]
 
-    def text_lora_target(self, encoder_name: str, encoder: nn.Module) -> str:
+    def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
         """The last layer of the first encoder is passed over: SDXL reads the one before it."""
         if encoder_name == "te1":
             return rf"layers\.(?!{encoder.config.num_hidden_layers - 1}\.)\d+\.({TEXT_LORA_TARGET})"

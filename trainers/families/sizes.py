@@ -8,11 +8,12 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..files import read_json, write_json
-from .component_configs import CONFIGS, config_file
+from .component_configs import CONFIGS, config_file, read_object
 
 METADATA = "finetune.configs"
 """JSON: component → its diffusers or transformers config."""
@@ -28,13 +29,17 @@ TOKENS = ("cond_stage_model.transformer.text_model.embeddings.token_embedding.we
           "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight")
 
 
+def unet_shape(unet: Mapping[str, Any]) -> tuple[int, list[bool]]:
+    """What the original names of a UNet's layers depend on: layers per block, and which up blocks have attentions."""
+    return unet["layers_per_block"], ["CrossAttn" in block for block in unet["up_block_types"]]
+
+
 def read_configs(folder: Path) -> dict[str, dict]:
     """The component configs of a diffusers folder, without what libraries note for themselves (`_name_or_path` may be a
     path of this disk, and files get shared)."""
-    paths = {name: folder / name / file for name, file in COMPONENTS.items()}
-    configs = {name: read_json(path) for name, path in paths.items() if path.is_file()}
+    configs = {name: read_object(folder / name / file) for name, file in COMPONENTS.items()}
     return {name: {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
-            for name, config in configs.items()}
+            for name, config in configs.items() if config is not None}
 
 
 def stated_sizes(folder: Path, family: str) -> dict[str, str]:

@@ -2,14 +2,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..spec import BaseModelSpec
 from . import checkpoint_writing, text_loading
 from .conditioning import Conditioning
 from .latent_diffusion import LatentDiffusion, final_norm, hidden_states
 from .protocol import LoraPreset, TextEncoders
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import PreTrainedTokenizerBase
 
 V_SPREAD = 0.09
 """Standard deviation of the bias from which ComfyUI infers v-prediction (its `supported_models.py`)."""
@@ -30,19 +36,19 @@ class StableDiffusion(LatentDiffusion):
     lora_preset: LoraPreset
     metadata: Mapping[str, str]
 
-    def base_metadata(self, base) -> Mapping[str, str]:
+    def base_metadata(self, base: BaseModelSpec) -> Mapping[str, str]:
         version = self.metadata["ss_base_model_version"] + ("_v" if base.objective == "v_prediction" else "")
         return {**self.metadata, "ss_base_model_version": version, "modelspec.implementation": "diffusers"}
 
-    def native_resolution(self, base) -> int:
+    def native_resolution(self, base: BaseModelSpec) -> int:
         """Both sizes of SD 2.x have the same shapes; only the one for 768 predicts v."""
         return 512 if self.own_layer == 2 and base.objective == "epsilon" else super().native_resolution(base)
 
-    def load_text(self, base, dtype: torch.dtype) -> TextEncoders:
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
         encoder = text_loading.load_clip(base, "text_encoder", dtype)
         return TextEncoders(self.load_tokenizers(base), {"te": encoder})
 
-    def load_tokenizers(self, base) -> Mapping[str, object]:
+    def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
         return {"te": text_loading.load_tokenizer(base, "tokenizer", self.pad_token)}
 
     @property
@@ -53,7 +59,7 @@ class StableDiffusion(LatentDiffusion):
         """ComfyUI's SD 2.x has all layers of the original encoder, although it reads the penultimate one."""
         return checkpoint_writing.idle_layers(self._text_pieces(encoders), self.own_layer - 1) if self.own_layer > 1 else {}
 
-    def objective_note(self, base, denoiser: nn.Module) -> str | None:
+    def objective_note(self, base: BaseModelSpec, denoiser: "UNet2DConditionModel") -> str | None:
         """ComfyUI takes every SD 1.x for epsilon, and an SD 2.x for v-prediction by the spread of a bias."""
         bias = dict(denoiser.named_parameters()).get("up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias")
         v = self.own_layer == 2 and bias is not None and float(bias.detach().float().std(unbiased=False)) > V_SPREAD
@@ -70,7 +76,8 @@ class StableDiffusion(LatentDiffusion):
             return Conditioning({"hidden": output.last_hidden_state})
         return Conditioning({"hidden": final_norm(text.encoders[encoder])(output.hidden_states[-1 - skipped])})
 
-    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+    def predict(self, denoiser: "UNet2DConditionModel", latents: Tensor, timesteps: Tensor,
+                conditioning: Conditioning) -> Tensor:
         return denoiser(latents, timesteps, conditioning["hidden"]).sample
 
 

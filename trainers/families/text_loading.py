@@ -2,19 +2,32 @@
 
 transformers is imported where it is needed, as `component_loading` says.
 """
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
 from ..errors import UserError
+from ..spec import BaseModelSpec
 from ..words import whole_word
 from .component_configs import CONFIGS, component_config
 from .component_loading import explained
 from .model_parts import ModelParts
 from .protocol import TextEncoders
+
+if TYPE_CHECKING:
+    from transformers import (
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        PreTrainedTokenizerBase,
+        T5EncoderModel,
+    )
+
+Encoder = TypeVar("Encoder", bound=nn.Module)
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
@@ -22,8 +35,9 @@ LONGEST_VOCABULARY = 50_000_000
 """Bytes of a file of a tokenizer; CLIP's has one million, T5's two."""
 
 
-def load_encoder(base, component: str, dtype: torch.dtype, make: Callable[[dict], nn.Module],
-                 renamed: Callable[[dict, nn.Module], dict] = lambda weights, model: weights) -> nn.Module:
+def load_encoder(base: BaseModelSpec, component: str, dtype: torch.dtype, make: Callable[[dict], Encoder],
+                 renamed: Callable[[dict[str, Tensor], Encoder], dict[str, Tensor]] = lambda weights, model: weights,
+                 ) -> Encoder:
     """Any text encoder, frozen, in evaluation mode, on the CPU. `make(config)` builds it without weights, `renamed` gives
     the weights of the part the names that it has. Raises UserError when weights are missing."""
     part = ModelParts.of(base)[component]
@@ -33,7 +47,8 @@ def load_encoder(base, component: str, dtype: torch.dtype, make: Callable[[dict]
     return model.to(dtype).requires_grad_(False).eval()
 
 
-def load_clip(base, component: str, dtype: torch.dtype, projection: bool = False) -> nn.Module:
+def load_clip(base: BaseModelSpec, component: str, dtype: torch.dtype,
+              projection: bool = False) -> "CLIPTextModel | CLIPTextModelWithProjection":
     """A CLIP text encoder. Behind a prefix that ends in ".model." it is in OpenCLIP's layout, else in transformers'."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -44,18 +59,18 @@ def load_clip(base, component: str, dtype: torch.dtype, projection: bool = False
         lambda weights, model: transformers_clip_tensors(weights, model.config.num_hidden_layers) if open_clip else weights)
 
 
-def load_t5(base, component: str, dtype: torch.dtype) -> nn.Module:
+def load_t5(base: BaseModelSpec, component: str, dtype: torch.dtype) -> "T5EncoderModel":
     """The encoder of a T5, whose token embedding has two names, of which files hold the one or the other."""
     from transformers import T5Config, T5EncoderModel
 
-    def both(weights: dict, model: nn.Module) -> dict:
+    def both(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         shared = weights.get("shared.weight", weights.get("encoder.embed_tokens.weight"))
         return weights if shared is None else {**weights, "shared.weight": shared, "encoder.embed_tokens.weight": shared}
 
     return load_encoder(base, component, dtype, lambda config: T5EncoderModel(T5Config.from_dict(config)), both)
 
 
-def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor], title: str):
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], title: str):
     wanted = model.state_dict()
     # Old files lack the text_model. prefix, and so do the modules of CLIPTextModel since transformers 5.6.
     bare = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
@@ -67,8 +82,8 @@ def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor], title: str):
     model.load_state_dict(found, strict=False)
 
 
-def load_tokenizer(base, component: str, pad_token: str):
-    """A CLIPTokenizer: the folder's own, or CLIP's vocabulary with the padding of this encoder."""
+def load_tokenizer(base: BaseModelSpec, component: str, pad_token: str) -> "CLIPTokenizer":
+    """The folder's own, or CLIP's vocabulary with the padding of this encoder."""
     from transformers import CLIPTokenizer
 
     parts = ModelParts.of(base)
@@ -79,9 +94,9 @@ def load_tokenizer(base, component: str, pad_token: str):
     return clip_tokenizer(pad_token)
 
 
-def load_t5_tokenizer(base, component: str, fallback: Path):
-    """A fast T5 tokenizer: the folder's own, or the family's in `fallback`."""
-    from transformers import T5TokenizerFast
+def load_t5_tokenizer(base: BaseModelSpec, component: str, fallback: Path) -> "PreTrainedTokenizerBase":
+    """A T5TokenizerFast: the folder's own, or the family's in `fallback`."""
+    from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  # an alias since version 5
 
     parts = ModelParts.of(base)
     folder = parts[component].path if component in parts else fallback
@@ -98,14 +113,14 @@ def require_ordinary(folder: Path, title: str):
                         "again.")
 
 
-def clip_tokenizer(pad_token: str = "<|endoftext|>"):
-    """A CLIPTokenizer, without any base model."""
+def clip_tokenizer(pad_token: str = "<|endoftext|>") -> "CLIPTokenizer":
+    """CLIP's vocabulary, without any base model."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token, local_files_only=True)
 
 
-def tokenize(text: TextEncoders, encoder: str, captions) -> torch.Tensor:
+def tokenize(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Tensor:
     """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
     tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
     for word, replacement in text.aliases.items():

@@ -10,7 +10,7 @@ from ..artifacts.weights import Weights
 from ..errors import UserError
 from ..spec import ComponentSpec
 from .component_configs import CONFIGS, config_file, read_config
-from .model_parts import ModelSource, Recognized, in_file, in_folder
+from .model_parts import ModelSource, PredictionType, Recognized, in_file, in_folder
 from .sizes import UNET, VAE
 from .weight_files import weight_files
 
@@ -100,7 +100,7 @@ def _require_ordinary_unet(unet: Mapping, name: str):
                         "models have; it cannot be trained yet. Choose an ordinary SD 1.x, SD 2.x or SDXL model.")
 
 
-def _objective_of_scheduler(scheduler: Mapping, name: str) -> str:
+def _objective_of_scheduler(scheduler: Mapping, name: str) -> PredictionType:
     kind, stated = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
     if kind.startswith("EDM") or scheduler.get("timestep_type") == "continuous":
         raise _other_objective(name, f"EDM ({kind})")
@@ -269,7 +269,7 @@ def _other_objective(name: str, kind: str) -> UserError:
 
 
 def _prediction(weights: Weights, prefix: str, family: str, tensors: Mapping[str, dict],
-                metadata: Mapping[str, str]) -> str:
+                metadata: Mapping[str, str]) -> PredictionType:
     """Epsilon or v: from the marker tensor, the metadata, or for SD 2.x from a weight whose spread tells them apart
     (the rule ComfyUI uses: above 0.09 in one norm's bias means v)."""
     if "v_pred" in tensors:

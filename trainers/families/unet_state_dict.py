@@ -4,16 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..artifacts.layer_names.unet import original_unet_name
-from ..artifacts.ldm_layout import open_clip_pieces
+from ..artifacts.ldm_layout import open_clip_parts
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
 from ..errors import UserError
+from ..spec import BaseModelSpec
 from . import get
 from .checkpoint_writing import plain
 from .component_configs import component_config
+from .latent_diffusion import LatentDiffusion
 from .model_parts import ModelParts
 from .recognition import recognize
-from .sizes import UNET
+from .sizes import UNET, unet_shape
 
 
 def weights_of(path: Path, title: str = "") -> Weights:
@@ -25,19 +27,21 @@ def weights_of(path: Path, title: str = "") -> Weights:
                             "other formats can run code; convert it first.")
         return replace(Weights.of_file(path), title=title)
     base = recognize(str(path), title)
-    entries = {UNET + original_unet_name(name, *shape_of(component_config(base, "unet"))): entry
+    family = get(base.family)
+    if not isinstance(family, LatentDiffusion):
+        raise UserError(f"{title!r} is a {family.title} model, and only folders of SD 1.x, SD 2.x and SDXL are read here. "
+                        "Choose a single .safetensors file.")
+    entries = {UNET + original_unet_name(name, *unet_shape(component_config(base, "unet"))): entry
                for name, entry in _component(base, "unet").items()}
-    for component, prefix in get(base.family).text_places.values():
+    for component, prefix in family.text_places.values():
         entries |= _text(_component(base, component), prefix)
     return Weights(title, entries)
 
 
-def shape_of(config: Mapping) -> tuple[int, list[bool]]:
-    """What the original names depend on: layers per block, and which up blocks have attentions."""
-    return config["layers_per_block"], ["CrossAttn" in block for block in config["up_block_types"]]
 
 
-def _component(base, component: str) -> dict[str, Entry]:
+
+def _component(base: BaseModelSpec, component: str) -> dict[str, Entry]:
     return ModelParts.of(base)[component].entries()
 
 
@@ -45,8 +49,8 @@ def _text(entries: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
     named = {f"text_model.{plain(name)}": entry for name, entry in entries.items() if name != "text_projection.weight"}
     if prefix.endswith(".transformer."):
         return {prefix + name: entry for name, entry in named.items()}
-    pieces = open_clip_pieces({name: entry for name, entry in named.items() if not name.endswith("position_ids")})
-    return {prefix + name: _joined(prefix + name, parts) for name, parts in pieces.items()}
+    pieces = open_clip_parts(name for name in named if not name.endswith("position_ids"))
+    return {prefix + name: _joined(prefix + name, [named[part] for part in parts]) for name, parts in pieces.items()}
 
 
 def _joined(name: str, parts: Sequence[Entry]) -> Entry:

@@ -53,6 +53,8 @@ def elementwise_error(error: Tensor, loss: str, threshold: Tensor | None = None)
     if loss == "l1":
         return error.abs()
     if loss == "huber":
+        if threshold is None:
+            raise ValueError("the Huber loss needs a threshold")
         c = per_sample(threshold.float(), error)
         # c(√(e² + c²) - c) = e²c / (√(e² + c²) + c), without the difference of nearly equal numbers.
         return 2 * c * error.square() / ((error.square() + c**2).sqrt() + c)

@@ -34,16 +34,20 @@ class Objective(Protocol):
 
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         """Noise each sample with its own generator, as the settings want it."""
+        ...
 
     def levels(self, fractions: Tensor) -> Tensor:
         """Noise levels [batch] at these fractions of the schedule, 0 clean and 1 noise, as `mix` takes them."""
+        ...
 
     def mix(self, latents: Tensor, noise: Tensor, levels: Tensor, mixed: Tensor | None = None) -> Noised:
         """Latents with `noise` mixed in, which the target knows; or with `mixed`, where that is another one."""
+        ...
 
     def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """How wrong a prediction is: a scalar in float32. `masks` [batch, 1, height, width] in 0…1; `weights` [batch], how
         much each sample counts besides."""
+        ...
 
 
 @dataclass(frozen=True)

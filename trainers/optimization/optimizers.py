@@ -30,7 +30,7 @@ def _adamw(parameters, spec: OptimizerSpec):
 
 def _adamw_8bit(parameters, spec: OptimizerSpec):
     """Moments in 8 bits, by blocks (Dettmers et al. 2021, arXiv:2110.02861); those of small tensors stay in 32."""
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, weight_decay=spec.weight_decay)
 

@@ -21,7 +21,8 @@ class GroupwiseProdigy(Prodigy):
             group["factor"] = group["lr"] / spec.learning_rate
         with redirect_stdout(sys.stderr):  # it prints, and standard output carries events
             super().__init__(
-                parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, weight_decay=spec.weight_decay,
+                parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon,
+                weight_decay=spec.weight_decay,  # pyright: ignore[reportArgumentType]  # untyped there, and 0 by default
                 decouple=True, use_bias_correction=True, safeguard_warmup=True,
             )
 
@@ -41,8 +42,8 @@ class GroupwiseProdigy(Prodigy):
         for group, rate in zip(groups, rates):
             group["lr"] = rate
         for group, values in zip(scaled, before):
-            torch._foreach_lerp_(values, group["params"], group["factor"])
-            torch._foreach_copy_(group["params"], values)
+            for parameter, value in zip(group["params"], values):
+                parameter.copy_(value.lerp_(parameter, group["factor"]))
         for parameter, gradient in zip(resting, gradients):
             parameter.grad = gradient
         return loss

@@ -77,7 +77,11 @@ def make_class_images(spec: ClassImagesSpec, emit: Emit, stop_requested: Callabl
         # PNG images take at most about the 3 bytes of their pixels.
         ensure_space(folder.folder, 3 * spec.resolution**2 * len(missing))
         _make(spec, images_of(folder), missing, emit, stop_requested)
-    return _found(folder, spec)
+        found = _found(folder, spec)
+    if found is None:
+        raise UserError(f"The class images of {spec.prompt!r} have disappeared from {images_of(folder)} while they were made. "
+                        "Queue again.")
+    return found
 
 
 def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, stop_requested: Callable[[], bool]):

@@ -16,8 +16,9 @@ class ConditionedModel(nn.Module):
         self.family, self.denoiser, self.text = family, denoiser, text
 
     def forward(self, latents: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
-        conditioning = batch.conditioning if self.text is None else batch.conditioning | self.condition(batch.captions)
+        conditioning = batch.conditioning | self.condition(batch.captions)
         return self.family.predict(self.denoiser, latents, timesteps, conditioning)
 
     def condition(self, captions: Sequence[str]) -> Conditioning:
-        return self.family.encode_captions(self.text, captions)
+        """Of captions, while the text encoders train; empty when captions were encoded beforehand."""
+        return self.family.encode_captions(self.text, captions) if self.text else Conditioning()

@@ -65,7 +65,8 @@ def train(
                 raise UserError(f"The loss is not a number any more at step {step + 1}. Lower the learning rate, or choose "
                                 "the precision bf16 or fp32; then queue again.")
             gradient_norm = clip(accelerator, optimizer, step, spec.optimizer.maximum_gradient_norm)
-            learning_rates = dict(zip((group["name"] for group in optimizer.param_groups), schedule.get_last_lr()))
+            learning_rates = {group["name"]: float(rate)
+                              for group, rate in zip(optimizer.param_groups, schedule.get_last_lr())}
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
@@ -93,7 +94,7 @@ def accumulate_gradients(accelerator: Accelerator, model: nn.Module, planned: Se
                 loss = loss + extra
             accelerator.backward(loss)
         total += loss.detach()
-    return accelerator.reduce(total, reduction="mean")
+    return torch.as_tensor(accelerator.reduce(total, reduction="mean"))
 
 
 def clip(accelerator: Accelerator, optimizer: torch.optim.Optimizer, step: int, maximum: float) -> torch.Tensor:
@@ -107,7 +108,7 @@ def clip(accelerator: Accelerator, optimizer: torch.optim.Optimizer, step: int, 
     norm = accelerator.clip_grad_norm_(training, maximum or float("inf"))
     for parameter in stopped:
         parameter.grad = None
-    return norm
+    return torch.as_tensor(norm)
 
 
 def agreed(accelerator: Accelerator, go_on: bool) -> bool:
@@ -115,4 +116,4 @@ def agreed(accelerator: Accelerator, go_on: bool) -> bool:
     if accelerator.num_processes == 1:
         return go_on
     stops = accelerator.reduce(torch.tensor(0.0 if go_on else 1.0, device=accelerator.device), reduction="sum")
-    return stops.item() == 0
+    return bool(stops == 0)

@@ -27,8 +27,8 @@ def prefetched(batches: Batches, steps: range, device: torch.device) -> Iterator
 
     planned = (micro for step in steps for micro in batches.plan(step))
     # A thread begins with the first GPU as its own, and pinning would open a context there.
-    own_gpu = (torch.cuda.set_device, (torch.cuda.current_device(),)) if on_cuda else (None, ())
-    pool = ThreadPoolExecutor(1, "prefetch", *own_gpu)
+    pool = (ThreadPoolExecutor(1, "prefetch", torch.cuda.set_device, (torch.cuda.current_device(),)) if on_cuda
+            else ThreadPoolExecutor(1, "prefetch"))
     try:
         with closing(ahead(pool, read, planned, BEGUN)) as reading:
             yield reading
