@@ -105,7 +105,7 @@ def compare(family_name: str, text, prepare_host, folder: Path, label: str) -> l
 
     family, encode = families.get(family_name), prepare_host(folder)
     method = TextualInversion(TextualInversionSpec(token="zorp", vectors=3), 1e-3)
-    parts = Parts(family, None, text)
+    parts = Parts(family, None, text, None)
     method.attach(parts, seed=5)
     name = f"word_{label.replace(' ', '_')}"
     method.save(parts, folder, name, {})

@@ -131,7 +131,7 @@ def exported(family: str, fields: dict, unet, text: dict, path: Path) -> dict:
 
     spec = LoraSpec(rank=1, alpha=1, **fields, text_encoder_learning_rate=1e-4)
     method = methods.make(spec, 1e-4, families.get(family))
-    parts = Parts(families.get(family), unet, TextEncoders({}, text))
+    parts = Parts(families.get(family), unet, TextEncoders({}, text), None)
     method.attach(parts, seed=0)
     for module in (unet, *text.values()):
         fill_adapters(module)

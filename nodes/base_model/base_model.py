@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from ...trainers import families
 from ...trainers.errors import UserError
 from ...trainers.families.presets import native_resolution
-from ...trainers.families.recognition import fingerprint_of, recognize
+from ...trainers.families.recognition import PredictionChoice, fingerprint_of, recognize
 from ...trainers.families.sizes import check_sizes
 from ...trainers.spec import BaseModelSpec
 from .. import host, sockets
@@ -21,7 +21,7 @@ def describe(base: BaseModelSpec) -> str:
                       *([base.storage] if base.storage else [])])
 
 
-def chosen_base(checkpoint: str, prediction: str):
+def chosen_base(checkpoint: str, prediction: PredictionChoice) -> BaseModelSpec:
     """The base behind a choice. Raises UserError for what cannot be trained."""
     path = host.base_path(checkpoint)
     base = recognize(str(path), checkpoint, prediction)

@@ -84,7 +84,7 @@ def engine_hidden(host, file, lora=None) -> torch.Tensor:
         if lora and f"{key}.alpha" in lora:
             add_change(module, lora, key)
     method = TextualInversion(TextualInversionSpec(token="zorp", vectors=len(vectors)), 1)
-    method.attach(Parts(family, None, text), 0)
+    method.attach(Parts(family, None, text, base), 0)
     with torch.no_grad():
         method.words["te"].vectors.copy_(vectors)
         return family.encode_captions(text, ["zorp emoji of a lion"])["hidden"]

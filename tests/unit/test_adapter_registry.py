@@ -50,7 +50,7 @@ def test_a_toy_kind_trains_is_saved_and_is_known_to_readers(outer, tiny_bases, m
 
 def test_a_toy_kind_is_loaded_back_merged_and_converted(outer, tmp_path):
     family, denoiser = families.get("sd1"), tiny.make_unet("sd1")
-    parts, method = Parts(family, denoiser, None), methods.make(outer, 1e-4, families.get("sd1"))
+    parts, method = Parts(family, denoiser, None, None), methods.make(outer, 1e-4, families.get("sd1"))
     method.attach(parts, 0)
     draw, wanted = torch.Generator().manual_seed(0), {}
     for name, layer in trained.adapter_layers(denoiser):

@@ -36,7 +36,8 @@ def attached(family="sd1", dtype=torch.float32, text=False, **fields):
     method = methods.make(specs.LoraSpec(**fields), 1e-4, families.get(family))
     torch.manual_seed(3)
     encoders = {"te": CLIPTextModel(tiny.text_config())}
-    parts = Parts(families.get(family), tiny.make_unet(family).to(dtype), TextEncoders({}, encoders) if text else None)
+    unet = tiny.make_unet(family).to(dtype)
+    parts = Parts(families.get(family), unet, TextEncoders({}, encoders if text else {}), None)
     return method, parts, method.attach(parts, seed=0)
 
 

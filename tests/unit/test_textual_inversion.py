@@ -151,12 +151,12 @@ def test_random_vectors_have_the_mean_and_spread_of_the_vocabulary(tiny_bases):
     with torch.no_grad():
         rows.mul_(torch.linspace(0.5, 2, tiny.WIDTH)).add_(torch.linspace(-3, 3, tiny.WIDTH))
     method = TextualInversion(specs.TextualInversionSpec(token="zorp", vectors=75), 1e-2)
-    method.attach(Parts(family, None, text), 3)
+    method.attach(Parts(family, None, text, tiny_bases["sd1"]), 3)
     vectors = method.words["te"].vectors.detach()
     assert torch.allclose(vectors.mean(dim=0), rows.mean(dim=0), atol=5 * rows.std(dim=0).max().item() / 75**0.5)
     assert torch.allclose(vectors.std(dim=0), rows.std(dim=0), rtol=0.5)
     again = TextualInversion(specs.TextualInversionSpec(token="zorp", vectors=75), 1e-2)
-    again.attach(Parts(family, None, family.load_text(tiny_bases["sd1"], torch.float32)), 4)
+    again.attach(Parts(family, None, family.load_text(tiny_bases["sd1"], torch.float32), tiny_bases["sd1"]), 4)
     assert not torch.equal(vectors, again.words["te"].vectors)
 
 

@@ -13,6 +13,7 @@ from .component_configs import config_file
 from .model_parts import ModelSource, PredictionType
 from .sizes import unpacked_configs
 
+PredictionChoice = PredictionType | Literal["auto"]
 NOT_YET = {
     "joint_blocks.0.context_block.attn.qkv.weight": "Stable Diffusion 3",
     "double_blocks.0.img_attn.norm.key_norm.scale": "Flux",
@@ -21,7 +22,7 @@ NOT_YET = {
 DENOISER = "model.diffusion_model."
 
 
-def recognize(path: str, name: str, prediction: PredictionType | Literal["auto"] = "auto", configs: str = "",
+def recognize(path: str, name: str, prediction: PredictionChoice = "auto", configs: str = "",
               others: Sequence[str] = ()) -> BaseModelSpec:
     """What is at `path`, or a UserError that says why it is no base: a .safetensors checkpoint, a diffusers folder, or a
     denoiser alone, of which `others` are the files with the text encoders and the VAE.

@@ -3,6 +3,7 @@ from importlib import import_module
 
 from ..errors import UserError
 from ..families.protocol import Family
+from ..spec import MethodSpec
 from .protocol import Method
 
 WHERE = {
@@ -15,7 +16,7 @@ WHERE = {
 KINDS = tuple(WHERE)
 
 
-def make(spec, learning_rate: float, family: Family) -> Method:
+def make(spec: MethodSpec, learning_rate: float, family: Family) -> Method:
     """The method that a spec's `method` part describes, if the family supports it."""
     module, name = WHERE[spec.kind]
     method = getattr(import_module(f".{module}", __name__), name)(spec, learning_rate)

@@ -2,7 +2,6 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ..artifacts.checkpoint import PRECISIONS, change, save_checkpoint
@@ -49,7 +48,7 @@ class Full:
             parameter.requires_grad_(not self._frozen(parts.family.block_of(name)))
         groups = [ParameterGroup("denoiser", self.learning_rate, trainable(parts.denoiser))]
         if self.trains_text():
-            parts.text.encoders.requires_grad_(True)
+            parts.text.requires_grad_(True)
             reached = reached_by(parts.family.encode_captions(parts.text, [""]).tensors.values())
             for name, encoder in parts.text.encoders.items():
                 for parameter in encoder.parameters():
@@ -78,13 +77,15 @@ class Full:
 def reached_by(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
     """The parameters that outputs depend on, found in the graph that autograd keeps: SDXL, for example, reads no more
     than the first text encoder's last but one layer, and what is behind it gets no gradient."""
-    found, seen, waiting = set(), set(), [each.grad_fn for each in outputs if each.grad_fn is not None]
+    found: set[nn.Parameter] = set()
+    seen, waiting = set(), [each.grad_fn for each in outputs]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(getattr(node, "variable", None), torch.Tensor):
-            found.add(node.variable)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, nn.Parameter):
+            found.add(variable)
         waiting.extend(each for each, _ in node.next_functions)
     return found

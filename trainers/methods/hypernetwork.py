@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +57,17 @@ class Network(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self, context: Tensor) -> Tensor:
-        hidden = self.linear[0](context)
-        for layer in self.linear[1:]:
+        first, *others = self.linear
+        hidden = first(context)
+        for layer in others:
             if isinstance(layer, nn.Linear):
                 hidden = nn.functional.dropout(hidden, self.dropout, self.training)
             hidden = layer(hidden)
         return hidden
+
+
+Pair = tuple[Network, Network]
+"""For keys, for values."""
 
 
 def _initialize(layer: nn.Linear, spec: HypernetworkSpec):
@@ -83,6 +89,8 @@ class Hypernetwork:
 
     def __init__(self, spec: HypernetworkSpec, learning_rate: float):
         self.spec, self.learning_rate = spec, learning_rate
+        self.networks: dict[int, Pair] = {}
+        """By the width of what goes in."""
 
     def trains_text(self) -> bool:
         return False
@@ -116,21 +124,22 @@ class Hypernetwork:
         denoiser = parts.denoiser.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.derive(seed, randomness.INITIALIZATION))
-            networks = nn.ModuleDict({
-                str(width): nn.ModuleList([Network(width, self.spec), Network(width, self.spec)])
-                for width in self._widths(parts.family, parts.base)
-            })
-        for keys, _ in networks.values():
+            self.networks = {width: (Network(width, self.spec), Network(width, self.spec))
+                             for width in self._widths(parts.family, parts.base)}
+        for keys, _ in self.networks.values():
             # What is added to all keys alike cancels in the softmax of attention. Its gradient would be nothing but
             # rounding, which Adam blows up to full steps.
-            if isinstance(keys.linear[-1], (nn.Linear, nn.LayerNorm)):
-                keys.linear[-1].bias.requires_grad_(False)
-        for layer in [*denoiser.modules()]:
-            if hasattr(layer, "to_k") and str(layer.to_k.in_features) in networks:
-                keys, values = networks[str(layer.to_k.in_features)]
-                layer.to_k.register_forward_pre_hook(partial(_add, keys))
-                layer.to_v.register_forward_pre_hook(partial(_add, values))
-        denoiser.hypernetwork = networks  # part of the denoiser, so that it moves, trains and is wrapped with it
+            last = keys.linear[-1]
+            if isinstance(last, (nn.Linear, nn.LayerNorm)):
+                last.bias.requires_grad_(False)
+        for name, layer in denoiser.named_modules():
+            part = name.rpartition(".")[2]
+            if part in ("to_k", "to_v") and isinstance(layer, nn.Linear) and layer.in_features in self.networks:
+                keys, values = self.networks[layer.in_features]
+                layer.register_forward_pre_hook(partial(_add, keys if part == "to_k" else values))
+        # Part of the denoiser, so that they move, train and are wrapped with it.
+        networks = nn.ModuleDict({str(width): nn.ModuleList(pair) for width, pair in self.networks.items()})
+        denoiser.hypernetwork = networks
         return [ParameterGroup("hypernetwork", self.learning_rate, trainable(networks))]
 
     def regularizer(self) -> None:
@@ -140,16 +149,15 @@ class Hypernetwork:
         pass
 
     def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
-        path, networks = folder / f"{name}.pt", parts.denoiser.hypernetwork
-        save_hypernetwork(
-            path, {int(width): tuple(network.state_dict() for network in pair) for width, pair in networks.items()},
-            self._description(name, parts.base, metadata))
+        path = folder / f"{name}.pt"
+        states = {width: (keys.state_dict(), values.state_dict()) for width, (keys, values) in self.networks.items()}
+        save_hypernetwork(path, states, self._description(name, parts.base, metadata))
         return Saved(
-            files=(SavedFile.at("hypernetwork", path),), change_norm=change_norm(networks),
-            widths=tuple(sorted(int(width) for width in networks)),
-            parameters=sum(tensor.numel() for tensor in networks.state_dict().values()))
+            files=(SavedFile.at("hypernetwork", path),), change_norm=change_norm(self.networks),
+            widths=tuple(sorted(self.networks)),
+            parameters=sum(tensor.numel() for pair in states.values() for state in pair for tensor in state.values()))
 
-    def _description(self, name: str, base: BaseModelSpec, metadata: Mapping[str, str]) -> Saved:
+    def _description(self, name: str, base: BaseModelSpec, metadata: Mapping[str, str]) -> dict[str, Any]:
         """A1111's entries; what they mean is in its `Hypernetwork.save`. Its hash of the checkpoint would need all of the
         base's bytes; readers live without it."""
         spec = self.spec
@@ -169,12 +177,12 @@ def _add(network: Network, layer: nn.Module, arguments: tuple) -> tuple:
 
 
 @torch.no_grad()
-def change_norm(networks: nn.ModuleDict) -> float:
+def change_norm(networks: Mapping[int, Pair]) -> float:
     """Root of the mean squares of h(x), summed over all networks, for contexts x of the unit normal distribution: about
     what the layer norms in front of attention and behind the text encoder give."""
     total = 0.0
     for width, pair in networks.items():
-        contexts = torch.randn((256, int(width)), generator=randomness.generator(0))
+        contexts = torch.randn((256, width), generator=randomness.generator(0))
         for network in pair:
             training, parameter = network.training, next(network.parameters())
             total += network.eval()(contexts.to(parameter)).square().mean().item()

@@ -36,8 +36,7 @@ class Pivotal:
         return [*self.lora.attach(parts, seed), *self.inversion.attach(parts, seed)]
 
     def regularizer(self) -> Tensor | None:
-        terms = [term for term in (self.lora.regularizer(), self.inversion.regularizer()) if term is not None]
-        return sum(terms) if terms else None
+        return self.inversion.regularizer()  # a LoRA has none
 
     def after_step(self, step: int):
         self.lora.after_step(step)

@@ -14,13 +14,13 @@ from ..spec import BaseModelSpec, RunSpec
 
 @dataclass
 class Parts:
-    """The modules of a base model that are in memory during the loop. `text` is None when its outputs are cached;
+    """The modules of a base model that are in memory during the loop. `text` holds nothing when its outputs are cached;
     `base` is for methods that save what they did not train too."""
 
     family: Family
     denoiser: nn.Module
-    text: TextEncoders | None
-    base: BaseModelSpec | None = None
+    text: TextEncoders
+    base: BaseModelSpec
 
 
 class Method(Protocol):
@@ -30,18 +30,23 @@ class Method(Protocol):
 
     def trains_text(self) -> bool:
         """Whether captions must be encoded in every step instead of once."""
+        ...
 
     def trains_base(self) -> bool:
         """Whether weights of the base itself are trained; they are then loaded in float32."""
+        ...
 
     def check(self, family: Family, spec: RunSpec) -> list[str]:
         """Before anything heavy: raise UserError for what cannot work; return notes for what people should know."""
+        ...
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         """Make the method's parameters, and only those, trainable. Adapters start from numbers drawn from `seed`."""
+        ...
 
     def regularizer(self) -> Tensor | None:
         """A scalar to add to the loss of every step, or None."""
+        ...
 
     def after_step(self, step: int): ...
 

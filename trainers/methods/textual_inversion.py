@@ -2,6 +2,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from ..vocabulary import is_common, token_ids
 from ..words import clause, counted, whole_word
 from .protocol import Parts
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 ROUNDING = 1e-6
 """Lengths this near to where they belong, relatively, are left alone: vectors that no longer train keep their bits."""
 
@@ -31,14 +35,16 @@ class LearnedWords(nn.Module):
     id of a sequence. A hook before the encoder (`take_places`) replaces them and remembers where they were.
     """
 
-    def __init__(self, vocabulary: nn.Embedding, vectors: Tensor, first: int, shortest: float, longest: float):
+    start: Tensor
+
+    def __init__(self, vocabulary: nn.Module, vectors: Tensor, first: int, shortest: float, longest: float):
         """`vectors` float32 [vectors, width]: the start, brought to a length between `shortest` and `longest`."""
         super().__init__()
         self.vocabulary, self.first, self.shortest, self.longest = vocabulary, first, shortest, longest
         self.vectors = nn.Parameter(vectors.clone())
         self.hold_lengths()
         self.register_buffer("start", self.vectors.detach().clone(), persistent=False)
-        self.places: Tensor | None = None
+        self.places = torch.empty(0, dtype=torch.int64)
 
     def take_places(self, encoder: nn.Module, arguments: tuple) -> tuple:
         """Forward pre-hook of the encoder: token ids, int64 [batch, length], come first in its arguments."""
@@ -112,7 +118,7 @@ class TextualInversion:
             notes.append(f"no preview prompt contains {self.token!r}, so the previews will not change")
         return notes
 
-    def _room_notes(self, family: Family, tokenizers, spec: RunSpec) -> list[str]:
+    def _room_notes(self, family: Family, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], spec: RunSpec) -> list[str]:
         """Whether captions have room for the vectors. Room is counted in tokens."""
         word, vectors, fits, long = whole_word(self.token), self.spec.vectors, False, []
         for image in spec.dataset.images:
@@ -136,7 +142,7 @@ class TextualInversion:
             len(long), "caption", f"are longer than the {room} tokens that the text encoder takes, and cut, that of {name} "
             f"the most ({count} tokens)")]
 
-    def _word_notes(self, tokenizers) -> list[str]:
+    def _word_notes(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"]) -> list[str]:
         notes, tokenizer = [], next(iter(tokenizers.values()))
         if all(is_common(part, tokenizer) for part in re.split(r"[\s\-]+", self.token)):
             notes.append(f"{self.token!r} is a common word that the base knows already; captions lose its meaning in this "
@@ -151,11 +157,12 @@ class TextualInversion:
         names = [f"<|learned-{number}|>" for number in range(self.spec.vectors)]
         for number, (name, encoder) in enumerate(parts.text.encoders.items()):
             tokenizer, vocabulary = parts.text.tokenizers[name], encoder.get_input_embeddings()
+            rows = vocabulary.get_parameter("weight")
             generator = randomness.generator(seed, randomness.INITIALIZATION, number)
-            shortest, longest = self._lengths(tokenizer, vocabulary.weight)
-            start = self._start(tokenizer, vocabulary.weight, generator)
+            shortest, longest = self._lengths(tokenizer, rows)
+            start = self._start(tokenizer, rows, generator)
             tokenizer.add_tokens(names, special_tokens=True)
-            words = LearnedWords(vocabulary, start, tokenizer.convert_tokens_to_ids(names[0]), shortest, longest)
+            words = LearnedWords(vocabulary, start, token_ids(names[0], tokenizer)[0], shortest, longest)
             encoder.set_input_embeddings(words)
             encoder.register_forward_pre_hook(words.take_places)
             self.words[name] = words
@@ -163,7 +170,7 @@ class TextualInversion:
         vectors = {name: words.vectors for name, words in self.words.items()}
         return [ParameterGroup("embedding", self.learning_rate, vectors, self.spec.stop_at)]
 
-    def _start(self, tokenizer, vocabulary: Tensor, generator: torch.Generator) -> Tensor:
+    def _start(self, tokenizer: "PreTrainedTokenizerBase", vocabulary: Tensor, generator: torch.Generator) -> Tensor:
         """float32 [vectors, width]: words, repeated until there are enough, or random ones."""
         count, ids = self.spec.vectors, token_ids(self.spec.initial_text, tokenizer)
         if ids:
@@ -171,12 +178,13 @@ class TextualInversion:
         ordinary = _ordinary(tokenizer, vocabulary)
         return ordinary.mean(dim=0) + ordinary.std(dim=0) * torch.randn(count, ordinary.shape[1], generator=generator)
 
-    def _lengths(self, tokenizer, vocabulary: Tensor) -> tuple[float, float]:
+    def _lengths(self, tokenizer: "PreTrainedTokenizerBase", vocabulary: Tensor) -> tuple[float, float]:
         """The shortest and the longest that vectors may be."""
         if self.spec.norm == "free":
             return 0.0, float("inf")
         lengths = _ordinary(tokenizer, vocabulary).norm(dim=1)
-        return (0.0, lengths.max().item()) if self.spec.norm == "limited" else (lengths.mean().item(),) * 2
+        mean = float(lengths.mean())
+        return (0.0, float(lengths.max())) if self.spec.norm == "limited" else (mean, mean)
 
     def regularizer(self) -> Tensor | None:
         if not self.spec.cosine_weight:
@@ -198,7 +206,7 @@ class TextualInversion:
                      vectors=self.spec.vectors)
 
 
-def _ordinary(tokenizer, vocabulary: Tensor) -> Tensor:
+def _ordinary(tokenizer: "PreTrainedTokenizerBase", vocabulary: Tensor) -> Tensor:
     """The vocabulary without start, end and padding marks, float32 [words, width]."""
     rows = torch.ones(len(vocabulary), dtype=torch.bool)
     rows[[number for number in tokenizer.all_special_ids if number < len(vocabulary)]] = False

@@ -79,8 +79,8 @@ def make_class_images(spec: ClassImagesSpec, emit: Emit, stop_requested: Callabl
         _make(spec, images_of(folder), missing, emit, stop_requested)
         found = _found(folder, spec)
     if found is None:
-        raise UserError(f"The class images of {spec.prompt!r} have disappeared from {images_of(folder)} while they were made. "
-                        "Queue again.")
+        raise UserError(f"The class images of {spec.prompt!r} have disappeared from {images_of(folder)} while they were "
+                        "made. Queue again.")
     return found
 
 

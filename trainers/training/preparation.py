@@ -3,6 +3,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from torch import nn
@@ -22,6 +23,9 @@ from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..spec import DatasetImage, RunSpec
 from ..words import clause, counted
 from .batches import BatchOrder, CachedImage, CachedView, Source, prior_batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -187,7 +191,7 @@ def tidy(spec: RunSpec, emit: Emit):
                              f"{counted(spec.memory.cache_days, 'day')}"))
 
 
-def length_notes(family: Family, tokenizers: Mapping[str, object], spec: RunSpec) -> list[str]:
+def length_notes(family: Family, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], spec: RunSpec) -> list[str]:
     """Which captions are cut because they have more tokens than the text encoder takes, in their longest template."""
     long = [(count, image.name, room) for image in spec.dataset.images
             for count, room in [family.token_count(tokenizers, image.variation.longest(image.caption))] if count > room]

@@ -5,33 +5,35 @@ diffusers' layerwise casting leaves the unpacked weights of linear layers to aut
 in float32; torchao's weight-only tensors leave them too, and have no convolutions. These layers keep the packed weight
 alone and unpack it a second time.
 """
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from ..errors import UserError
 
 FP8 = torch.float8_e4m3fn
 LIMITS = {"int8": 127.0, "fp8": torch.finfo(FP8).max}
+Stored = Literal["fp8", "int8"]
 SMALLEST_WIDTH = 16
 """Layers with fewer channels on a side stay as they are: the first and the last, small, and where rounding shows."""
 
 
-def store_frozen(module: nn.Module, precision: Literal["fp8", "int8"], dtype: torch.dtype):
+def store_frozen(module: nn.Module, precision: Stored, dtype: torch.dtype):
     """Pack the weights of all linear and convolution layers in `module` that are frozen; adapters beside them stay.
 
     The layers stay what they are to whoever looks at them: their `weight` is the unpacked one, in `dtype`.
     """
-    for layer in list(module.modules()):
+    for layer in [each for each in module.modules() if isinstance(each, (nn.Linear, nn.Conv2d))]:
         kind = _KINDS.get(type(layer))
         if kind and min(layer.weight.shape[:2]) >= SMALLEST_WIDTH and not any(
                 parameter.requires_grad for parameter in layer.parameters()):
-            kind.take_over(layer, precision, dtype)
+            kind.take_over(layer, *pack(layer.weight, precision), dtype)
 
 
-def require_support(precision: str, device: torch.device):
+def require_support(precision: Stored, device: torch.device):
     """Raise UserError when the device cannot convert the numbers."""
     try:
         packed, scale = pack(torch.ones(2, 2, device=device), precision)
@@ -41,7 +43,7 @@ def require_support(precision: str, device: torch.device):
                         f"{'int8 or ' if precision == 'fp8' else ''}same.") from problem
 
 
-def pack(weight: Tensor, precision: Literal["fp8", "int8"]) -> tuple[Tensor, Tensor]:
+def pack(weight: Tensor, precision: Stored) -> tuple[Tensor, Tensor]:
     """(bytes in the shape of `weight`, float32 scale of every output channel). fp8 is e4m3 (Micikevicius et al. 2022,
     arXiv:2209.05433); its bytes are kept as uint8, which every device, cast and process group leaves alone."""
     weight = weight.detach().float()
@@ -56,17 +58,21 @@ def unpack(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype).mul_(scale)
 
 
-class _Layer:
+class _Layer(nn.Module):
     """What packed layers have in common. They are made from layers that exist already, in place."""
 
+    packed: nn.Parameter
+    scale: nn.Parameter
+    compute_dtype: torch.dtype
+
     @classmethod
-    def take_over(cls, layer: nn.Module, precision: str, dtype: torch.dtype):
-        packed, scale = pack(layer.weight, precision)
+    def take_over(cls, layer: nn.Module, packed: Tensor, scale: Tensor, dtype: torch.dtype):
         del layer.weight
         layer.__class__ = cls
-        layer.compute_dtype = dtype
-        layer.packed = nn.Parameter(packed, requires_grad=False)
-        layer.scale = nn.Parameter(scale, requires_grad=False)
+        taken = cast("_Layer", layer)  # a checker does not see that its class has changed
+        taken.compute_dtype = dtype
+        taken.packed = nn.Parameter(packed, requires_grad=False)
+        taken.scale = nn.Parameter(scale, requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
@@ -74,6 +80,13 @@ class _Layer:
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _Frozen.apply(inputs.to(self.compute_dtype), self)
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def multiply_back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of inputs of this shape."""
+        raise NotImplementedError
 
 
 class PackedLinear(_Layer, nn.Linear):
@@ -89,10 +102,12 @@ class PackedConv2d(_Layer, nn.Conv2d):
         return F.conv2d(inputs, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def multiply_back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
-        return nn.grad.conv2d_input(shape, self.weight, gradient, self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_input(
+            shape, self.weight, gradient,  # torch's types say int for what may be tuples
+            self.stride, self.padding, self.dilation, self.groups)  # pyright: ignore[reportArgumentType]
 
 
-_KINDS = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
+_KINDS: dict[type[nn.Module], type[_Layer]] = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}
 
 
 class _Frozen(torch.autograd.Function):

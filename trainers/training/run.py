@@ -25,6 +25,7 @@ from ..events import (
     StepEvent,
 )
 from ..families.placement import Placement
+from ..families.protocol import TextEncoders
 from ..files import ensure_space
 from ..methods.protocol import Parts
 from ..objectives.objective import make_objective, objective_notes
@@ -120,7 +121,7 @@ class Training:
         spec = self.spec
         self.emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser = self.family.load_denoiser(spec.base, self.placement.base)
-        self.parts = Parts(self.family, denoiser, self.data.text, spec.base)
+        self.parts = Parts(self.family, denoiser, self.data.text or TextEncoders({}, {}), spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
         if self.placement.storage != "same":
@@ -129,7 +130,7 @@ class Training:
             denoiser.compile()  # in place: names of weights stay as they are
         if spec.memory.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
-            for encoder in self.data.text.encoders.values() if self.data.text else ():
+            for encoder in self.parts.text.encoders.values():
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = make_optimizer(spec.optimizer, groups, spec.training.steps)
         self.schedule = make_schedule(spec.schedule, optimizer, spec.training.steps)

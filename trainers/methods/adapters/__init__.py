@@ -57,11 +57,12 @@ def _sizes(spec: LoraSpec, sizes: Mapping[str, Size]) -> Sizes:
         alpha_pattern={pattern: size.alpha for size, pattern in patterns.items()})
 
 
-def adapter_layers(module: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
-    return ((name, child) for name, child in module.named_modules() if isinstance(child, BaseTunerLayer))
+def adapter_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, layer) for name, layer in module.named_modules()
+            if isinstance(layer, nn.Module) and isinstance(layer, BaseTunerLayer))
 
 
-def weight_of(spec: LoraSpec, key: str, layer: BaseTunerLayer) -> AdapterWeight:
+def weight_of(spec: LoraSpec, key: str, layer: nn.Module) -> AdapterWeight:
     """What the file stores for a layer."""
     return KINDS[spec.adapter].weight(key, layer)
 

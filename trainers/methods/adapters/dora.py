@@ -1,4 +1,6 @@
 """Weight-decomposed low-rank adaptation (Liu et al. 2024, arXiv:2402.09353), with trained lengths on the input axis."""
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -18,16 +20,18 @@ class Lengths(nn.Module):
     made. Trained is the difference from the base's lengths: weight decay then pulls towards the base and not to zero.
     """
 
+    base: Tensor
+
     def __init__(self, layer: LoraLayer, adapter: str):
         super().__init__()
         self.adapter = adapter
-        base = squared_norms(layer.get_base_layer().weight.detach())
+        base = squared_norms(layer.weight.detach())
         self.register_buffer("base", base, persistent=False)
         self.change = nn.Parameter(torch.zeros_like(base))
 
     def columns(self, layer: LoraLayer) -> Columns:
-        down, up = layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
-        return compare_columns(layer.get_base_layer().weight, down, up, layer.scaling[self.adapter], self.base)
+        down, up = (factors[self.adapter].get_parameter("weight") for factors in (layer.lora_A, layer.lora_B))
+        return compare_columns(layer.weight, down, up, layer.scaling[self.adapter], self.base)
 
     def value(self) -> Tensor:
         """Float32 [in]; at first exactly the norms, so that the first step starts from the base."""
@@ -42,17 +46,17 @@ class Lengths(nn.Module):
         return (values * factor).to(values.dtype), *others
 
 
-def add_lengths(layer: LoraLayer, adapter: str):
-    """Make a LoRA layer a DoRA layer."""
+def add_lengths(layer: Any, adapter: str):
+    """Make one of peft's LoRA layers a DoRA layer."""
     layer.lengths = Lengths(layer, adapter)
     layer.register_forward_pre_hook(layer.lengths.scale_input)
 
 
 class Dora(Lora):
-    def prepare(self, spec: LoraSpec, layer: LoraLayer):
+    def prepare(self, spec: LoraSpec, layer: Any):
         add_lengths(layer, ADAPTER)
 
-    def weight(self, key: str, layer: LoraLayer) -> AdapterWeight:
+    def weight(self, key: str, layer: Any) -> AdapterWeight:
         shape = (1, -1, 1, 1) if isinstance(layer.get_base_layer(), nn.Conv2d) else (1, -1)
         lora, lengths = super().weight(key, layer), layer.lengths
         assert isinstance(lora, LoraWeight)
