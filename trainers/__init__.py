@@ -175,6 +175,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
     run_folder.py                   a run's folder: identity, state, resume, lookup
     events.py                       what a worker tells while it works
     reports.py                      what is told of finished work
+    accelerator.py                  device and precision of a task
     optional_packages.py            packages that may be missing, and what is said then
     spec/                           a task as data: frozen, validated whole
         part.py                     what all parts share
@@ -187,7 +188,6 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         captioning.py               captioning tasks
         class_images.py             class image tasks
         file_tasks.py               file tools
-    accelerator.py                  device and precision of a task
     stopping.py                     where a stop breaks work off, and where it waits
     required_packages.py            packages that must be there
     read_ahead.py                   work begun by threads before its turn

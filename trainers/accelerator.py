@@ -7,10 +7,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from .errors import UserError
+from .spec import RunSpec
+from .spec.class_images import ClassImagesSpec
 
 
 @contextmanager
-def accelerated(spec) -> Iterator[Accelerator]:
+def accelerated(spec: RunSpec | ClassImagesSpec) -> Iterator[Accelerator]:
     """The Accelerator of a run, given back afterwards: the next run may choose another precision."""
     accelerator = make_accelerator(spec)
     try:
@@ -21,7 +23,7 @@ def accelerated(spec) -> Iterator[Accelerator]:
         GradientState._reset_state()
 
 
-def make_accelerator(spec) -> Accelerator:
+def make_accelerator(spec: RunSpec | ClassImagesSpec) -> Accelerator:
     """An Accelerator with the spec's precision: bf16 where the GPU has it, else fp16 on CUDA, else fp32."""
     on_cpu, precision = spec.device == "cpu", spec.memory.precision
     device = PartialState(cpu=on_cpu).device

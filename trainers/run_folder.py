@@ -36,6 +36,7 @@ from .files import (
 )
 from .reports import Report, SavedFile, read_report
 from .spec import RunSpec
+from .spec.file_tasks import FileTaskSpec
 
 TRACES = {"run.json", "spec.json", "events.jsonl", "log.txt", ".lock", "checkpoints", "previews", "tensorboard", "loss.png"}
 """What a run that failed at once may leave."""
@@ -211,10 +212,10 @@ class Run:
             shutil.rmtree(self.checkpoint_folder(step), ignore_errors=True)
 
 
-def open_run(spec, taken: Callable[[str], bool] = lambda name: False) -> Run:
-    """The folder of this run: the one with its identity, or a new one. A taken name gets -2, -3, … `spec` is a RunSpec or a
-    FileTaskSpec. `taken(name)` says that a new run shall not have this name, because there is a file of that name already:
-    a run and its file are called the same."""
+def open_run(spec: RunSpec | FileTaskSpec, taken: Callable[[str], bool] = lambda name: False) -> Run:
+    """The folder of this run: the one with its identity, or a new one. A taken name gets -2, -3, … `taken(name)` says that
+    a new run shall not have this name, because there is a file of that name already: a run and its file are called the
+    same."""
     runs = Path(spec.folders.runs)
     runs.mkdir(parents=True, exist_ok=True)
     run = _known_run(runs, spec) or _new_run(runs, spec, taken)
@@ -222,13 +223,13 @@ def open_run(spec, taken: Callable[[str], bool] = lambda name: False) -> Run:
     return run
 
 
-def _known_run(runs: Path, spec) -> Run | None:
+def _known_run(runs: Path, spec: RunSpec | FileTaskSpec) -> Run | None:
     pattern = re.compile(rf"{re.escape(spec.name)}(?:-(\d+))?")
     found = [(int(match[1] or 1), folder) for folder in runs.iterdir() if (match := pattern.fullmatch(folder.name))]
     return next((Run(folder) for _, folder in sorted(found) if Run(folder).identity == spec.identity), None)
 
 
-def _new_run(runs: Path, spec, taken: Callable[[str], bool]) -> Run:
+def _new_run(runs: Path, spec: RunSpec | FileTaskSpec, taken: Callable[[str], bool]) -> Run:
     for number in range(1, 10_000):
         run = Run(runs / (spec.name if number == 1 else f"{spec.name}-{number}"))
         if taken(run.name):

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 
 from .errors import Cancelled
 
@@ -72,7 +73,7 @@ class StopRequest:
         self.requested = True
         self.calls.put(None)
 
-    def _signalled(self, number, frame):
+    def _signalled(self, number: int, frame: FrameType | None):
         signal.signal(number, signal.SIG_DFL)
         self._request()
 
@@ -90,7 +91,7 @@ class StopRequest:
                 knock()
             time.sleep(BETWEEN_KNOCKS)
 
-    def _knocked(self, number, frame):
+    def _knocked(self, number: int, frame: FrameType | None):
         """In the main thread, between two of its instructions. Never within the bookkeeping of regions itself."""
         region = _region
         if region is None or not region.breaks or (frame and frame.f_code.co_filename == __file__):

@@ -1,5 +1,5 @@
 """What is encoded once and kept on disk: images as latents, captions as conditioning."""
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -59,7 +59,7 @@ class LatentCache:
     def key(self, image: DatasetImage, view: View) -> str:
         return TensorCache.key(self.identity, pixel_key(image), view.crop.key, view.appearance)
 
-    def reader(self, image: DatasetImage, view: View):
+    def reader(self, image: DatasetImage, view: View) -> Callable[[], Tensor]:
         key = self.key(image, view)
 
         def read() -> Tensor:
@@ -102,7 +102,7 @@ class LatentCache:
 
 
 @contextmanager
-def threads(count: int):
+def threads(count: int) -> Iterator[None]:
     """Torch computes with so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -1,8 +1,9 @@
 """Masks at the size of the latents, in the cache."""
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..data.images.buckets import Crop
 from ..data.images.masks import latent_mask, read_mask, read_transparency
@@ -39,11 +40,11 @@ class MaskCache:
             self.cache.put(self.key(image, crop), {"mask": latent_mask(mask, crop, self.downscale)})
             emit(EncodingEvent(what="masks", done=done, total=len(missing)))
 
-    def reader(self, image: DatasetImage, crop: Crop):
+    def reader(self, image: DatasetImage, crop: Crop) -> Callable[[], Tensor]:
         """A function that returns the image's mask; ones where it has none."""
         key = self.key(image, crop)
 
-        def read() -> torch.Tensor:
+        def read() -> Tensor:
             if not image.mask:
                 width, height = crop.bucket
                 return torch.ones((1, height // self.downscale, width // self.downscale))

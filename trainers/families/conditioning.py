@@ -1,5 +1,5 @@
 """What a denoiser is told beside the noised latents: encoded captions, and whatever else a family wants to know."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -49,7 +49,7 @@ class Conditioning:
         """Each sample `count` times, one after the other."""
         return self._each(lambda tensor: tensor.repeat_interleave(count, 0))
 
-    def _each(self, change) -> "Conditioning":
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()},
                             {name: change(mask) for name, mask in self.masks.items()})
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,13 @@ def unpacked_configs(metadata: Mapping[str, str]) -> str:
     folder = Path(tempfile.gettempdir()) / f"finetune-configs-{user}" / hashlib.sha256(text.encode()).hexdigest()[:32]
     for name, config in configs.items():
         path = folder / name / COMPONENTS[name]
-        if not path.is_file() or _content(path) != config:
+        if not path.is_file() or read_json(path) != config:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_json(path, config)
     return str(folder)
 
 
-def _plain(value) -> bool:
+def _plain(value: Any) -> bool:
     """Whether it is a size, or a size for each of some levels."""
     values = value if isinstance(value, list) else [value]
     return 0 < len(values) <= 16 and all(type(each) is int and 0 < each <= 1 << 16 for each in values)
@@ -88,11 +88,7 @@ def _user() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
-def _content(path: Path):
-    try:
-        return read_json(path)
-    except (OSError, ValueError):
-        return None
+
 
 
 def check_sizes(path: Path, name: str, family: str, configs: str):
@@ -107,7 +103,7 @@ def check_sizes(path: Path, name: str, family: str, configs: str):
                 "used, because they hold their sizes.")
 
 
-def _measures(tensors: Mapping[str, dict], config: Mapping[str, dict]):
+def _measures(tensors: Mapping[str, dict], config: Mapping[str, dict]) -> Iterator[tuple[str, int | None, int]]:
     """(what, number in the file or None, number in the configs)"""
     unet, vae = config["unet"], config["vae"]
     levels, layers = len(unet["block_out_channels"]), unet["layers_per_block"]
@@ -116,7 +112,7 @@ def _measures(tensors: Mapping[str, dict], config: Mapping[str, dict]):
     context = next((key for key in tensors if key.startswith(UNET) and key.endswith(".attn2.to_k.weight")), "")
     token = next((key for key in TOKENS if key in tensors), "")
 
-    def size(key: str, axis: int):
+    def size(key: str, axis: int) -> int | None:
         shape = tensors.get(key, {}).get("shape", ())
         return shape[axis] if len(shape) > axis else None
 

@@ -1,4 +1,6 @@
 """Optimizers by name, from a spec's OptimizerSpec."""
+from typing import Any
+
 import torch
 
 from ..errors import UserError, reason_of
@@ -21,34 +23,34 @@ def make_optimizer(spec: OptimizerSpec, groups: list[ParameterGroup], steps: int
     return _MAKERS[spec.name](parameters, spec)
 
 
-def _adamw(parameters, spec: OptimizerSpec):
+def _adamw(parameters: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
         parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, weight_decay=spec.weight_decay,
         fused=True,  # one pass over all parameters instead of a dozen for each
     )
 
 
-def _adamw_8bit(parameters, spec: OptimizerSpec):
+def _adamw_8bit(parameters: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.Optimizer:
     """Moments in 8 bits, by blocks (Dettmers et al. 2021, arXiv:2110.02861); those of small tensors stay in 32."""
     from bitsandbytes.optim.adamw import AdamW8bit
 
     return AdamW8bit(parameters, lr=spec.learning_rate, betas=spec.betas, eps=spec.epsilon, weight_decay=spec.weight_decay)
 
 
-def _lion(parameters, spec: OptimizerSpec):
+def _lion(parameters: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.Optimizer:
     """Steps of one size in the direction of the momentum's sign (Chen et al. 2023, arXiv:2302.06675)."""
     from lion_pytorch import Lion
 
     return Lion(parameters, lr=spec.learning_rate, betas=spec.betas, weight_decay=spec.weight_decay)
 
 
-def _prodigy(parameters, spec: OptimizerSpec):
+def _prodigy(parameters: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.Optimizer:
     from .prodigy import GroupwiseProdigy
 
     return GroupwiseProdigy(parameters, spec)
 
 
-def _adafactor(parameters, spec: OptimizerSpec):
+def _adafactor(parameters: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.Optimizer:
     """Second moments as sums of rows and columns, no first (Shazeer & Stern 2018, arXiv:1804.04235). Rates are the
     groups' own: neither relative to the parameters nor falling with the steps by themselves."""
     from transformers.optimization import Adafactor
@@ -57,7 +59,7 @@ def _adafactor(parameters, spec: OptimizerSpec):
                      relative_step=False)
 
 
-def _sgd(parameters, spec: OptimizerSpec):
+def _sgd(parameters: list[dict[str, Any]], spec: OptimizerSpec) -> torch.optim.Optimizer:
     """Nesterov's momentum, beta1; weight decay is part of the gradient here."""
     momentum = spec.betas[0]
     return torch.optim.SGD(parameters, lr=spec.learning_rate, momentum=momentum, nesterov=momentum > 0,

@@ -1,5 +1,6 @@
 """Prodigy, which finds the learning rate itself, for groups with learning rates of their own."""
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
 
 import torch
@@ -27,7 +28,7 @@ class GroupwiseProdigy(Prodigy):
             )
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None):
         groups, rates = self.param_groups, [group["lr"] for group in self.param_groups]
         common = max((rate / group["factor"] for group, rate in zip(groups, rates) if rate), default=0.0)
         scaled = [group for group, rate in zip(groups, rates) if rate and group["factor"] != 1]

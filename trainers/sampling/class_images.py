@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
 from .. import families, randomness
 from ..caches.encoding import encoded
 from ..caches.tensor_cache import TensorCache
@@ -49,7 +51,8 @@ def class_dataset(spec: ClassImagesSpec, on_progress: Callable[[int, int], None]
     return dataset if dataset is not None and len(dataset.images) == spec.count else None
 
 
-def _found(folder: Run, spec: ClassImagesSpec, on_progress=lambda done, total: None) -> DatasetSpec | None:
+def _found(folder: Run, spec: ClassImagesSpec, on_progress: Callable[[int, int], None] = lambda done, total: None,
+           ) -> DatasetSpec | None:
     """Those of the images that are there and whole; None when there are none."""
     wanted = {file_name(number) for number in range(spec.count)}
     try:
@@ -115,7 +118,7 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, s
             emit(ClassImagesEvent(done=spec.count - len(missing) + start + len(numbers), total=spec.count, path=str(path)))
 
 
-def _save(path: Path, caption: str, image):
+def _save(path: Path, caption: str, image: Image.Image):
     """The caption first: where there is an image, its caption is there too."""
     if not path.with_suffix(".txt").exists():  # people may have improved it
         with temporary_beside(path.with_suffix(".txt")) as temporary:

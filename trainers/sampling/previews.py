@@ -10,7 +10,7 @@ from .. import randomness
 from ..data.images.buckets import Crop
 from ..families.conditioning import Conditioning
 from ..families.protocol import Family, LatentFormat, Predict, Sampler
-from ..spec import PreviewSpec
+from ..spec import BaseModelSpec, PreviewSpec
 
 AT_ONCE = 4
 """Images in one batch of previews: more would need more memory than a training step."""
@@ -18,7 +18,7 @@ AT_ONCE = 4
 
 @torch.no_grad()
 def make_previews(
-    family: Family, base, denoiser: nn.Module, vae: nn.Module, latent_format: LatentFormat, spec: PreviewSpec,
+    family: Family, base: BaseModelSpec, denoiser: nn.Module, vae: nn.Module, latent_format: LatentFormat, spec: PreviewSpec,
     conditioning: Callable[[str], Conditioning], resolution: int, device: torch.device, zero_terminal_snr: bool = False,
 ) -> Iterator[list[Image.Image]]:
     """The square images of each prompt, `resolution` pixels wide. `conditioning(prompt)` gives a batch of one.

@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, floor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class Batch:
     def pinned(self) -> "Batch":
         return self._each(lambda each: each.pinned() if isinstance(each, Conditioning) else each.pin_memory())
 
-    def _each(self, change) -> "Batch":
+    def _each(self, change: Callable[[Any], Any]) -> "Batch":
         fields = {name: getattr(self, name) for name in ("latents", "conditioning", "masks", "weights")}
         return replace(self, **{name: change(each) for name, each in fields.items() if each is not None})
 

@@ -12,6 +12,7 @@ from ..drawing import contact_sheets
 from ..drawing.loss_chart import loss_chart
 from ..errors import Cancelled, UserError
 from ..events import OverviewEvent, PhaseEvent, PreviewEvent, StepEvent, ValidationEvent
+from ..families.conditioning import Conditioning
 from ..files import place_copy, read_json, write_json
 from ..reports import Record, Saved, ValidationSummary
 from ..sampling import previews
@@ -68,7 +69,7 @@ class Watching:
             return
         model, rows = self.accelerator.unwrap_model(training.model).eval(), []
 
-        def conditioning(prompt: str):
+        def conditioning(prompt: str) -> Conditioning:
             return model.condition([prompt]) if self.data.text else self.data.captions.batch([prompt])
 
         try:
