@@ -58,6 +58,7 @@ def _sizes(spec: LoraSpec, sizes: Mapping[str, Size]) -> Sizes:
 
 
 def adapter_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """peft's layers: modules with its mixin BaseTunerLayer."""
     return ((name, layer) for name, layer in module.named_modules()
             if isinstance(layer, nn.Module) and isinstance(layer, BaseTunerLayer))
 
