@@ -195,7 +195,7 @@ def test_large_onnx_models_keep_their_weights_in_a_second_file(tiny_bases, tmp_p
     assert [file.name for file in report.files] == ["made.onnx", "made.onnx.data"]
     assert (tmp_path / "made.onnx").stat().st_size < (tmp_path / "made.onnx.data").stat().st_size
     monkeypatch.setattr(onnx_export, "difference", lambda *arguments: float("nan"))
-    with pytest.raises(UserError, match="would not draw what the base draws"):
+    with pytest.raises(UserError, match="would not give what the base gives"):
         done("onnx", tmp_path, base=tiny_bases["sd1"].path)
     assert list(tmp_path.iterdir()) == [], "a file that computes something else is not kept"
 
