@@ -95,6 +95,12 @@ MUTATIONS = [
     Mutation("the thread stays when a run is left", PREFETCH,
              "pool.shutdown(cancel_futures=True)", "pass",
              "unit/test_prefetch.py::test_leaving_early_leaves_no_thread"),
+    Mutation("the reading thread has helpers", PREFETCH,
+             "        _compute_alone(pool)\n", "",
+             "unit/test_prefetch.py::test_reading_takes_one_thread_and_leaves_the_others_to_training"),
+    Mutation("later threads compute alone too", PREFETCH,
+             "    torch.set_num_threads(threads)", "    pass",
+             "unit/test_prefetch.py::test_reading_takes_one_thread_and_leaves_the_others_to_training"),
     # ---- what denoisers are told ---------------------------------------------------------------------------------------
     Mutation("padding of shorter captions counts", CONDITIONING,
              "masks[name] = torch.cat(", "torch.cat(",

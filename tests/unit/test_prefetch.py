@@ -1,5 +1,6 @@
 """Micro-batches are read while steps run: the same ones in the same order, and no thread is left behind."""
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -47,6 +48,24 @@ def test_the_next_ones_are_read_while_one_trains():
             assert not batches.begun[ahead + 1].is_set()  # and no more: memory holds so many
         assert next(reading, None) is None
     assert not readers() and not batches.begun[5].is_set()
+
+
+def test_reading_takes_one_thread_and_leaves_the_others_to_training():
+    class Threads(Numbers):
+        def load(self, micro: int) -> int:
+            torch.ones(1_000_000).add_(1)  # large enough to be shared among threads
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with prefetched(Threads(), range(2), CPU) as reading:
+            assert list(reading) == [1, 1, 1, 1]
+            assert torch.get_num_threads() == 3
+            with ThreadPoolExecutor(1) as later:
+                assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_error_is_raised_where_its_batch_is_asked_for():

@@ -26,11 +26,24 @@ def prefetched(batches: Batches, steps: range, device: torch.device) -> Iterator
         return batch.pinned() if on_cuda else batch
 
     planned = (micro for step in steps for micro in batches.plan(step))
-    # A thread begins with the first GPU as its own, and pinning would open a context there.
-    pool = (ThreadPoolExecutor(1, "prefetch", torch.cuda.set_device, (torch.cuda.current_device(),)) if on_cuda
-            else ThreadPoolExecutor(1, "prefetch"))
+    pool = ThreadPoolExecutor(1, "prefetch")
     try:
+        _compute_alone(pool)
+        if on_cuda:  # a thread begins with the first GPU as its own, and pinning would open a context there
+            pool.submit(torch.cuda.set_device, torch.cuda.current_device()).result()
         with closing(ahead(pool, read, planned, BEGUN)) as reading:
             yield reading
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _compute_alone(pool: ThreadPoolExecutor):
+    """Let the pool's only thread compute without helpers. Helpers of its own would be more OpenMP threads than processors,
+    and then those of the training fall asleep between operations: steps on a CPU took a tenth longer."""
+    def alone():
+        torch.get_num_threads()  # a thread takes the process's number at its first question, and keeps what is set after it
+        torch.set_num_threads(1)
+
+    threads = torch.get_num_threads()
+    pool.submit(alone).result()
+    torch.set_num_threads(threads)  # for threads that begin later; this one's was not changed
