@@ -36,9 +36,9 @@ Name = Annotated[str, AfterValidator(_can_be_called)]
 
 class Entry(Part):
     file: str = Field(min_length=1, max_length=300)
-    trigger: str = Field("", max_length=LONGEST)
-    base: str = Field("", max_length=LONGEST)
-    vectors: int = Field(1, ge=1, le=75)
+    trigger: str = Field(default="", max_length=LONGEST)
+    base: str = Field(default="", max_length=LONGEST)
+    vectors: int = Field(default=1, ge=1, le=75)
 
     @field_validator("file")
     @classmethod

@@ -31,7 +31,7 @@ class BaseModelSpec(Part):
     components: tuple[ComponentSpec, ...] = ()
     configs: str = ""
     """Folder with the component configs of a model in files; empty: the family's own."""
-    multiple: int = Field(8, ge=1)
+    multiple: int = Field(default=8, ge=1)
     """Pixels that the sides of images must be a multiple of."""
     zero_terminal_snr: bool = False
     """The file says that its noise schedule ends in pure noise."""

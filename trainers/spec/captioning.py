@@ -12,15 +12,15 @@ class DecodingSpec(Part):
     """How a language model chooses its words. Temperature 0 always takes the likeliest; above it words are picked from
     (caption_seed, image)."""
 
-    maximum_tokens: int = Field(60, ge=1, le=4096)
-    beams: int = Field(1, ge=1, le=16)
+    maximum_tokens: int = Field(default=60, ge=1, le=4096)
+    beams: int = Field(default=1, ge=1, le=16)
     """Sentences that are followed at once, of which the likeliest is kept."""
-    repetition_penalty: float = Field(1.0, ge=1, le=3)
+    repetition_penalty: float = Field(default=1.0, ge=1, le=3)
     """1 leaves it to the model's own settings (Keskar et al. 2019, arXiv:1909.05858, section 4.1: 1.2)."""
-    temperature: float = Field(0.0, ge=0, le=2)
-    top_p: float = Field(0.9, gt=0, le=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=0.9, gt=0, le=1)
     """Draw from the likeliest words that together have this probability (Holtzman et al. 2019, arXiv:1904.09751)."""
-    caption_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
+    caption_seed: int = Field(default=0, ge=0, le=MAXIMUM_SEED)
 
     @model_validator(mode="after")
     def _beams_or_draws(self):
@@ -47,7 +47,7 @@ class BlipSpec(SpeakingSpec):
     """BLIP (Li et al. 2022, arXiv:2201.12086)."""
 
     kind: Literal["blip"] = "blip"
-    prompt: str = Field("", max_length=500)
+    prompt: str = Field(default="", max_length=500)
     """How every caption begins."""
 
 
@@ -55,7 +55,7 @@ class Blip2Spec(SpeakingSpec):
     """BLIP-2 (Li et al. 2023, arXiv:2301.12597)."""
 
     kind: Literal["blip2"] = "blip2"
-    prompt: str = Field("", max_length=2000)
+    prompt: str = Field(default="", max_length=2000)
     """What is asked, for example "Question: what is shown? Answer:"; empty: a caption."""
 
 
@@ -63,7 +63,7 @@ class GitSpec(SpeakingSpec):
     """GIT (Wang et al. 2022, arXiv:2205.14100)."""
 
     kind: Literal["git"] = "git"
-    prompt: str = Field("", max_length=500)
+    prompt: str = Field(default="", max_length=500)
     """How every caption begins."""
 
 
@@ -80,9 +80,9 @@ class VisionLanguageSpec(SpeakingSpec):
 
     kind: Literal["vision_language"] = "vision_language"
     instruction: str = Field(min_length=1, max_length=20_000)
-    system: str = Field("", max_length=20_000)
+    system: str = Field(default="", max_length=20_000)
     """What the model is told before the conversation."""
-    maximum_side: int = Field(1024, ge=0, le=8192)
+    maximum_side: int = Field(default=1024, ge=0, le=8192)
     """Larger images are shrunk to this side in pixels before the model sees them; 0: none is."""
 
     @field_validator("instruction")
@@ -98,8 +98,8 @@ class TaggerSpec(Part):
     """Taggers with Danbooru's vocabulary. A tag is written when its probability reaches the threshold of its category."""
 
     kind: Literal["tagger"] = "tagger"
-    general_threshold: float = Field(0.35, ge=0.05, le=1)
-    character_threshold: float = Field(0.85, ge=0.05, le=1)
+    general_threshold: float = Field(default=0.35, ge=0.05, le=1)
+    character_threshold: float = Field(default=0.85, ge=0.05, le=1)
     general: bool = True
     characters: bool = True
     rating: bool = False
@@ -111,7 +111,7 @@ class TaggerSpec(Part):
     exclude: tuple[str, ...] = ()
     """Tags that are never written, with underscores or spaces."""
     order: Literal["characters first", "probability", "alphabet"] = "characters first"
-    most: int = Field(0, ge=0, le=1000)
+    most: int = Field(default=0, ge=0, le=1000)
     """The most tags for one image, the likeliest; 0: all."""
 
     @model_validator(mode="after")
@@ -125,8 +125,8 @@ class TaggerSpec(Part):
         return {"kind": self.kind}
 
 
-CaptionerSpec = Annotated[
-    BlipSpec | Blip2Spec | GitSpec | Florence2Spec | VisionLanguageSpec | TaggerSpec, Field(discriminator="kind")]
+SpeakerSpec = BlipSpec | Blip2Spec | GitSpec | Florence2Spec | VisionLanguageSpec
+CaptionerSpec = Annotated[SpeakerSpec | TaggerSpec, Field(discriminator="kind")]
 
 
 class CaptionerFolderSpec(Part):
@@ -145,7 +145,7 @@ class CaptioningSpec(Part):
     model: CaptionerSpec
     folder: CaptionerFolderSpec
     dataset: DatasetSpec
-    batch_size: int = Field(8, ge=1, le=256)
+    batch_size: int = Field(default=8, ge=1, le=256)
     """Images described at once. It changes nothing but rounding."""
     folders: FolderSpec
     device: str = "auto"

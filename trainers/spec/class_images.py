@@ -19,13 +19,13 @@ class ClassImagesSpec(Part):
     version: Literal[1] = 1
     base: BaseModelSpec
     prompt: str = Field(max_length=2000)
-    negative: str = Field("", max_length=2000)
-    count: int = Field(200, ge=1, le=100_000)
-    resolution: int = Field(512, ge=64, le=4096, json_schema_extra={"step": 8})
-    sampler_steps: int = Field(25, ge=1, le=200)
+    negative: str = Field(default="", max_length=2000)
+    count: int = Field(default=200, ge=1, le=100_000)
+    resolution: int = Field(default=512, ge=64, le=4096, json_schema_extra={"step": 8})
+    sampler_steps: int = Field(default=25, ge=1, le=200)
     guidance: float = number(7.0, ge=1, le=30, step=0.5)
-    image_seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
-    batch_size: int = Field(4, ge=1, le=256)
+    image_seed: int = Field(default=0, ge=0, le=MAXIMUM_SEED)
+    batch_size: int = Field(default=4, ge=1, le=256)
     """Images sampled at once. It changes them by no more than rounding."""
     folders: FolderSpec
     device: str = "auto"

@@ -12,11 +12,11 @@ class CaptionVariationSpec(Part):
 
     shuffle: bool = False
     """Put the tags of the caption into another order."""
-    keep_tags: int = Field(0, ge=0, le=1000)
+    keep_tags: int = Field(default=0, ge=0, le=1000)
     """How many tags at the front stay where they are and are never left out: the trigger word."""
-    tag_dropout: float = Field(0.0, ge=0, le=1)
+    tag_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of the tags behind those that is left out."""
-    separator: str = Field(",", min_length=1, max_length=8)
+    separator: str = Field(default=",", min_length=1, max_length=8)
     """What stands between tags."""
     templates: tuple[str, ...] = ()
     """Sentences with {caption} in them, of which one is picked; empty: the caption itself."""
@@ -49,14 +49,14 @@ class AugmentationSpec(Part):
     """How an image is changed before it is encoded. `variants` of it are made once, seeded and cached, and one of them is
     picked by (training seed, step, sample) each time it comes up."""
 
-    variants: int = Field(1, ge=1, le=256)
+    variants: int = Field(default=1, ge=1, le=256)
     flip: bool = False
     """Mirror half of the variants left to right."""
-    crop: float = Field(0.0, ge=0, le=0.5)
+    crop: float = Field(default=0.0, ge=0, le=0.5)
     """Cut away up to this share of either side, at a random place, before the image goes into its bucket."""
-    color: float = Field(0.0, ge=0, le=1)
+    color: float = Field(default=0.0, ge=0, le=1)
     """Change brightness, contrast and saturation by a factor of up to 1 ± this."""
-    noise: float = Field(0.0, ge=0, le=0.5)
+    noise: float = Field(default=0.0, ge=0, le=0.5)
     """Standard deviation of Gaussian noise, where black to white is 1."""
 
     @model_validator(mode="after")
@@ -81,15 +81,15 @@ class DatasetImage(Part):
     caption: str
     size: tuple[int, int]
     digest: str
-    repeats: int = Field(1, ge=1, le=10_000)
+    repeats: int = Field(default=1, ge=1, le=10_000)
     mask: str = ""
     """Path of its mask: a file that is white where the image counts, or the image itself where its transparency is the
     mask; empty: the image counts everywhere."""
     mask_digest: str = ""
     """SHA-256 of that file."""
-    weight: float = Field(1.0, ge=0, le=100)
+    weight: float = Field(default=1.0, ge=0, le=100)
     """How much its loss counts."""
-    background: str = Field("#ffffff", pattern="^#[0-9a-f]{6}$")
+    background: str = Field(default="#ffffff", pattern="^#[0-9a-f]{6}$")
     """What shows through its transparent parts."""
     variation: CaptionVariationSpec = CaptionVariationSpec()
     augmentation: AugmentationSpec = AugmentationSpec()

@@ -64,13 +64,13 @@ class ExtractionSpec(FileTaskSpec):
     """What people and metadata call the tuned model; empty: its file's name."""
     base_name: str = ""
     rule: Literal["fixed", "energy", "ratio", "knee"] = "fixed"
-    rank: int = Field(32, ge=1, le=1024)
-    convolution_rank: int = Field(0, ge=0, le=1024)
+    rank: int = Field(default=32, ge=1, le=1024)
+    convolution_rank: int = Field(default=0, ge=0, le=1024)
     """Cap for 3×3 convolutions; 0: `rank`."""
-    threshold: float = Field(0.9, gt=0, le=10_000)
+    threshold: float = Field(default=0.9, gt=0, le=10_000)
     convolutions: bool = True
     text_encoders: bool = True
-    clamp: float = Field(1.0, gt=0, le=1)
+    clamp: float = Field(default=1.0, gt=0, le=1)
     """Quantile at which the factors' outliers are cut off; 1: none (kohya uses 0.99)."""
     exact: bool = False
     file_precision: Literal["fp32", "fp16", "bf16"] = "fp16"
@@ -88,8 +88,8 @@ class LoraInput(Part):
     """A LoRA file and how strongly it counts, for the denoiser and for text encoders; below 0 it is subtracted."""
 
     path: str = Field(min_length=1)
-    model: float = Field(1.0, ge=-100, le=100)
-    text: float = Field(1.0, ge=-100, le=100)
+    model: float = Field(default=1.0, ge=-100, le=100)
+    text: float = Field(default=1.0, ge=-100, le=100)
 
 
 class MergeSpec(FileTaskSpec):
@@ -99,8 +99,8 @@ class MergeSpec(FileTaskSpec):
     task: Literal["merge"] = "merge"
     loras: tuple[LoraInput, ...] = Field(min_length=1, max_length=1000)
     rule: Rule = "exact"
-    rank: int = Field(32, ge=1, le=1024)
-    threshold: float = Field(0.9, gt=0, le=10_000)
+    rank: int = Field(default=32, ge=1, le=1024)
+    threshold: float = Field(default=0.9, gt=0, le=10_000)
     file_precision: LoraPrecision = "fp16"
 
     def inputs(self) -> list[str]:
@@ -163,7 +163,7 @@ class ShardSpec(FileTaskSpec):
 
     task: Literal["shard"] = "shard"
     checkpoint: str = Field(min_length=1)
-    shard_size: float = Field(2.0, ge=0, le=1000)
+    shard_size: float = Field(default=2.0, ge=0, le=1000)
 
     def inputs(self) -> list[str]:
         return [self.checkpoint]
@@ -176,7 +176,7 @@ class OnnxSpec(FileTaskSpec):
     base: str = Field(min_length=1)
     configs: str = ""
     """Folder with the component configs of a single file; empty: its family's own."""
-    loras: tuple[LoraInput, ...] = Field((), max_length=1000)
+    loras: tuple[LoraInput, ...] = Field(default=(), max_length=1000)
     file_precision: Literal["fp32", "fp16"] = "fp32"
 
     def inputs(self) -> list[str]:

@@ -22,11 +22,11 @@ class LoraSpec(Part):
     """
 
     kind: Literal["lora"] = "lora"
-    adapter: str = Field("lora", json_schema_extra={"options": list(ADAPTERS)})
+    adapter: str = Field(default="lora", json_schema_extra={"options": list(ADAPTERS)})
     """One of ADAPTERS."""
-    rank: int = Field(16, ge=1, le=1024)
+    rank: int = Field(default=16, ge=1, le=1024)
     alpha: float = number(16.0, ge=0.01, le=4096, step=0.5)
-    convolution_rank: int = Field(0, ge=0, le=1024)
+    convolution_rank: int = Field(default=0, ge=0, le=1024)
     """Rank of 3×3 convolutions; 0: that of the other layers."""
     convolution_alpha: float = number(0.0, ge=0, le=4096, step=0.5)
     """Alpha of 3×3 convolutions; 0: in the same proportion to their rank as `alpha` to `rank`, or with rank-stabilized
@@ -44,7 +44,7 @@ class LoraSpec(Part):
     """How many times faster the up factors learn (LoRA+, Hayou et al. 2024, arXiv:2402.12354; 16 in the paper)."""
     rank_stabilized: bool = False
     """Scale with alpha / √rank (Kalajdzievski 2023, arXiv:2312.03732)."""
-    kronecker_factor: int = Field(-1, ge=-1, le=1024)
+    kronecker_factor: int = Field(default=-1, ge=-1, le=1024)
     """lokr: size of the small factor; -1 makes both as equal as the layer allows."""
     text_encoder_learning_rate: Rate = 0.0
     """0 leaves the text encoders untouched."""
@@ -101,9 +101,9 @@ class TextualInversionSpec(Part):
     """New vectors in the text encoders' vocabulary (Gal et al. 2022, arXiv:2208.01618); all else stays as it is."""
 
     kind: Literal["textual_inversion"] = "textual_inversion"
-    token: str = Field("", max_length=64)
+    token: str = Field(default="", max_length=64)
     """The word in captions that stands for what is learned."""
-    vectors: int = Field(1, ge=1, le=75)
+    vectors: int = Field(default=1, ge=1, le=75)
     initial_text: str = ""
     """Words whose vectors are the start; empty: random vectors of the vocabulary's size and spread."""
     stop_at: float = number(1.0, ge=0.01, le=1, step=0.05)

@@ -1,7 +1,8 @@
 """What every part of a spec is: frozen, without unknown fields, and wrong values become sentences."""
 import re
 import unicodedata
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -36,6 +37,7 @@ def file_name(name: str) -> str:
     return name
 
 
+Built = TypeVar("Built")
 RunName = Annotated[str, Field(min_length=1, max_length=80), AfterValidator(file_name)]
 """Names a run's folder and its files."""
 
@@ -46,10 +48,10 @@ class Part(BaseModel):
 
 def number(default: float, *, ge: float, le: float, step: float) -> Any:
     """A field for a float: its range, both ends included, and how far an arrow of its widget moves it."""
-    return Field(default, ge=ge, le=le, json_schema_extra={"step": step})
+    return Field(default=default, ge=ge, le=le, json_schema_extra={"step": step})
 
 
-def checked(build, **fields: Any):
+def checked(build: Callable[..., Built], **fields: Any) -> Built:
     """Build a part of a spec, or raise one `UserError` that names every field that is wrong."""
     try:
         return build(**fields)
@@ -63,7 +65,7 @@ def explain(problem: ValidationError) -> str:
     for error in errors[:MOST_PROBLEMS]:
         field = ".".join(_short(str(part)) for part in error["loc"])
         if error["type"] == "value_error":
-            text = str(error["ctx"]["error"])
+            text = str(error.get("ctx", {})["error"])
             lines.append(f"{field}: {text}." if field else f"{text[0].upper()}{text[1:]}.")
         else:
             lines.append(f"{field} is {_short(repr(error['input']))}: {error['msg'].replace('Input should', 'it should')}.")

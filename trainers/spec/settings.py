@@ -45,8 +45,8 @@ class ScheduleSpec(Part):
 
     name: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "warmup_stable_decay",
                   "one_cycle"] = "constant"
-    warmup_steps: int = Field(0, ge=0, le=1_000_000)
-    cycles: int = Field(1, ge=1, le=100)
+    warmup_steps: int = Field(default=0, ge=0, le=1_000_000)
+    cycles: int = Field(default=1, ge=1, le=100)
     decay_share: float = number(0.2, ge=0, le=1, step=0.05)
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class ObjectiveSpec(Part):
     min_snr_gamma: float = number(0.0, ge=0, le=100, step=0.5)
     debiased: bool = False
     noise_offset: float = number(0.0, ge=0, le=1, step=0.01)
-    multires_iterations: int = Field(0, ge=0, le=16)
+    multires_iterations: int = Field(default=0, ge=0, le=16)
     multires_discount: float = number(0.3, ge=0, le=1, step=0.05)
     input_perturbation: float = number(0.0, ge=0, le=1, step=0.01)
     image_noise: float = number(0.0, ge=0, le=1, step=0.01)
@@ -112,19 +112,19 @@ class ObjectiveSpec(Part):
 
 
 class TrainingSpec(Part):
-    steps: int = Field(1500, ge=1, le=1_000_000)
-    batch_size: int = Field(1, ge=1, le=1024)
+    steps: int = Field(default=1500, ge=1, le=1_000_000)
+    batch_size: int = Field(default=1, ge=1, le=1024)
     """Images in one forward pass, over all processes together."""
-    accumulation: int = Field(1, ge=1, le=1024)
-    resolution: int = Field(512, ge=64, le=4096, json_schema_extra={"step": 8})
+    accumulation: int = Field(default=1, ge=1, le=1024)
+    resolution: int = Field(default=512, ge=64, le=4096, json_schema_extra={"step": 8})
     buckets: bool = True
     caption_dropout: float = number(0.0, ge=0, le=1, step=0.05)
     """Share of captions replaced by the empty caption, which keeps classifier-free guidance working."""
-    clip_skip: int = Field(0, ge=0, le=12)
+    clip_skip: int = Field(default=0, ge=0, le=12)
     """Which of the text encoder's layers is read, counted from the end; 0: the family's own."""
     ema_decay: float = number(0.0, ge=0, le=0.99999, step=0.0001)
     """Keep a running mean of the weights with this decay (0.999 and more) and save that; 0: off."""
-    seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
+    seed: int = Field(default=0, ge=0, le=MAXIMUM_SEED)
 
 
 class MemorySpec(Part):
@@ -137,7 +137,7 @@ class MemorySpec(Part):
     compile: bool = False
     caption_cache: Literal["auto", "always"] = "auto"
     """Encode captions beforehand where they stay as they are, or insist that all of them can be."""
-    cache_days: int = Field(30, ge=1, le=3650)
+    cache_days: int = Field(default=30, ge=1, le=3650)
     """Encoded images and captions that no run has used for so many days are removed."""
 
 
@@ -146,11 +146,11 @@ class PreviewSpec(Part):
 
     prompts: tuple[str, ...] = ()
     negative: str = ""
-    every: int = Field(0, ge=0, le=1_000_000)
-    sampler_steps: int = Field(20, ge=1, le=200)
+    every: int = Field(default=0, ge=0, le=1_000_000)
+    sampler_steps: int = Field(default=20, ge=1, le=200)
     guidance: float = number(7.0, ge=1, le=30, step=0.5)
-    seed: int = Field(0, ge=0, le=MAXIMUM_SEED)
-    images: int = Field(1, ge=1, le=16)
+    seed: int = Field(default=0, ge=0, le=MAXIMUM_SEED)
+    images: int = Field(default=1, ge=1, le=16)
     """Images of every prompt, each from noise of its own."""
     from_ema: bool = True
     """With EMA: generate with the averaged weights that will be saved."""
@@ -159,16 +159,16 @@ class PreviewSpec(Part):
 class CheckpointSpec(Part):
     """`every` 0 and `minutes` 0 save only at the end and on cancel. The newest `keep` checkpoints stay on disk."""
 
-    every: int = Field(250, ge=0, le=1_000_000)
+    every: int = Field(default=250, ge=0, le=1_000_000)
     minutes: float = number(0.0, ge=0, le=10_000, step=1)
-    keep: int = Field(2, ge=1, le=1000)
+    keep: int = Field(default=2, ge=1, le=1000)
 
 
 class ValidationSpec(Part):
     """The loss on images that are not trained, at noise and timesteps that never change. `share` 0 switches it off."""
 
     share: float = number(0.0, ge=0, le=0.5, step=0.05)
-    every: int = Field(50, ge=1, le=1_000_000)
-    patience: int = Field(0, ge=0, le=1000)
+    every: int = Field(default=50, ge=1, le=1_000_000)
+    patience: int = Field(default=0, ge=0, le=1000)
     """Stop early when this many validations in a row brought no new best; 0: never."""
     tensorboard: bool = False

@@ -33,17 +33,17 @@ from .block_weights import LIMIT, parse_block_weights
 
 VERSION = 1
 MAXIMUM_ROWS = 1000
-Strength = Field(1.0, ge=-LIMIT, le=LIMIT)
+Strength = Field(default=1.0, ge=-LIMIT, le=LIMIT)
 
 
 class StackRow(Part):
     on: bool = True
-    lora: str = Field("", max_length=4096)
+    lora: str = Field(default="", max_length=4096)
     hash: str = ""
-    bytes: int = Field(0, ge=0)
+    bytes: int = Field(default=0, ge=0)
     model: float = Strength
     text: float = Strength
-    blocks: str = Field("", max_length=10_000)
+    blocks: str = Field(default="", max_length=10_000)
     attention: float = Strength
     feed_forward: float = Strength
     convolution: float = Strength
