@@ -6,9 +6,9 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from ..spec.captioning import CaptionerSpec, CaptioningSpec
+from ..spec.captioning import CaptionerSpec, CaptioningSpec, TaggerSpec
 
-Finding = str | list
+Finding = str | list[list]
 """What a model says of an image, as it is kept: a text, or for taggers a list of [tag, category, probability]."""
 
 
@@ -16,8 +16,9 @@ class Captioner(Protocol):
     notes: list[str]
     """What people should know about how it runs."""
 
-    def describe(self, images: Sequence[Image.Image]) -> list[Finding]:
+    def describe(self, images: Sequence[Image.Image]) -> Sequence[Finding]:
         """One finding for each RGB image. What is said of one does not depend on the others, but for rounding."""
+        ...
 
     def close(self):
         """Give its memory back."""
@@ -25,13 +26,13 @@ class Captioner(Protocol):
 
 def load(spec: CaptioningSpec, device: torch.device, dtype: torch.dtype) -> Captioner:
     """The model of a spec in memory. Raises UserError when its files do not make one."""
-    return import_module(f".{spec.model.kind}", __name__).load(spec, device, dtype)
+    return import_module(f".{spec.model.kind}", __name__).load(spec.model, spec.folder, device, dtype)
 
 
 def text_of(model: CaptionerSpec, finding: Finding) -> str:
     """A finding as it is written into a caption, on one line."""
-    if model.kind == "tagger":
+    if isinstance(model, TaggerSpec) and isinstance(finding, list):
         from .tags import tags_of
 
         return ", ".join(tags_of(model, finding))
-    return " ".join(finding.split())
+    return " ".join(str(finding).split())

@@ -34,4 +34,6 @@ def with_article(before: str, words: str) -> str:
     """The text before some words, with its last word `a` or `an` as they sound."""
     found = re.search(r"(?<![^\s(\"'“])([Aa])n?(\s+)$", before)
     fitting = article(words) if found else None
-    return f"{before[:found.start()]}{found[1]}{'n' if fitting == 'an' else ''}{found[2]}" if fitting else before
+    if not (found and fitting):
+        return before
+    return f"{before[:found.start()]}{found[1]}{'n' if fitting == 'an' else ''}{found[2]}"

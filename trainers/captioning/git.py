@@ -5,14 +5,15 @@ import torch
 from PIL import Image
 from transformers import GitForCausalLM
 
+from ..spec.captioning import CaptionerFolderSpec, GitSpec
 from .speaking import Speaker, load_speaker
 
 
-def load(spec, device, dtype) -> Speaker:
-    return load_speaker(GitForCausalLM, ask, spec, device, dtype)
+def load(settings: GitSpec, folder: CaptionerFolderSpec, device: torch.device, dtype: torch.dtype) -> Speaker[GitSpec]:
+    return load_speaker(GitForCausalLM, ask, settings, folder, device, dtype)
 
 
-def ask(git: Speaker, images: Sequence[Image.Image]) -> list[str]:
+def ask(git: Speaker[GitSpec], images: Sequence[Image.Image]) -> list[str]:
     inputs, tokenizer = git.processor(images=list(images), return_tensors="pt"), git.processor.tokenizer
     prompt = git.settings.prompt.strip()
     if prompt:  # without the tokenizer's own end token, behind which nothing would follow

@@ -101,7 +101,7 @@ def inspect_folder(kind: str, folder: Path, name: str) -> CaptionerFolderSpec:
 
 
 def _require_parts(kind: str, folder: Path, name: str):
-    config, again = read_config(folder / "config.json"), f"Put all files of the model's page into the folder {name!r}"
+    config, again = read_config(folder / "config.json") or {}, f"Put all files of the model's page into the folder {name!r}"
     vision = config.get("vision_config")
     if kind == "florence2" and isinstance(vision, dict) and vision.get("model_type") == "davit":
         raise UserError(

@@ -1,27 +1,59 @@
 """What captioners share that answer in sentences: loading with transformers, and generating text."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers import AutoProcessor
+from torch import Tensor
+from transformers import AutoProcessor, BatchFeature
 
 from ..errors import UserError, reason_of
-from ..spec.captioning import CaptioningSpec, SpeakingSpec
+from ..spec.captioning import CaptionerFolderSpec, SpeakerSpec
 from .devices import is_out_of_memory
 from .model_folders import KINDS
 
 
+class Model(Protocol):
+    """What is asked of a model of transformers that writes text."""
+
+    config: Any
+    """Of a class of its own for each kind of model."""
+    device: torch.device
+
+    def generate(self, **inputs: Any) -> Tensor: ...
+
+
+class Processor(Protocol):
+    """What is asked of a processor of transformers, by all kinds or by some: its attributes are set when it is made."""
+
+    tokenizer: Any
+    num_query_tokens: int | None
+    """BLIP-2: tokens that an image becomes."""
+    post_processor_config: dict | None
+    """Florence-2: how answers are taken apart."""
+
+    def __call__(self, **inputs: Any) -> BatchFeature: ...
+
+    def batch_decode(self, tokens: Tensor, **options: Any) -> list[str]: ...
+
+    def apply_chat_template(self, conversation: Sequence, **options: Any) -> Any: ...
+
+    def post_process_generation(self, text: str, task: str, image_size: tuple[int, int]) -> dict[str, Any]: ...
+
+
+Settings = TypeVar("Settings", bound=SpeakerSpec)
+
+
 @dataclass
-class Speaker:
+class Speaker(Generic[Settings]):
     """A model with its processor, and how its kind is asked: `ask(speaker, images)` returns a text for each."""
 
-    model: nn.Module | None
-    processor: object
-    settings: SpeakingSpec
+    model: Model
+    processor: Processor
+    settings: Settings
     dtype: torch.dtype
-    ask: Callable[["Speaker", Sequence[Image.Image]], list[str]]
+    ask: Callable[["Speaker[Settings]", Sequence[Image.Image]], list[str]]
     notes: list[str] = field(default_factory=list)
 
     def describe(self, images: Sequence[Image.Image]) -> list[str]:
@@ -29,9 +61,9 @@ class Speaker:
             return [text.strip() for text in self.ask(self, images)]
 
     def close(self):
-        self.model = None
+        del self.model
 
-    def ready(self, inputs) -> dict[str, Tensor]:
+    def ready(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a processor gives, on the model's device, numbers of images in its precision."""
         return {name: tensor.to(self.model.device, self.dtype if tensor.is_floating_point() else None)
                 for name, tensor in inputs.items()}
@@ -72,17 +104,18 @@ class Speaker:
         return self.processor.batch_decode(tokens, skip_special_tokens=True)
 
 
-def load_speaker(model_class, ask, spec: CaptioningSpec, device: torch.device, dtype: torch.dtype) -> Speaker:
+def load_speaker(model_class: Any, ask: Callable[[Speaker[Settings], Sequence[Image.Image]], list[str]], settings: Settings,
+                 folder: CaptionerFolderSpec, device: torch.device, dtype: torch.dtype) -> Speaker[Settings]:
     """A model and its processor from a local folder. Weights are tensors only, and no code of the folder runs.
 
     Raises UserError when the files do not make such a model, or leave some of its weights open.
     """
-    name, title = spec.folder.name, KINDS[spec.model.kind].title
+    name, title = folder.name, KINDS[settings.kind].title
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        processor = AutoProcessor.from_pretrained(spec.folder.path, **options)
+        processor = AutoProcessor.from_pretrained(folder.path, **options)
         model, found = model_class.from_pretrained(
-            spec.folder.path, weights_only=True, torch_dtype=dtype, output_loading_info=True, **options)
+            folder.path, weights_only=True, torch_dtype=dtype, output_loading_info=True, **options)
     except Exception as problem:  # every model and every library has errors of its own
         if is_out_of_memory(problem):
             raise
@@ -91,7 +124,7 @@ def load_speaker(model_class, ask, spec: CaptioningSpec, device: torch.device, d
     if missing:  # transformers draws them at random and goes on
         raise UserError(f"The weights of {name!r} lack {len(missing)} tensors of a {title} model, for example "
                         f"{missing[0]}. Download the model again.")
-    return Speaker(model.to(device).requires_grad_(False).eval(), processor, spec.model, dtype, ask)
+    return Speaker(model.to(device).requires_grad_(False).eval(), processor, settings, dtype, ask)
 
 
 def without_prompt(tokens: Tensor, prompt: Tensor) -> Tensor:

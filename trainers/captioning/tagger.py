@@ -5,14 +5,19 @@ Both take square images as float32 [batch, side, side, 3] and return a probabili
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..errors import UserError, reason_of
+from ..spec.captioning import CaptionerFolderSpec, TaggerSpec
 from .model_folders import onnx_file
 from .tags import Tag, read_tags
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FLOOR = 0.02
 """Less probable tags are not kept; thresholds begin above it."""
@@ -21,7 +26,7 @@ PROVIDERS = ("CUDAExecutionProvider", "ROCMExecutionProvider", "DmlExecutionProv
 
 @dataclass
 class Tagger:
-    session: object
+    session: "InferenceSession"
     tags: list[Tag]
     prepare: Callable[[Image.Image, int], np.ndarray]
     notes: list[str] = field(default_factory=list)
@@ -37,7 +42,7 @@ class Tagger:
         """Probabilities [images, tags] of at most `count` images. A model exported for a certain number of them gets
         the last one more often, and those answers are dropped."""
         filled = np.concatenate([pixels, np.repeat(pixels[-1:], count - len(pixels), axis=0)])
-        return self.session.run(None, {self.session.get_inputs()[0].name: filled})[0][:len(pixels)]
+        return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: filled})[0])[:len(pixels)]
 
     def _finding(self, probabilities: np.ndarray) -> list:
         if not (np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() <= 1):
@@ -48,19 +53,21 @@ class Tagger:
                 if probability >= FLOOR or tag.category == "rating"]
 
     def close(self):
-        self.session = None
+        del self.session
 
 
-def load(spec, device: torch.device, dtype: torch.dtype) -> Tagger:
+def load(settings: TaggerSpec, model: CaptionerFolderSpec, device: torch.device, dtype: torch.dtype) -> Tagger:
     import onnxruntime
 
-    folder, name = Path(spec.folder.path), spec.folder.name
-    tags = read_tags(folder, name)
+    folder, name = Path(model.path), model.name
+    tags, file = read_tags(folder, name), onnx_file(folder)
+    if file is None:
+        raise UserError(f"{name!r} has no model.onnx any more. Put the file back, or choose another tagger.")
     if device.type == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # CUDA's libraries are torch's own
     wanted = [each for each in PROVIDERS if each in onnxruntime.get_available_providers() and device.type != "cpu"]
     try:
-        session = onnxruntime.InferenceSession(onnx_file(folder), providers=[*wanted, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(file, providers=[*wanted, "CPUExecutionProvider"])
     except Exception as problem:  # onnxruntime has a type of error for every kind of damage
         raise UserError(f"{name!r} could not be loaded as a tagger: {reason_of(problem)}") from problem
     _require_shapes(session, len(tags), name)
@@ -71,7 +78,7 @@ def load(spec, device: torch.device, dtype: torch.dtype) -> Tagger:
     return tagger
 
 
-def _require_shapes(session, tags: int, name: str):
+def _require_shapes(session: "InferenceSession", tags: int, name: str):
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape, count = inputs[0].shape, outputs[0].shape[-1]
     if len(inputs) != 1 or len(shape) != 4 or shape[3] != 3 or not isinstance(shape[1], int) or shape[1] != shape[2]:
@@ -97,7 +104,7 @@ def prepare_deepdanbooru(image: Image.Image, side: int) -> np.ndarray:
     """Fitted into a square whose rest repeats the image's edges, RGB in 0…1: float32 [side, side, 3]. As
     github.com/KichangKim/DeepDanbooru prepares images, resized by area."""
     factor = side / max(image.size)
-    size = tuple(max(1, min(side, round(length * factor))) for length in image.size)
-    pixels = np.asarray(image.resize(size, Image.Resampling.BOX), np.float32) / 255
+    width, height = (max(1, min(side, round(length * factor))) for length in image.size)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BOX), np.float32) / 255
     rest = [(side - length, (side - length) // 2) for length in pixels.shape[:2]]
     return np.pad(pixels, [*((first, whole - first) for whole, first in rest), (0, 0)], mode="edge")

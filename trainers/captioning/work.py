@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
+from PIL import Image
 
 from ..caches.tensor_cache import TensorCache
 from ..data.images.image_files import read_image
@@ -25,7 +27,7 @@ from ..optional_packages import require_packages
 from ..randomness import derive
 from ..run_folder import Run
 from ..spec import DatasetImage
-from ..spec.captioning import CaptioningSpec
+from ..spec.captioning import CaptionerSpec, CaptioningSpec, SpeakerSpec, SpeakingSpec
 from . import Captioner, Finding, load, text_of
 from .devices import choose_device, choose_dtype, is_out_of_memory
 
@@ -109,7 +111,7 @@ def _describe(spec: CaptioningSpec, findings: Findings, missing: Sequence[Datase
         told = _tell(captioner, 0, emit)
         emit(PhaseEvent(text="describing the first images", stage="describing"))
         try:
-            done, size = 0, 1 if picks_at_random(spec) else spec.batch_size
+            done, size = 0, 1 if picks_at_random(spec.model) else spec.batch_size
             while done < len(missing):
                 if stop_requested():
                     raise Cancelled
@@ -136,7 +138,7 @@ def _tell(captioner: Captioner, told: int, emit: Emit) -> int:
     return len(captioner.notes)
 
 
-def read(image: DatasetImage):
+def read(image: DatasetImage) -> Image.Image:
     try:
         return read_image(Path(image.path), image.background)
     except UserError as problem:
@@ -144,7 +146,7 @@ def read(image: DatasetImage):
                         "without it.") from None
 
 
-def attempt(captioner: Captioner, images) -> list[Finding] | None:
+def attempt(captioner: Captioner, images: Sequence[Image.Image]) -> Sequence[Finding] | None:
     """What the model says of the images; None when they are too many for the memory."""
     try:
         return captioner.describe(images)
@@ -163,15 +165,15 @@ def _halved(size: int, spec: CaptioningSpec, emit: Emit) -> int:
     return size // 2
 
 
-def picks_at_random(spec: CaptioningSpec) -> bool:
+def picks_at_random(model: CaptionerSpec) -> TypeGuard[SpeakerSpec]:
     """Whether words are picked at random: then every image is described alone, by numbers of its own."""
-    return spec.model.kind != "tagger" and spec.model.decoding.temperature > 0
+    return isinstance(model, SpeakingSpec) and model.decoding.temperature > 0
 
 
 @contextmanager
 def seeded(spec: CaptioningSpec, image: DatasetImage):
     """Randomness of (caption_seed, image), where words are picked at random; the generators are as before afterwards."""
-    if not picks_at_random(spec):
+    if not picks_at_random(spec.model):
         yield
         return
     with torch.random.fork_rng():
