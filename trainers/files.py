@@ -56,7 +56,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
 
     with temporary_beside(path) as temporary:
         mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
         temporary.chmod(mode)  # the library puts a private file of its own in its place
         os.replace(temporary, path)
 

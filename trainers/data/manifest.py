@@ -28,6 +28,10 @@ MOST_REPEATS = 10_000
 """Of one image, as its spec takes them."""
 
 
+Found = tuple[str, Examined] | UserError
+"""(SHA-256, what it is) of an image, or why it cannot be read."""
+
+
 @lru_cache(maxsize=100_000)
 def _examined(path: str, size: int, modified: int) -> tuple[str, Examined]:
     """(SHA-256, what it is) of an image that decodes. Size and time are arguments so that a changed file is read again and
@@ -49,8 +53,8 @@ def examined(path: Path) -> tuple[str, Examined]:
         raise UserError(f"{path.name}: the image cannot be read ({problem.strerror})") from None
 
 
-def _examine_all(paths: Sequence[Path], on_progress: Callable[[int, int], None]) -> dict[Path, tuple | UserError]:
-    def examine(path: Path):
+def _examine_all(paths: Sequence[Path], on_progress: Callable[[int, int], None]) -> dict[Path, Found]:
+    def examine(path: Path) -> Found:
         try:
             return examined(path)
         except UserError as problem:
@@ -69,15 +73,16 @@ def _examine_all(paths: Sequence[Path], on_progress: Callable[[int, int], None])
     return found
 
 
-def _mask_problem(mask: Path, found, image: str, size: tuple[int, int]) -> str | None:
-    """Why a mask cannot be used for its image, as a note."""
+def _checked_mask(mask: Path, found: Found, image: str, size: tuple[int, int]) -> str:
+    """The SHA-256 of a mask. Raises UserError, as a note, when it cannot be used for its image."""
     if isinstance(found, UserError):
-        return f"skipped the mask {_without_line_breaks(found, mask)}"
-    if not fits(found[1].size, size):
-        shape, wanted = ("×".join(map(str, each)) for each in (found[1].size, size))
-        return (f"skipped the mask {shown(mask.name)}: it has {shape} pixels and {image} has {wanted}, which is another "
-                "shape")
-    return None
+        raise UserError(f"skipped the mask {_without_line_breaks(found, mask)}")
+    digest, look = found
+    if not fits(look.size, size):
+        shape, wanted = ("×".join(map(str, each)) for each in (look.size, size))
+        raise UserError(f"skipped the mask {shown(mask.name)}: it has {shape} pixels and {image} has {wanted}, which is "
+                        "another shape")
+    return digest
 
 
 def _mask_notes(folders: Sequence[Folder], images: Sequence[DatasetImage]) -> list[str]:
@@ -139,20 +144,21 @@ def scan_folder(
         captions.enter(each)
         for file in each.images:
             label = each.name + file.name
-            if isinstance(found[file], UserError):
-                unreadable.append(f"{shown(each.name)}{_without_line_breaks(found[file], file)}")
+            seen = found[file]
+            if isinstance(seen, UserError):
+                unreadable.append(f"{shown(each.name)}{_without_line_breaks(seen, file)}")
                 skipped.append(f"skipped {unreadable[-1]}")
                 continue
-            digest, look = found[file]
+            digest, look = seen
             looks.append((label, look))
             mask, mask_digest = (str(file), digest) if look.transparent else ("", "")
             if file.stem in each.masks:
                 path = each.masks[file.stem]
-                problem = _mask_problem(path, found[path], shown(label), look.size)
-                if problem:
-                    skipped.append(problem)
-                else:
-                    mask, mask_digest = str(path), found[path][0]
+                try:
+                    mask_digest = _checked_mask(path, found[path], shown(label), look.size)
+                    mask = str(path)
+                except UserError as problem:
+                    skipped.append(str(problem))
             images.append(DatasetImage(
                 path=str(file), name=printable(label), caption=with_trigger(captions.of(each, file), trigger),
                 size=look.size, digest=digest, repeats=min(MOST_REPEATS, repeats * each.repeats), mask=mask,

@@ -4,6 +4,8 @@ from functools import lru_cache
 
 from PIL import ImageDraw, ImageFont
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+"""The second where Pillow lacks FreeType."""
 # Fonts of Windows, macOS and Linux by file name, which Pillow looks for in the system's folders; many scripts first.
 SYSTEM_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "DroidSansFallbackFull.ttf", "wqy-microhei.ttc",
@@ -17,7 +19,7 @@ PLAIN = str.maketrans({"×": "x", "’": "'", "‘": "'", "“": '"', "”": '"'
 """For signs that are no reason to take another font."""
 
 
-def font_and_text(text: str, size: int) -> tuple[ImageFont.FreeTypeFont, str]:
+def font_and_text(text: str, size: int) -> tuple[Font, str]:
     """A font that has all letters of `text`, and the text; else the font with the most of them, and the text with a box for
     each letter that it lacks."""
     text = drawable(text).translate(PLAIN)
@@ -38,7 +40,7 @@ def drawable(text: str) -> str:
     return "".join(sign if sign.isprintable() else " " if sign.isspace() else "" for sign in text)
 
 
-def fitted(draw: ImageDraw.ImageDraw, text: str, font, width: float, ellipsis: str = "…") -> str:
+def fitted(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float, ellipsis: str = "…") -> str:
     """The text as one line, cut where it is wider than `width` pixels."""
     text = drawable(text[:LONGEST])
     if draw.textlength(text, font) <= width:
@@ -54,7 +56,7 @@ def fitted(draw: ImageDraw.ImageDraw, text: str, font, width: float, ellipsis: s
 
 
 @lru_cache(maxsize=8)
-def _fonts(size: int) -> Sequence[ImageFont.FreeTypeFont]:
+def _fonts(size: int) -> Sequence[Font]:
     """The pack's usual font, then those of the system that are there."""
     found = [ImageFont.load_default(size)]
     for name in SYSTEM_FONTS:
@@ -66,8 +68,9 @@ def _fonts(size: int) -> Sequence[ImageFont.FreeTypeFont]:
 
 
 @lru_cache(maxsize=20_000)
-def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+def _has(font: Font, letter: str) -> bool:
     """Whether a font draws a letter otherwise than one that no font has."""
     if letter.isspace() or letter.isascii():
         return True
-    return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
+    # Masks are sequences of bytes, which Pillow's annotations do not say.
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))  # pyright: ignore[reportArgumentType]

@@ -199,7 +199,7 @@ def undo_last_write(folder: Path, keep_changed: bool = False) -> Undo:
             f"Nothing was taken back, because in {folder.name!r} {clause(count, 'file', 'were changed')} after "
             f"the write of {undo.written}: {listed(undo.changed_since, 8)}. Choose to keep those and take back the rest, "
             f"or copy what you want from {BACKUPS}/{undo.backup.name} in that folder.")
-    journal = read_json(undo.backup / JOURNAL)
+    journal = dict(_journals(folder))[undo.backup]
     before = {entry["file"]: entry["before"] for entry in journal["files"]}
     for name in undo.restored:
         if digest(_inside(undo.backup, name)) != before[name]:

@@ -5,14 +5,19 @@ patterns are run by the package `regex`, which transformers brings along: it sto
 """
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from ...errors import UserError
 from ...spec import DatasetSpec
 from ...words import WholeWord
 from .caption_editing import edit_captions
+
+if TYPE_CHECKING:
+    from regex import Match, Pattern
 
 SECONDS = 2.0
 """For all captions of a dataset together; an ordinary pattern takes some microseconds a caption."""
@@ -38,12 +43,15 @@ class Replacement:
     suffix: str = ""
 
     @cached_property
-    def pattern(self):
-        """The compiled pattern. Raises UserError that tells what is wrong with it, and where."""
+    def plain_words(self) -> WholeWord | re.Pattern[str]:
+        """Finds `find` as it is written."""
         flags = 0 if self.match_case else re.IGNORECASE
-        if not self.regular_expression:
-            whole = self.whole_words and self.find.strip()
-            return WholeWord(self.find, self.match_case) if whole else re.compile(re.escape(self.find), flags)
+        whole = self.whole_words and self.find.strip()
+        return WholeWord(self.find, self.match_case) if whole else re.compile(re.escape(self.find), flags)
+
+    @cached_property
+    def pattern(self) -> "Pattern[str]":
+        """`find` compiled. Raises UserError that tells what is wrong with it, and where."""
         if find_spec("regex") is None:
             raise UserError("Regular expressions need the Python package regex, which is not installed. Install it with the "
                             "Python that runs ComfyUI and start ComfyUI again, or switch regular_expression off.")
@@ -60,8 +68,10 @@ class Replacement:
         try:
             return regex.compile(self.find, 0 if self.match_case else regex.IGNORECASE)
         except regex.error as problem:
-            place = "" if problem.pos is None else f" at position {problem.pos + 1}"
-            raise UserError(f"find is {self.find!r}, which is not a regular expression: {problem.msg}{place}.") from None
+            # regex documents both; the annotations that go with it leave them out.
+            text, position = problem.msg, problem.pos  # pyright: ignore[reportAttributeAccessIssue]
+            place = "" if position is None else f" at position {position + 1}"
+            raise UserError(f"find is {self.find!r}, which is not a regular expression: {text}{place}.") from None
         except (ValueError, KeyError, IndexError, OverflowError, RecursionError) as problem:
             raise UserError(f"find is {self.find!r}, which is not a regular expression: {problem}.") from None
 
@@ -93,9 +103,9 @@ def _replaced(caption: str, rule: Replacement, deadline: float) -> str:
     return "".join([*pieces, caption[place:]])
 
 
-def _matches(caption: str, rule: Replacement, deadline: float):
+def _matches(caption: str, rule: Replacement, deadline: float) -> "Iterator[re.Match[str] | Match[str]]":
     if not rule.regular_expression:
-        yield from rule.pattern.finditer(caption)
+        yield from rule.plain_words.finditer(caption)
         return
     try:
         yield from rule.pattern.finditer(caption, concurrent=True, timeout=max(0.001, deadline - time.monotonic()))
@@ -105,7 +115,7 @@ def _matches(caption: str, rule: Replacement, deadline: float):
                         "pattern.") from None
 
 
-def _expanded(found, rule: Replacement) -> str:
+def _expanded(found: "re.Match[str] | Match[str]", rule: Replacement) -> str:
     """The text that takes a match's place: as it is, or with \\1 and \\g<name> filled in."""
     if not rule.regular_expression:
         return rule.replace

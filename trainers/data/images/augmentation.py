@@ -57,10 +57,9 @@ def views_of(image: DatasetImage, crop: Crop) -> list[View]:
 def closer(crop: Crop, share: float, left: float, top: float, mirrored: bool) -> Crop:
     """The crop with `share` of either side cut away first, at the place `left`, `top` in 0…1, where 0.5 is the middle: the
     rest goes into the same bucket, enlarged."""
-    resized = tuple(max(side, round(side / (1 - share))) for side in crop.resized)
-    places = [round(plain + (now - before) * place) for plain, now, before, place
-              in zip((crop.left, crop.top), resized, crop.resized, (left, top))]
-    return Crop(crop.original, resized, *places, crop.bucket, mirrored)
+    width, height = (max(side, round(side / (1 - share))) for side in crop.resized)
+    return Crop(crop.original, (width, height), round(crop.left + (width - crop.resized[0]) * left),
+                round(crop.top + (height - crop.resized[1]) * top), crop.bucket, mirrored)
 
 
 def view_pixels(image: Image.Image, view: View) -> torch.Tensor:

@@ -63,14 +63,19 @@ def to_srgb(image: Image.Image) -> Image.Image:
     colors = colors if colors.mode == mode else colors.convert(mode)
     if profile or colors.mode == "LAB":
         try:
-            transform = _transform(profile, colors.mode)
-            colors = ImageCms.applyTransform(colors, transform) if transform else colors
+            if transform := _transform(profile, colors.mode):
+                colors = _applied(colors, transform)
         except (ImageCms.PyCMSError, ImportError):
             pass
     rgb = colors if colors.mode == "RGB" else colors.convert("RGB")
     if alpha:
         rgb.putalpha(alpha)
     return rgb
+
+
+def _applied(image: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    """The image after the transform; Pillow returns None only where it changes the image itself."""
+    return ImageCms.applyTransform(image, transform) or image
 
 
 def profile_fits(image: Image.Image) -> bool:
@@ -105,17 +110,18 @@ def _transform(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform |
     Raises PyCMSError for a profile that is damaged or does not fit the mode, ImportError where Pillow lacks littlecms.
     Relative colorimetric with black point compensation is what photo editors use to show an image.
     """
-    source = ImageCms.getOpenProfile(BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
-    space = (source.profile if profile else source).xcolor_space.strip()
+    source = (ImageCms.getOpenProfile(BytesIO(profile)) if profile else
+              ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")))
+    space = source.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]  Pillow has it as a file
     if space != PROFILE_SPACES[mode]:
         raise ImageCms.PyCMSError(f"a profile of {space} on an image of {mode}")
     transform = ImageCms.buildTransform(
         source, ImageCms.createProfile("sRGB"), mode, "RGB", ImageCms.Intent.RELATIVE_COLORIMETRIC,
-        BLACK_POINT_COMPENSATION)
+        BLACK_POINT_COMPENSATION)  # pyright: ignore[reportArgumentType]  Pillow takes any int
     if mode not in ("L", "RGB"):
         return transform
     levels = np.linspace(0, 255, 18, dtype=np.uint8)
     grid = levels[:, None] if mode == "L" else np.stack(np.meshgrid(levels, levels, levels), -1).reshape(18, -1, 3)
     plain = Image.fromarray(grid)
-    changed = np.asarray(ImageCms.applyTransform(plain, transform), dtype=int)
+    changed = np.asarray(_applied(plain, transform), dtype=int)
     return transform if np.abs(changed - np.asarray(plain.convert("RGB"), dtype=int)).max() > DISTANCE else None

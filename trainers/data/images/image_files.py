@@ -76,7 +76,7 @@ def read_image(path: Path, background: str = WHITE, wanted: tuple[int, int] | No
             image = canvas.convert("RGB")
         if wanted and image.width * image.height > LARGE:
             factor = max(1, min(side // (ROOM * goal) for side, goal in zip(image.size, wanted)))
-            image = image.resize(tuple(side // factor for side in image.size), Image.Resampling.BOX)
+            image = image.resize((image.width // factor, image.height // factor), Image.Resampling.BOX)
         return image
 
 
@@ -96,7 +96,7 @@ def examine_image(path: Path) -> Examined:
         if not profile_fits(image):
             remarks.append(DAMAGED_PROFILE)
         alpha = opacity(image)
-        return Examined(size, alpha is not None and alpha.getextrema()[0] < 255, tuple(remarks))
+        return Examined(size, alpha is not None and alpha.getextrema() != (255, 255), tuple(remarks))
 
 
 def cut_image(image: Image.Image, crop: Crop) -> Image.Image:
@@ -164,10 +164,12 @@ def _decode_smaller(file: Image.Image, least: tuple[int, int]) -> tuple[int, int
     the image's whole size, upright; None where the format has no such decoder."""
     if file.format not in ("JPEG", "MPO"):
         return None
-    turn = -1 if _orientation(file) >= 5 else 1
-    size = file.size[::turn]
-    file.draft(None, least[::turn])
-    return size
+    width, height = file.size
+    if _orientation(file) < 5:
+        file.draft(None, least)
+        return width, height
+    file.draft(None, (least[1], least[0]))
+    return height, width
 
 
 def _has_more_frames(file: Image.Image) -> bool:

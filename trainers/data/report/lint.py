@@ -40,15 +40,16 @@ def empty(captions: Sequence[str]) -> Finding | None:
 
 def trigger_findings(captions: Sequence[str], trigger: str, tokenizer) -> list[Finding]:
     whole, apart = whole_word(trigger), _letters_apart(trigger)
-    split = _places(captions, lambda caption: not whole.search(caption) and apart and apart.search(caption))
-    missing = _places(captions, lambda caption: caption and not whole.search(caption))
-    missing = tuple(place for place in missing if place not in split)
+    without = _places(captions, lambda caption: caption and not whole.search(caption))
+    split = {place: found[0] for place in without if (found := apart.search(captions[place]))}
+    missing = tuple(place for place in without if place not in split)
     findings = []
     if split:
-        example = apart.search(captions[split[0]])[0]
+        places = tuple(split)
+        example = next(iter(split.values()))
         findings.append(Finding(
-            "split trigger", "trigger split", f"{count(split)} the trigger {trigger!r} written in another way, for example "
-            f"{example!r}, which other tokens stand for. Write it alike everywhere, with Replace in Captions.", split))
+            "split trigger", "trigger split", f"{count(places)} the trigger {trigger!r} written in another way, for example "
+            f"{example!r}, which other tokens stand for. Write it alike everywhere, with Replace in Captions.", places))
     if missing:
         findings.append(Finding(
             "missing trigger", "no trigger", f"{count(missing)} no trigger {trigger!r}: it learns nothing from there. Add "
@@ -57,11 +58,11 @@ def trigger_findings(captions: Sequence[str], trigger: str, tokenizer) -> list[F
     return findings + [Finding("trigger word", "", f"{note[0].upper()}{note[1:]}.") for note in notes]
 
 
-def _letters_apart(trigger: str) -> re.Pattern | None:
+def _letters_apart(trigger: str) -> re.Pattern:
     """Finds the letters of a trigger with other blanks, hyphens, underscores, commas or full stops between them."""
     letters = re.findall(r"[^\W_]", trigger)
     if len(letters) < 3:  # "a b" is no "ab"
-        return None
+        return re.compile("(?!)")
     return re.compile(r"(?<![\w-])" + r"[\s\-_,.]*".join(map(re.escape, letters)) + r"(?![\w-])", re.IGNORECASE)
 
 

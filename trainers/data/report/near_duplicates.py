@@ -33,9 +33,9 @@ def similar_groups(prints: Sequence[bytes | None],
                    on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[tuple[int, ...]]:
     """Groups of two or more places whose images are copies of each other, mirrored ones among them. `on_progress` is told
     how many images of how many are compared with all others."""
-    places = [place for place, each in enumerate(prints) if each]
+    known = {place: each for place, each in enumerate(prints) if each}
     groups: dict[int, list[int]] = {}
-    for place, group in zip(places, _groups([prints[place] for place in places], on_progress)):
+    for place, group in zip(known, _groups(list(known.values()), on_progress)):
         groups.setdefault(int(group), []).append(place)
     return sorted(tuple(members) for members in groups.values() if len(members) > 1)
 
@@ -56,7 +56,7 @@ def _groups(prints: Sequence[bytes], on_progress: Callable[[int, int], None], ro
     def join(place: int, others: np.ndarray):
         group[np.isin(group, group[others])] = group[place]
 
-    for place in np.flatnonzero(plain):
+    for place in np.flatnonzero(plain).tolist():
         join(place, np.flatnonzero(plain & (np.abs(colors - colors[place]).max(axis=1) < 3)))
     itself = _normalized(_halved(pixels))
     for half, turned in enumerate((pixels, pixels[:, :, ::-1])):
