@@ -94,15 +94,14 @@ def clean(folder: Path, days: float) -> int:
 
 
 def print_layer_names(family: str) -> int:
-    from trainers.artifacts.layer_names import family_names
+    from trainers.artifacts.layer_names import released_names
 
-    layers = family_names(family).layers
+    layers = released_names(family).layers
     programs = list(dict.fromkeys(program for layer in layers for program in layer.spellings()))
     print("block", "kernel", *programs, sep="\t")
     for layer in layers:
-        names = layer.spellings()
-        print(layer.block, "×".join(map(str, layer.kernel)) or "linear", *(names.get(program, "") for program in programs),
-              sep="\t")
+        names, kernel = layer.spellings(), "×".join(map(str, layer.kernel or ()))
+        print(layer.block, kernel or "linear", *(names.get(program, "") for program in programs), sep="\t")
     return 0
 
 

@@ -57,7 +57,6 @@ def change_norm(tensors: Mapping[str, Tensor]) -> float | None:
 
 def with_kernel(change: Tensor, kernel: Shape | None) -> Tensor:
     """A flat change [out, in · height · width] as [out, in, height, width], where the kernel is known and fits."""
-    size = kernel[0] * kernel[1] if kernel else 0
-    if change.ndim != 2 or not size or change.shape[1] % size:
+    if not kernel or change.ndim != 2 or 0 in kernel or change.shape[1] % prod(kernel):
         return change
     return change.reshape(len(change), -1, *kernel)

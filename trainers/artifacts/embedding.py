@@ -158,5 +158,6 @@ def merge(embeddings: Sequence[Embedding], weights: Sequence[float], names: Sequ
     if abs(total) < 1e-6:
         raise UserError("The weights sum to 0, so there is no average. Raise at least one of them.")
     return {
-        key: sum(weight / total * each.tensors[key] for each, weight in zip(embeddings, weights)) for key in shapes[0]
+        key: sum((weight / total * each.tensors[key] for each, weight in zip(embeddings, weights)), torch.zeros(()))
+        for key in shapes[0]
     }

@@ -52,7 +52,7 @@ def choose(shapes: Mapping[str, Shape], title: str, joined: bool = False) -> Cho
         chosen, notes = _by_width(names, shapes), []
     elif any(name in ENCODERS for name in names):
         chosen, notes = _by_name([name for name in names if name in ENCODERS], shapes), []
-    elif bundled := [name for name in names if BUNDLE.fullmatch(name)]:
+    elif bundled := {name: found for name in names if (found := BUNDLE.fullmatch(name))}:
         chosen, notes = _bundled(bundled, shapes)
     else:
         # Beside the matrices of a model, only what is called like a word is one.
@@ -100,11 +100,10 @@ def _by_width(names: Sequence[str], shapes: Mapping[str, Shape]) -> dict[str, tu
     return {ENCODER_OF_WIDTH.get(width, SINGLE): group for width, group in groups.items()}
 
 
-def _bundled(names: Sequence[str], shapes: Mapping[str, Shape]) -> tuple[dict, list[str]]:
-    """Words packed into a LoRA file: ComfyUI reads all of them as one."""
-    parts = {name: BUNDLE.fullmatch(name) for name in names}
-    whole = [name for name in names if parts[name][2].startswith("string_to_param")]
-    chosen = _by_width(whole or names, shapes)
+def _bundled(parts: Mapping[str, re.Match], shapes: Mapping[str, Shape]) -> tuple[dict, list[str]]:
+    """Words packed into a LoRA file, by their names taken apart by `BUNDLE`: ComfyUI reads all of them as one."""
+    whole = [name for name in parts if parts[name][2].startswith("string_to_param")]
+    chosen = _by_width(whole or list(parts), shapes)
     words = list(dict.fromkeys(parts[name][1] for group in chosen.values() for name in group))
     several = f"it packs the words {listed(words)}, which are read as one behind the other, as ComfyUI does"
     return chosen, [several] if len(words) > 1 else []

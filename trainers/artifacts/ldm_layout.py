@@ -44,7 +44,7 @@ def open_clip_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Keys of `weights` carry the `text_model.` prefix.
     """
     return {
-        name: torch.cat(pieces) if len(pieces) > 1 else pieces[0].contiguous()
+        name: pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
         for name, pieces in open_clip_pieces(weights).items()
     }
 

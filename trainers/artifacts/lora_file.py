@@ -69,6 +69,8 @@ class FileLayer:
     def shape(self) -> tuple[int, ...]:
         """Of the change, from the shapes of the factors."""
         shape = shape_of(self.shapes())
+        if shape is None:
+            raise UserError(f"{self.key} is incomplete: {', '.join(self.names)} make no change together")
         return tuple(with_kernel(torch.empty(shape, device="meta"), self.kernel).shape)
 
     def low_rank(self) -> LoraWeight:
@@ -82,12 +84,13 @@ class FileLayer:
 
     def change(self, base: Tensor | None = None) -> Tensor:
         """The change of the weight, float32 [out, in, …]. That of a DoRA depends on the `base`: UserError without it."""
-        if self.is_dora and base is None:
+        if not self.is_dora:
+            return with_kernel(change_of_parts(self.tensors()), self.kernel)
+        if base is None:
             raise UserError(f"{self.key} is a DoRA layer: what it changes depends on the base model, so it cannot be merged "
                             "with others. Bake it into a checkpoint instead")
         found = self.tensors()
-        change = with_kernel(change_of_parts(found), self.kernel)
-        return decomposed(self.key, base, change.reshape(base.shape), found[DORA]) if self.is_dora else change
+        return decomposed(self.key, base, change_of_parts(found).reshape(base.shape), found[DORA])
 
 
 @dataclass
@@ -117,11 +120,12 @@ def read_lora(path: Path) -> LoraFile:
     layers, unknown = {}, []
     for name in file:
         split = split_key(name)
-        layer = layers.setdefault(split.layer, FileLayer(split.layer, file)) if split and is_known(split.part) else None
-        if layer is None or split.part in layer.names:  # a second adapter in the file
-            unknown.append(name)
-        else:
-            layer.names[split.part] = name
+        if split and is_known(split.part):
+            names = layers.setdefault(split.layer, FileLayer(split.layer, file)).names
+            if split.part not in names:  # else it is of a second adapter in the file
+                names[split.part] = name
+                continue
+        unknown.append(name)
     for key, layer in list(layers.items()):
         shapes = layer.shapes()
         if shape_of(shapes) is None or prod(shapes.get(ALPHA, ())) != 1:

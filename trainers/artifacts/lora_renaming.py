@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import UserError
-from .layer_names import MAKERS, LayerNames, family_names, family_of_lora, is_text, other_spellings
+from .layer_names import MAKERS, LayerNames, family_names, family_of_lora, is_text, other_spellings, released_names
 from .layer_names.blocks import LIKE_SMALLEST, SMALLEST
 from .layer_names.family import TITLES, is_numbered, is_unet_layer
 from .layer_names.spelling import underscored
@@ -76,7 +76,7 @@ def names_for(files: Sequence[LoraFile]) -> LayerNames | None:
     if family not in LAYOUTS:
         return family_names(family)
     keys = [key for file in files for key in file.layers]
-    tables = [family_names(family, count) for count in LAYERS_PER_LEVEL]
+    tables = [released_names(family, count) for count in LAYERS_PER_LEVEL]
     return max(tables, key=lambda table: sum(table.find(key) is not None for key in keys))
 
 

@@ -110,7 +110,7 @@ def _entry(path: Path, start: int, name: str, facts: dict) -> Entry:
         try:
             with open(path, "rb") as file:
                 file.seek(start + begin)
-                read = file.readinto(tensor.reshape(-1).view(torch.uint8).numpy())
+                read = file.readinto(_memory(tensor))
         except OSError as problem:
             raise UserError(f"{path.name!r} cannot be read any more: {problem.strerror}.") from None
         if read != end - begin:
@@ -131,7 +131,7 @@ def write_entries(path: Path, entries: Iterable[Entry], metadata: Mapping[str, s
             file.write(header_bytes(ordered, metadata, "0" * 64))
             for entry in ordered:
                 for piece in entry.pieces():
-                    data = _bytes(piece, entry.dtype)
+                    data = _memory(piece.detach().to("cpu", entry.dtype).contiguous())
                     digest.update(data)
                     file.write(data)
             size = file.tell()
@@ -153,5 +153,6 @@ def header_bytes(entries: Sequence[Entry], metadata: Mapping[str, str], digest: 
     return struct.pack("<Q", len(text)) + text
 
 
-def _bytes(tensor: Tensor, dtype: torch.dtype):
-    return tensor.detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy()
+def _memory(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

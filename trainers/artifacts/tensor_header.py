@@ -11,6 +11,7 @@ import stat
 import struct
 from math import prod
 from pathlib import Path
+from typing import TypeGuard
 
 from ..errors import UserError
 
@@ -125,7 +126,7 @@ def _size(name: str, entry: object) -> int:
     return bits // 8
 
 
-def _whole_numbers(value: object) -> bool:
+def _whole_numbers(value: object) -> TypeGuard[list[int]]:
     """A list of numbers from 0 to what 64 bits hold; True and False are none."""
     return isinstance(value, list) and all(type(each) is int and 0 <= each < 1 << 63 for each in value)
 

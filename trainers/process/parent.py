@@ -47,11 +47,13 @@ class TrainingProcess:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=environment,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
+        assert self.process.stdin and self.process.stdout  # pipes, as asked for
+        self.orders, self.answers = self.process.stdin, self.process.stdout
         self.lines: queue.Queue[bytes | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self):
-        for line in self.process.stdout:
+        for line in self.answers:
             self.lines.put(line)
         self.lines.put(None)
 
@@ -86,8 +88,8 @@ class TrainingProcess:
         if not self.cancelled:
             self.cancelled, self.heard_at = True, time.monotonic()
             try:
-                self.process.stdin.write(b"cancel\n")
-                self.process.stdin.flush()
+                self.orders.write(b"cancel\n")
+                self.orders.flush()
             except OSError:
                 pass
 
@@ -104,7 +106,7 @@ class TrainingProcess:
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
-            self.process.stdin.close()
+            self.orders.close()
         try:
             self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:

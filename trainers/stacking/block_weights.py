@@ -141,7 +141,7 @@ def _blocks_of(name: str, family: str, text: str) -> list[str]:
         return [EXTRA]
     match = _RANGE.fullmatch(name)
     title = _TITLES.get(match[1]) if match else None
-    if title is None:
+    if match is None or title is None:
         raise UserError(f"The block weights {shown(text)} name a block {shown(name)}. Blocks are BASE, IN00 …, MID, "
                         "OUT00 …, EXTRA; of SD3 JOINT00 …; of Flux DOUBLE00 … and SINGLE00 ….")
     first = int(match[2]) if match[2] else 0

@@ -71,9 +71,11 @@ def changes_of(base: Weights, spec: BakeSpec) -> tuple[dict[str, list[Change]], 
         notes += file.remarks()
         for key, layer in file.layers.items():
             strength, place = lora.text if is_text(key) else lora.model, names.find(key)
-            if strength and place is None:
+            if not strength:
+                continue
+            if place is None:
                 missing.append(key)
-            elif strength:
+            else:
                 placed.append(key)
                 found.setdefault(place.tensor, []).append((place, layer, strength))
         if missing:

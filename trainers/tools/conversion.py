@@ -52,7 +52,7 @@ def convert(spec: ConvertSpec, folder: Path, emit: Emit, stop_requested: StopReq
                 raise UserError(f"{name} holds values too large for {spec.file_precision}. Choose bf16 or fp32.")
         tensors |= written
         if all(part.is_low_rank for part in parts):
-            before = sum(change_of(part.low_rank()).flatten(1) for part in parts)
+            before = sum((change_of(part.low_rank()).flatten(1) for part in parts), torch.zeros(()))
             after = change_of(stored_weight(layer.key, written)).flatten(1)
             error += float((before - after).square().sum(dtype=torch.float64))
             energy += float(before.square().sum(dtype=torch.float64))
@@ -134,8 +134,8 @@ def _diffusers_tensors(weight: LoraWeight, dtype: torch.dtype) -> dict[str, Tens
 def stored_weight(key: str, tensors: Mapping[str, Tensor]) -> LoraWeight:
     """What was written of a plain layer, as a loader will read it."""
     named = {name.removeprefix(key): tensor.float() for name, tensor in tensors.items()}
-    down = named.get(".lora_down.weight", named.get(".lora_A.weight"))
-    up = named.get(".lora_up.weight", named.get(".lora_B.weight"))
+    names = (".lora_A.weight", ".lora_B.weight") if ".lora_A.weight" in named else (".lora_down.weight", ".lora_up.weight")
+    down, up = (named[name] for name in names)
     return LoraWeight(key, down, up, float(named.get(".alpha", len(down))))
 
 

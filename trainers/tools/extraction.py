@@ -165,7 +165,7 @@ def change_of_layer(tuned: Weights, layer: Layer, base: Weights, theirs: Layer) 
 def scaled_rounding(changed: Tensor, original: Tensor, entries: Sequence[Entry], layer: Layer) -> str | None:
     """The same for a layer that one of the files keeps with a scale: in units of the scale it is rounded to eight bits."""
     for entry, rounded, whole in ((entries[0], changed, original), (entries[1], original, changed)):
-        if entry.scale and entry.stored.is_floating_point:
+        if entry.scale and entry.stored and entry.stored.is_floating_point:
             scale = entry.scale()
             scale = scale.chunk(layer.parts)[layer.part] if len(scale) > 1 else scale
             if is_rounded(rounded / scale, whole / scale, entry.stored):

@@ -107,7 +107,7 @@ def merged_layer(key: str, parts: Sequence[tuple[FileLayer, float]], resize: Res
         if resize.rule != "exact":
             return reduced(joined, resize)
         return Merged(joined, joined.change_norm() ** 2) if len(joined.down) <= largest else reduced(joined, resize)
-    change = sum(strength * layer.change() for layer, strength in parts)
+    change = sum((strength * layer.change() for layer, strength in parts), torch.zeros(()))
     matrix = change.flatten(1)
     limit = min(matrix.shape) if resize.rule == "exact" else resize.rank
     factors = decompose(matrix, limit, exact=resize.rule == "exact")

@@ -13,11 +13,11 @@ from .brought import BROUGHT, FamilyNames
 from .family import TITLES, family_of_lora, family_of_model
 from .parts import split_key
 from .spelling import in_denoiser, is_text, other_spellings, underscored
-from .table import MAKERS, Layer, LayerNames, ReleasedNames, family_names, layers_of_checkpoint
+from .table import MAKERS, Layer, LayerNames, ReleasedNames, family_names, layers_of_checkpoint, released_names
 
 __all__ = ["MAKERS", "FamilyNames", "Layer", "LayerNames", "ReleasedNames", "family_names", "family_of_lora",
            "family_of_model", "in_denoiser", "is_text", "layers_of_checkpoint", "other_spellings", "place", "register",
-           "split_key", "underscored", "unregister"]
+           "released_names", "split_key", "underscored", "unregister"]
 
 
 def register(names: FamilyNames):

@@ -16,13 +16,16 @@ class FamilyNames(Protocol):
 
     def owns_model(self, names: Collection[str]) -> bool:
         """Whether a file with tensors of these names holds a denoiser of the family."""
+        ...
 
     def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
         """Whether a LoRA file with these tensors is for the family."""
+        ...
 
     def layers(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Any]:
         """Every layer of a model that a LoRA can change (`table.Layer`): its native, diffusers' and LoRA-file name and its
         block, from the names and shapes of the model's tensors."""
+        ...
 
     def table(self) -> Any | None:
         """The layers (`table.LayerNames`) of the released model; None where names are read from the model itself."""
@@ -30,6 +33,7 @@ class FamilyNames(Protocol):
 
     def block(self, name: str) -> str:
         """The block of a layer, by its native name or by that in a LoRA file, underscored and without prefixes."""
+        ...
 
 
 BROUGHT: dict[str, FamilyNames] = {}

@@ -54,7 +54,7 @@ def read_spelling(layer: str) -> Spelled:
         prefix = _TEXT_PREFIX.fullmatch(flat[:module.start() + (flat[module.start()] == "_")])
         if prefix:
             return Spelled(_encoder(**prefix.groupdict()), _text_core(module[1]))
-    core = flat[_DENOISER.match(flat).end():].replace("_processor_", "_").removesuffix("_lora")
+    core = _DENOISER.sub("", flat, count=1).replace("_processor_", "_").removesuffix("_lora")
     return Spelled(UNET, f"{core}_0" if core.endswith("_to_out") else core)
 
 

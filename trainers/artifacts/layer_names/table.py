@@ -132,12 +132,16 @@ class LayerNames:
         return self.index.get(read_spelling(name))
 
 
+def family_names(family: str) -> LayerNames | None:
+    """The table of a family as released; None for families whose names are read from the model itself."""
+    if family in LAYOUTS:
+        return released_names(family)
+    return BROUGHT[family].table() if family in BROUGHT else None
+
+
 @lru_cache(maxsize=16)
-def family_names(family: str, layers_per_level: int = 2) -> LayerNames | None:
-    """The table of a family as released; models of unusual size may have fewer layers per level. None for families whose
-    names are read from the model itself."""
-    if family not in LAYOUTS:
-        return BROUGHT[family].table() if family in BROUGHT else None
+def released_names(family: str, layers_per_level: int = 2) -> LayerNames:
+    """The table of a family of `LAYOUTS`; models of unusual size may have fewer layers per level."""
     layout = UNetLayout(**{**LAYOUTS[family].__dict__, "layers_per_block": layers_per_level})
     unet = [_denoiser_layer(family, original, diffusers, kernel) for diffusers, original, kernel in layout.modules()]
     text = [_text_layer(encoder, module) for encoder in ENCODERS[family] for module in encoder.modules()]
@@ -211,12 +215,12 @@ class ReleasedNames:
         start = next(starts, "")
         return _layers(shapes, self.family, start)
 
-    def table(self) -> LayerNames | None:
-        return family_names(self.family)
+    def table(self) -> LayerNames:
+        return released_names(self.family)
 
     def block(self, name: str) -> str:
         return place(name, self.family).block
 
 
 __all__ = ["LAYOUTS", "MAKERS", "OTHER_PARTS", "UNET", "Layer", "LayerNames", "ReleasedNames", "family_names",
-           "layers_of_checkpoint"]
+           "layers_of_checkpoint", "released_names"]
