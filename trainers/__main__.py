@@ -15,7 +15,9 @@ For several processes, put `accelerate launch --multi_gpu --num_processes N` bef
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # started as a script, perhaps by an isolated Python that searches nowhere
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,6 +25,9 @@ if not __package__:  # started as a script, perhaps by an isolated Python that s
 
 # No run may wait for the network: every model part comes from the disk.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+if TYPE_CHECKING:
+    from trainers.run_folder import Run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     return perform(openers.get(options.command) or (lambda content: open_file_task(options.command, content)), options.spec)
 
 
-def perform(open_folder, path: str) -> int:
+def perform(open_folder: Callable[[bytes], "Run | None"], path: str) -> int:
     """Do what the spec at `path` asks for, in the folder that `open_folder(content)` returns; None: it is done."""
     from pydantic import ValidationError
 
@@ -105,7 +110,7 @@ def print_layer_names(family: str) -> int:
     return 0
 
 
-def open_training(content: bytes):
+def open_training(content: bytes) -> "Run | None":
     from trainers.run_folder import open_run
     from trainers.spec import RunSpec
 
@@ -116,7 +121,7 @@ def open_training(content: bytes):
     return run
 
 
-def open_class_images(content: bytes):
+def open_class_images(content: bytes) -> "Run | None":
     from trainers.sampling.class_images import class_dataset, images_of, open_folder
     from trainers.spec.class_images import ClassImagesSpec
 
@@ -128,7 +133,7 @@ def open_class_images(content: bytes):
     return folder
 
 
-def open_captioning(content: bytes):
+def open_captioning(content: bytes) -> "Run | None":
     from trainers.captioning.work import open_folder, texts_of
     from trainers.spec.captioning import CaptioningSpec
 
@@ -141,7 +146,7 @@ def open_captioning(content: bytes):
     return open_folder(spec)
 
 
-def open_file_task(task: str, content: bytes):
+def open_file_task(task: str, content: bytes) -> "Run | None":
     from trainers.run_folder import open_run
     from trainers.tools.file_tasks import TOOLS
 

@@ -8,6 +8,7 @@ from ...trainers.data.report.dataset_report import as_text, examine
 from ...trainers.data.report.lint import CLIP_TOKENS
 from ...trainers.drawing.dataset_report_pages import draw_pages
 from ...trainers.spec import BaseModelSpec
+from ...trainers.vocabulary import Tokenizer
 from .. import host, sockets
 from ..widgets import Schema
 
@@ -61,7 +62,7 @@ class DatasetReport(io.ComfyNode):
         return io.NodeOutput(image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": [text]})
 
 
-def tokenizer_of(base: BaseModelSpec | None) -> tuple[object, int]:
+def tokenizer_of(base: BaseModelSpec | None) -> tuple[Tokenizer, int]:
     """(tokenizer of a base's first text encoder, tokens that it takes of a caption)."""
     if base is None:
         from ...trainers.families.text_loading import clip_tokenizer

@@ -5,7 +5,7 @@ What is written: for one text encoder a safetensors file with the single tensor 
 SDXL `clip_l` [vectors, 768] and `clip_g` [vectors, 1280]. What other trainers write is read under all names that
 `embedding_words` knows, out of safetensors, A1111's and the original repository's `.pt`, and diffusers' `.bin`.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def _bare_numbers(path: Path, refusal: Refused) -> tuple[dict[str, Tensor], tupl
     return {SINGLE: require_finite(tensor, "the word", path.name)}, (several,) if len(parts) > 1 else ()
 
 
-def _stacked(choice: Choice, read, title: str) -> dict[str, Tensor]:
+def _stacked(choice: Choice, read: Callable[[str], Tensor], title: str) -> dict[str, Tensor]:
     """float32 [vectors, width] for each encoder, in memory of their own."""
     def rows(name: str) -> Tensor:
         tensor = require_finite(read(name).detach(), name, title).to(torch.float32, copy=True)

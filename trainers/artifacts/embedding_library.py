@@ -42,7 +42,7 @@ class Entry(Part):
 
     @field_validator("file")
     @classmethod
-    def _file_stays_in_its_folder(cls, file):
+    def _file_stays_in_its_folder(cls, file: str) -> str:
         windows, parts = PureWindowsPath(file), PurePosixPath(file.replace("\\", "/")).parts
         if (windows.drive or windows.root or file.startswith(("/", "~")) or ".." in parts or "\x00" in file
                 or windows.suffix.lower() not in (".safetensors", ".pt", ".bin")):

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from safetensors.torch import save
 from torch import Tensor
 
-from ..spec import DatasetImage, LoraSpec, RunSpec
+from ..spec import DatasetImage, LoraSpec, ObjectiveSpec, RunSpec
+from ..spec.blocks import BlockValues
+from ..spec.file_tasks import ExtractionSpec, MergeSpec
 from .adapters import FORMATS
 
 KEPT = ("ss_base_model_version", "ss_v2", "ss_sd_model_name", "ss_resolution", "ss_clip_skip", "modelspec.architecture",
@@ -115,9 +117,9 @@ def lora_metadata(method: LoraSpec, family_metadata: Mapping[str, str]) -> dict[
     return {name: str(value) for name, value in entries.items()}
 
 
-def extraction_metadata(spec, family_metadata: Mapping[str, str], tuned: str, base: str,
+def extraction_metadata(spec: ExtractionSpec, family_metadata: Mapping[str, str], tuned: str, base: str,
                         ranks: Sequence[int]) -> dict[str, str]:
-    """Of an extracted LoRA. `spec` is an ExtractionSpec; `tuned` and `base` are names without folders; layers may differ in
+    """Of an extracted LoRA. `tuned` and `base` are names without folders; layers may differ in
     rank, and readers are told the largest."""
     rule = spec.rule if spec.rule in ("fixed", "knee") else f"{spec.rule} {spec.threshold:g}"
     entries = {
@@ -134,7 +136,7 @@ def extraction_metadata(spec, family_metadata: Mapping[str, str], tuned: str, ba
     return {name: str(value) for name, value in entries.items()}
 
 
-def merge_metadata(spec, sources: Sequence[tuple[str, Mapping[str, str]]], ranks: Sequence[int],
+def merge_metadata(spec: MergeSpec, sources: Sequence[tuple[str, Mapping[str, str]]], ranks: Sequence[int],
                    family_metadata: Mapping[str, str]) -> dict[str, str]:
     """Of a merged or resized LoRA: what the files say about their base where they agree, else what is known of its family,
     and where it came from. `sources` are (file's name, its metadata)."""
@@ -178,14 +180,14 @@ def _file_name(name: str) -> str:
     return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 
-def timestep_range(objective) -> str | None:
+def timestep_range(objective: ObjectiveSpec) -> str | None:
     """Modelspec's "first,last" in thousandths of the noise schedule; None for all of it."""
     if (objective.minimum_timestep, objective.maximum_timestep) == (0, 1):
         return None
     return f"{round(1000 * objective.minimum_timestep)},{round(1000 * objective.maximum_timestep)}"
 
 
-def _typed(values) -> str | None:
+def _typed(values: BlockValues) -> str | None:
     return ", ".join(f"{block}={number:g}" for block, number in values) or None
 
 

@@ -62,7 +62,7 @@ class Findings:
         write_json(path, {"image": image.name, "model": self.spec.folder.name, "finding": finding})
 
 
-def _is_row(row) -> bool:
+def _is_row(row: object) -> bool:
     return isinstance(row, list) and [type(value) for value in row] in ([str, str, float], [str, str, int])
 
 

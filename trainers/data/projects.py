@@ -3,6 +3,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from ..words import clause, shown
 
@@ -14,8 +15,18 @@ CLASS_FOLDERS = frozenset({"reg", "regularization"} | {
 OTHER_FOLDERS = frozenset({"log", "logs", "model", "models", "sample", "samples"})
 
 
-def chosen_folders(folder, below: Sequence[Path], subfolders: bool, notes: list[str]) -> tuple[list[Path], bool]:
-    """(which of the folders `below` a `sources.Folder` belong to the dataset, whether their names are `N_name` although
+class Files(Protocol):
+    """What is looked at of a `sources.Folder`."""
+
+    name: str
+    path: Path
+    images: list[Path]
+    masks: dict[str, Path]
+    texts: list[Path]
+
+
+def chosen_folders(folder: Files, below: Sequence[Path], subfolders: bool, notes: list[str]) -> tuple[list[Path], bool]:
+    """(which of the folders `below` `folder` belong to the dataset, whether their names are `N_name` although
     nobody said so). Notes say what is left out and why.
 
     A project of kohya's trainers (img, reg, log, model) is its folder of images, also where sub-folders are not asked for,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .fonts import fitted
+from .fonts import Font, fitted
 
 SMALLEST, LARGEST = 192, 256
 """Pixels of an image's side: smaller ones are enlarged to be looked at; in the strip larger ones are reduced."""
@@ -107,6 +107,6 @@ def _columns(sheet: Image.Image, rows: int, columns: int) -> list[list[Image.Ima
     return [[sheet.crop((left, top, left + side, top + side)) for top in tops] for left in lefts]
 
 
-def shorten(draw: ImageDraw.ImageDraw, text: str, font, width: float) -> str:
+def shorten(draw: ImageDraw.ImageDraw, text: str, font: Font, width: float) -> str:
     """`text` as one line, cut with an ellipsis where it would be wider than `width` pixels."""
     return fitted(draw, text, font, width)

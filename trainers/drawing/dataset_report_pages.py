@@ -8,9 +8,10 @@ from ..data.images.image_files import read_image
 from ..data.report.dataset_report import Report, advice_lines, aspects, buckets, size_line
 from ..data.report.lint import cut_at, shortened
 from ..errors import UserError
+from ..vocabulary import Tokenizer
 from ..words import counted
 from .contact_sheets import spread
-from .fonts import fitted, font_and_text
+from .fonts import Color, Font, fitted, font_and_text
 
 WIDTH, MARGIN, GAP = 1536, 32, 12
 """Pixels."""
@@ -26,7 +27,8 @@ BLUE, ORANGE, RED = (31, 98, 189), (222, 120, 30), (196, 43, 43)
 SHOWN_BARS, SHOWN_FINDINGS = 12, 14
 
 
-def draw_pages(report: Report, most_sheets: int = 4, tokenizer=None, room: int = 75) -> list[Image.Image]:
+def draw_pages(report: Report, most_sheets: int = 4, tokenizer: "Tokenizer | None" = None,
+               room: int = 75) -> list[Image.Image]:
     """RGB pages of the same size: figures first, then up to `most_sheets` contact sheets of PER_PAGE images. Where not all
     images fit, those with findings are shown, and others evenly spread over the dataset.
 
@@ -120,7 +122,7 @@ def _findings(page: "_Page", top: int, report: Report) -> int:
 class _Cell:
     """An image with its number and marks, its file name and its caption."""
 
-    def __init__(self, side: int, tokenizer, room: int):
+    def __init__(self, side: int, tokenizer: "Tokenizer | None", room: int):
         self.side, self.tokenizer, self.room = side, tokenizer, room
         self.height = side + 26 + CAPTION_LINES * (SMALL + 5)
 
@@ -169,12 +171,12 @@ class _Page:
         self.draw = ImageDraw.Draw(self.image)
         self.used = height
 
-    def text(self, x: int, y: int, text: str, size: int, color=INK, width: int = 0):
+    def text(self, x: int, y: int, text: str, size: int, color: Color = INK, width: int = 0):
         """One line from its upper left corner, cut with an ellipsis where it is wider than `width`."""
         font, text = font_and_text(text, size)
         self.draw.text((x, y), fitted(self.draw, text, font, width) if width else text, color, font)
 
-    def paragraph(self, x: int, y: int, text: str, size: int, right: int, color=INK, most: int = 99) -> int:
+    def paragraph(self, x: int, y: int, text: str, size: int, right: int, color: Color = INK, most: int = 99) -> int:
         """Lines between `x` and `right`, `most` of them; returns where the next line would begin."""
         font, text = font_and_text(text, size)
         for line in wrapped(self.draw, text, font, right - x, most):
@@ -182,10 +184,10 @@ class _Page:
             y += size + 5
         return y
 
-    def box(self, left: int, top: int, right: int, bottom: int, color):
+    def box(self, left: int, top: int, right: int, bottom: int, color: Color):
         self.draw.rectangle([left, top, right, bottom], color)
 
-    def label(self, left: int, top: int, text: str, color):
+    def label(self, left: int, top: int, text: str, color: Color):
         font, text = font_and_text(text, SMALL)
         self.box(left, top, left + round(self.draw.textlength(text, font)) + 9, top + SMALL + 7, color)
         self.draw.text((left + 5, top + 2), text, PAPER, font)
@@ -194,7 +196,7 @@ class _Page:
         return self.image.crop((0, 0, WIDTH, height))
 
 
-def wrapped(draw: ImageDraw.ImageDraw, text: str, font, width: int, most: int) -> list[str]:
+def wrapped(draw: ImageDraw.ImageDraw, text: str, font: Font, width: int, most: int) -> list[str]:
     """Text as lines of at most `width` pixels, broken between words, or within what is longer than a line. What does not
     fit into `most` lines is left out behind an ellipsis."""
     lines, line, words = [], "", text[:2000].split()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from ..reports import ExtractedLayer, ExtractionReport
-from .fonts import font_and_text
+from .fonts import Color, font_and_text
 
 FILE = "report.png"
 WIDTH, MARGIN, ROW, SCALE = 960, 24, 22, 2
@@ -130,11 +130,11 @@ class _Page:
         self.image = Image.new("RGB", (WIDTH * SCALE, height * SCALE), "white")
         self.draw = ImageDraw.Draw(self.image)
 
-    def text(self, x: float, y: float, words: str, color=INK, anchor: str = "lm", size: int = 14):
+    def text(self, x: float, y: float, words: str, color: Color = INK, anchor: str = "lm", size: int = 14):
         font, words = font_and_text(words, size * SCALE)
         self.draw.text((x * SCALE, y * SCALE), words, color, font, anchor=anchor)
 
-    def box(self, left: float, top: float, right: float, bottom: float, color):
+    def box(self, left: float, top: float, right: float, bottom: float, color: Color):
         self.draw.rectangle([left * SCALE, top * SCALE, max(left, right) * SCALE, bottom * SCALE], color)
 
     def finish(self) -> Image.Image:

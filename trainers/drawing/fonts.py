@@ -6,6 +6,7 @@ from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 """The second where Pillow lacks FreeType."""
+Color = tuple[int, int, int]
 # Fonts of Windows, macOS and Linux by file name, which Pillow looks for in the system's folders; many scripts first.
 SYSTEM_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "DroidSansFallbackFull.ttf", "wqy-microhei.ttc",

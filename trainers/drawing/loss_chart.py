@@ -1,8 +1,10 @@
 """The chart of a run's losses."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil, floor, log10
 
 from PIL import Image, ImageDraw, ImageFont
+
+from .fonts import Color
 
 WIDTH, HEIGHT = 960, 540
 LEFT, RIGHT, TOP, BOTTOM = 84, 84, 52, 484
@@ -49,7 +51,7 @@ def ticks(values: Sequence[float], wanted: int = 6) -> list[float]:
     return [number * distance for number in range(first, max(last, first + 1) + 1)]
 
 
-def _without_outliers(values) -> list[float]:
+def _without_outliers(values: Collection[float]) -> list[float]:
     """The lower 98 % of the values: one wild step shall not flatten the chart."""
     return sorted(values)[:max(1, ceil(0.98 * len(values)))]
 
@@ -78,17 +80,17 @@ class _Chart:
                        INK, SCALE)
         self._text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16, "step", INK, "mm")
 
-    def line(self, curve: Curve, axis: tuple[float, float], color, width: int):
+    def line(self, curve: Curve, axis: tuple[float, float], color: Color, width: int):
         points = [(self._x(step), self._y(curve[step], axis)) for step in sorted(curve)]
         if len(points) > 1:
             self.draw.line(points, color, width * SCALE, joint="curve")
 
-    def points(self, curve: Curve, axis: tuple[float, float], color):
+    def points(self, curve: Curve, axis: tuple[float, float], color: Color):
         for step, value in curve.items():
             x, y, radius = self._x(step), self._y(value, axis), 4 * SCALE
             self.draw.ellipse([x - radius, y - radius, x + radius, y + radius], color)
 
-    def finish(self, names: Mapping[str, tuple]) -> Image.Image:
+    def finish(self, names: Mapping[str, Color]) -> Image.Image:
         """The image, with the names of the curves above it in their colors."""
         x = LEFT
         for name, color in names.items():
@@ -105,5 +107,5 @@ class _Chart:
         share = min(1.0, max(0.0, (value - axis[0]) / (axis[1] - axis[0])))
         return (BOTTOM - (BOTTOM - TOP) * share) * SCALE
 
-    def _text(self, x: float, y: float, text: str, color, anchor: str):
+    def _text(self, x: float, y: float, text: str, color: Color, anchor: str):
         self.draw.text((x * SCALE, y * SCALE), text, color, self.font, anchor=anchor)

@@ -4,14 +4,14 @@ A name without a number means all blocks of that side; the more exact name wins.
 """
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
 NAME = r"[a-z]+(?:\.\d+)?"
 
 
-def _names(value):
+def _names(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     names = tuple(part.strip().lower() for part in value.split(",") if part.strip())
@@ -21,7 +21,7 @@ def _names(value):
     return names
 
 
-def _values(value):
+def _values(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     pairs = []

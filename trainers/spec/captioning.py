@@ -87,7 +87,7 @@ class VisionLanguageSpec(SpeakingSpec):
 
     @field_validator("instruction")
     @classmethod
-    def _says_something(cls, instruction):
+    def _says_something(cls, instruction: str) -> str:
         if not instruction.strip():
             raise ValueError("the instruction is empty; say what the model shall write, for example: Describe this "
                              "image in one sentence")

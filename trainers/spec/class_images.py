@@ -39,13 +39,13 @@ class ClassImagesSpec(Part):
 
     @field_validator("prompt", "negative")
     @classmethod
-    def _one_line(cls, text):
+    def _one_line(cls, text: str) -> str:
         """As a caption file is read: line breaks are spaces."""
         return " ".join(text.split())
 
     @field_validator("prompt")
     @classmethod
-    def _says_something(cls, prompt):
+    def _says_something(cls, prompt: str) -> str:
         if not prompt:
             raise ValueError("the prompt is empty; name the class, for example: a photo of a dog")
         return prompt

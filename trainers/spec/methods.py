@@ -116,7 +116,7 @@ class TextualInversionSpec(Part):
 
     @field_validator("token")
     @classmethod
-    def _token_is_a_word(cls, token):
+    def _token_is_a_word(cls, token: str) -> str:
         if token and not re.fullmatch(r"[^\W_][\w\-]*", token):
             raise ValueError(f"{token!r} cannot be a placeholder word; use letters, digits, _ and - only")
         return token
@@ -139,7 +139,7 @@ class HypernetworkSpec(Part):
 
     @field_validator("layer_structure")
     @classmethod
-    def _structure_fits(cls, structure):
+    def _structure_fits(cls, structure: tuple[float, ...]) -> tuple[float, ...]:
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1 or not all(0 < each <= 16 for each in structure):
             raise ValueError("the layer structure needs at least two numbers between 0 and 16 and begins and ends with 1, "
                              "for example 1, 2, 1")

@@ -27,7 +27,7 @@ class OptimizerSpec(Part):
 
     @field_validator("betas")
     @classmethod
-    def _betas_below_one(cls, betas):
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError("both betas must be at least 0 and below 1")
         return betas

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 from ..errors import UserError
 from ..words import folded
@@ -172,7 +173,7 @@ def parse_keyword_map(text: str) -> list[Keyword]:
     return [_keyword(name, value) for name, value in content.items()]
 
 
-def _keyword(name: str, value) -> Keyword:
+def _keyword(name: str, value: Any) -> Keyword:
     fields: Mapping = value if isinstance(value, dict) else {"words": value}
     words, strengths = fields.get("words"), [fields.get("model"), fields.get("text")]
     words = words.split(",") if isinstance(words, str) else words

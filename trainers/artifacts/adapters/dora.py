@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
+from ...spec import LoraSpec
 from ..layer_names.parts import DORA
 from .format import stored
 from .lora import LoraFormat, LoraWeight
@@ -23,7 +24,7 @@ class DoraFormat(LoraFormat):
     def holds(self, parts: Collection[str]) -> bool:
         return DORA in parts and super().holds(parts)
 
-    def arguments(self, spec) -> dict[str, object]:
+    def arguments(self, spec: LoraSpec) -> dict[str, object]:
         return {"algo": "lora", "dora_wd": True, "wd_on_output": False}
 
 

@@ -1,10 +1,11 @@
 """What every kind of adapter says of its layers in a file."""
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from ...spec import LoraSpec
 from ..layer_names.parts import ALPHA, DORA
 
 Shape = tuple[int, ...]
@@ -69,8 +70,8 @@ class AdapterFormat:
         rank = self.rank({part: tensor.shape for part, tensor in tensors.items()})
         return {**tensors, ALPHA: torch.tensor(float(scale * rank))} if rank else dict(tensors)
 
-    def arguments(self, spec: Any) -> dict[str, object]:
-        """What kohya's `ss_network_args` say of the kind. `spec` is a LoraSpec."""
+    def arguments(self, spec: LoraSpec) -> dict[str, object]:
+        """What kohya's `ss_network_args` say of the kind."""
         return {}
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...spec import LoraSpec
 from ..layer_names.parts import LOHA
 from .format import AdapterFormat, Shape, Shapes, Tensors, product, product_shape, scalar, stored
 
@@ -22,7 +23,7 @@ class LohaFormat(AdapterFormat):
     def change(self, tensors: Tensors) -> Tensor:
         return self.scale(tensors) * product(tensors, "hada_w1", "hada_t1") * product(tensors, "hada_w2", "hada_t2")
 
-    def arguments(self, spec) -> dict[str, object]:
+    def arguments(self, spec: LoraSpec) -> dict[str, object]:
         return {"algo": "loha"}
 
 

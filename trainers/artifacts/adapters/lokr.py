@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...spec import LoraSpec
 from ..layer_names.parts import ALPHA, LOKR
 from .format import AdapterFormat, Shape, Shapes, Tensors, product, product_shape, scalar, stored
 
@@ -38,7 +39,7 @@ class LokrFormat(AdapterFormat):
         found = super().rescaled(tensors, scale)
         return found if ALPHA in found or "lokr_w1" not in found else {**found, "lokr_w1": tensors["lokr_w1"] * scale}
 
-    def arguments(self, spec) -> dict[str, object]:
+    def arguments(self, spec: LoraSpec) -> dict[str, object]:
         return {"algo": "lokr", "factor": spec.kronecker_factor}
 
 

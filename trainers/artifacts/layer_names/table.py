@@ -6,6 +6,9 @@ UNets of SD 1.x and 2.x get diffusers' names from kohya's scripts, SDXL and the 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
 
 from ...errors import UserError
 from .blocks import BASE, BLOCKS, place
@@ -57,7 +60,7 @@ class Layer:
     def is_text(self) -> bool:
         return self.block == BASE
 
-    def rows(self, weight):
+    def rows(self, weight: Tensor) -> Tensor:
         """The layer's own part of the checkpoint's weight `tensor`: a view."""
         rows = weight.chunk(self.parts)[self.part]
         return rows.T if self.transposed else rows
@@ -148,13 +151,13 @@ def released_names(family: str, layers_per_level: int = 2) -> LayerNames:
     return LayerNames.of(family, [*unet, *text])
 
 
-def _denoiser_layer(family: str, original: str, diffusers: str, kernel, **where) -> Layer:
+def _denoiser_layer(family: str, original: str, diffusers: str, kernel: tuple[int, ...], **where: Any) -> Layer:
     """kohya's scripts write diffusers' names for SD 1.x and 2.x, for SDXL the original ones."""
     own = original if family == "sdxl" else diffusers
     return Layer(f"lora_unet_{underscored(own)}", f"unet.{diffusers}", f"diffusion_model.{original}", kernel, **where)
 
 
-def _text_layer(encoder: Encoder, module: str, **where) -> Layer:
+def _text_layer(encoder: Encoder, module: str, **where: Any) -> Layer:
     key, diffusers, native = encoder.names(module)
     return Layer(key, diffusers, native if encoder.native else "", LINEAR, **where)
 

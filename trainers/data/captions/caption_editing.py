@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from ...errors import UserError
-from ...spec import DatasetSpec
+from ...spec import DatasetImage, DatasetSpec
 from ...words import clause, counted, folded, holds, one_line, whole_word
 
 FRONT, BACK, BEFORE_CLASS, REPLACE_CLASS = "front", "back", "before class word", "instead of class word"
@@ -163,7 +163,7 @@ def edit_by_hand(dataset: DatasetSpec, edits: str) -> DatasetSpec:
               if len(lines) > holders[name]]
     waiting = {name: list(lines if len(lines) <= holders[name] else lines[-holders[name]:]) for name, lines in found.items()}
 
-    def new_caption(image) -> str:
+    def new_caption(image: DatasetImage) -> str:
         lines = waiting.get(image.name)
         if not lines:
             return image.caption

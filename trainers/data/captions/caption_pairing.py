@@ -1,5 +1,5 @@
 """Which text file is the caption of which image of its folder, by names alone."""
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def _rank(file: Path) -> tuple[int, bool, str]:
     return READ_SUFFIXES.index(file.suffix.lower()), file.suffix != file.suffix.lower(), file.name
 
 
-def _by_key(images: Sequence[Path], key) -> dict[str, list[Path]]:
+def _by_key(images: Sequence[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
     table: dict[str, list[Path]] = {}
     for path in images:
         table.setdefault(key(path), []).append(path)

@@ -1,13 +1,13 @@
 """What people should know about their trigger word before they wait for the result."""
 from ...spec import DatasetSpec
-from ...vocabulary import RARE, is_common, token_ids, tokens_of_rare
+from ...vocabulary import RARE, Tokenizer, is_common, token_ids, tokens_of_rare
 from ...words import clause, holds, spaceless, words_of
 
 MANY_TOKENS = 3
 LITTLE_WORDS = frozenset("a an and at by for from in is of on or the to with".split())
 
 
-def trigger_notes(dataset: DatasetSpec, class_images: DatasetSpec | None, tokenizer) -> list[str]:
+def trigger_notes(dataset: DatasetSpec, class_images: DatasetSpec | None, tokenizer: Tokenizer) -> list[str]:
     """Notes on a dataset's trigger word and on how its captions and the class images' fit together. `tokenizer` is a
     CLIPTokenizer."""
     notes = word_notes(dataset.trigger, tokenizer) if dataset.trigger else []
@@ -20,7 +20,7 @@ def trigger_notes(dataset: DatasetSpec, class_images: DatasetSpec | None, tokeni
     return notes + (class_notes(dataset, class_images) if class_images else [])
 
 
-def word_notes(trigger: str, tokenizer) -> list[str]:
+def word_notes(trigger: str, tokenizer: Tokenizer) -> list[str]:
     count = len(token_ids(trigger, tokenizer))
     if count > MANY_TOKENS:
         return [f"the trigger {trigger!r} is split into {count} tokens, which are learned together with more effort; a "

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ...spec import DatasetSpec
+from ...vocabulary import Tokenizer
 from ...words import clause, counted
 from ..combining import size_range
 from ..images.buckets import Crop, bucket_sizes, fit
@@ -54,7 +55,7 @@ class Report:
         return marks
 
 
-def examine(dataset: DatasetSpec, resolution: int, tokenizer, trigger: str = "", room: int = CLIP_TOKENS,
+def examine(dataset: DatasetSpec, resolution: int, tokenizer: Tokenizer, trigger: str = "", room: int = CLIP_TOKENS,
             on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
             multiple: int = 8) -> Report:
     """Measure all images and judge them and their captions, for training at `resolution`, a multiple of `multiple`.

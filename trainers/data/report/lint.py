@@ -1,9 +1,10 @@
 """What can be wrong with the captions of a dataset: judged as text, with the tokenizer of the text encoder."""
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from ...spec import DatasetSpec
+from ...vocabulary import Tokenizer
 from ...words import folded, one_line, whole_word, words_of
 from ..captions.caption_editing import tags_of
 from ..captions.trigger_advice import LITTLE_WORDS, word_notes
@@ -15,7 +16,7 @@ ENOUGH_CAPTIONS = 3
 """With fewer captions it is chance that all of them hold a word."""
 
 
-def lint(dataset: DatasetSpec, trigger: str, tokenizer, room: int = CLIP_TOKENS) -> list[Finding]:
+def lint(dataset: DatasetSpec, trigger: str, tokenizer: Tokenizer, room: int = CLIP_TOKENS) -> list[Finding]:
     """Findings on the captions, the gravest first. `trigger` may be empty; `tokenizer` is a CLIPTokenizer, of which `room`
     tokens reach the text encoder."""
     captions = [one_line(image.caption) for image in dataset.images]
@@ -25,7 +26,7 @@ def lint(dataset: DatasetSpec, trigger: str, tokenizer, room: int = CLIP_TOKENS)
     return [finding for finding in findings if finding]
 
 
-def _places(captions: Sequence[str], holds) -> tuple[int, ...]:
+def _places(captions: Sequence[str], holds: Callable[[str], object]) -> tuple[int, ...]:
     return tuple(place for place, caption in enumerate(captions) if holds(caption))
 
 
@@ -38,7 +39,7 @@ def empty(captions: Sequence[str]) -> Finding | None:
 
 # ---- the trigger word ----------------------------------------------------------------------------------------------
 
-def trigger_findings(captions: Sequence[str], trigger: str, tokenizer) -> list[Finding]:
+def trigger_findings(captions: Sequence[str], trigger: str, tokenizer: Tokenizer) -> list[Finding]:
     whole, apart = whole_word(trigger), _letters_apart(trigger)
     without = _places(captions, lambda caption: caption and not whole.search(caption))
     split = {place: found[0] for place in without if (found := apart.search(captions[place]))}
@@ -68,12 +69,12 @@ def _letters_apart(trigger: str) -> re.Pattern:
 
 # ---- length --------------------------------------------------------------------------------------------------------
 
-def tokens_of(caption: str, tokenizer) -> int:
+def tokens_of(caption: str, tokenizer: Tokenizer) -> int:
     """Tokens without those for the start and the end."""
     return len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2
 
 
-def cut_at(caption: str, tokenizer, room: int) -> str:
+def cut_at(caption: str, tokenizer: Tokenizer, room: int) -> str:
     """The words of a caption that the text encoder does not get, or does not get whole; empty where all fit."""
     words = caption.split()
     if tokens_of(caption, tokenizer) <= room:
@@ -88,7 +89,7 @@ def cut_at(caption: str, tokenizer, room: int) -> str:
     return " ".join(words[fits:])
 
 
-def too_long(captions: Sequence[str], tokenizer, room: int) -> Finding | None:
+def too_long(captions: Sequence[str], tokenizer: Tokenizer, room: int) -> Finding | None:
     lost = {place: cut for place, caption in enumerate(captions) if (cut := cut_at(caption, tokenizer, room))}
     if not lost:
         return None
@@ -155,7 +156,7 @@ def frequencies(captions: Sequence[str]) -> list[tuple[str, int]]:
 
 # ---- words ---------------------------------------------------------------------------------------------------------
 
-def count(places) -> str:
+def count(places: Collection[int]) -> str:
     return "1 image has" if len(places) == 1 else f"{len(places)} images have"
 
 
