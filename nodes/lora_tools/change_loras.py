@@ -27,7 +27,7 @@ def lora_input(name: str, tooltip: str, none: bool = False) -> io.Combo.Input:
     return io.Combo.Input(name, options=[*([NONE] if none else []), *host.lora_choices()], tooltip=tooltip)
 
 
-def strength_input(name: str) -> io.Float.Input:
+def strength_input(name: str):
     return widget(LoraInput, "model", name=name, step=0.05,
                   tooltip="1 adds the LoRA as it is, 0.5 half of it, below 0 subtracts it.")
 

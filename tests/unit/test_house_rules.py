@@ -246,8 +246,9 @@ def test_types(tmp_path):
     """pyright's basic rules, with the packages of this environment and the ComfyUI that is tested with."""
     config = json.loads((ROOT / "pyrightconfig.json").read_text())
     config |= {name: [str(ROOT / path) for path in config[name]] for name in ("include", "exclude")}
-    config["extraPaths"] = [str(describe().comfyui), str(ROOT / "scripts")]
-    (tmp_path / "pyrightconfig.json").write_text(json.dumps({**config, "venvPath": None, "venv": None}))
+    config |= {"extraPaths": [str(describe().comfyui), str(ROOT / "scripts"), str(ROOT)], "venvPath": sys.prefix,
+               "venv": "."}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
     result = subprocess.run([sys.executable, "-m", "basedpyright", "-p", str(tmp_path), "--pythonpath", sys.executable],
                             capture_output=True, text=True)
     assert result.returncode == 0 and "\n0 errors" in f"\n{result.stdout}", result.stdout + result.stderr
