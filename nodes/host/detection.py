@@ -4,7 +4,7 @@ import logging
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import comfy.model_detection
 import comfy.sd
@@ -60,7 +60,8 @@ def detected_parts(files: list[Path]) -> dict[str, Part]:
 
 def _detected_parts(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
-    config = comfy.model_detection.model_config_from_unet(tensors, prefix)
+    # The host's class of all configs lacks clip_target, which those in its list have.
+    config: Any = comfy.model_detection.model_config_from_unet(tensors, prefix)
     if config is None:
         raise Refused(UNKNOWN_SIZE)
     config.set_inference_dtype(torch.float32, None)
@@ -70,7 +71,7 @@ def _detected_parts(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
     vae = comfy.utils.state_dict_prefix_replace(dict(tensors), prefixes, filter_keys=True)
     vae = config.process_vae_state_dict(vae)
     parts["VAE"] = Part(host_vae(vae).state_dict(), vae)
-    target = config.clip_target(state_dict=tensors)  # pyright: ignore[reportAttributeAccessIssue]: only the listed models have it
+    target = config.clip_target(state_dict=tensors)
     text = config.process_clip_state_dict(dict(tensors))
     if target is None or not text:
         raise Refused("it finds no text encoder in it")
