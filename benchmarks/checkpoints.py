@@ -226,7 +226,8 @@ def names_of_folders(family: str, folder: Path) -> dict:
         def load_text(self, base, dtype):
             return TextEncoders({}, encoders)
 
-    base = BaseModelSpec(family=family, path=str(CONFIGS / family), name=family, layout="diffusers", objective="epsilon",
+    base = BaseModelSpec(family=family, path=str(CONFIGS / family), name=family, layout="diffusers",
+                         prediction_type="epsilon",
                          fingerprint="")
     entries = type(kind).checkpoint_entries(Shapes(), base, modules[0], {}, torch.float16)
     path = folder / "names.safetensors"

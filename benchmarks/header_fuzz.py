@@ -186,7 +186,7 @@ def engine_readers() -> dict[str, tuple[str, Callable[[Path], object]]]:
     from finetune.trainers.artifacts.embedding import load_embedding
     from finetune.trainers.artifacts.lora_file import read_lora
     from finetune.trainers.artifacts.tensor_files import read_entries
-    from finetune.trainers.families.recognition import objective_of, recognize
+    from finetune.trainers.families.recognition import prediction_type_of, recognize
     from finetune.trainers.families.unet_state_dict import weights_of
     from finetune.trainers.stacking.cards import card, hashes_of
 
@@ -194,7 +194,7 @@ def engine_readers() -> dict[str, tuple[str, Callable[[Path], object]]]:
         recognize(str(path), path.name)
 
     def weights(path: Path):
-        objective_of(path)
+        prediction_type_of(path)
         found = weights_of(path)
         return [found.weight(name) for name in found]
 

@@ -70,7 +70,7 @@ class ModelEvent(Event):
 
     event: Literal["model"] = "model"
     family: str
-    objective: str
+    prediction_type: str
     device: str
     precision: str
     trainable: int

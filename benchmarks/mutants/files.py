@@ -88,7 +88,7 @@ MUTATIONS = [
              '"v_prediction": "v", "flow"', '"v_prediction": "epsilon", "flow"',
              "unit/test_checkpoint_file.py::test_where_v_prediction_cannot_be_marked_a_note_says_so"),
     Mutation("SD 2.x with v is not marked", "trainers/families/stable_diffusion.py",
-             '("_v" if base.objective == "v_prediction" else "")', '""', "unit/test_lora_file.py::test_base_versions"),
+             '("_v" if base.prediction_type == "v_prediction" else "")', '""', "unit/test_lora_file.py::test_base_versions"),
     # ---- names of layers -------------------------------------------------------------------------------------------------
     # ---- stacks --------------------------------------------------------------------------------------------------------
     Mutation("diffusers' blocks are counted by the attention's own number", BLOCKS,

@@ -11,13 +11,13 @@ from .. import host, sockets
 from ..widgets import Schema
 
 DEMO = "demo base (comes with the pack)"
-OBJECTIVES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
+PREDICTION_TYPES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
 
 
 def describe(base: BaseModelSpec) -> str:
     schedule = " with zero terminal SNR" if base.zero_terminal_snr else ""
     kind = "single file" if base.layout == "single_file" else "diffusers folder"
-    return ", ".join([families.get(base.family).title, OBJECTIVES[base.objective] + schedule, kind,
+    return ", ".join([families.get(base.family).title, PREDICTION_TYPES[base.prediction_type] + schedule, kind,
                       *([base.storage] if base.storage else [])])
 
 

@@ -82,7 +82,7 @@ def load_base(base: BaseModelSpec) -> Natives:
         model, clip, vae = load_folder(Path(base.path), base.family)
     else:
         model, clip, vae = load_checkpoint([Path(base.path)], base.family, config_folder(base))
-    wanted, sampling = PREDICTIONS[base.objective]
+    wanted, sampling = PREDICTIONS[base.prediction_type]
     if model.model.model_type != wanted and model.model.model_type in (found for found, _ in PREDICTIONS.values()):
         class Sampling(comfy.model_sampling.ModelSamplingDiscrete, sampling):
             pass

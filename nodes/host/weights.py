@@ -83,7 +83,7 @@ def base_files() -> list[str]:
 def base_of(name: str, origin):
     """A checkpoint that was made of a base, as a base itself, with its sizes."""
     configs = str(config_folder(origin)) if origin.layout == "diffusers" else origin.configs
-    return recognize(str(base_path(name)), name, origin.objective, configs)
+    return recognize(str(base_path(name)), name, origin.prediction_type, configs)
 
 
 def unloaded_tensors(file: Path, origin) -> list[str]:

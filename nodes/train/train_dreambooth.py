@@ -94,7 +94,7 @@ class TrainDreamBooth(io.ComfyNode):
         model, clip, vae = host.load_checkpoint(files, base.family, configs)
         if "checkpoint" in finished.names:
             ckpt_name = finished.names["checkpoint"]
-            trained = recognize(str(host.base_path(ckpt_name)), ckpt_name, base.objective,
+            trained = recognize(str(host.base_path(ckpt_name)), ckpt_name, base.prediction_type,
                                 str(configs) if base.layout == "diffusers" else base.configs)
         else:
             ckpt_name = trained = host.blocked("The checkpoint was saved in shards, which neither Load Checkpoint nor the "

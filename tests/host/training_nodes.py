@@ -40,8 +40,8 @@ from pydantic import Field  # noqa: E402
 NODES = {node.define_schema().node_id: node for node in nodes.NODES}
 DATASET = scan_folder(str(ROOT / "example_datasets" / "openmoji"), "openmoji", "noto")
 SMALL = recognize(str(ROOT / "demo_base"), "demo_base")
-LARGE = specs.BaseModelSpec(family="sdxl", path="model.safetensors", name="large", layout="single_file", objective="epsilon",
-                            fingerprint="0")
+LARGE = specs.BaseModelSpec(family="sdxl", path="model.safetensors", name="large", layout="single_file",
+                            prediction_type="epsilon", fingerprint="0")
 WIDGETS = (io.Int.Input, io.Float.Input, io.String.Input, io.Boolean.Input, io.Combo.Input)
 
 

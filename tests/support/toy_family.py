@@ -99,7 +99,7 @@ class Toy(Family):
             ComponentSpec(name=name, path=str(text), prefix=f"{name}.") for name in ENCODERS))
         return Recognized("flow", parts, (source.path, *source.others))
 
-    def objective_of(self, path, tensors, metadata):
+    def prediction_type_of(self, path, tensors, metadata):
         return "flow" if self.layer_names.owns_model(tensors) else ""
 
     def latent_format(self, base):

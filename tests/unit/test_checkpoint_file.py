@@ -51,7 +51,7 @@ def single_file(base, path: Path, dtype=torch.float32, **extra):
     """A single file with tensors that belong to no module, as real ones have them; recognized."""
     weights = load_file(tiny.make_single_file(base.family, base.path, path, dtype))
     save_file({**weights, **extra}, path)
-    return recognize(str(path), "model", base.objective, configs=base.path)
+    return recognize(str(path), "model", base.prediction_type, configs=base.path)
 
 
 @pytest.mark.parametrize("precision, text", [("fp32", False), ("fp16", True), ("bf16", True)])
@@ -90,7 +90,7 @@ def test_our_own_loader_reads_identical_modules(family, tiny_bases, tmp_path):
             parameter.add_(0.01)
     report = saved(parts, tmp_path, file_precision="fp32")
     again = recognize(str(tmp_path / "tuned.safetensors"), "tuned", configs=base.path)
-    assert (again.family, again.objective) == (base.family, "epsilon" if family == "sd2" else base.objective)
+    assert (again.family, again.prediction_type) == (base.family, "epsilon" if family == "sd2" else base.prediction_type)
     read = parts_of(again, text=True)
     for one, other in ((parts.denoiser, read.denoiser), (parts.text, read.text),
                        (parts.family.load_vae(base), parts.family.load_vae(again))):
@@ -155,15 +155,15 @@ def test_v_prediction_is_marked_for_sdxl(layout, tiny_bases, tmp_path):
     base = tiny_bases["sdxl"]
     if layout == "single_file":
         base = single_file(base, tmp_path / "base.safetensors")
-    base = base.model_copy(update={"objective": "v_prediction"})
+    base = base.model_copy(update={"prediction_type": "v_prediction"})
     method = methods.make(specs.FullSpec(), 1e-4, families.get("sdxl"))
     method.zero_terminal = True
     assert method.save(parts_of(base), tmp_path, "tuned", {}).notes == ()
     found = load_file(tmp_path / "tuned.safetensors")
     assert found["v_pred"].numel() == found["ztsnr"].numel() == 0
     again = recognize(str(tmp_path / "tuned.safetensors"), "tuned", configs=tiny_bases["sdxl"].path)
-    assert again.objective == "v_prediction"
-    said_otherwise = again.model_copy(update={"objective": "epsilon"})
+    assert again.prediction_type == "v_prediction"
+    said_otherwise = again.model_copy(update={"prediction_type": "epsilon"})
     saved(parts_of(said_otherwise), tmp_path)
     assert "v_pred" not in load_file(tmp_path / "tuned.safetensors")
 
@@ -172,20 +172,21 @@ def test_where_v_prediction_cannot_be_marked_a_note_says_so(tiny_bases, make_spe
     report = train_run(spec := make_spec(tiny_bases["sd2"], method=specs.FullSpec()), run := open_run(spec), silent)
     assert any("ModelSamplingDiscrete with v_prediction" in note for note in report.notes)
     again = recognize(str(run.artifact), "run", configs=tiny_bases["sd2"].path)
-    assert again.objective == "v_prediction"  # ours read it from the metadata
+    assert again.prediction_type == "v_prediction"  # ours read it from the metadata
     assert saved(parts_of(tiny_bases["sd1"]), tmp_path).notes == ()
 
 
-@pytest.mark.parametrize("spread, objective, note", [
+@pytest.mark.parametrize("spread, prediction_type, note", [
     (0.12, "v_prediction", None), (0.05, "epsilon", None),
     (0.05, "v_prediction", "predicts eps, .*with v_prediction behind"),
     (0.12, "epsilon", "predicts v_prediction, .*with eps behind"),
 ])
-def test_the_hosts_rule_for_sd2(spread, objective, note, tiny_bases):
+def test_the_hosts_rule_for_sd2(spread, prediction_type, note, tiny_bases):
     """ComfyUI 0.3.75, supported_models.py: standard deviation of this bias above 0.09 means v-prediction."""
     bias = torch.tensor([spread, -spread])
     denoiser = SimpleNamespace(named_parameters=lambda: [("up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias", bias)])
-    said = families.get("sd2").objective_note(tiny_bases["sd2"].model_copy(update={"objective": objective}), denoiser)
+    base = tiny_bases["sd2"].model_copy(update={"prediction_type": prediction_type})
+    said = families.get("sd2").prediction_note(base, denoiser)
     assert (said is None) if note is None else re.search(note, said)
 
 

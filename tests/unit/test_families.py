@@ -34,7 +34,7 @@ def outputs(base, dtype=torch.float32):
 def test_single_file_equals_folder(family, dtype, tiny_bases, tmp_path):
     folder = tiny_bases[family]
     path = tiny.make_single_file(family, folder.path, tmp_path / "model.safetensors", dtype)
-    single = recognize(str(path), "model", folder.objective, configs=folder.path)
+    single = recognize(str(path), "model", folder.prediction_type, configs=folder.path)
     assert (single.family, single.layout) == (family, "single_file")
     for one, other in zip(outputs(folder), outputs(single), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol={torch.float32: 1e-5, torch.float16: 5e-3}.get(dtype, 5e-2))
@@ -58,7 +58,7 @@ def test_captions_are_encoded_as_diffusers_does(family, tiny_bases):
 
 
 def test_objective_is_read_from_the_model(tiny_bases):
-    assert [tiny_bases[family].objective for family in tiny.FAMILIES] == ["epsilon", "v_prediction", "epsilon"]
+    assert [tiny_bases[family].prediction_type for family in tiny.FAMILIES] == ["epsilon", "v_prediction", "epsilon"]
 
 
 def test_marker_of_v_prediction(tiny_bases, tmp_path):
@@ -66,7 +66,7 @@ def test_marker_of_v_prediction(tiny_bases, tmp_path):
     from safetensors.torch import load_file
 
     save_file({**load_file(path), "v_pred": torch.zeros(0)}, path)
-    assert recognize(str(path), "v").objective == "v_prediction"
+    assert recognize(str(path), "v").prediction_type == "v_prediction"
 
 
 def refusal(path) -> str:
@@ -146,7 +146,7 @@ def test_a_denoiser_with_files_beside_it_is_the_same_model(prefix, tiny_bases, t
                   tmp_path / f"{name}.safetensors")
     files = [str(tmp_path / f"{name}.safetensors") for name in ("text", "vae")]
     base = recognize(str(tmp_path / "denoiser.safetensors"), "apart", configs=whole.path, others=files)
-    assert (base.family, base.layout, base.objective) == ("sd1", "separate_files", "epsilon")
+    assert (base.family, base.layout, base.prediction_type) == ("sd1", "separate_files", "epsilon")
     family = families.get("sd1")
     for load in (family.load_vae, lambda base: family.load_denoiser(base, torch.float32),
                  lambda base: family.load_text(base, torch.float32)):

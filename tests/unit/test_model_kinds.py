@@ -65,7 +65,7 @@ def test_single_files_with_other_layers_are_refused(tensors, words, tmp_path):
         found(tmp_path, tensors)
 
 
-@pytest.mark.parametrize("extra, metadata, choices, objective, zero", [
+@pytest.mark.parametrize("extra, metadata, choices, prediction_type, zero", [
     ({}, None, {}, "epsilon", False), ({"v_pred": torch.zeros(0)}, None, {}, "v_prediction", False),
     ({"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, None, {}, "v_prediction", True),
     ({"ztsnr": torch.zeros(0)}, {"modelspec.prediction_type": "v"}, {}, "v_prediction", True),
@@ -74,9 +74,9 @@ def test_single_files_with_other_layers_are_refused(tensors, words, tmp_path):
     ({}, {"modelspec.prediction_type": " V_Prediction "}, {}, "v_prediction", False),
     ({}, {"modelspec.prediction_type": "Epsilon"}, {}, "epsilon", False),
 ])
-def test_what_a_single_file_says_of_its_prediction(extra, metadata, choices, objective, zero, tmp_path):
+def test_what_a_single_file_says_of_its_prediction(extra, metadata, choices, prediction_type, zero, tmp_path):
     base = found(tmp_path, {**SDXL, **WHOLE, **extra}, metadata, **choices)
-    assert (base.family, base.objective, base.zero_terminal_snr) == ("sdxl", objective, zero)
+    assert (base.family, base.prediction_type, base.zero_terminal_snr) == ("sdxl", prediction_type, zero)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_folder_with_zero_terminal_snr(folder):
     assert not recognize(str(folder), "folder").zero_terminal_snr
     change(folder, "scheduler", prediction_type="v_prediction")
     base = recognize(str(folder), "folder")
-    assert base.zero_terminal_snr and base.objective == "v_prediction"
+    assert base.zero_terminal_snr and base.prediction_type == "v_prediction"
 
 
 ODD = [None, [], {}, "", "x" * 10_000, -1, 0, 10**30, 1.5, True, [None], [[1]], [0], [10**9, 10**9], {"a": 1}, float("nan"),

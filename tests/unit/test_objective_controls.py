@@ -130,7 +130,7 @@ def test_notes_reach_the_report(tiny_bases, make_spec):
 
 
 def test_weightings_of_noise_levels_are_refused_for_flow(tiny_bases, make_spec):
-    flow = tiny_bases["sd1"].model_copy(update={"objective": "flow"})
+    flow = tiny_bases["sd1"].model_copy(update={"prediction_type": "flow"})
     parts = dict(make_spec(tiny_bases["sd1"]))
     for name in ("debiased", "zero_terminal_snr"):
         with pytest.raises(UserError, match=rf"(?i){name}\w* (is a weighting of epsilon|needs a model that predicts v)"):

@@ -12,16 +12,16 @@ KINDS = {part.model_fields["kind"].default: part for part in (
 DEMO = Path(__file__).resolve().parents[2] / "demo_base"
 
 
-def released(family: str, objective: str = "epsilon") -> specs.BaseModelSpec:
+def released(family: str, prediction_type: str = "epsilon") -> specs.BaseModelSpec:
     return specs.BaseModelSpec(family=family, path="model.safetensors", name="model", layout="single_file",
-                               objective=objective, fingerprint="0")
+                               prediction_type=prediction_type, fingerprint="0")
 
 
-@pytest.mark.parametrize("family, objective, side", [
+@pytest.mark.parametrize("family, prediction_type, side", [
     ("sd1", "epsilon", 512), ("sd2", "v_prediction", 768), ("sd2", "epsilon", 512), ("sdxl", "epsilon", 1024),
 ])
-def test_released_models_are_trained_at_the_size_they_make(family, objective, side):
-    base = released(family, objective)
+def test_released_models_are_trained_at_the_size_they_make(family, prediction_type, side):
+    base = released(family, prediction_type)
     preset = recommended(base, "lora", 20)
     assert native_resolution(base) == preset.resolution == side == preset.widgets["resolution"]
     assert (preset.batch_size, preset.method["targets"], preset.steps, preset.min_snr_gamma) == (1, "attention", 1500, 5)

@@ -42,7 +42,7 @@ def test_the_file_is_short():
 
 
 def test_parts_in_three_files_are_found(base):
-    assert (base.family, base.objective, base.layout, base.multiple) == ("toy", "flow", "separate_files", 8)
+    assert (base.family, base.prediction_type, base.layout, base.multiple) == ("toy", "flow", "separate_files", 8)
     places = {part.name: (Path(part.path).stem, part.prefix) for part in base.components}
     assert places == {"denoiser": ("toy_denoiser", ""), "vae": ("toy_vae", ""), "words": ("toy_text", "words."),
                       "letters": ("toy_text", "letters.")}

@@ -83,7 +83,7 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images:
         "modelspec.title": spec.name,
         "modelspec.resolution": f"{training.resolution}x{training.resolution}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(finished)),
-        "modelspec.prediction_type": PREDICTION[spec.base.objective],
+        "modelspec.prediction_type": PREDICTION[spec.base.prediction_type],
         "modelspec.timestep_range": timestep_range(objective),
         "modelspec.trigger_phrase": spec.dataset.trigger or None,
     }

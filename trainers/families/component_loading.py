@@ -97,7 +97,7 @@ def load_sampler(base: BaseModelSpec, zero_terminal_snr: bool = False) -> "DPMSo
 
     rescaled = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing") if zero_terminal_snr else {}
     return _scheduler(DPMSolverMultistepScheduler, base, algorithm_type="dpmsolver++", solver_order=2,
-                      prediction_type=base.objective, **rescaled)
+                      prediction_type=base.prediction_type, **rescaled)
 
 
 def _scheduler(kind: type[Scheduler], base: BaseModelSpec, **changes: Any) -> Scheduler:

@@ -71,8 +71,8 @@ class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
     def recognize(self, source: ModelSource) -> Recognized | None:
         return unet_recognition.recognize(source, self.name)
 
-    def objective_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
-        return unet_recognition.objective_of(path, tensors, metadata)
+    def prediction_type_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
+        return unet_recognition.prediction_type_of(path, tensors, metadata)
 
     def latent_format(self, base: BaseModelSpec) -> LatentFormat:
         config = component_config(base, "vae")

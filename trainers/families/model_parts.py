@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +15,11 @@ from ..artifacts.weights import Weights
 from ..errors import UserError
 from ..files import write_json
 from ..spec import BaseModelSpec, ComponentSpec
+from ..spec.base_model import PredictionType
 from .weight_files import weight_files
 
 TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 """Components that are words and no weights."""
-PredictionType = Literal["epsilon", "v_prediction", "flow"]
 AT_ONCE = 1 << 24
 """Bytes that are read at once for a hash."""
 
@@ -118,7 +117,7 @@ class ModelSource:
 class Recognized:
     """What a family found in a `ModelSource` of its own. `files` is everything that is read, for the fingerprint."""
 
-    objective: PredictionType
+    prediction_type: PredictionType
     components: tuple[ComponentSpec, ...]
     files: tuple[Path, ...]
     zero_terminal_snr: bool = False

@@ -128,7 +128,7 @@ class Family(Protocol[Vae, Denoiser]):
         that cannot be trained."""
         ...
 
-    def objective_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
+    def prediction_type_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
         """What a single file of this family says that it predicts, from its header; "" for what is of no such family."""
         return ""
 
@@ -236,6 +236,6 @@ class Family(Protocol[Vae, Denoiser]):
         stored = ModelParts.of(base)["denoiser"].entries()
         yield from ((tensor, stored[name].tensor()) for name, tensor in denoiser.state_dict().items())
 
-    def objective_note(self, base: BaseModelSpec, denoiser: Denoiser) -> str | None:
+    def prediction_note(self, base: BaseModelSpec, denoiser: Denoiser) -> str | None:
         """A sentence when ComfyUI cannot tell from a checkpoint what the model predicts."""
         return None

@@ -8,9 +8,10 @@ from typing import Literal
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..spec import BaseModelSpec
+from ..spec.base_model import PredictionType
 from . import FAMILIES
 from .component_configs import config_file
-from .model_parts import ModelSource, PredictionType
+from .model_parts import ModelSource
 from .sizes import unpacked_configs
 
 PredictionChoice = PredictionType | Literal["auto"]
@@ -41,11 +42,11 @@ def recognize(path: str, name: str, prediction: PredictionChoice = "auto", confi
     for family in FAMILIES.values():
         found = family.recognize(source)
         if found is not None:
-            objective = found.objective if prediction == "auto" else prediction
+            prediction_type = found.prediction_type if prediction == "auto" else prediction
             base = BaseModelSpec(
-                family=family.name, path=str(location), name=name, layout=source.layout, objective=objective,
+                family=family.name, path=str(location), name=name, layout=source.layout, prediction_type=prediction_type,
                 fingerprint=fingerprint(found.files, location), components=found.components, configs=source.configs,
-                storage=found.storage, zero_terminal_snr=found.zero_terminal_snr and objective == "v_prediction",
+                storage=found.storage, zero_terminal_snr=found.zero_terminal_snr and prediction_type == "v_prediction",
             )
             return base.model_copy(update={"multiple": family.latent_format(base).multiple})
     raise _unknown(source)
@@ -86,9 +87,10 @@ def fingerprint_of(path: Path) -> str:
     return fingerprint(files, path)
 
 
-def objective_of(path: Path) -> str:
+def prediction_type_of(path: Path) -> str:
     """What a checkpoint or diffusers folder of any family says that it predicts: "epsilon", "v_prediction", or words."""
     if path.is_dir():
-        return recognize(str(path), path.name).objective
+        return recognize(str(path), path.name).prediction_type
     tensors, metadata = read_header(path)
-    return next((said for family in FAMILIES.values() if (said := family.objective_of(path, tensors, metadata))), "epsilon")
+    said = (family.prediction_type_of(path, tensors, metadata) for family in FAMILIES.values())
+    return next((each for each in said if each), "epsilon")

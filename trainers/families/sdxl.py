@@ -86,7 +86,7 @@ class StableDiffusionXL(LatentDiffusion):
         """ComfyUI takes SDXL for v-prediction by an empty tensor of that name, with pure noise at the end by another."""
         zero_terminal = zero_terminal or base.zero_terminal_snr
         wanted = [V_MARKER, ZERO_MARKER] if zero_terminal else [V_MARKER]
-        if base.objective != "v_prediction":
+        if base.prediction_type != "v_prediction":
             return [entry for entry in entries if entry.name not in (V_MARKER, ZERO_MARKER)]
         missing = set(wanted) - {entry.name for entry in entries}
         return [*entries, *(entry_of(name, (torch.zeros(0),)) for name in wanted if name in missing)]

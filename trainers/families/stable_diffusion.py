@@ -37,12 +37,12 @@ class StableDiffusion(LatentDiffusion):
     metadata: Mapping[str, str]
 
     def base_metadata(self, base: BaseModelSpec) -> Mapping[str, str]:
-        version = self.metadata["ss_base_model_version"] + ("_v" if base.objective == "v_prediction" else "")
+        version = self.metadata["ss_base_model_version"] + ("_v" if base.prediction_type == "v_prediction" else "")
         return {**self.metadata, "ss_base_model_version": version, "modelspec.implementation": "diffusers"}
 
     def native_resolution(self, base: BaseModelSpec) -> int:
         """Both sizes of SD 2.x have the same shapes; only the one for 768 predicts v."""
-        return 512 if self.own_layer == 2 and base.objective == "epsilon" else super().native_resolution(base)
+        return 512 if self.own_layer == 2 and base.prediction_type == "epsilon" else super().native_resolution(base)
 
     def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
         encoder = text_loading.load_clip(base, "text_encoder", dtype)
@@ -59,15 +59,15 @@ class StableDiffusion(LatentDiffusion):
         """ComfyUI's SD 2.x has all layers of the original encoder, although it reads the penultimate one."""
         return checkpoint_writing.idle_layers(self._text_pieces(encoders), self.own_layer - 1) if self.own_layer > 1 else {}
 
-    def objective_note(self, base: BaseModelSpec, denoiser: "UNet2DConditionModel") -> str | None:
+    def prediction_note(self, base: BaseModelSpec, denoiser: "UNet2DConditionModel") -> str | None:
         """ComfyUI takes every SD 1.x for epsilon, and an SD 2.x for v-prediction by the spread of a bias."""
         bias = dict(denoiser.named_parameters()).get("up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias")
         v = self.own_layer == 2 and bias is not None and float(bias.detach().float().std(unbiased=False)) > V_SPREAD
         found = "v_prediction" if v else "epsilon"
-        if found == base.objective:
+        if found == base.prediction_type:
             return None
         return (f"ComfyUI will take this checkpoint for a model that predicts {SAID[found]}, because files of this family "
-                f"cannot say otherwise; put ModelSamplingDiscrete with {SAID[base.objective]} behind its loader")
+                f"cannot say otherwise; put ModelSamplingDiscrete with {SAID[base.prediction_type]} behind its loader")
 
     def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""

@@ -9,8 +9,9 @@ from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..errors import UserError
 from ..spec import ComponentSpec
+from ..spec.base_model import PredictionType
 from .component_configs import CONFIGS, config_file, read_config
-from .model_parts import ModelSource, PredictionType, Recognized, in_file, in_folder
+from .model_parts import ModelSource, Recognized, in_file, in_folder
 from .sizes import UNET, VAE
 from .weight_files import weight_files
 
@@ -73,8 +74,8 @@ def _recognize_folder(folder: Path, name: str, wanted: str) -> Recognized | None
             raise _other_objective(name, "latents with a mean of their own, as Playground v2.5 has them")
         for file in weight_files(folder, component, name).files:
             _require_no_scales(read_header(file)[0], f"{name}/{component}/{file.name}")
-    objective = _objective_of_scheduler(scheduler, name)
-    return Recognized(objective, in_folder(folder, COMPONENTS[family]), tuple(files_of_folder(folder, family, name)),
+    prediction_type = _prediction_type_of_scheduler(scheduler, name)
+    return Recognized(prediction_type, in_folder(folder, COMPONENTS[family]), tuple(files_of_folder(folder, family, name)),
                       bool(scheduler.get("rescale_betas_zero_snr")))
 
 
@@ -100,7 +101,7 @@ def _require_ordinary_unet(unet: Mapping, name: str):
                         "models have; it cannot be trained yet. Choose an ordinary SD 1.x, SD 2.x or SDXL model.")
 
 
-def _objective_of_scheduler(scheduler: Mapping, name: str) -> PredictionType:
+def _prediction_type_of_scheduler(scheduler: Mapping, name: str) -> PredictionType:
     kind, stated = scheduler.get("_class_name", ""), scheduler.get("prediction_type", "epsilon")
     if kind.startswith("EDM") or scheduler.get("timestep_type") == "continuous":
         raise _other_objective(name, f"EDM ({kind})")
@@ -221,7 +222,7 @@ def other_objective(tensors: Iterable[str], metadata: Mapping[str, str], prefix:
     return "" if stated in ("", "epsilon", "eps", "v", "v_prediction", "v-prediction") else f"predicts {stated[:40]!r}"
 
 
-def objective_of(path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
+def prediction_type_of(path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
     """What a checkpoint says that it predicts: "epsilon", "v_prediction", or words; "" where it holds no UNet."""
     family = "sd2" if "cond_stage_model.model.ln_final.weight" in tensors else ""
     if UNET + FIRST not in tensors:

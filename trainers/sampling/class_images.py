@@ -31,8 +31,8 @@ FORMAT = 1
 
 def open_folder(spec: ClassImagesSpec) -> Run:
     """The folder of these images, with the spec in it as it is asked for now."""
-    key = TensorCache.key(FORMAT, spec.base.fingerprint, spec.base.family, spec.base.objective, spec.prompt, spec.negative,
-                          spec.resolution, spec.sampler_steps, spec.guidance, spec.image_seed)[:12]
+    key = TensorCache.key(FORMAT, spec.base.fingerprint, spec.base.family, spec.base.prediction_type, spec.prompt,
+                          spec.negative, spec.resolution, spec.sampler_steps, spec.guidance, spec.image_seed)[:12]
     words = re.sub(r"[^\w]+", "_", spec.prompt).strip("_")[:40]
     folder = Run(Path(spec.folders.caches) / "class_images" / f"{words}-{key}".lstrip("-"))
     images_of(folder).mkdir(parents=True, exist_ok=True)

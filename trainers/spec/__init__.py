@@ -114,7 +114,7 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _objective_fits(self):
-        objective, kind = self.objective, self.base.objective
+        objective, kind = self.objective, self.base.prediction_type
         if objective.zero_terminal_snr and kind != "v_prediction":
             raise ValueError(
                 f"zero_terminal_snr needs a model that predicts v, and {self.base.name!r} predicts {kind}: pure noise holds "

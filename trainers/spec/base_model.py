@@ -5,6 +5,9 @@ from pydantic import Field
 
 from .part import Part
 
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
+"""What the denoiser answers: the noise, v of Salimans & Ho 2022 (arXiv:2202.00512), or the velocity of rectified flow."""
+
 
 class ComponentSpec(Part):
     """A component of a model ("unet", "vae", "text_encoder_2", …): a file, whose tensors of it begin with `prefix`, or a
@@ -26,7 +29,7 @@ class BaseModelSpec(Part):
     path: str
     name: str
     layout: Literal["single_file", "diffusers", "separate_files"]
-    objective: Literal["epsilon", "v_prediction", "flow"]
+    prediction_type: PredictionType
     fingerprint: str
     components: tuple[ComponentSpec, ...] = ()
     configs: str = ""

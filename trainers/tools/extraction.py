@@ -23,7 +23,7 @@ from ..artifacts.weights import Weights
 from ..drawing import extraction_report
 from ..errors import Cancelled, UserError, reason_of
 from ..events import Emit, WorkingEvent, silent
-from ..families.recognition import objective_of
+from ..families.recognition import prediction_type_of
 from ..families.unet_state_dict import weights_of
 from ..reports import ExtractedLayer, ExtractionReport, SavedFile
 from ..spec.file_tasks import ExtractionSpec
@@ -80,7 +80,7 @@ def extract(spec: ExtractionSpec, path: Path, emit: Emit = silent,
         files=(SavedFile.at("lora", path),), keys=len(tensors), layers=len(rows), unchanged=unchanged, family=family,
         tuned=tuned.title, base=base.title, precision=spec.file_precision, rows=tuple(rows), change_norm=energy**0.5,
         left_out=len(left_out), left_out_energy=outside,
-        notes=(*objective_note(spec, tuned, base), *rounding_notes(rounded),
+        notes=(*prediction_note(spec, tuned, base), *rounding_notes(rounded),
                *(note for file in (tuned, base) for note in eight_bit_note(file))),
         kept={precision: sum(row.energy * row.kept[precision] for row in rows) / energy for precision in PRECISIONS})
 
@@ -192,9 +192,9 @@ def rounding_notes(rounded: Mapping[str, Sequence[str]]) -> list[str]:
             for name, keys in rounded.items()]
 
 
-def objective_note(spec: ExtractionSpec, tuned: Weights, base: Weights) -> list[str]:
+def prediction_note(spec: ExtractionSpec, tuned: Weights, base: Weights) -> list[str]:
     """Where two models predict different things, most of their difference is that one."""
-    objectives = [objective_of(Path(path)) for path in (spec.tuned, spec.base)]
+    objectives = [prediction_type_of(Path(path)) for path in (spec.tuned, spec.base)]
     if objectives[0] == objectives[1]:
         return []
     said = [{"epsilon": "noise (epsilon)", "v_prediction": "v"}.get(each, each) for each in objectives]

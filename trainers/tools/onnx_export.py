@@ -74,7 +74,7 @@ def export(spec: OnnxSpec, folder: Path, emit: Emit, stop_requested: StopRequest
             baked = bake(BakeSpec(name="baked", base=spec.base, loras=spec.loras, file_precision="fp32",
                                   folders=spec.folders), Path(temporary), emit, stop_requested)
             configs = str(config_folder(base)) if base.layout == "diffusers" else base.configs
-            source = recognize(str(Path(temporary) / "baked.safetensors"), "baked", base.objective, configs)
+            source = recognize(str(Path(temporary) / "baked.safetensors"), "baked", base.prediction_type, configs)
         denoiser = family.load_denoiser(source, dtype).eval().requires_grad_(False)
         ensure_space(folder, 2 * sum(parameter.nbytes for parameter in denoiser.parameters()))
         examples = [example(family, base, conditioning, dtype, *shape) for shape in ((2, 8, 8, 1), (1, 16, 8, 2))]

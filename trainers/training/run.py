@@ -92,7 +92,7 @@ class Training:
         notes = [f"{self.spec.base.name} was trained on a noise schedule that ends in pure noise, so zero_terminal_snr is "
                  "switched on"] if self.switched else []
         notes += [*self.method.check(self.family, self.spec),
-                 *objective_notes(self.spec.base.objective, self.spec.objective)]
+                 *objective_notes(self.spec.base.prediction_type, self.spec.objective)]
         with breakable():
             self.data = prepare_data(self.spec, self.family, self.placement, self.accelerator, self.method.trains_text(),
                                      notes, self._emit_encoding)
@@ -147,7 +147,7 @@ class Training:
         best = per_file if spec.validation.share else 0
         ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1) + best)
         self.emit(ModelEvent(
-            family=self.family.title, objective=spec.base.objective, device=str(self.device),
+            family=self.family.title, prediction_type=spec.base.prediction_type, device=str(self.device),
             precision=str(self.placement.frozen).removeprefix("torch."), trainable=count,
             processes=self.accelerator.num_processes))
 
@@ -162,7 +162,7 @@ class Training:
 
     def _loop(self, start: int):
         spec = self.spec
-        self.objective = make_objective(spec.base.objective, self.family.alphas_cumprod(spec.base), spec.objective,
+        self.objective = make_objective(spec.base.prediction_type, self.family.alphas_cumprod(spec.base), spec.objective,
                                         self.family.timestep_shift)
         batches = Batches(
             self.data.subject, spec.training.accumulation, spec.training.seed, spec.training.caption_dropout,
