@@ -130,7 +130,7 @@ def rows(bench: Bench) -> Iterator[tuple[str, Callable[[], dict]]]:
         "int8": dict(memory=specs.MemorySpec(frozen_precision="int8")),
         "bf16": dict(memory=specs.MemorySpec(precision="bf16")),
         "checkpointing": dict(memory=specs.MemorySpec(gradient_checkpointing=True)),
-        "validation": dict(validation=specs.ValidationSpec(share=0.4, every=5)),
+        "validation": dict(validation=specs.ValidationSpec(fraction=0.4, every=5)),
         "resolution 96": dict(training=dict(resolution=96)),
     }
     for name, parts in others.items():

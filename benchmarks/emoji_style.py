@@ -29,7 +29,7 @@ def style_statistics(images: np.ndarray) -> np.ndarray:
     saturation = images.max(axis=-1) - images.min(axis=-1)
     edges = np.abs(np.diff(gray, axis=1))[:, :, :-1] + np.abs(np.diff(gray, axis=2))[:, :-1]
     shares = [(gray < 0.3), (gray > 0.93), (saturation > 0.5), (edges > 0.25)]
-    return np.stack([*(share.mean(axis=(1, 2)) for share in shares), *images.mean(axis=(1, 2)).T], axis=1)
+    return np.stack([*(fraction.mean(axis=(1, 2)) for fraction in shares), *images.mean(axis=(1, 2)).T], axis=1)
 
 
 def measure(images: np.ndarray, target: np.ndarray) -> dict[str, float]:

@@ -4,7 +4,7 @@
 
 DreamBooth on the demo base (OpenMoji images), then extraction at ranks 4 … 128. All draw the same prompts from the same
 noise with ComfyUI's own loaders; the distance is the root mean square difference of pixels to DreamBooth's images, as a
-share of the base's. Draws a chart into results/.
+fraction of the base's. Draws a chart into results/.
 """
 import argparse
 import itertools

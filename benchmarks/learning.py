@@ -75,7 +75,7 @@ def main():
 
 def verdicts(rows: list[dict], target: dict) -> list[dict]:
     """Per measure: the gap between the ranges before and after, in the direction of the target; and where the control
-    went, as a share of the way from before to the target (negative: away)."""
+    went, as a fraction of the way from before to the target (negative: away)."""
     results = []
     for name in ("loss", "edges", "dark", "distance"):
         values = {state: [row[name] for row in rows if row["state"] == state] for state in ("before", "openmoji", "control")}
@@ -87,7 +87,7 @@ def verdicts(rows: list[dict], target: dict) -> list[dict]:
             {"measure": f"{name}: {np.mean(values['before']):.3f} before, {np.mean(values['openmoji']):.3f} after; "
                         "gap between the ranges", "value": round(float(gap), 4), "unit": "", "goal": "> 0",
              "met": bool(gap > 0)},
-            {"measure": f"{name}: control's move as a share of OpenMoji's", "unit": "",
+            {"measure": f"{name}: control's move as a fraction of OpenMoji's", "unit": "",
              "value": round(float(moved["control"] / moved["openmoji"]), 3), "goal": "< 0.25",
              "met": bool(moved["control"] / moved["openmoji"] < 0.25)},
         ]

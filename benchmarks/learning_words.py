@@ -104,7 +104,7 @@ def main():
 
 
 def verdicts(rows: list[dict], methods: list[str]) -> list[dict]:
-    """Per method: the share of the way to the target that the distance fell, the worst seed first, and the control's."""
+    """Per method: the fraction of the way to the target that the distance fell, the worst seed first, and the control's."""
     before = {row["seed"]: row["distance"] for row in rows if row["method"] == "none"}
     results = []
     for method in methods:
@@ -112,7 +112,7 @@ def verdicts(rows: list[dict], methods: list[str]) -> list[dict]:
                          if row["method"] == method and row["data"] == data] for data in DATA}
         least, mean, control = min(shares["openmoji"]), np.mean(shares["openmoji"]), max(shares["control"])
         results += [
-            {"measure": f"{method}: share of the way to the style, mean of the seeds", "value": round(float(mean), 3),
+            {"measure": f"{method}: fraction of the way to the style, mean of the seeds", "value": round(float(mean), 3),
              "unit": "of the distance", "goal": "> 0.1", "met": bool(mean > 0.1)},
             {"measure": f"{method}: the seed that went least far, less the control that went farthest",
              "value": round(float(least - control), 3), "unit": "of the distance", "goal": "> 0",

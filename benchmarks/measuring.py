@@ -16,7 +16,7 @@ from .pack import ROOT
 
 GIB = 2**30
 QUIET = 0.08
-"""Share of the processors that other programs may take during a measurement."""
+"""Fraction of the processors that other programs may take during a measurement."""
 TRIES = 3
 """Attempts at an undisturbed step."""
 
@@ -102,7 +102,7 @@ class Processors:
         return total, idle, own.user + own.system
 
     def others(self) -> float:
-        """Their share of all processors since the last call."""
+        """Their fraction of all processors since the last call."""
         before, self.mark = self.mark, self._now()
         total, idle, own = (after - earlier for after, earlier in zip(self.mark, before))
         return max(0.0, total - idle - own) / total if total else 0.0

@@ -136,10 +136,11 @@ def verdicts(rows: list[dict]) -> list[dict]:
         moved, gap = 1 - row["distance"] / base["distance"], min(base["distances"]) - max(row["distances"])
         control = f" (control: {controls[row['method']]:.0%})" if row["method"] in controls else ""
         results.append({
-            "measure": f"{row['method']}: share of the style distance that is gone{control}; {row['trainable']} parameters, "
+            "measure": f"{row['method']}: fraction of the style distance that is gone{control}; "
+                       f"{row['trainable']} parameters, "
                        f"{row['megabytes']:.2f} MB, {row['seconds_per_step']:.2f} s a step, {row['peak_megabytes']:.0f} MB, "
                        f"drift {row['drift']:.3f}",
-            "value": round(moved, 3), "unit": "share", "goal": "> 0 on every seed, and more than the control",
+            "value": round(moved, 3), "unit": "fraction", "goal": "> 0 on every seed, and more than the control",
             "met": bool(gap > 0 and moved > controls.get(row["method"], 0)),
         })
     return results

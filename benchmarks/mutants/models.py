@@ -33,7 +33,7 @@ MUTATIONS = [
     Mutation("ztsnr is not read", RECOGNITION,
              '"ztsnr" in tensors,', "False,", "unit/test_model_kinds.py::test_what_a_single_file_says_of_its_prediction"),
     Mutation("ztsnr counts for epsilon too", "trainers/families/recognition.py",
-             'found.zero_terminal_snr and objective == "v_prediction"',
+             'found.zero_terminal_snr and prediction_type == "v_prediction"',
              "found.zero_terminal_snr", "unit/test_model_kinds.py::test_what_a_single_file_says_of_its_prediction"),
     Mutation("zero SNR of a folder's scheduler is not read", RECOGNITION,
              'bool(scheduler.get("rescale_betas_zero_snr"))',

@@ -207,8 +207,8 @@ MUTATIONS = [
              "self.watching.take_best() if early else", "self.watching.take_best() if False else",
              "unit/test_watching.py::test_early_stop_ends_where_a_hand_says_and_gives_the_best"),
     Mutation("held-out images are trained too", PREPARATION,
-             "trained, held_out = split(images, spec.validation.share)",
-             "trained, held_out = list(images), split(images, spec.validation.share)[1]",
+             "trained, held_out = split(images, spec.validation.fraction)",
+             "trained, held_out = list(images), split(images, spec.validation.fraction)[1]",
              "unit/test_watching.py::test_watching_changes_no_loss"),
     # ---- files ---------------------------------------------------------------------------------------------------------
 ]

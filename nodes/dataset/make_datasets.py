@@ -84,12 +84,12 @@ class CombineDatasets(io.ComfyNode):
             display_name="Combine Datasets",
             category="FineTune/dataset",
             search_aliases=("concepts", "merge datasets", "multiple subjects"),
-            description="Several datasets as one, to train several concepts at once. Says what share of an epoch each is. "
+            description="Several datasets as one, to train several concepts at once. Says what part of an epoch each is. "
                         "For more than four, combine the result again.",
             inputs=slots,
             outputs=[
                 sockets.Dataset.Output(display_name="dataset", tooltip="For the Train nodes."),
-                io.String.Output(display_name="report", tooltip="The share of each dataset, and what to know of them."),
+                io.String.Output(display_name="report", tooltip="The fraction of each dataset, and what to know of them."),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -59,7 +59,7 @@ class NodeProgress:
 
     def show(self, text: str, done: int = 0, total: int = 0, image: Image.Image | None = None,
              reached: float | None = None):
-        """Show `text`, a bar and an image, which stays until the next. The bar stands at `reached`, the share of all that
+        """Show `text`, a bar and an image, which stays until the next. The bar stands at `reached`, the fraction of all that
         the node has to do, or at done / total where the text counts all of it. It never goes back."""
         now = time.monotonic()
         if now - self.sent > 0.1 or done == total:  # ten messages a second are enough for anybody

@@ -10,7 +10,7 @@ FIELDS = {
                   "sampler_steps": "sampler_steps", "images_per_prompt": "images", "preview_seed": "seed",
                   "preview_with_ema": "from_ema"},
     CheckpointSpec: {"checkpoint_every": "every", "checkpoint_minutes": "minutes", "checkpoints_to_keep": "keep"},
-    ValidationSpec: {"validation_fraction": "share", "validation_every": "every", "patience": "patience",
+    ValidationSpec: {"validation_fraction": "fraction", "validation_every": "every", "patience": "patience",
                      "tensorboard": "tensorboard"},
 }
 """Part of the spec → widget → field."""
@@ -41,7 +41,7 @@ class PreviewsAndCheckpoints(io.ComfyNode):
                        tooltip="Images of each prompt, each from other noise. Two or three tell luck from skill."),
                 widget(CheckpointSpec, "every", name="checkpoint_every",
                        tooltip="Steps between checkpoints, from which a killed run goes on. 0: not by steps."),
-                widget(ValidationSpec, "share", name="validation_fraction",
+                widget(ValidationSpec, "fraction", name="validation_fraction",
                        tooltip="Fraction of the images that are not trained but tested, always with the same noise: their "
                                "loss shows whether more is learned or only memorized. 0.1 to 0.2 with 20 images or more; 0: "
                                "off."),

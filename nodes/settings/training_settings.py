@@ -61,7 +61,7 @@ class ScheduleSettings(io.ComfyNode):
                 widget(ScheduleSpec, "warmup_steps",
                        tooltip="Steps in which the rate rises from 0; about 5 to 10 % of the run helps high rates."),
                 widget(ScheduleSpec, "cycles", tooltip="Number of cosine restarts."),
-                widget(ScheduleSpec, "decay_share", name="decay_fraction", expert=True,
+                widget(ScheduleSpec, "decay_fraction", expert=True,
                        tooltip="warmup_stable_decay: the fraction of the steps, at the end, in which the rate falls."),
             ],
             outputs=[sockets.Schedule.Output(display_name="schedule", tooltip="For schedule on any Train node.")],
@@ -69,8 +69,7 @@ class ScheduleSettings(io.ComfyNode):
 
     @classmethod
     def execute(cls, **widgets):
-        return io.NodeOutput(checked(ScheduleSpec, **fields_of(widgets, {
-            "schedule_name": "name", "decay_fraction": "decay_share"})))
+        return io.NodeOutput(checked(ScheduleSpec, **fields_of(widgets, {"schedule_name": "name"})))
 
 
 class ObjectiveSettings(io.ComfyNode):

@@ -54,7 +54,7 @@ def test_a_factor_reaches_its_own_kind_only(effects, kind):
     "full difference", "diffusers", "diffusers, rsLoRA", "diffusers, DoRA", "peft",
 ])
 def test_files_act_as_their_maker_meant(effects, maker):
-    """Largest difference to the formula or to peft's merged weights, as a share of the largest change."""
+    """Largest difference to the formula or to peft's merged weights, as a fraction of the largest change."""
     assert effects["makers"][maker] < 1e-5
 
 

@@ -86,7 +86,7 @@ def test_settings_nodes_reach_the_run(results):
     assert dora["block_ranks"] == [["mid", 4]] and dora["plus_ratio"] == 4 and dora["rank"] == 8
     previews = {"prompts": ["a lion", "a cup"], "every": 7, "seed": 5, "negative": "gray"}
     assert kept["previews"] == {**kept["previews"], **previews}
-    assert kept["checkpoints"]["keep"] == 9 and kept["validation"]["share"] == 0.2 and kept["training"]["seed"] == 3
+    assert kept["checkpoints"]["keep"] == 9 and kept["validation"]["fraction"] == 0.2 and kept["training"]["seed"] == 3
     assert results["special"]["previews alone"]["every"] == 300, "five times in 1500 steps"
 
 

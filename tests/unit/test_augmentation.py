@@ -86,12 +86,12 @@ def test_draws_fill_their_ranges_evenly():
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (1000, 100), (64, 64), (65, 64), (30, 20)])
 def test_every_crop_lies_inside_and_fills_the_bucket(size):
     plain = fit(size, bucket_sizes(64))
-    for share in (0.0, 0.01, 0.3, 0.5):
+    for fraction in (0.0, 0.01, 0.3, 0.5):
         for left, top in ((0, 0), (0.5, 0.5), (0.999999, 0.999999)):
-            crop = closer(plain, share, left, top, False)
+            crop = closer(plain, fraction, left, top, False)
             assert crop.bucket == plain.bucket and crop.original == size
             assert 0 <= crop.left <= crop.resized[0] - crop.bucket[0] and 0 <= crop.top <= crop.resized[1] - crop.bucket[1]
-            assert crop.resized[0] / plain.resized[0] == pytest.approx(1 / (1 - share), abs=1 / plain.resized[0])
+            assert crop.resized[0] / plain.resized[0] == pytest.approx(1 / (1 - fraction), abs=1 / plain.resized[0])
     assert closer(plain, 0.0, 0.3, 0.8, False) == plain
 
 
@@ -172,7 +172,7 @@ def test_a_run_trains_on_variants_with_their_masks(tiny_bases, make_spec, tmp_pa
         "augmentation": specs.AugmentationSpec(variants=4, flip=True, crop=0.3)}) for each in dataset.images)})
     spec = make_spec(tiny_bases["sdxl"], dataset=dataset, objective=specs.ObjectiveSpec(masked=True),
                      training=specs.TrainingSpec(steps=6, batch_size=2, resolution=64),
-                     validation=specs.ValidationSpec(share=0.25, every=10))
+                     validation=specs.ValidationSpec(fraction=0.25, every=10))
     encoded, run = [], open_run(spec)
     training = training_of(spec)
     training.emit = lambda event: encoded.append(event.what) if event.event == "encoding" else None

@@ -71,7 +71,7 @@ TRAINING = {
     "encoding": (dict(images=400), is_kind("encoding", what="images", done=2), {"model"}),
     "preview of the base": (dict(previews=specs.PreviewSpec(every=9, **MINUTES)), is_kind("model"), {"preview", "step"}),
     "validation": (dict(images=60, training=specs.TrainingSpec(steps=6, resolution=256),
-                        validation=specs.ValidationSpec(share=0.5)), is_kind("model"), {"validation", "step"}),
+                        validation=specs.ValidationSpec(fraction=0.5)), is_kind("model"), {"validation", "step"}),
     "a step": (dict(training=specs.TrainingSpec(steps=6, batch_size=4, accumulation=1000, resolution=64)),
                is_kind("model"), {"step"}),
 }
@@ -102,7 +102,7 @@ def test_a_run_that_has_learned_nothing_is_cancelled(phase, make_spec, tiny_base
 
 def test_what_is_learned_is_saved_in_the_midst_of_a_preview_which_is_made_good(make_spec, tiny_bases):
     parts = dict(training=specs.TrainingSpec(steps=60, batch_size=2, resolution=64),
-                 validation=specs.ValidationSpec(share=0.25, every=20))
+                 validation=specs.ValidationSpec(fraction=0.25, every=20))
     expected, whole = losses_of(make_spec(tiny_bases["sd1"], name="whole", **parts))
     run = open_run(make_spec(tiny_bases["sd1"], **parts))
     begun = cancelled(run, is_kind("step"))[-1].step

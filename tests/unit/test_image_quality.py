@@ -156,8 +156,8 @@ def test_tiny_and_cropped(size, resolution, kinds):
 
 # ---- copies --------------------------------------------------------------------------------------------------------
 
-def cropped(image: Image.Image, share: float, left=0.5, top=0.5) -> Image.Image:
-    width, height = (round(length * (1 - share)) for length in image.size)
+def cropped(image: Image.Image, fraction: float, left=0.5, top=0.5) -> Image.Image:
+    width, height = (round(length * (1 - fraction)) for length in image.size)
     x, y = round((image.width - width) * left), round((image.height - height) * top)
     return image.crop((x, y, x + width, y + height))
 

@@ -70,9 +70,9 @@ def test_white_of_floating_point_values(tmp_path, largest, white):
 def test_transparency_shows_the_background(tmp_path):
     alpha = np.random.default_rng(2).integers(0, 256, (8, 12, 1), dtype=np.uint8)
     path = saved(tmp_path / "a.png", Image.fromarray(np.concatenate([NOISE, alpha], axis=2)))
-    share = alpha / 255
+    fraction = alpha / 255
     for background, color in (("#ffffff", (255, 255, 255)), ("#204060", (0x20, 0x40, 0x60))):
-        expected = NOISE * share + np.array(color) * (1 - share)
+        expected = NOISE * fraction + np.array(color) * (1 - fraction)
         assert np.abs(read(path, background=background) - expected).max() <= 1
     assert examine_image(path).transparent
 

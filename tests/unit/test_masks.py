@@ -208,7 +208,7 @@ def test_validation_looks_where_the_training_does(tiny_bases, make_spec, tmp_pat
     def before_training(**objective) -> float:
         losses, spec = [], make_spec(
             tiny_bases["sd1"], dataset=dataset, objective=specs.ObjectiveSpec(**objective), name=f"run{len(objective)}",
-            training=specs.TrainingSpec(steps=1, resolution=64), validation=specs.ValidationSpec(share=0.5))
+            training=specs.TrainingSpec(steps=1, resolution=64), validation=specs.ValidationSpec(fraction=0.5))
 
         def emit(event):
             losses.extend([event.loss] if event.event == "validation" else [])

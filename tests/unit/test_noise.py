@@ -149,11 +149,11 @@ def test_noise_levels_follow_their_density(name, mean, spread, density, kind, le
     t = (np.arange(200_000) + 0.5) / 200_000
     cumulative = np.cumsum(density(t, mean, spread)) / 200_000
     assert cumulative[-1] == pytest.approx(1, abs=2e-3)  # it is a density
-    for share in (0.05, 0.25, 0.5, 0.75, 0.95):
-        expected = least + (most - least) * np.interp(share, cumulative, t)
+    for fraction in (0.05, 0.25, 0.5, 0.75, 0.95):
+        expected = least + (most - least) * np.interp(fraction, cumulative, t)
         below = (drawn <= expected).mean()
         # Five standard errors of a binomial share, and half a timestep.
-        assert below == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / DRAWS) + 0.003), share
+        assert below == pytest.approx(fraction, abs=5 * math.sqrt(fraction * (1 - fraction) / DRAWS) + 0.003), fraction
 
 
 def test_a_range_reaches_its_ends_and_not_beyond():

@@ -235,7 +235,7 @@ def test_moments_are_8_bit(tiny_bases, make_spec):
     ({"optimizer": specs.OptimizerSpec(name="prodigy", learning_rate=1.0),
       "method": specs.LoraSpec(text_encoder_learning_rate=1e-4)}, "text_encoder_learning_rate is a factor of it"),
     ({"method": specs.LoraSpec(text_encoder_learning_rate=0.5)}, "text_encoder_learning_rate 0.5 is too high for adamw"),
-    ({"schedule": specs.ScheduleSpec(name="warmup_stable_decay", warmup_steps=3, decay_share=0.9)},
+    ({"schedule": specs.ScheduleSpec(name="warmup_stable_decay", warmup_steps=3, decay_fraction=0.9)},
      "warm-up takes 3 steps and the decay 5, but the run has only 6"),
     ({"schedule": specs.ScheduleSpec(name="polynomial"), "optimizer": specs.OptimizerSpec(learning_rate=1e-8)},
      "use linear"),

@@ -40,7 +40,7 @@ def parts_with_everything(tmp_path) -> dict:
         training=specs.TrainingSpec(steps=4, batch_size=4, accumulation=2, resolution=64, ema_decay=0.5),
         # Adam steps by a ratio of gradients: where they are all but zero, epsilon keeps it from being one of roundings.
         optimizer=specs.OptimizerSpec(learning_rate=1e-2, epsilon=1e-6),
-        validation=specs.ValidationSpec(share=0.3, every=2), checkpoints=specs.CheckpointSpec(every=2, minutes=1e-6),
+        validation=specs.ValidationSpec(fraction=0.3, every=2), checkpoints=specs.CheckpointSpec(every=2, minutes=1e-6),
     )
 
 

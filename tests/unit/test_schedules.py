@@ -29,17 +29,17 @@ def rates_of(spec, steps=STEPS, rates=(RATE, RATE / 8), stops=(1.0, 1.0)):
     return seen
 
 
-def share(step):
+def fraction(step):
     """0 after the warm-up, 1 at the end."""
     return (step - WARMUP) / (STEPS - WARMUP)
 
 
 CLOSED = {
     "constant": lambda step: 1,
-    "linear": lambda step: 1 - share(step),
-    "cosine": lambda step: (1 + cos(pi * share(step))) / 2,
-    "cosine_with_restarts": lambda step: (1 + cos(pi * (3 * share(step) % 1))) / 2,
-    "polynomial": lambda step: (1 - share(step)) * (1 - 1e-7 / RATE) + 1e-7 / RATE,
+    "linear": lambda step: 1 - fraction(step),
+    "cosine": lambda step: (1 + cos(pi * fraction(step))) / 2,
+    "cosine_with_restarts": lambda step: (1 + cos(pi * (3 * fraction(step) % 1))) / 2,
+    "polynomial": lambda step: (1 - fraction(step)) * (1 - 1e-7 / RATE) + 1e-7 / RATE,
     "warmup_stable_decay": lambda step: min(1, (STEPS - step) / 10),
 }
 
@@ -50,7 +50,7 @@ def test_every_schedule_is_compared():
 
 @pytest.mark.parametrize("name", CLOSED)
 def test_closed_forms(name):
-    spec = specs.ScheduleSpec(name=name, warmup_steps=WARMUP, cycles=3, decay_share=0.25)
+    spec = specs.ScheduleSpec(name=name, warmup_steps=WARMUP, cycles=3, decay_fraction=0.25)
     expected = [step / WARMUP if step < WARMUP else CLOSED[name](step) for step in range(STEPS)]
     seen = rates_of(spec)
     assert [first for first, _ in seen] == pytest.approx([RATE * factor for factor in expected], abs=1e-15)
@@ -81,7 +81,7 @@ def test_warmup_stable_decay_is_transformers_s():
         expected.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs.step()
-    spec = specs.ScheduleSpec(name="warmup_stable_decay", warmup_steps=WARMUP, decay_share=0.25)
+    spec = specs.ScheduleSpec(name="warmup_stable_decay", warmup_steps=WARMUP, decay_fraction=0.25)
     assert [first for first, _ in rates_of(spec)] == pytest.approx(expected, abs=1e-15)
 
 
@@ -125,7 +125,7 @@ def test_a_schedule_goes_on_where_it_was(name):
 
 
 @pytest.mark.parametrize("fields, words", [
-    ({"name": "one_cycle", "warmup_steps": 5}, "a warm-up of its own"), ({"decay_share": 1.5}, "decay_share"),
+    ({"name": "one_cycle", "warmup_steps": 5}, "a warm-up of its own"), ({"decay_fraction": 1.5}, "decay_fraction"),
     ({"cycles": 0}, "cycles"), ({"warmup_steps": -1}, "warmup_steps"), ({"name": "wave"}, "name is 'wave'"),
 ])
 def test_absurd_numbers_are_refused(fields, words):

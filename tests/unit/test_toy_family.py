@@ -78,7 +78,7 @@ def test_it_previews_and_validates_and_encodes_once(base, make_spec):
         seen.extend([event] if isinstance(event, PreviewEvent | ValidationEvent) else [])
 
     parts = dict(previews=specs.PreviewSpec(prompts=("a dog",), every=6, sampler_steps=3), validation=specs.ValidationSpec(
-        share=0.25, every=3))
+        fraction=0.25, every=3))
     for name in ("one", "two"):
         spec = toy_spec(make_spec, base, name=name, **parts)
         train_run(spec, open_run(spec), emit)

@@ -14,7 +14,7 @@ def losses_again(training, seed):
 
 
 def validated(make_spec, base, **parts):
-    spec = make_spec(base, **{**dict(validation=specs.ValidationSpec(share=0.5, every=1)), **parts})
+    spec = make_spec(base, **{**dict(validation=specs.ValidationSpec(fraction=0.5, every=1)), **parts})
     training, seen = training_of(spec), []
     training.emit = lambda event: seen.append(event.loss) if event.event == "validation" else None
     training.execute()

@@ -29,9 +29,9 @@ def captions_of(variation, caption=CAPTION, dropout=0.0, draws=DRAWS, seed=1) ->
     return [each for step in range(draws // 4) for each in batches.load(batches.plan(step)[0]).captions]
 
 
-def near(count: int, share: float, draws: int = DRAWS, deviations: float = 4.5) -> bool:
+def near(count: int, fraction: float, draws: int = DRAWS, deviations: float = 4.5) -> bool:
     """Whether a count of `draws` independent draws is within so many standard deviations of its mean."""
-    return abs(count - draws * share) <= deviations * (draws * share * (1 - share)) ** 0.5
+    return abs(count - draws * fraction) <= deviations * (draws * fraction * (1 - fraction)) ** 0.5
 
 
 def chi_square(counts, expected: float) -> float:
@@ -189,7 +189,7 @@ def test_validation_and_previews_see_plain_captions_and_images(tiny_bases, make_
     """The losses before the training do not depend on what varies."""
     def before(name, **changes):
         losses, spec = [], make_spec(
-            tiny_bases["sd1"], name=name, dataset=varied(squares, **changes), validation=specs.ValidationSpec(share=0.5),
+            tiny_bases["sd1"], name=name, dataset=varied(squares, **changes), validation=specs.ValidationSpec(fraction=0.5),
             training=specs.TrainingSpec(steps=1, resolution=64),
             previews=specs.PreviewSpec(prompts=("a square",), every=1, sampler_steps=1))
         train_run(spec, open_run(spec), lambda event: losses.extend(

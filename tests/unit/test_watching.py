@@ -65,7 +65,7 @@ def of_kind(events, kind):
 def test_what_cannot_be_validated_is_refused_before_it_starts(make_spec, tiny_bases, twelve):
     one = twelve.model_copy(update={"images": twelve.images[:1]})
     with pytest.raises(ValueError, match="has a single image"):
-        make_spec(tiny_bases["sd1"], dataset=one, validation=specs.ValidationSpec(share=0.2))
+        make_spec(tiny_bases["sd1"], dataset=one, validation=specs.ValidationSpec(fraction=0.2))
     with pytest.raises(ValueError, match="validation_fraction is 0"):
         make_spec(tiny_bases["sd1"], validation=specs.ValidationSpec(patience=2))
 
@@ -86,7 +86,7 @@ def test_watching_changes_no_loss(make_spec, tiny_bases, twelve):
     plain, _ = train(make_spec(tiny_bases["sd1"], name="plain", dataset=trained, method=method))
     watched, events = train(make_spec(
         tiny_bases["sd1"], dataset=twelve, method=method, **EVERYTHING,
-        validation=specs.ValidationSpec(share=SHARE, every=2)))
+        validation=specs.ValidationSpec(fraction=SHARE, every=2)))
     assert watched.losses() == plain.losses() and len(plain.losses()) == 6
     one, other = load_file(plain.artifact), load_file(watched.artifact)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
@@ -129,7 +129,7 @@ def plain_validation(base, images, seed) -> float:
 def test_validation_equals_plain_diffusers(family, make_spec, tiny_bases, twelve):
     """Before the first step, with all that must not count switched on: weighting, noise offset, dropout of captions."""
     _, events = train(make_spec(
-        tiny_bases[family], dataset=twelve, validation=specs.ValidationSpec(share=SHARE),
+        tiny_bases[family], dataset=twelve, validation=specs.ValidationSpec(fraction=SHARE),
         method=specs.LoraSpec(rank=2, alpha=2, dropout=0.5),
         objective=specs.ObjectiveSpec(min_snr_gamma=5, noise_offset=0.1),
         training=specs.TrainingSpec(steps=1, batch_size=2, resolution=64, caption_dropout=0.9, seed=SEED)))
@@ -144,7 +144,7 @@ def test_validation_equals_plain_diffusers(family, make_spec, tiny_bases, twelve
 def test_what_is_measured_and_drawn_are_the_mean_weights_that_are_saved(make_spec, tiny_bases, twelve):
     def watched(name, ema_decay, **previews):
         run, _events = train(make_spec(
-            tiny_bases["sd1"], name=name, dataset=twelve, validation=specs.ValidationSpec(share=SHARE),
+            tiny_bases["sd1"], name=name, dataset=twelve, validation=specs.ValidationSpec(fraction=SHARE),
             training=specs.TrainingSpec(steps=6, batch_size=2, resolution=64, ema_decay=ema_decay),
             previews=specs.PreviewSpec(prompts=("a square",), every=6, sampler_steps=2, **previews)))
         sheets_of_run = [np.asarray(Image.open(path)) for _, path in run.sheets()]
@@ -161,8 +161,9 @@ def test_held_out_images_are_not_trained(make_spec, tiny_bases, twelve):
     held_out = split(twelve.images, SHARE)[1]
     recaptioned = twelve.model_copy(update={"images": tuple(
         each.model_copy(update={"caption": "something else"}) if each in held_out else each for each in twelve.images)})
-    one, events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(share=SHARE)))
-    other, changed = train(make_spec(tiny_bases["sd1"], dataset=recaptioned, validation=specs.ValidationSpec(share=SHARE)))
+    one, events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(fraction=SHARE)))
+    other, changed = train(make_spec(
+        tiny_bases["sd1"], dataset=recaptioned, validation=specs.ValidationSpec(fraction=SHARE)))
     assert one.folder != other.folder and one.losses() == other.losses()
     assert of_kind(events, "validation")[0].loss != of_kind(changed, "validation")[0].loss
     assert any(clause(len(held_out), "image", "are held out", 12) in note for note in one.report.notes)
@@ -193,7 +194,7 @@ def scripted(monkeypatch):
 
 
 def patient(make_spec, base, dataset, ema_decay=0.0):
-    return make_spec(base, dataset=dataset, validation=specs.ValidationSpec(share=SHARE, every=1, patience=3),
+    return make_spec(base, dataset=dataset, validation=specs.ValidationSpec(fraction=SHARE, every=1, patience=3),
                      training=specs.TrainingSpec(steps=12, batch_size=2, resolution=64, ema_decay=ema_decay))
 
 
@@ -207,7 +208,7 @@ def test_early_stop_ends_where_a_hand_says_and_gives_the_best(ema_decay, make_sp
     # The same training cut off at step 4 gives the same file.
     spec = patient(make_spec, tiny_bases["sd1"], twelve, ema_decay)
     short, _ = train(spec.model_copy(update={
-        "name": "short", "validation": specs.ValidationSpec(share=SHARE, every=100),
+        "name": "short", "validation": specs.ValidationSpec(fraction=SHARE, every=100),
         "training": spec.training.model_copy(update={"steps": 4})}))
     one, other = load_file(run.artifact), load_file(short.artifact)
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
@@ -242,7 +243,7 @@ def test_record_without_patience_never_ends():
 
 
 def test_real_validation_is_the_same_after_a_resume(make_spec, tiny_bases, twelve, tmp_path):
-    parts = dict(dataset=twelve, validation=specs.ValidationSpec(share=SHARE, every=2))
+    parts = dict(dataset=twelve, validation=specs.ValidationSpec(fraction=SHARE, every=2))
     whole, _ = train(make_spec(tiny_bases["sd1"], **parts))
     folders = specs.FolderSpec(runs=str(tmp_path / "other runs"), caches=str(tmp_path / "caches"))
     train(make_spec(tiny_bases["sd1"], **parts, folders=folders), stop_after=3)
@@ -351,7 +352,7 @@ def test_the_chart_shows_its_curves(make_spec, tiny_bases, twelve):
         places[name] = found[np.argsort(found[:, 1])]
         assert found[:, 1].max() - found[:, 1].min() > 600, f"{name} runs through the whole chart"
     assert places["training"][:20, 0].mean() < places["training"][-20:, 0].mean() - 100, "it falls"
-    run, _events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(share=SHARE)), 1)
+    run, _events = train(make_spec(tiny_bases["sd1"], dataset=twelve, validation=specs.ValidationSpec(fraction=SHARE)), 1)
     assert Image.open(run.chart_path).size == (960, 540), "after a cancel too, even of a single step"
 
 
@@ -359,7 +360,7 @@ def test_tensorboard_has_all_numbers(make_spec, tiny_bases, twelve):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     spec = make_spec(tiny_bases["sd1"], dataset=twelve, previews=EVERYTHING["previews"],
-                     validation=specs.ValidationSpec(share=SHARE, every=2, tensorboard=True))
+                     validation=specs.ValidationSpec(fraction=SHARE, every=2, tensorboard=True))
     train(spec, stop_after=3)
     run, events = train(spec)
     board = EventAccumulator(str(run.folder / "tensorboard"))

@@ -95,13 +95,13 @@ def share_lines(parts: Sequence[Concept]) -> list[str]:
     return lines if whole else [*lines, "All weights are 0: nothing would be learned"]
 
 
-def divide(dataset: DatasetSpec, share: float) -> tuple[DatasetSpec, DatasetSpec]:
+def divide(dataset: DatasetSpec, fraction: float) -> tuple[DatasetSpec, DatasetSpec]:
     """(the dataset to train, the images held out of it), as the validation of a run divides. Raises UserError for a
     dataset that has no two different images."""
     if len({image.digest for image in dataset.images}) < 2:
         raise UserError(f"The dataset {dataset.name!r} has a single image, or only copies of one, which cannot be trained "
                         "and held out too. Add images.")
-    sides = zip(split(dataset.images, share), ("training", "held out"))
+    sides = zip(split(dataset.images, fraction), ("training", "held out"))
     trained, held_out = (dataset.model_copy(update={"images": tuple(side), "name": f"{dataset.name} ({name})"})
                          for side, name in sides)
     return trained, held_out

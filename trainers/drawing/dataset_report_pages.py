@@ -72,7 +72,7 @@ def _figures(report: Report) -> "_Page":
     top = MARGIN + 100
     left = _bars(page, top, "Shapes, width to height", [(name, number, str(number)) for name, number in aspects(report)])
     rows = buckets(report)
-    left = _bars(page, left + 20, f"Buckets for {report.resolution} pixels, and the mean share that is cut away", [
+    left = _bars(page, left + 20, f"Buckets for {report.resolution} pixels, and the mean fraction that is cut away", [
         (f"{width} × {height}", number, f"{number}   cut {lost:.0%}") for (width, height), number, lost in rows])
     left = _bars(page, left + 20, "In so many captions", [
         (tag, number, str(number)) for tag, number in report.frequencies])

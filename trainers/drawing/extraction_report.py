@@ -19,7 +19,7 @@ ORDER = ("BASE", "IN", "MID", "OUT", "JOINT", "DOUBLE", "SINGLE", "EXTRA")
 
 
 def blocks_of(rows: Sequence[ExtractedLayer], precision: str) -> dict[str, dict]:
-    """Block → its share of the whole change, how much of that the file keeps, and the smallest and largest rank."""
+    """Block → its fraction of the whole change, how much of that the file keeps, and the smallest and largest rank."""
     whole, found = sum(row.energy for row in rows), {}
     for row in rows:
         block = found.setdefault(row.block, {"layers": 0, "energy": 0.0, "kept": 0.0, "ranks": []})
@@ -27,7 +27,7 @@ def blocks_of(rows: Sequence[ExtractedLayer], precision: str) -> dict[str, dict]
         block["energy"] += row.energy
         block["kept"] += row.energy * row.kept[precision]
         block["ranks"].append(row.rank)
-    return {name: {"layers": block["layers"], "share": block["energy"] / whole, "kept": block["kept"] / block["energy"],
+    return {name: {"layers": block["layers"], "fraction": block["energy"] / whole, "kept": block["kept"] / block["energy"],
                    "ranks": (min(block["ranks"]), max(block["ranks"]))} for name, block in sorted(found.items(), key=_order)}
 
 
@@ -58,7 +58,7 @@ def table(report: ExtractionReport) -> str:
     """Tab-free columns for people: blocks, then precisions."""
     lines = [f"{'block':<18}{'layers':>7}{'rank':>10}{'of change':>11}{'kept':>9}{'residual':>10}"]
     for name, block in blocks_of(report.rows, report.precision).items():
-        lines.append(f"{name:<18}{block['layers']:>7}{spread(block['ranks']):>10}{block['share']:>11.1%}{block['kept']:>9.2%}"
+        lines.append(f"{name:<18}{block['layers']:>7}{spread(block['ranks']):>10}{block['fraction']:>11.1%}{block['kept']:>9.2%}"
                      f"{residual(block['kept']):>10.2%}")
     lines += ["", f"{'precision':<18}{'MB':>7}{'':>21}{'kept':>9}{'residual':>10}"]
     for precision, size in sizes(report).items():
@@ -89,7 +89,7 @@ def draw(report: ExtractionReport) -> Image.Image:
         page.box(BAR_LEFT, y - 6, BAR_RIGHT, y + 6, LOST)
         page.box(BAR_LEFT, y - 6, split, y + 6, KEPT)
         for x, words in ((70, f"{block['kept']:.2%}"), (150, f"{residual(block['kept']):.1%}"),
-                         (240, spread(block["ranks"])), (350, f"{block['share']:.1%}")):
+                         (240, spread(block["ranks"])), (350, f"{block['fraction']:.1%}")):
             page.text(FIGURES + x, y, words, INK, "rm")
     _precisions(page, top + ROW * len(blocks) + 36, report)
     _ranks(page, height - RANKS - 40, [row.rank for row in report.rows])

@@ -104,8 +104,8 @@ class _Chart:
 
     def _y(self, value: float, axis: tuple[float, float]) -> float:
         """Values beyond the axis lie on its end."""
-        share = min(1.0, max(0.0, (value - axis[0]) / (axis[1] - axis[0])))
-        return (BOTTOM - (BOTTOM - TOP) * share) * SCALE
+        fraction = min(1.0, max(0.0, (value - axis[0]) / (axis[1] - axis[0])))
+        return (BOTTOM - (BOTTOM - TOP) * fraction) * SCALE
 
     def _text(self, x: float, y: float, text: str, color: Color, anchor: str):
         self.draw.text((x * SCALE, y * SCALE), text, color, self.font, anchor=anchor)

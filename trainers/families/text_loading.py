@@ -1,4 +1,4 @@
-"""Loads tokenizers and text encoders, CLIP's and T5's, from wherever a model's parts lie, offline, by transformers.
+"""Loads tokenizers and text encoders from wherever a model's parts lie, offline, by transformers.
 
 transformers is imported where it is needed, as `component_loading` says.
 """
@@ -19,20 +19,14 @@ from .model_parts import ModelParts
 from .protocol import TextEncoders
 
 if TYPE_CHECKING:
-    from transformers import (
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        CLIPTokenizer,
-        PreTrainedTokenizerBase,
-        T5EncoderModel,
-    )
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
 LONGEST_VOCABULARY = 50_000_000
-"""Bytes of a file of a tokenizer; CLIP's has one million, T5's two."""
+"""Bytes of a file of a tokenizer; CLIP's has one million."""
 
 
 def load_encoder(base: BaseModelSpec, component: str, dtype: torch.dtype, make: Callable[[dict], Encoder],
@@ -59,17 +53,6 @@ def load_clip(base: BaseModelSpec, component: str, dtype: torch.dtype,
         lambda weights, model: transformers_clip_tensors(weights, model.config.num_hidden_layers) if open_clip else weights)
 
 
-def load_t5(base: BaseModelSpec, component: str, dtype: torch.dtype) -> "T5EncoderModel":
-    """The encoder of a T5, whose token embedding has two names, of which files hold the one or the other."""
-    from transformers import T5Config, T5EncoderModel
-
-    def both(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        shared = weights.get("shared.weight", weights.get("encoder.embed_tokens.weight"))
-        return weights if shared is None else {**weights, "shared.weight": shared, "encoder.embed_tokens.weight": shared}
-
-    return load_encoder(base, component, dtype, lambda config: T5EncoderModel(T5Config.from_dict(config)), both)
-
-
 def _fill(model: nn.Module, weights: Mapping[str, Tensor], title: str):
     wanted = model.state_dict()
     # Old files lack the text_model. prefix, and so do the modules of CLIPTextModel since transformers 5.6.
@@ -92,17 +75,6 @@ def load_tokenizer(base: BaseModelSpec, component: str, pad_token: str) -> "CLIP
         with explained("tokenizer", base):
             return CLIPTokenizer.from_pretrained(parts[component].path, local_files_only=True)
     return clip_tokenizer(pad_token)
-
-
-def load_t5_tokenizer(base: BaseModelSpec, component: str, fallback: Path) -> "PreTrainedTokenizerBase":
-    """A T5TokenizerFast: the folder's own, or the family's in `fallback`."""
-    from transformers import T5TokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  # an alias since version 5
-
-    parts = ModelParts.of(base)
-    folder = parts[component].path if component in parts else fallback
-    require_ordinary(folder, base.name)
-    with explained("tokenizer", base):
-        return T5TokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def require_ordinary(folder: Path, title: str):

@@ -10,7 +10,7 @@ class ParameterMean:
     """diffusers' EMAModel over named parameters, on their device and in float32.
 
     The decay is min(decay, 1 - (1 + steps)^-3/4): it begins at 0, so the values before training never count, and the mean
-    of a short run is one over a fixed share of its steps.
+    of a short run is one over a fixed fraction of its steps.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float):

@@ -13,7 +13,7 @@ Prodigy's start and sum of gradients besides; Adafactor only sums of rows and co
 
 
 def make_optimizer(spec: OptimizerSpec, groups: list[ParameterGroup], steps: int) -> torch.optim.Optimizer:
-    """One optimizer over all groups, each with its own learning rate. From its "stop_step" on, which is its share of
+    """One optimizer over all groups, each with its own learning rate. From its "stop_step" on, which is its fraction of
     `steps`, a group is no longer trained."""
     parameters = [
         {"params": list(group.parameters.values()), "lr": group.learning_rate, "name": group.name,

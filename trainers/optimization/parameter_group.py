@@ -6,7 +6,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate, under their names in checkpoints. After the share `stop_at` of the steps
+    """Parameters that share a learning rate, under their names in checkpoints. After the fraction `stop_at` of the steps
     they stay as they are."""
 
     name: str

@@ -31,7 +31,7 @@ def make_factor(spec: ScheduleSpec, steps: int, learning_rate: float) -> Callabl
 
 
 def decay_steps(spec: ScheduleSpec, steps: int) -> int:
-    return round(spec.decay_share * steps)
+    return round(spec.decay_fraction * steps)
 
 
 def warmup_stable_decay(step: int, steps: int, warmup: int, decay: int) -> float:
@@ -43,7 +43,7 @@ def warmup_stable_decay(step: int, steps: int, warmup: int, decay: int) -> float
 
 
 def one_cycle(step: int, steps: int, rise: float = 0.3, start: float = 1 / 25, end: float = 1 / 25e4) -> float:
-    """Half a cosine up from `start` in the share `rise` of the steps, and one down to `end` (Smith & Topin 2017,
+    """Half a cosine up from `start` in the fraction `rise` of the steps, and one down to `end` (Smith & Topin 2017,
     arXiv:1708.07120), in the form and with the numbers of torch's OneCycleLR."""
     peak, last = rise * steps - 1, steps - 1
     if step <= peak:
@@ -51,8 +51,8 @@ def one_cycle(step: int, steps: int, rise: float = 0.3, start: float = 1 / 25, e
     return _half_cosine(1.0, end, (min(step, last) - peak) / (last - peak))
 
 
-def _half_cosine(first: float, last: float, share: float) -> float:
-    return last + (first - last) / 2 * (cos(pi * share) + 1)
+def _half_cosine(first: float, last: float, fraction: float) -> float:
+    return last + (first - last) / 2 * (cos(pi * fraction) + 1)
 
 
 def _until(stop_step: int, factor: Callable[[int], float], step: int) -> float:

@@ -5,9 +5,9 @@ from ..events import Emit, Event, FinishedEvent
 
 
 class Progress:
-    """An `emit` that hands every event on with "progress", the share of the task that is done by then.
+    """An `emit` that hands every event on with "progress", the fraction of the task that is done by then.
 
-    `stages` are the parts of the task in their order, each with its weight: about the share of the time that it takes. What
+    `stages` are the parts of the task in their order, each with its weight: about the fraction of the time it takes. What
     is left out, because it lies in a cache, is jumped over.
     """
 
@@ -21,7 +21,7 @@ class Progress:
     def __call__(self, event: Event):
         stage, done, total = event.stage_done()
         if stage in self.spans:
-            start, share = self.spans[stage]
-            self.reached = max(self.reached, start + share * min(1.0, done / max(1, total)))
+            start, fraction = self.spans[stage]
+            self.reached = max(self.reached, start + fraction * min(1.0, done / max(1, total)))
         self.reached = 1.0 if isinstance(event, FinishedEvent) else self.reached
         self.emit(event.model_copy(update={"progress": round(self.reached, 4)}))

@@ -22,7 +22,7 @@ class Task:
     memory_advice: str
     resume_advice: Callable[[Run], str]
     stages: Mapping[str, float]
-    """Its parts in their order, with about the share of the time that each takes."""
+    """Its parts in their order, with about the fraction of the time that each takes."""
 
 
 def _train(run: Run, emit: Emit, stop_requested: StopRequested) -> FinishedEvent:

@@ -79,7 +79,7 @@ class RunSpec(Part):
                 f"warm-up takes {self.schedule.warmup_steps} steps but the run has only {self.training.steps}; "
                 "shorten the warm-up"
             )
-        decay = round(self.schedule.decay_share * self.training.steps)
+        decay = round(self.schedule.decay_fraction * self.training.steps)
         if self.schedule.name == "warmup_stable_decay" and self.schedule.warmup_steps + decay > self.training.steps:
             raise ValueError(
                 f"warm-up takes {self.schedule.warmup_steps} steps and the decay {decay}, but the run has only "
@@ -145,12 +145,12 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _something_is_left_to_train(self):
-        if self.validation.share and len({image.digest for image in self.dataset.images}) < 2:
+        if self.validation.fraction and len({image.digest for image in self.dataset.images}) < 2:
             raise ValueError(
                 f"the dataset {self.dataset.name!r} has a single image, which cannot be trained and held out for "
                 "validation too; add images, or set validation_fraction to 0"
             )
-        if self.validation.patience and not self.validation.share:
+        if self.validation.patience and not self.validation.fraction:
             raise ValueError(
                 f"patience {self.validation.patience} waits for a better validation loss, but validation_fraction is 0; "
                 "hold out a fraction of the images, for example 0.1, or set patience to 0"

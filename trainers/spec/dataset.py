@@ -15,7 +15,7 @@ class CaptionVariationSpec(Part):
     keep_tags: int = Field(default=0, ge=0, le=1000)
     """How many tags at the front stay where they are and are never left out: the trigger word."""
     tag_dropout: float = Field(default=0.0, ge=0, le=1)
-    """Share of the tags behind those that is left out."""
+    """Fraction of the tags behind those that is left out."""
     separator: str = Field(default=",", min_length=1, max_length=8)
     """What stands between tags."""
     templates: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class AugmentationSpec(Part):
     flip: bool = False
     """Mirror half of the variants left to right."""
     crop: float = Field(default=0.0, ge=0, le=0.5)
-    """Cut away up to this share of either side, at a random place, before the image goes into its bucket."""
+    """Cut away up to this fraction of either side, at a random place, before the image goes into its bucket."""
     color: float = Field(default=0.0, ge=0, le=1)
     """Change brightness, contrast and saturation by a factor of up to 1 ± this."""
     noise: float = Field(default=0.0, ge=0, le=0.5)

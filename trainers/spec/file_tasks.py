@@ -45,7 +45,7 @@ def _facts(path: Path) -> list:
 
 def check_threshold(rule: str, threshold: float):
     if rule == "energy" and threshold > 1:
-        raise ValueError(f"threshold is {threshold:g}, but with the rule \"energy\" it is a share, at most 1; 0.9 keeps "
+        raise ValueError(f"threshold is {threshold:g}, but with the rule \"energy\" it is a fraction, at most 1; 0.9 keeps "
                          "nine tenths")
     if rule == "ratio" and threshold < 1:
         raise ValueError(f"threshold is {threshold:g}, but with the rule \"ratio\" it is how many times smaller than the "

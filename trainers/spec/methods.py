@@ -107,7 +107,7 @@ class TextualInversionSpec(Part):
     initial_text: str = ""
     """Words whose vectors are the start; empty: random vectors of the vocabulary's size and spread."""
     stop_at: float = number(1.0, ge=0.01, le=1, step=0.05)
-    """Share of the steps after which the vectors stay as they are."""
+    """Fraction of the steps after which the vectors stay as they are."""
     norm: Literal["free", "limited", "fixed"] = "free"
     """Length of the vectors: free; limited to the longest of ordinary words; fixed at the mean of ordinary words."""
     cosine_weight: float = number(0.0, ge=0, le=10, step=0.01)

@@ -41,13 +41,13 @@ class OptimizerSpec(Part):
 
 
 class ScheduleSpec(Part):
-    """`decay_share` is the share of the steps in which warmup_stable_decay comes down at the end."""
+    """`decay_fraction` is the fraction of the steps in which warmup_stable_decay comes down at the end."""
 
     name: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "warmup_stable_decay",
                   "one_cycle"] = "constant"
     warmup_steps: int = Field(default=0, ge=0, le=1_000_000)
     cycles: int = Field(default=1, ge=1, le=100)
-    decay_share: float = number(0.2, ge=0, le=1, step=0.05)
+    decay_fraction: float = number(0.2, ge=0, le=1, step=0.05)
 
     @model_validator(mode="after")
     def _one_cycle_rises_itself(self):
@@ -119,7 +119,7 @@ class TrainingSpec(Part):
     resolution: int = Field(default=512, ge=64, le=4096, json_schema_extra={"step": 8})
     buckets: bool = True
     caption_dropout: float = number(0.0, ge=0, le=1, step=0.05)
-    """Share of captions replaced by the empty caption, which keeps classifier-free guidance working."""
+    """Fraction of captions replaced by the empty caption, which keeps classifier-free guidance working."""
     clip_skip: int = Field(default=0, ge=0, le=12)
     """Which of the text encoder's layers is read, counted from the end; 0: the family's own."""
     ema_decay: float = number(0.0, ge=0, le=0.99999, step=0.0001)
@@ -165,9 +165,9 @@ class CheckpointSpec(Part):
 
 
 class ValidationSpec(Part):
-    """The loss on images that are not trained, at noise and timesteps that never change. `share` 0 switches it off."""
+    """The loss on images that are not trained, at noise and timesteps that never change. `fraction` 0 switches it off."""
 
-    share: float = number(0.0, ge=0, le=0.5, step=0.05)
+    fraction: float = number(0.0, ge=0, le=0.5, step=0.05)
     every: int = Field(default=50, ge=1, le=1_000_000)
     patience: int = Field(default=0, ge=0, le=1000)
     """Stop early when this many validations in a row brought no new best; 0: never."""

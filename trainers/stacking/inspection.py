@@ -52,10 +52,10 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list
     totals = {block: sum(value**2 for value in kinds.values()) ** 0.5 for block, kinds in norms.items()}
     top = max(totals.values(), default=0.0)
     bottom, height = HEIGHT - LEGEND, HEIGHT - LEGEND - 64
-    for share in (0.0, 0.5, 1.0):
-        y = bottom - share * height
+    for fraction in (0.0, 0.5, 1.0):
+        y = bottom - fraction * height
         pen.line((MARGIN, y, WIDTH - 16, y), PALE)
-        pen.text((MARGIN - 6, y), f"{share * top:.3g}", INK, small, anchor="rm")
+        pen.text((MARGIN - 6, y), f"{fraction * top:.3g}", INK, small, anchor="rm")
     slot = (WIDTH - MARGIN - 16) / max(1, len(totals))
     for number, (block, total) in enumerate(totals.items()):
         left, y = MARGIN + number * slot, bottom

@@ -26,7 +26,7 @@ class Factors:
 
     @property
     def kept(self) -> float:
-        """Share of the energy that the factors hold."""
+        """Fraction of the energy that the factors hold."""
         return float((self.values.double() ** 2).sum()) / self.energy if self.energy else 1.0
 
 
@@ -68,10 +68,10 @@ def squared_norm(matrix: Tensor) -> float:
     return float(matrix.norm(dim=1).double().square().sum())
 
 
-def rank_by_energy(factors: Factors, share: float) -> int:
-    """The smallest rank that keeps `share` of the squared Frobenius norm."""
+def rank_by_energy(factors: Factors, fraction: float) -> int:
+    """The smallest rank that keeps `fraction` of the squared Frobenius norm."""
     kept = torch.cumsum(factors.values.double() ** 2, dim=0)
-    enough = torch.nonzero(kept >= share * factors.energy * (1 - 1e-9))
+    enough = torch.nonzero(kept >= fraction * factors.energy * (1 - 1e-9))
     return int(enough[0]) + 1 if len(enough) else len(factors.values)
 
 

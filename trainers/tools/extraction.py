@@ -31,7 +31,7 @@ from .decomposition import Factors, decompose, rank_by_energy, rank_by_knee, ran
 from .file_tasks import StopRequested
 
 SAME = 1e-6
-"""Differences below this share of the base's norm are rounding of the files, not training."""
+"""Differences below this fraction of the base's norm are rounding of the files, not training."""
 
 
 def extract_into(spec: ExtractionSpec, folder: Path, emit: Emit, stop_requested: StopRequested) -> ExtractionReport:
@@ -242,13 +242,13 @@ def split(factors: Factors, shape: tuple[int, ...], clamp: float) -> tuple[Tenso
     return down.reshape(len(root), *shape[1:]), up.reshape(shape[0], len(root), *[1] * (len(shape) - 2))
 
 
-def _quantile(values: Tensor, share: float) -> float:
+def _quantile(values: Tensor, fraction: float) -> float:
     ordered = values.flatten().sort().values
-    return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
+    return float(ordered[min(len(ordered) - 1, int(fraction * len(ordered)))])
 
 
 def kept_in(precision: str, factors: Factors, down: Tensor, up: Tensor, matrix: Tensor | None = None) -> float:
-    """Share of the energy that the factors keep once rounded: 1 - ‖D - up·down‖² / ‖D‖², without forming the product.
+    """Fraction of the energy that the factors keep once rounded: 1 - ‖D - up·down‖² / ‖D‖², without forming the product.
 
     Without the whole `matrix` D, only what the factors hold of it is compared. Rounding alone turns them by so little that
     what they then catch of the rest is below a millionth of it; clamping may turn them by more.

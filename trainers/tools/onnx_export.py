@@ -38,7 +38,7 @@ AXES = {"sample": {0: "batch", 2: "height", 3: "width"}, "timestep": {0: "batch"
 ONE_FILE = 1_900_000_000
 """Bytes. An ONNX file is a protocol buffer, which ends at 2 GiB; the weights of larger models lie in a second file."""
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
-"""Largest difference between onnxruntime and torch that is let through, as a share of the largest output."""
+"""Largest difference between onnxruntime and torch that is let through, as a fraction of the largest output."""
 
 
 class Denoiser(nn.Module):
@@ -147,7 +147,7 @@ def save(traced: Path, path: Path, metadata: dict[str, str]) -> list[Path]:
 
 
 def difference(file: Path, inputs: dict[str, Tensor], wanted: Tensor) -> float:
-    """Largest difference of onnxruntime's output from `wanted`, as a share of the largest value; NaN counts as infinite."""
+    """Largest difference of onnxruntime's output from `wanted`, as a fraction of the largest value; NaN is infinite."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

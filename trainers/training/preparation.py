@@ -63,7 +63,7 @@ def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerato
     images = spec.dataset.images
     class_images = spec.prior.dataset.images if spec.prior else ()
     crops = {image: fit(image.size, sizes) for image in (*images, *class_images)}
-    trained, held_out = split(images, spec.validation.share)
+    trained, held_out = split(images, spec.validation.fraction)
     views = {image: views_of(image, crops[image]) for image in (*trained, *class_images)}
     plain = {image: [View(crops[image])] for image in held_out}
     notes = [*spec.dataset.notes, *notes, *crop_notes(images, [crops[image] for image in images]),

@@ -144,7 +144,7 @@ class Training:
         size = 4 + optimizers.STATE_BYTES[spec.optimizer.name] + (4 if self.mean else 0)
         whole = 1.5 * sum(each.numel() for each in denoiser.parameters()) if self.method.trains_base() else 0
         per_file = int(whole * (4 if getattr(spec.method, "file_precision", "fp32") == "fp32" else 2))
-        best = per_file if spec.validation.share else 0
+        best = per_file if spec.validation.fraction else 0
         ensure_space(self.run.folder, (size * count + per_file) * (spec.checkpoints.keep + 1) + best)
         self.emit(ModelEvent(
             family=self.family.title, prediction_type=spec.base.prediction_type, device=str(self.device),

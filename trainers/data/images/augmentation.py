@@ -54,10 +54,10 @@ def views_of(image: DatasetImage, crop: Crop) -> list[View]:
     return list(dict.fromkeys(views))
 
 
-def closer(crop: Crop, share: float, left: float, top: float, mirrored: bool) -> Crop:
-    """The crop with `share` of either side cut away first, at the place `left`, `top` in 0…1, where 0.5 is the middle: the
-    rest goes into the same bucket, enlarged."""
-    width, height = (max(side, round(side / (1 - share))) for side in crop.resized)
+def closer(crop: Crop, fraction: float, left: float, top: float, mirrored: bool) -> Crop:
+    """The crop with `fraction` of either side cut away first, at the place `left`, `top` in 0…1, where 0.5 is the middle:
+    the rest goes into the same bucket, enlarged."""
+    width, height = (max(side, round(side / (1 - fraction))) for side in crop.resized)
     return Crop(crop.original, (width, height), round(crop.left + (width - crop.resized[0]) * left),
                 round(crop.top + (height - crop.resized[1]) * top), crop.bucket, mirrored)
 

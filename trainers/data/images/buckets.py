@@ -29,7 +29,7 @@ class Crop:
 
     @property
     def kept(self) -> float:
-        """Share of the image's area that is left after the cut."""
+        """Fraction of the image's area that is left after the cut."""
         return self.bucket[0] * self.bucket[1] / (self.resized[0] * self.resized[1])
 
     @property

@@ -165,7 +165,7 @@ def aspects(report: Report) -> list[tuple[str, int]]:
 
 
 def buckets(report: Report) -> list[tuple[tuple[int, int], int, float]]:
-    """(bucket, images in it, mean share of their area that is cut away), the fullest first."""
+    """(bucket, images in it, mean fraction of their area that is cut away), the fullest first."""
     lost: dict[tuple[int, int], list[float]] = {}
     for crop in report.crops:
         lost.setdefault(crop.bucket, []).append(1 - crop.kept)

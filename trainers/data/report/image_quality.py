@@ -21,7 +21,7 @@ BLURRED = 0.01
 """Sharpness below which an image is blurred, whatever the others are. A Gaussian blur of 2 pixels (of 512) brings ordinary
 images there."""
 SOFT, SOFTER_THAN_OTHERS = 0.04, 0.15
-"""An image below SOFT is blurred too when its sharpness is less than this share of the dataset's median."""
+"""An image below SOFT is blurred too when its sharpness is less than this fraction of the dataset's median."""
 PLAIN = 2.0
 """Standard deviation of brightness, of 255, below which there is nothing in an image that could be sharp."""
 COMPRESSED_QUALITY = 50
@@ -31,7 +31,7 @@ BLOCKY = 1.6
 ENLARGED = 1.1
 """Enlargement on the way into the bucket above which an image is tiny for the resolution."""
 CROPPED = 0.85
-"""Share of an image's area below which the bucket keeps too little."""
+"""Fraction of an image's area below which the bucket keeps too little."""
 COLORLESS = 16.0
 """Difference between the color channels, of 255, which hardly any pixel of a gray image reaches; more than compression
 makes of gray."""
@@ -86,7 +86,7 @@ def _measured(path: str, size: int, modified: int) -> Measured:
 
 
 def sharpness(gray: np.ndarray) -> float | None:
-    """Variance of the Laplacian (Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy") as a share of
+    """Variance of the Laplacian (Pech-Pacheco et al. 2000, "Diatom autofocusing in brightfield microscopy") as a fraction of
     the variance of brightness, for float32 [height, width] in 0…255. None for a plain area.
 
     The ratio does not change with contrast, nor with the size of an empty background around the subject.

@@ -20,7 +20,7 @@ PLAIN = 2.0
 """Standard deviation, of 255, below which an image has nothing to correlate and only its color counts."""
 KEPT = (0.97, 0.94, 0.91, 0.88, 0.85)
 PLACES = tuple((left, top) for left in (0, 0.5, 1) for top in (0, 0.5, 1))
-"""Which share of either side is kept of an image, and where."""
+"""Which fraction of either side is kept of an image, and where."""
 
 
 def fingerprint(image: Image.Image) -> bytes:
