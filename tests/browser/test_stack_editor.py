@@ -149,7 +149,7 @@ def test_a_stack_of_three_by_mouse(page, host, python_image):
 def test_the_same_stack_by_keyboard_alone(page, host, python_image):
     texts = Texts([page.text])
     page.page.locator(".ftls-add").focus()
-    for filtered, name in (("st in", "ink wash"), ("paper", "paper cut"), ("ANNA", "Anna")):
+    for filtered, name in (("styles in", "ink wash"), ("paper cut", "paper cut"), ("ANNA", "Anna")):
         page.press("Enter")
         page.page.keyboard.type(filtered)
         page.press("Enter")
