@@ -130,7 +130,7 @@ def test_class_images_are_cancelled_between_steps_of_the_sampler(tiny_bases, tmp
         ClassImagesSpec, base=tiny_bases["sd1"], prompt="a dog", count=64, resolution=128, sampler_steps=200,
         batch_size=64, folders=specs.FolderSpec(runs=str(tmp_path), caches=str(tmp_path / "caches")), device="cpu")
     folder = class_images.open_folder(spec)
-    events = cancelled(folder, is_kind("phase", text="drawing the first images"))
+    events = cancelled(folder, is_kind("phase", text="generating the first images"))
     assert "class_images" not in kinds(events) and not list(class_images.images_of(folder).iterdir())
 
 
