@@ -16,7 +16,7 @@ from torch import Tensor
 from ...trainers.artifacts.changes import rank_of
 from ...trainers.artifacts.layer_names.parts import ALPHA
 from ...trainers.artifacts.peft_config import PeftConfig, read_peft_config
-from ...trainers.artifacts.tensor_files import finite_entries, require_finite, require_room
+from ...trainers.artifacts.tensor_files import mapped_tensors, require_finite, require_room
 from ...trainers.artifacts.tensor_header import read_header
 from ...trainers.artifacts.torch_files import Refused, is_dense, load_plain
 from ...trainers.errors import UserError
@@ -103,7 +103,7 @@ def _content(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     free: Any = comfy.model_management.get_free_memory(torch.device("cpu"))  # bytes
     require_room(path, free)
     if path.suffix.lower() in (".safetensors", ".sft"):
-        return {key: entry.tensor() for key, entry in finite_entries(path).items()}, read_header(path)[1]
+        return mapped_tensors(path)
     tensors = _tensors_of_torch_file(path, name)
     return {key: require_finite(tensor, printable(key), path.name).clone() for key, tensor in tensors.items()}, {}
 

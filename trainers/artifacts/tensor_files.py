@@ -12,6 +12,7 @@ from math import isfinite, prod
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
@@ -100,10 +101,29 @@ def finite_entries(path: Path) -> dict[str, Entry]:
     return {name: checked(entry) for name, entry in read_entries(path).items()}
 
 
-def _entry(path: Path, start: int, name: str, facts: dict) -> Entry:
+def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(every tensor of a file by name, its metadata). The tensors are mapped from the disk: memory that the system may drop
+    and read again. Raises UserError as `finite_entries` does."""
+    header, metadata = read_header(path)
+    for name, facts in header.items():
+        _dtype(path, name, facts)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: require_finite(file.get_tensor(name), name, path.name) for name in header}, metadata
+    except SafetensorError:  # the library refuses metadata of odd shapes, which say nothing of the tensors
+        return {name: entry.tensor() for name, entry in finite_entries(path).items()}, metadata
+    except OSError as problem:
+        raise UserError(f"{path.name!r} cannot be read any more: {problem.strerror}.") from None
+
+
+def _dtype(path: Path, name: str, facts: dict) -> torch.dtype:
     if facts["dtype"] not in DTYPES:
         raise UserError(f"{path.name!r} holds {name} as {facts['dtype']}, which is not read. Choose another file.")
-    dtype, shape, (begin, end) = DTYPES[facts["dtype"]], tuple(facts["shape"]), facts["data_offsets"]
+    return DTYPES[facts["dtype"]]
+
+
+def _entry(path: Path, start: int, name: str, facts: dict) -> Entry:
+    dtype, shape, (begin, end) = _dtype(path, name, facts), tuple(facts["shape"]), facts["data_offsets"]
 
     def pieces():
         tensor = torch.empty(shape, dtype=dtype)  # the header was compared with the size of the file
