@@ -38,8 +38,8 @@ def prefetched(batches: Batches, steps: range, device: torch.device) -> Iterator
 
 
 def _compute_alone(pool: ThreadPoolExecutor):
-    """Let the pool's only thread compute without helpers. Helpers of its own would be more OpenMP threads than processors,
-    and then those of the training fall asleep between operations: steps on a CPU took a tenth longer."""
+    """Let the pool's only thread compute without a team of OpenMP threads. With one the process would have more threads than
+    processors, and then the training's own team sleeps between operations: steps on a CPU took a tenth longer."""
     def alone():
         torch.get_num_threads()  # a thread takes the process's number at its first question, and keeps what is set after it
         torch.set_num_threads(1)
