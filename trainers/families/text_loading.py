@@ -19,12 +19,14 @@ from .model_parts import ModelParts
 from .protocol import TextEncoders
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5TokenizerFast
 
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
+T5_TOKENIZER = CONFIGS / "t5_tokenizer"
+"""T5's vocabulary is the same for encoders of every size."""
 LONGEST_VOCABULARY = 50_000_000
 """Bytes of a file of a tokenizer; CLIP's has one million."""
 
@@ -90,6 +92,14 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>") -> "CLIPTokenizer":
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token, local_files_only=True)
+
+
+def t5_tokenizer() -> "T5TokenizerFast":
+    """T5's vocabulary, without any base model: 32100 tokens, "</s>" (1) at the end of a text, padded with "<pad>" (0), of
+    any length unless a call says `max_length`. The class is ComfyUI's, so that ids are the same in every version of it."""
+    from transformers import T5TokenizerFast
+
+    return T5TokenizerFast.from_pretrained(T5_TOKENIZER, local_files_only=True)
 
 
 def tokenize(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Tensor:

@@ -1,0 +1,29 @@
+"""Tokenizers that come with the pack give the ids that ComfyUI's give. The ids here are those of its T5XXLTokenizer."""
+import pytest
+
+from finetune.trainers.families.text_loading import t5_tokenizer
+
+IDS = {
+    "": [1],
+    "a cat": [3, 9, 1712, 1],
+    "  A photo of  two   dogs,\n\nrunning ": [71, 1202, 13, 192, 3887, 6, 1180, 1],
+    "猫 кот 🐱 naïve café ½ “quotes”…": [
+        3, 2, 3, 12377, 6725, 3, 2, 3, 29, 9, 2, 162, 11949, 209, 2, 357, 105, 8270, 15, 7, 153, 233, 1],
+}
+
+
+@pytest.fixture(scope="module")
+def t5():
+    return t5_tokenizer()
+
+
+@pytest.mark.parametrize("text", IDS)
+def test_ids_of_t5(t5, text):
+    assert t5(text).input_ids == IDS[text]
+
+
+def test_long_texts_are_cut_only_where_a_length_is_said(t5):
+    assert t5("a cat " * 300).input_ids == [3, 9, 1712] * 300 + [1]
+    padded = t5(["a cat", "a cat " * 300], padding="max_length", max_length=8, truncation=True)
+    assert padded.input_ids == [[3, 9, 1712, 1, 0, 0, 0, 0], [3, 9, 1712, 3, 9, 1712, 3, 1]]
+    assert padded.attention_mask == [[1] * 4 + [0] * 4, [1] * 8]
