@@ -4,7 +4,7 @@ transformers is imported where it is needed, as `component_loading` says.
 """
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .model_parts import ModelParts
 from .protocol import TextEncoders
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5TokenizerFast
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerBase
 
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
@@ -94,12 +94,13 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>") -> "CLIPTokenizer":
     return CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token, local_files_only=True)
 
 
-def t5_tokenizer() -> "T5TokenizerFast":
+def t5_tokenizer() -> "PreTrainedTokenizerBase":
     """T5's vocabulary, without any base model: 32100 tokens, "</s>" (1) at the end of a text, padded with "<pad>" (0), of
     any length unless a call says `max_length`. The class is ComfyUI's, so that ids are the same in every version of it."""
-    from transformers import T5TokenizerFast
+    import transformers
 
-    return T5TokenizerFast.from_pretrained(T5_TOKENIZER, local_files_only=True)
+    library: Any = transformers  # whose types do not know the class since version 5
+    return library.T5TokenizerFast.from_pretrained(T5_TOKENIZER, local_files_only=True)
 
 
 def tokenize(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Tensor:
