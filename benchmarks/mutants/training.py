@@ -116,7 +116,7 @@ MUTATIONS = [
              "self.shift(*noise.shape[-2:])", "1.0",
              "unit/test_samplers.py::test_flow_is_sampled_as_by_diffusers"),
     Mutation("the family's shift is not asked for", OBJECTIVES,
-             "self.settings.flow_shift or self.shift(*latents.shape[-2:])", "self.settings.flow_shift or 1.0",
+             "return constant or family.shift(height, width)", "return constant or 1.0",
              "unit/test_objectives.py::test_flow_levels_are_shifted_by_the_family_unless_the_settings_say_how_far"),
     # ---- what a checkpoint keeps ---------------------------------------------------------------------------------------
     Mutation("resume drops the optimizer's state", TRAINING,

@@ -90,12 +90,13 @@ class ObjectiveSettings(io.ComfyNode):
                 widget(ObjectiveSpec, "noise_offset",
                        tooltip="Lets very dark and very bright images be learned; 0.05 to 0.1 is usual."),
                 widget(ObjectiveSpec, "flow_shift",
-                       tooltip="Flow models only: above 1 trains more at high noise. 0 leaves it to the model's family, "
-                               "which may shift more for larger images."),
+                       tooltip="Flow models only: above 1 trains more at high noise, and 3 is usual for large images. 0 leaves "
+                               "it to the model's family, which may shift more for larger images."),
                 *noise_inputs(),
                 *loss_inputs(),
                 *noise_level_inputs(),
                 *mask_inputs(),
+                *flow_inputs(),
             ],
             outputs=[sockets.Objective.Output(display_name="objective", tooltip="For objective on any Train node.")],
         )
@@ -162,11 +163,12 @@ def noise_level_inputs() -> list:
                 "has it."),
         control("timestep_distribution",
                 "How often each noise level is trained. auto: all alike for epsilon and v models, the middle more often "
-                "(logit_normal) for flow models."),
+                "(logit_normal) for flow models. sigmoid: the same as other trainers call it, without a mean."),
         control("timestep_distribution_mean",
                 "For logit_normal: above 0 trains high noise more, below 0 low noise. 0 is usual."),
         control("timestep_distribution_spread",
-                "For logit_normal: how widely noise levels spread, 1 is usual. For mode: its scale, 1.29 is usual."),
+                "For logit_normal and sigmoid: how widely noise levels spread, 1 is usual. For mode: its scale, 1.29 is "
+                "usual."),
     ]
 
 
@@ -178,6 +180,18 @@ def mask_inputs() -> list:
         control("unmasked_weight",
                 "How much the black parts of a mask count. 0.1 is usual; at 0 nothing is learned there, and what is "
                 "generated there may drift."),
+    ]
+
+
+def flow_inputs() -> list:
+    return [
+        control("flow_shift_mode",
+                "Flow models only: what the shift follows. auto: flow_shift, or at 0 what the model was made with. constant: "
+                "the same for all sizes. resolution: more for larger images, by the square root of their pixels. dynamic: as "
+                "Flux.1 [dev] shifts, by the number of tokens."),
+        control("flow_weighting",
+                "Flow models only: how much each noise level counts. none is usual. cosmap: the middle up to twice as much. "
+                "sigma_sqrt: low noise far more, for fine detail; needs a lower learning rate."),
     ]
 
 

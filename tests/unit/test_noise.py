@@ -129,7 +129,7 @@ def uniform(t, mean, spread):
 DENSITIES = [
     ("uniform", 0.0, 1.0, uniform), ("logit_normal", 0.0, 1.0, logit_normal), ("logit_normal", -0.8, 0.5, logit_normal),
     ("logit_normal", 1.0, 1.6, logit_normal), ("mode", 0.0, 1.29, mode), ("mode", 0.0, 0.4, mode),
-    ("cosine", 0.0, 1.0, cosine),
+    ("cosine", 0.0, 1.0, cosine), ("sigmoid", 0.7, 1.6, lambda t, mean, spread: logit_normal(t, 0.0, spread)),
 ]
 
 

@@ -1,9 +1,17 @@
 """Noising, targets and weights against closed forms."""
+import math
+
 import pytest
 import torch
 from finetune.trainers import randomness
-from finetune.trainers.objectives.noise import sample_noise, scaled_linear_alphas
-from finetune.trainers.objectives.objective import DiscreteObjective, FlowObjective, make_objective, objective_notes
+from finetune.trainers.objectives.noise import FamilyShift, ShiftByLength, sample_noise, scaled_linear_alphas
+from finetune.trainers.objectives.objective import (
+    DiscreteObjective,
+    FlowObjective,
+    chosen_shift,
+    make_objective,
+    objective_notes,
+)
 from finetune.trainers.spec import ObjectiveSpec
 
 LATENTS = torch.randn((3, 4, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -54,7 +62,8 @@ def test_flow_levels_are_shifted_by_the_family_unless_the_settings_say_how_far()
         return 3.0
 
     def timesteps(**controls):
-        return make_objective("flow", None, ObjectiveSpec(**controls), family).noise(latents, generators()).timesteps
+        return make_objective("flow", None, ObjectiveSpec(**controls), FamilyShift(family)).noise(
+            latents, generators()).timesteps
 
     by_family, by_settings, unshifted = timesteps(), timesteps(flow_shift=5.0), timesteps(flow_shift=1.0)
     assert asked == [(6, 8)]
@@ -63,11 +72,48 @@ def test_flow_levels_are_shifted_by_the_family_unless_the_settings_say_how_far()
     torch.testing.assert_close(by_settings / 1000, 5 * sigma / (1 + 4 * sigma))
 
 
+@pytest.mark.parametrize("mode, shift, small, native, wide", [
+    ("auto", 0.0, 2.5, 3.0, 3.5), ("auto", 5.0, 5, 5, 5), ("constant", 0.0, 3, 3, 3), ("constant", 2.0, 2, 2, 2),
+    ("resolution", 0.0, 1.5, 3, 3 * 2**0.5), ("resolution", 1.0, 0.5, 1, 2**0.5),
+    ("dynamic", 0.0, math.exp(0.5 + 0.65 * (1024 - 256) / 3840), math.exp(1.15), math.exp(0.5 + 0.65 * (8192 - 256) / 3840)),
+])
+def test_what_a_shift_follows(mode, shift, small, native, wide):
+    """Images of 512 × 512, 1024 × 1024 and 2048 × 1024, as latents of an eighth and patches of two latents; the family was
+    made for 1024 and shifts by 3 there."""
+    family = FamilyShift(lambda height, width: 2.0 + (height + width) / 256, side=128, patch=2)
+    settings = ObjectiveSpec(flow_shift_mode=mode, flow_shift=shift)
+    found = [chosen_shift(settings, family, *size) for size in ((64, 64), (128, 128), (256, 128))]
+    assert found == pytest.approx([small, native, wide])
+
+
+@pytest.mark.parametrize("line, shift", [(ShiftByLength(), 1.15), (ShiftByLength(second=(8192, 0.9)), 0.5 + 0.4 * 3840 / 7936)])
+def test_a_dynamic_shift_counts_packed_tokens_on_the_line_of_the_family(line, shift):
+    """1024² are 4096 tokens of 16 × 16 pixels, whether latents are an eighth and patches two, or a sixteenth and one."""
+    settings = ObjectiveSpec(flow_shift_mode="dynamic")
+    for side, patch in ((128, 2), (64, 1)):
+        family = FamilyShift(side=side, patch=patch, line=line)
+        assert chosen_shift(settings, family, side, side) == pytest.approx(math.exp(shift))
+
+
+@pytest.mark.parametrize("weighting", ["none", "sigma_sqrt", "cosmap"])
+def test_flow_is_weighted_as_by_diffusers(weighting):
+    from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+    sigmas = torch.tensor([0.001, 0.1, 0.5, 0.9, 1.0])
+    latents = torch.zeros((5, 4, 2, 2))
+    noised = make_objective("flow", None, ObjectiveSpec(flow_weighting=weighting)).mix(latents, latents + 1, sigmas)
+    torch.testing.assert_close(noised.weight, compute_loss_weighting_for_sd3(weighting, sigmas))
+    nothing = make_objective("flow", None, ObjectiveSpec(flow_weighting=weighting)).mix(
+        latents, latents + 1, torch.zeros(5))
+    assert torch.isfinite(nothing.weight).all()
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
 def test_levels_span_the_schedule_and_mix_noises_at_them(prediction):
     """As validation asks for them, whatever the settings say about the levels of training."""
     alphas, noise = scaled_linear_alphas(), torch.randn(LATENTS.shape, generator=torch.Generator().manual_seed(3))
-    objective = make_objective(prediction, alphas, ObjectiveSpec(minimum_timestep=0.5, noise_offset=0.3), lambda *size: 9.0)
+    settings = ObjectiveSpec(minimum_timestep=0.5, noise_offset=0.3, flow_shift_mode="resolution")
+    objective = make_objective(prediction, alphas, settings, FamilyShift(lambda height, width: 9.0))
     noised = objective.mix(LATENTS, noise, objective.levels(torch.tensor([0.0, 0.25, 0.999], dtype=torch.float64)))
     assert noised.timesteps.tolist() == pytest.approx([0.0, 250.0, 999.0])
     a = alphas[[0, 250, 999]].reshape(3, 1, 1, 1)
@@ -182,6 +228,10 @@ def test_pure_noise_is_weighted_without_a_division_by_zero():
 @pytest.mark.parametrize("prediction, controls, words", [
     ("epsilon", {"flow_shift": 3.0}, "flow_shift is not read"),
     ("flow", {"min_snr_gamma": 5.0}, "min_snr_gamma is not read"),
+    ("epsilon", {"flow_shift_mode": "dynamic"}, "flow_shift_mode is not read"),
+    ("v_prediction", {"flow_weighting": "cosmap"}, "flow_weighting is not read"),
+    ("flow", {"flow_shift_mode": "dynamic", "flow_shift": 2.0}, "flow_shift is not read: with flow_shift_mode dynamic"),
+    ("flow", {"distribution": "sigmoid", "distribution_mean": 1.0}, "distribution_mean is not read by"),
     ("epsilon", {"distribution_mean": 1.0}, "distribution_mean is not read by the distribution uniform"),
     ("flow", {"distribution": "cosine", "distribution_spread": 2.0}, "distribution_spread is not read by"),
     ("v_prediction", {"zero_terminal_snr": True, "min_snr_gamma": 5.0}, "gives pure noise the weight 0"),
@@ -194,6 +244,8 @@ def test_settings_that_are_not_read_are_noted(prediction, controls, words):
 @pytest.mark.parametrize("prediction, controls", [
     ("epsilon", {"min_snr_gamma": 5.0}), ("flow", {"flow_shift": 3.0, "distribution_mean": 1.0, "distribution_spread": 2.0}),
     ("epsilon", {"distribution": "mode", "distribution_spread": 1.29}), ("v_prediction", {"zero_terminal_snr": True}),
+    ("flow", {"flow_shift_mode": "resolution", "flow_shift": 3.0, "flow_weighting": "cosmap", "distribution": "sigmoid",
+              "distribution_spread": 2.0}),
 ])
 def test_settings_that_are_read_need_no_note(prediction, controls):
     assert objective_notes(prediction, ObjectiveSpec(**controls)) == []

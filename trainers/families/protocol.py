@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..artifacts.layer_names import FamilyNames, underscored
 from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
+from ..objectives.noise import FamilyShift
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .model_parts import ModelParts, ModelSource, Recognized
@@ -162,6 +163,12 @@ class Family(Protocol[Vae, Denoiser]):
         """How far noise levels of latents of this size are shifted towards noise, in training and sampling of flow models
         (Esser et al. 2024, arXiv:2403.03206, eq. 23): a function of the length of the sequence that they become. 1: not."""
         return 1.0
+
+    def noise_shift(self, base: BaseModelSpec) -> FamilyShift:
+        """`timestep_shift`, and what else the settings of the objective may follow, for this base."""
+        form = self.latent_format(base)
+        return FamilyShift(self.timestep_shift, self.native_resolution(base) // form.downscale,
+                           form.multiple // form.downscale)
 
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> Sampler:
         """For previews and class images; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""

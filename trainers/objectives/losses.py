@@ -3,11 +3,15 @@
 Shapes: predictions and targets are [batch, channels, height, width], masks [batch, 1, height, width]; what belongs to a
 sample as a whole is [batch].
 """
+import math
+
 import torch
 from torch import Tensor
 
 DEBIASED_MAXIMUM_SNR = 1000.0
 """kohya's limit: the first timestep of some schedules has none."""
+LEAST_SIGMA = 1e-3
+"""The first of the thousand sigmas that diffusers' examples draw from; ours may be 0."""
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -30,6 +34,17 @@ def debiased_weight(snr: Tensor, prediction: str) -> Tensor:
     for v kohya's 1 / (SNR + 1), which the paper does not treat and which is 1 at pure noise."""
     snr = snr.clamp(max=DEBIASED_MAXIMUM_SNR)
     return 1 / (snr + 1) if prediction == "v_prediction" else snr.rsqrt()
+
+
+def sigma_weight(sigma: Tensor, weighting: str) -> Tensor:
+    """Weights of a rectified flow by sigma, as diffusers' `compute_loss_weighting_for_sd3`: "sigma_sqrt" 1 / σ², the square
+    of what velocities are divided by; "cosmap" 2 / (π (1 - 2σ + 2σ²)), the density of Esser et al. 2024 (arXiv:2403.03206,
+    eq. 21), as a weight of the levels instead of their number; else 1."""
+    if weighting == "sigma_sqrt":
+        return sigma.clamp(min=LEAST_SIGMA) ** -2
+    if weighting == "cosmap":
+        return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
+    return torch.ones_like(sigma)
 
 
 # ---- by size -------------------------------------------------------------------------------------------------------

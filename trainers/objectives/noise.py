@@ -4,7 +4,7 @@ Everything random about a sample comes from its own generator, in a fixed order,
 sample is the same in any batch, and a control that is off leaves all other numbers as they are.
 """
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,12 +90,31 @@ class ShiftByLength:
         return math.exp(low + (high - low) * (tokens - near) / (far - near))
 
 
+Shift = Callable[[int, int], float]
+"""(height, width) of latents → how far their sigmas are shifted; 1: not."""
+
+
+def unshifted(height: int, width: int) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class FamilyShift:
+    """How the flow models of a family are shifted: by `shift`. `side` is that of latents at the resolution which a base was
+    made for, `patch` that of the denoiser's patches; `line` is what a dynamic shift follows."""
+
+    shift: Shift = unshifted
+    side: int = 128
+    patch: int = 2
+    line: ShiftByLength = ShiftByLength()
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
     """A density over the noise schedule, 0 clean and 1 noise, squeezed into the range `minimum`…`maximum`.
 
-    "uniform"; "logit_normal": the sigmoid of N(mean, spread²) (Esser et al. 2024, arXiv:2403.03206, eq. 19); "mode" with
-    the scale `spread` (eq. 20); "cosine" (their CosMap, eq. 21).
+    "uniform"; "logit_normal": the sigmoid of N(mean, spread²) (Esser et al. 2024, arXiv:2403.03206, eq. 19); "sigmoid": the
+    same without the mean; "mode" with the scale `spread` (eq. 20); "cosine" (their CosMap, eq. 21).
     """
 
     distribution: str = "uniform"
@@ -106,8 +125,9 @@ class NoiseLevels:
 
     def sample_fraction(self, generator: torch.Generator) -> Tensor:
         """One sample of the density over 0…1, float32 [1], before it is squeezed into the range."""
-        if self.distribution == "logit_normal":
-            return (self.mean + self.spread * torch.randn((1,), generator=generator)).sigmoid()
+        if self.distribution in ("logit_normal", "sigmoid"):
+            mean = self.mean if self.distribution == "logit_normal" else 0.0
+            return (mean + self.spread * torch.randn((1,), generator=generator)).sigmoid()
         uniform = torch.rand((1,), generator=generator)
         if self.distribution == "mode":
             return 1 - uniform - self.spread * (torch.cos(math.pi / 2 * uniform) ** 2 - 1 + uniform)

@@ -4,7 +4,7 @@ Shapes: latents, noise and targets are [batch, channels, height, width]; timeste
 `noise`, the parts of the loss in `losses`. A sample's generator is asked for its noise level, its noise (with the offset),
 its multi-resolution noise, the input perturbation and the image noise, in this order.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..spec import ObjectiveSpec
-from .losses import debiased_weight, huber_threshold, min_snr_weight, per_sample, weighted_loss
-from .noise import NoiseLevels, disturb, sample_noise, with_zero_terminal_snr
+from .losses import debiased_weight, huber_threshold, min_snr_weight, per_sample, sigma_weight, weighted_loss
+from .noise import FamilyShift, NoiseLevels, disturb, sample_noise, with_zero_terminal_snr
 
 
 @dataclass(frozen=True)
@@ -93,30 +93,30 @@ class DiscreteObjective:
 class FlowObjective:
     """Rectified flow (Esser et al. 2024, arXiv:2403.03206): x_s = (1 - s) x_0 + s e, target e - x_0.
 
-    s is sampled logit-normally (their eq. 19) if the settings name no other density, and shifted by their eq. 23: by what
-    the settings say, or else by the family's own `shift(height, width)` of the latents. Timesteps handed to the network are
-    1000 s.
+    s is sampled logit-normally (their eq. 19) if the settings name no other density, and shifted by their eq. 23, by
+    what the settings and the family's `shift` make of the size of the latents. Timesteps handed to the network are 1000 s.
     """
 
     settings: ObjectiveSpec = ObjectiveSpec()
-    shift: Callable[[int, int], float] = lambda height, width: 1.0
+    shift: FamilyShift = FamilyShift()
 
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         levels = noise_levels(self.settings, "logit_normal")
-        shift = self.settings.flow_shift or self.shift(*latents.shape[-2:])
+        shift = chosen_shift(self.settings, self.shift, *latents.shape[-2:])
         sigmas = torch.cat([levels.sample_sigma(each, shift) for each in generators])
         clean, noise, mixed = sample_parts(latents, generators, self.settings)
         return self.mix(clean, noise, sigmas, mixed)
 
     def levels(self, fractions: Tensor) -> Tensor:
-        """Sigmas."""
+        """Sigmas. No shift moves them: a validation loss compares runs whatever their shift and density."""
         return fractions
 
     def mix(self, latents: Tensor, noise: Tensor, levels: Tensor, mixed: Tensor | None = None) -> Noised:
         sigmas = levels.to(latents)
         sigma, threshold = per_sample(sigmas, latents), sample_threshold(self.settings, 1 - sigmas, sigmas, sigmas)
         noisy = (1 - sigma) * latents + sigma * (noise if mixed is None else mixed)
-        return Noised(noisy, 1000 * sigmas, noise - latents, torch.ones_like(sigmas), threshold)
+        weight = sigma_weight(sigmas, self.settings.flow_weighting)
+        return Noised(noisy, 1000 * sigmas, noise - latents, weight, threshold)
 
     def loss(self, prediction: Tensor, noised: Noised, masks: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         return objective_loss(prediction, noised, self.settings, masks, weights)
@@ -154,8 +154,19 @@ def objective_loss(prediction: Tensor, noised: Noised, settings: ObjectiveSpec, 
     return weighted_loss(prediction, noised.target, weight, settings.loss, noised.threshold, masks, settings.unmasked_weight)
 
 
+def chosen_shift(settings: ObjectiveSpec, family: FamilyShift, height: int, width: int) -> float:
+    """The shift of latents of this size."""
+    mode, constant = settings.flow_shift_mode, settings.flow_shift
+    if mode == "auto":
+        return constant or family.shift(height, width)
+    if mode == "dynamic":
+        return family.line(height * width // family.patch**2)
+    constant = constant or family.shift(family.side, family.side)
+    return constant if mode == "constant" else constant * (height * width) ** 0.5 / family.side
+
+
 def make_objective(prediction: str, alphas_cumprod: Tensor | None, settings: ObjectiveSpec,
-                   shift: Callable[[int, int], float] = lambda height, width: 1.0) -> Objective:
+                   shift: FamilyShift = FamilyShift()) -> Objective:
     """The objective of a checkpoint. `alphas_cumprod` is None for flow models, and only those read the family's `shift`."""
     if prediction == "flow":
         return FlowObjective(settings, shift)
@@ -172,10 +183,15 @@ def objective_notes(prediction: str, settings: ObjectiveSpec) -> list[str]:
         notes.append("min_snr_gamma is not read: flow models have no such weighting")
     if not flow and settings.flow_shift not in (0, 1):
         notes.append("flow_shift is not read: it belongs to flow models, and this model is none")
+    for field in ("flow_shift_mode", "flow_weighting") if not flow else ():
+        if getattr(settings, field) != ObjectiveSpec.model_fields[field].default:
+            notes.append(f"{field} is not read: it belongs to flow models, and this model is none")
+    if flow and settings.flow_shift and settings.flow_shift_mode == "dynamic":
+        notes.append("flow_shift is not read: with flow_shift_mode dynamic the shift follows from the size of the images")
     distribution = noise_levels(settings, "logit_normal" if flow else "uniform").distribution
     if settings.distribution_mean != 0 and distribution != "logit_normal":
         notes.append(f"distribution_mean is not read by the distribution {distribution}")
-    if settings.distribution_spread != 1 and distribution not in ("logit_normal", "mode"):
+    if settings.distribution_spread != 1 and distribution not in ("logit_normal", "sigmoid", "mode"):
         notes.append(f"distribution_spread is not read by the distribution {distribution}")
     if settings.zero_terminal_snr and settings.min_snr_gamma:
         notes.append("min_snr_gamma gives pure noise the weight 0, so the step that zero_terminal_snr adds is not learned; "

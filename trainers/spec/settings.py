@@ -64,8 +64,8 @@ class ObjectiveSpec(Part):
     overall brightness can be learned; about 0.05 to 0.1 (kohya's documentation). `multires_*` add noise of lower
     resolutions (kohya: 6 to 10 iterations, discount 0.3). `input_perturbation` adds noise that the target does not know
     (Ning et al. 2023, arXiv:2301.11706; 0.1 in the paper). `flow_shift` moves flow timesteps towards noise (Esser et al.
-    2024, eq. 23); 0 leaves it to the family, whose shift may depend on the resolution. Timesteps are fractions of the noise
-    schedule, 0 clean, 1 noise; a density is squeezed into their range.
+    2024, eq. 23); 0 leaves it to the family, whose shift may depend on the resolution. `flow_weighting` weighs flow models
+    by their sigma. Timesteps are fractions of the noise schedule, 0 clean, 1 noise; a density is squeezed into their range.
     """
 
     min_snr_gamma: float = number(0.0, ge=0, le=100, step=0.5)
@@ -84,18 +84,25 @@ class ObjectiveSpec(Part):
     """Rescale the noise schedule so that its end is pure noise (Lin et al. 2023, arXiv:2305.08891). Needs v-prediction."""
     minimum_timestep: float = number(0.0, ge=0, le=0.999, step=0.01)
     maximum_timestep: float = number(1.0, ge=0.001, le=1, step=0.01)
-    distribution: Literal["auto", "uniform", "logit_normal", "mode", "cosine"] = "auto"
+    distribution: Literal["auto", "uniform", "logit_normal", "mode", "cosine", "sigmoid"] = "auto"
     """Density of timesteps (Esser et al. 2024, arXiv:2403.03206, eqs. 19 to 21); auto: uniform for epsilon and v,
-    logit_normal for flow."""
+    logit_normal for flow. sigmoid is what kohya's trainers and ai-toolkit call logit_normal with the mean 0."""
     distribution_mean: float = number(0.0, ge=-5, le=5, step=0.1)
     """Of logit_normal, before the sigmoid; above 0 means more noise."""
     distribution_spread: float = number(1.0, ge=0.05, le=5, step=0.05)
-    """Standard deviation of logit_normal, before the sigmoid; scale of mode (1.29 in the paper)."""
+    """Standard deviation of logit_normal and sigmoid, before the sigmoid (kohya's sigmoid_scale); scale of mode (1.29 in
+    the paper)."""
     flow_shift: float = number(0.0, ge=0, le=100, step=0.1)
     masked: bool = False
     """Let the error count where the images' masks are white; needs masks in the dataset."""
     unmasked_weight: float = number(0.1, ge=0, le=1, step=0.01)
     """How much the error counts where masks are black."""
+    flow_shift_mode: Literal["auto", "constant", "resolution", "dynamic"] = "auto"
+    """What the shift follows. auto: `flow_shift`, or the family's own. constant: the same, but the family's own is that of
+    its own resolution at all sizes. resolution: that times √(m / n) for images of m pixels, n at the family's own resolution
+    (Esser et al. 2024, eq. 23). dynamic: e^mu with mu on a line over the tokens, FLUX.1's or the family's."""
+    flow_weighting: Literal["none", "sigma_sqrt", "cosmap"] = "none"
+    """By sigma, as diffusers' `compute_loss_weighting_for_sd3` does. sigma_sqrt: σ⁻². cosmap: Esser et al. 2024, eq. 21."""
 
     @model_validator(mode="after")
     def _ranges_fit(self):

@@ -163,7 +163,7 @@ class Training:
     def _loop(self, start: int):
         spec = self.spec
         self.objective = make_objective(spec.base.prediction_type, self.family.alphas_cumprod(spec.base), spec.objective,
-                                        self.family.timestep_shift)
+                                        self.family.noise_shift(spec.base))
         batches = Batches(
             self.data.subject, spec.training.accumulation, spec.training.seed, spec.training.caption_dropout,
             self.data.conditioning, self.accelerator.process_index, self.accelerator.num_processes, self.data.prior,
