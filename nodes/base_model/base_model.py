@@ -30,6 +30,11 @@ def chosen_base(checkpoint: str, prediction: PredictionChoice) -> BaseModelSpec:
     return base
 
 
+def notes_of(base: BaseModelSpec) -> str:
+    """Lines for what people should know before they train on a base; empty for most."""
+    return "".join(f"\nNote: {note}." for note in families.get(base.family).base_notes(base))
+
+
 def loader_note(base: BaseModelSpec) -> str:
     """A line for bases that the core's loaders refuse; empty for all others."""
     refusal = host.core_refusal(base)
@@ -93,7 +98,7 @@ class LoadBase(io.ComfyNode):
         demo = checkpoint == DEMO
         base = recognize(str(host.DEMO_BASE), "demo_base") if demo else chosen_base(checkpoint, prediction)
         side = native_resolution(base)
-        text = f"{describe(base)}, made for {side} × {side} pixels"
+        text = f"{describe(base)}, made for {side} × {side} pixels{notes_of(base)}"
         try:
             natives = host.load_base(base)
         except UserError as reason:  # it can be trained all the same
@@ -161,6 +166,6 @@ class BaseModel(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint, prediction):
         base = chosen_base(checkpoint, prediction)
-        text = describe(base) + loader_note(base)
+        text = describe(base) + notes_of(base) + loader_note(base)
         host.NodeProgress(cls.hidden.unique_id).show(text)
         return io.NodeOutput(base, describe(base), ui={"text": [text]})

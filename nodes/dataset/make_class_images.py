@@ -36,9 +36,10 @@ class ClassImages(io.ComfyNode):
                        tooltip="Pixels of an image's side: that of the training. SD 1.x 512, SD 2.x 768, SDXL 1024, demo "
                                "base 64. Connect resolution of Load Base to Train."),
                 widget(ClassImagesSpec, "sampler_steps",
-                       tooltip="Steps of the sampler DPM++ 2M. 20 to 30 are enough."),
+                       tooltip="Steps of the sampler. 0: what is usual for the base. 20 to 30 are enough."),
                 widget(ClassImagesSpec, "guidance",
-                       tooltip="How closely images follow the prompt (CFG). 7 is usual."),
+                       tooltip="How closely images follow the prompt (CFG, or distilled guidance). 0: what is usual for the "
+                               "base, 7 for SD 1.x to SDXL."),
                 # Not "seed": frontends put a randomize control beside that, and every queue would generate anew.
                 widget(ClassImagesSpec, "image_seed",
                        tooltip="Another seed is another set of images, in a folder of its own."),

@@ -33,10 +33,11 @@ class PreviewsAndCheckpoints(io.ComfyNode):
                 widget(PreviewSpec, "negative", name="negative_prompt", multiline=True,
                        tooltip="Negative prompt of all previews: what the images shall not show."),
                 widget(PreviewSpec, "guidance",
-                       tooltip="How strictly previews follow their prompts (CFG). 5 to 8 is usual; 1 ignores the negative "
-                               "prompt."),
+                       tooltip="How strictly previews follow their prompts (CFG, or distilled guidance). 0: what is usual "
+                               "for the base, 7 for SD 1.x to SDXL. 1 ignores the negative prompt."),
                 widget(PreviewSpec, "sampler_steps",
-                       tooltip="Steps of DPM++ 2M for a preview. 15 to 25 is enough; more only takes longer."),
+                       tooltip="Steps of the sampler for a preview. 0: what is usual for the base, 20 for SD 1.x to SDXL. "
+                               "15 to 25 is enough; more only takes longer."),
                 widget(PreviewSpec, "images", name="images_per_prompt",
                        tooltip="Images of each prompt, each from other noise. Two or three tell luck from skill."),
                 widget(CheckpointSpec, "every", name="checkpoint_every",

@@ -90,8 +90,8 @@ class ObjectiveSettings(io.ComfyNode):
                 widget(ObjectiveSpec, "noise_offset",
                        tooltip="Lets very dark and very bright images be learned; 0.05 to 0.1 is usual."),
                 widget(ObjectiveSpec, "flow_shift",
-                       tooltip="Flow models only: above 1 trains more at high noise, and 3 is usual for large images. 0 leaves "
-                               "it to the model's family, which may shift more for larger images."),
+                       tooltip="Flow models only: above 1 trains more at high noise, and 3 is usual for large images. 0 "
+                               "leaves it to the model's family, which may shift more for larger images."),
                 *noise_inputs(),
                 *loss_inputs(),
                 *noise_level_inputs(),
@@ -186,9 +186,9 @@ def mask_inputs() -> list:
 def flow_inputs() -> list:
     return [
         control("flow_shift_mode",
-                "Flow models only: what the shift follows. auto: flow_shift, or at 0 what the model was made with. constant: "
-                "the same for all sizes. resolution: more for larger images, by the square root of their pixels. dynamic: as "
-                "Flux.1 [dev] shifts, by the number of tokens."),
+                "Flow models only: what the shift follows. auto: flow_shift, or at 0 what the model was made with. "
+                "constant: the same for all sizes. resolution: more for larger images, by the square root of their pixels. "
+                "dynamic: as Flux.1 [dev] shifts, by the number of tokens."),
         control("flow_weighting",
                 "Flow models only: how much each noise level counts. none is usual. cosmap: the middle up to twice as much. "
                 "sigma_sqrt: low noise far more, for fine detail; needs a lower learning rate."),

@@ -17,6 +17,7 @@ from .train_inputs import (
     batch_inputs,
     choose,
     data_inputs,
+    flow_inputs,
     length_inputs,
     make_spec,
     prior_inputs,
@@ -58,6 +59,7 @@ class TrainDreamBooth(io.ComfyNode):
                 widget(FullSpec, "shard_size", expert=True,
                        tooltip="Largest size of a file in GB, for uploads. 0 writes one file, which ComfyUI's checkpoint "
                                "loader needs; shards stay in the folder of the run."),
+                *flow_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The trained model, for KSampler."),

@@ -10,6 +10,7 @@ from .train_inputs import (
     batch_inputs,
     choose,
     data_inputs,
+    flow_inputs,
     length_inputs,
     make_spec,
     prior_inputs,
@@ -60,6 +61,7 @@ class TrainHypernetwork(io.ComfyNode):
                                "training begins at the base. normal is usual; kaiming suits relu, xavier tanh and sigmoid."),
                 *batch_inputs(),
                 *prior_inputs(),
+                *flow_inputs(),
             ],
             outputs=[
                 sockets.FileName.Output(display_name="hypernetwork_name",

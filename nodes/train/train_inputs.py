@@ -137,6 +137,18 @@ def prior_inputs() -> list:
     ]
 
 
+def flow_inputs() -> list:
+    """What transformers with T5 and distilled guidance read; last, because they came last."""
+    return [
+        widget(TrainingSpec, "guidance", name="training_guidance", expert=True,
+               tooltip="Only for models with distilled guidance (Flux.1 [dev]): what they are told while they train. 1 is "
+                       "usual; 3.5 learns weakly. Previews have a guidance of their own."),
+        widget(TrainingSpec, "text_length", default="auto", expert=True,
+               tooltip="Only for models with a T5 text encoder (SD3, Flux.1): how many tokens captions are padded or cut "
+                       "to. auto: as ComfyUI encodes prompts. 512 is for long captions; more takes longer."),
+    ]
+
+
 def lora_settings_input():
     return sockets.Lora.Input("lora_settings", optional=True,
                               tooltip="LoRA Settings: DoRA, LoHa and LoKr, dropout, convolution and block ranks, LoRA+, "
@@ -194,7 +206,8 @@ def with_min_snr(objective: ObjectiveSpec | None, gamma: float) -> ObjectiveSpec
 
 # ---- the spec ------------------------------------------------------------------------------------------------------
 
-TRAINING_FIELDS = {"training_seed": "seed", "gradient_accumulation": "accumulation", "aspect_ratio_buckets": "buckets"}
+TRAINING_FIELDS = {"training_seed": "seed", "gradient_accumulation": "accumulation", "aspect_ratio_buckets": "buckets",
+                   "training_guidance": "guidance"}
 PRIOR_FIELDS = {"prior_weight": "weight", "prior_ratio": "ratio"}
 """Widget → field of the spec, where their names differ."""
 

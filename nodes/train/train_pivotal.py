@@ -13,6 +13,7 @@ from .train_inputs import (
     batch_inputs,
     choose,
     data_inputs,
+    flow_inputs,
     length_inputs,
     lora_inputs,
     lora_settings_input,
@@ -53,6 +54,7 @@ class TrainPivotal(io.ComfyNode):
                 *late_word_inputs(0.5),
                 *batch_inputs(),
                 *prior_inputs(),
+                *flow_inputs(),
             ],
             outputs=[
                 sockets.LoraModel.Output(display_name="lora", tooltip="For Load LoRA Model and Save LoRA."),

@@ -11,6 +11,7 @@ from .train_inputs import (
     batch_inputs,
     choose,
     data_inputs,
+    flow_inputs,
     length_inputs,
     make_spec,
     prior_inputs,
@@ -79,6 +80,7 @@ class TrainTextualInversion(io.ComfyNode):
                        tooltip="Precision of the saved file, which is small in any case."),
                 *batch_inputs(),
                 *prior_inputs(),
+                *flow_inputs(),
             ],
             outputs=[
                 sockets.Embedding.Output(display_name="embedding", tooltip="For Merge Embeddings."),

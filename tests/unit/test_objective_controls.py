@@ -171,4 +171,4 @@ def test_previews_are_drawn_on_the_trained_schedule(zero_terminal_snr, tiny_base
         tiny_bases["sd2"], training=specs.TrainingSpec(steps=1, resolution=64),
         objective=specs.ObjectiveSpec(zero_terminal_snr=zero_terminal_snr),
         previews=specs.PreviewSpec(prompts=("a",), every=1, sampler_steps=2)))
-    assert asked == [zero_terminal_snr] * 2
+    assert asked == [False, *[zero_terminal_snr] * 2]  # the first looks at the kind of guidance

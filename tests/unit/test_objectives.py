@@ -86,7 +86,8 @@ def test_what_a_shift_follows(mode, shift, small, native, wide):
     assert found == pytest.approx([small, native, wide])
 
 
-@pytest.mark.parametrize("line, shift", [(ShiftByLength(), 1.15), (ShiftByLength(second=(8192, 0.9)), 0.5 + 0.4 * 3840 / 7936)])
+@pytest.mark.parametrize("line, shift", [
+    (ShiftByLength(), 1.15), (ShiftByLength(second=(8192, 0.9)), 0.5 + 0.4 * 3840 / 7936)])
 def test_a_dynamic_shift_counts_packed_tokens_on_the_line_of_the_family(line, shift):
     """1024² are 4096 tokens of 16 × 16 pixels, whether latents are an eighth and patches two, or a sixteenth and one."""
     settings = ObjectiveSpec(flow_shift_mode="dynamic")

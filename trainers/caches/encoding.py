@@ -171,7 +171,9 @@ class CaptionCache:
         return self.family.caption_identity(self.spec.base, Path(self.spec.folders.caches) / FINGERPRINTS)
 
     def key(self, caption: str) -> str:
-        return TensorCache.key(self.identity, str(self.placement.frozen), self.spec.training.clip_skip, caption)
+        training = self.spec.training
+        length = [training.text_length] if training.text_length else []  # entries from before there was a choice stay valid
+        return TensorCache.key(self.identity, str(self.placement.frozen), training.clip_skip, *length, caption)
 
     def keep_encoders(self) -> int:
         """Load the text encoders for good; returns their bytes."""
@@ -229,5 +231,5 @@ def encoded(family: Family, text: TextEncoders, captions: Sequence[str], placeme
 
 def load_text(spec: RunSpec, family: Family, dtype: torch.dtype) -> TextEncoders:
     text = family.load_text(spec.base, dtype)
-    text.clip_skip = spec.training.clip_skip
+    text.clip_skip, text.text_length = spec.training.clip_skip, spec.training.text_length
     return text

@@ -72,6 +72,11 @@ class Conditioning:
         tensor = self.tensors[name]
         return self.masks.get(name, torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
 
+    @staticmethod
+    def guidance(strength: float, count: int) -> "Conditioning":
+        """What models with distilled guidance are told: "guidance" float [count]."""
+        return Conditioning({"guidance": torch.full((count,), strength)})
+
     # ---- as caches keep it -----------------------------------------------------------------------------------------
 
     def entry(self) -> dict[str, Tensor]:

@@ -30,6 +30,17 @@ Guidance = Literal["classifier-free", "distilled", "none"]
 """How images follow the prompt more closely. "classifier-free": two predictions, one of them for the negative prompt (Ho &
 Salimans 2022, arXiv:2207.12598). "distilled": one, for which the conditioning holds the strength as "guidance" [batch].
 "none": one, and the strength is not read."""
+
+
+@dataclass(frozen=True)
+class UsualSampling:
+    """How images of a base are made where nobody says otherwise: the strength of the guidance, of whatever kind, and the
+    steps of the family's sampler."""
+
+    guidance: float = 7.0
+    steps: int = 20
+
+
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(latents [batch, …], timestep []) → the denoiser's prediction in float32, guidance included."""
 
@@ -76,8 +87,9 @@ class LoraPreset:
 class TextEncoders(nn.Module):
     """Tokenizers and text encoders that belong together, by the names that LoRA files give them ("te", "te1", …).
 
-    `clip_skip` is the layer whose states are read, counted from the end; 0 is the family's own. `aliases` are whole words
-    of captions and the text that the tokenizers see instead.
+    `clip_skip` is the layer whose states are read, counted from the end; 0 is the family's own. `text_length` is the number
+    of tokens to which T5's captions are padded or cut; 0 is as ComfyUI encodes. `aliases` are whole words of captions and
+    the text that the tokenizers see instead.
     """
 
     def __init__(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], encoders: Mapping[str, "PreTrainedModel"]):
@@ -85,7 +97,7 @@ class TextEncoders(nn.Module):
         self.tokenizers = dict(tokenizers)
         # torch's own types say neither that a ModuleDict is a mapping nor of what.
         self.encoders = cast("Mapping[str, PreTrainedModel]", nn.ModuleDict(encoders))
-        self.clip_skip = 0
+        self.clip_skip = self.text_length = 0
         self.aliases: dict[str, str] = {}
 
 
@@ -124,6 +136,10 @@ class Family(Protocol[Vae, Denoiser]):
         """Whether a base is smaller than the released models of the family, and so wants other starting values."""
         return False
 
+    def base_notes(self, base: BaseModelSpec) -> list[str]:
+        """What people should know before they train on this base, as clauses without a full stop."""
+        return []
+
     def recognize(self, source: ModelSource) -> Recognized | None:
         """What a file or folder is, if it is of this family; None for everything else. UserError for a model of this family
         that cannot be trained."""
@@ -153,6 +169,10 @@ class Family(Protocol[Vae, Denoiser]):
 
     def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders: ...
 
+    def reads_text_length(self, base: BaseModelSpec) -> bool:
+        """Whether a text encoder of this base takes captions of any length, so that `TextEncoders.text_length` counts."""
+        return False
+
     def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> Denoiser: ...
 
     def alphas_cumprod(self, base: BaseModelSpec) -> Tensor | None:
@@ -173,6 +193,9 @@ class Family(Protocol[Vae, Denoiser]):
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> Sampler:
         """For previews and class images; with `zero_terminal_snr` on the rescaled schedule, from pure noise."""
         ...
+
+    def usual_sampling(self, base: BaseModelSpec) -> UsualSampling:
+        return UsualSampling()
 
     def encode_images(self, vae: Vae, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """Pixels float [batch, 3, height, width] in -1…1 → latents [batch, channels, height / 8, width / 8]."""

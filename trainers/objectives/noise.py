@@ -109,6 +109,9 @@ class FamilyShift:
     line: ShiftByLength = ShiftByLength()
 
 
+UNSHIFTED = FamilyShift()
+
+
 @dataclass(frozen=True)
 class NoiseLevels:
     """A density over the noise schedule, 0 clean and 1 noise, squeezed into the range `minimum`…`maximum`.

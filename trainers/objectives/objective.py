@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..spec import ObjectiveSpec
 from .losses import debiased_weight, huber_threshold, min_snr_weight, per_sample, sigma_weight, weighted_loss
-from .noise import FamilyShift, NoiseLevels, disturb, sample_noise, with_zero_terminal_snr
+from .noise import UNSHIFTED, FamilyShift, NoiseLevels, disturb, sample_noise, with_zero_terminal_snr
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class FlowObjective:
     """
 
     settings: ObjectiveSpec = ObjectiveSpec()
-    shift: FamilyShift = FamilyShift()
+    shift: FamilyShift = UNSHIFTED
 
     def noise(self, latents: Tensor, generators: Sequence[torch.Generator]) -> Noised:
         levels = noise_levels(self.settings, "logit_normal")
@@ -166,7 +166,7 @@ def chosen_shift(settings: ObjectiveSpec, family: FamilyShift, height: int, widt
 
 
 def make_objective(prediction: str, alphas_cumprod: Tensor | None, settings: ObjectiveSpec,
-                   shift: FamilyShift = FamilyShift()) -> Objective:
+                   shift: FamilyShift = UNSHIFTED) -> Objective:
     """The objective of a checkpoint. `alphas_cumprod` is None for flow models, and only those read the family's `shift`."""
     if prediction == "flow":
         return FlowObjective(settings, shift)

@@ -32,12 +32,18 @@ FORMAT = 1
 def open_folder(spec: ClassImagesSpec) -> Run:
     """The folder of these images, with the spec in it as it is asked for now."""
     key = TensorCache.key(FORMAT, spec.base.fingerprint, spec.base.family, spec.base.prediction_type, spec.prompt,
-                          spec.negative, spec.resolution, spec.sampler_steps, spec.guidance, spec.image_seed)[:12]
+                          spec.negative, spec.resolution, *steps_and_guidance(spec), spec.image_seed)[:12]
     words = re.sub(r"[^\w]+", "_", spec.prompt).strip("_")[:40]
     folder = Run(Path(spec.folders.caches) / "class_images" / f"{words}-{key}".lstrip("-"))
     images_of(folder).mkdir(parents=True, exist_ok=True)
     write_json(folder.spec_path, spec.model_dump(mode="json"))
     return folder
+
+
+def steps_and_guidance(spec: ClassImagesSpec) -> tuple[int, float]:
+    """Those of the spec, or what is usual for the base."""
+    usual = families.get(spec.base.family).usual_sampling(spec.base)
+    return spec.sampler_steps or usual.steps, spec.guidance or usual.guidance
 
 
 def images_of(folder: Run) -> Path:
@@ -111,7 +117,7 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, s
             with accelerator.autocast():
                 images = make_images(
                     family, denoiser, vae, latent_format, family.sampler(spec.base), positive, negative, generators,
-                    spec.sampler_steps, spec.guidance, spec.resolution, device)
+                    *steps_and_guidance(spec), spec.resolution, device)
             for number, image in zip(numbers, images, strict=True):
                 path = folder / file_name(number)
                 _save(path, spec.prompt, image)

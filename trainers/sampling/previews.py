@@ -25,14 +25,15 @@ def make_previews(
 
     Noise comes from (preview seed, number of the prompt, number of the image): the same every time.
     """
-    negative = conditioning(spec.negative)
+    negative, usual = conditioning(spec.negative), family.usual_sampling(base)
     for number, prompt in enumerate(spec.prompts):
         positive, images = conditioning(prompt), []
         generators = [randomness.generator(spec.seed, number, image) for image in range(spec.images)]
         for start in range(0, spec.images, AT_ONCE):
             images += make_images(
                 family, denoiser, vae, latent_format, family.sampler(base, zero_terminal_snr), positive, negative,
-                generators[start:start + AT_ONCE], spec.sampler_steps, spec.guidance, resolution, device)
+                generators[start:start + AT_ONCE], spec.sampler_steps or usual.steps, spec.guidance or usual.guidance,
+                resolution, device)
         yield images
 
 
@@ -71,8 +72,7 @@ def guided(family: Family, denoiser: nn.Module, sampler: Sampler, positive: Cond
 
     if sampler.guidance == "distilled":
         first = next(iter(positive.tensors.values()))
-        strength = torch.full((len(first),), guidance, device=first.device)
-        positive = positive | Conditioning({"guidance": strength})
+        positive = positive | Conditioning.guidance(guidance, len(first)).to(first.device)
     return lambda latents, timestep: family.predict(denoiser, latents, timestep.expand(len(latents)), positive).float()
 
 

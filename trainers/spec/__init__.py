@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 VERSION = 2
+USUAL_PREVIEWS = {"sampler_steps": 20, "guidance": 7.0}
+"""What 0 means for epsilon and v models. It was written out before other models had values of their own."""
 
 
 class PriorSpec(Part):
@@ -164,6 +166,10 @@ class RunSpec(Part):
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={
             "folders": True, "device": True, "base": {"path", "configs", "components"},
             "memory": {"caption_cache", "cache_days"}})
+        if self.base.prediction_type != "flow":
+            for field, usual in USUAL_PREVIEWS.items():
+                if content.get("previews", {}).get(field) == usual:
+                    del content["previews"][field]
         content = {name: part for name, part in content.items() if part != {}}
         content["version"], content["method"] = self.version, {"kind": self.method.kind, **content.get("method", {})}
         for dataset in [content["dataset"], *([content["prior"]["dataset"]] if self.prior else [])]:

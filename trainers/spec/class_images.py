@@ -10,7 +10,7 @@ from .settings import MemorySpec
 
 
 class ClassImagesSpec(Part):
-    """What the base shall generate for prior preservation (Ruiz et al. 2022, arXiv:2208.12242, section 3.2), with DPM++ 2M.
+    """What the base shall generate for prior preservation (Ruiz et al. 2022, arXiv:2208.12242, section 3.2).
 
     Image i starts from noise of (image_seed, i), so more of them is the same ones and some new ones.
     """
@@ -22,8 +22,9 @@ class ClassImagesSpec(Part):
     negative: str = Field(default="", max_length=2000)
     count: int = Field(default=200, ge=1, le=100_000)
     resolution: int = Field(default=512, ge=64, le=4096, json_schema_extra={"step": 8})
-    sampler_steps: int = Field(default=25, ge=1, le=200)
-    guidance: float = number(7.0, ge=1, le=30, step=0.5)
+    sampler_steps: int = Field(default=0, ge=0, le=200)
+    guidance: float = number(0.0, ge=0, le=30, step=0.5)
+    """0: what is usual for the base, of the steps too."""
     image_seed: int = Field(default=0, ge=0, le=MAXIMUM_SEED)
     batch_size: int = Field(default=4, ge=1, le=256)
     """Images sampled at once. It changes them by no more than rounding."""

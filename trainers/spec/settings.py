@@ -10,6 +10,10 @@ MAXIMUM_MODE_SCALE = 2 / (pi - 2)
 """Up to here the map of "mode" (Esser et al. 2024, eq. 20) stays monotonic."""
 
 
+TEXT_LENGTHS = 77, 154, 256, 512
+"""Those of CLIP, of two of its chunks, and of Flux.1 [schnell] and [dev]."""
+
+
 class OptimizerSpec(Part):
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) with the defaults of the diffusers training examples, and the
     alternatives that published recipes use. Prodigy finds its rate itself: learning rates are factors there, usually 1.
@@ -132,6 +136,18 @@ class TrainingSpec(Part):
     ema_decay: float = number(0.0, ge=0, le=0.99999, step=0.0001)
     """Keep a running mean of the weights with this decay (0.999 and more) and save that; 0: off."""
     seed: int = Field(default=0, ge=0, le=MAXIMUM_SEED)
+    guidance: float = number(1.0, ge=0, le=30, step=0.1)
+    """What models with distilled guidance are told while they train and are validated; 1, in kohya's and diffusers' scripts,
+    lets them learn images as they are. Previews have their own."""
+    text_length: int = Field(default=0, json_schema_extra={"options": ["auto", *map(str, TEXT_LENGTHS)]})
+    """Tokens of T5, one of TEXT_LENGTHS; 0 (auto): as ComfyUI encodes."""
+
+    @field_validator("text_length", mode="before")
+    @classmethod
+    def _text_length_is_offered(cls, length: int | str) -> int:
+        if str(length) not in ("0", "auto", *map(str, TEXT_LENGTHS)):
+            raise ValueError(f"text_length is {length!r}; choose auto or one of {', '.join(map(str, TEXT_LENGTHS))}")
+        return 0 if length == "auto" else int(length)
 
 
 class MemorySpec(Part):
@@ -149,13 +165,14 @@ class MemorySpec(Part):
 
 
 class PreviewSpec(Part):
-    """Images generated during training with DPM++ 2M. `every` 0 switches them off."""
+    """Images generated during training by the family's sampler. `every` 0 switches them off."""
 
     prompts: tuple[str, ...] = ()
     negative: str = ""
     every: int = Field(default=0, ge=0, le=1_000_000)
-    sampler_steps: int = Field(default=20, ge=1, le=200)
-    guidance: float = number(7.0, ge=1, le=30, step=0.5)
+    sampler_steps: int = Field(default=0, ge=0, le=200)
+    guidance: float = number(0.0, ge=0, le=30, step=0.5)
+    """0: what is usual for the base, of the steps too."""
     seed: int = Field(default=0, ge=0, le=MAXIMUM_SEED)
     images: int = Field(default=1, ge=1, le=16)
     """Images of every prompt, each from noise of its own."""

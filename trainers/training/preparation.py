@@ -46,11 +46,15 @@ class Prepared:
     text: TextEncoders | None
     captions: CaptionCache
     preview_resolution: int
+    guidance: float | None
+    """What a model with distilled guidance is told; None for all others."""
     notes: list[str]
 
     def conditioning(self, captions: Sequence[str], crops: Sequence[Crop]) -> Conditioning:
         """What is known before a step, on the CPU: without the captions when the text encoders train."""
         known = self.family.crop_conditioning(crops)
+        if self.guidance is not None:
+            known = known | Conditioning.guidance(self.guidance, len(crops))
         return known if self.text else known | self.captions.batch(captions)
 
 
@@ -81,7 +85,8 @@ def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerato
         if spec.previews.every and spec.previews.prompts and vae is None:
             vae = family.load_vae(spec.base)
     tokenizers = family.load_tokenizers(spec.base)
-    notes += length_notes(family, tokenizers, spec)
+    distilled = family.sampler(spec.base).guidance == "distilled"
+    notes += [*length_notes(family, tokenizers, spec), *unread_notes(family, spec, distilled)]
     varying = any(image.variation.varies for image in (*trained, *class_images))
     notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
     if trains_text:
@@ -121,7 +126,7 @@ def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerato
         steps_per_epoch=subject.order.batches_per_epoch / training.accumulation,
         buckets=Counter(crops[image].bucket for image in trained), latent_format=form,
         vae=vae.cpu() if vae is not None and spec.previews.every else None, text=text, captions=captions,
-        preview_resolution=training.resolution, notes=notes,
+        preview_resolution=training.resolution, guidance=training.guidance if distilled else None, notes=notes,
     )
 
 
@@ -181,6 +186,17 @@ def variation_notes(images: Sequence[DatasetImage]) -> list[str]:
     return [clause(len(still), "caption", "do not vary, as there are too few tags behind those kept in front "
                    f"({variation.keep_tags}), separated by {variation.separator!r}: that of {still[0].name} for example",
                    len(wanted))]
+
+
+def unread_notes(family: Family, spec: RunSpec, distilled: bool) -> list[str]:
+    """Settings that this base does not read."""
+    notes = []
+    if spec.training.guidance != 1 and not distilled:
+        notes.append(f"training_guidance is not read: {spec.base.name} has no input for guidance, as models with distilled "
+                     "guidance have, for example Flux.1 [dev]")
+    if spec.training.text_length and not family.reads_text_length(spec.base):
+        notes.append(f"text_length is not read: {spec.base.name} has no T5 text encoder, and CLIP takes 77 tokens")
+    return notes
 
 
 def tidy(spec: RunSpec, emit: Emit):

@@ -91,7 +91,7 @@ class Training:
     def execute(self) -> RunReport | None:
         notes = [f"{self.spec.base.name} was trained on a noise schedule that ends in pure noise, so zero_terminal_snr is "
                  "switched on"] if self.switched else []
-        notes += [*self.method.check(self.family, self.spec),
+        notes += [*self.family.base_notes(self.spec.base), *self.method.check(self.family, self.spec),
                  *objective_notes(self.spec.base.prediction_type, self.spec.objective)]
         with breakable():
             self.data = prepare_data(self.spec, self.family, self.placement, self.accelerator, self.method.trains_text(),

@@ -1,0 +1,138 @@
+"""Settings that only some flow models read: guidance, the length of captions, usual previews; and notes of a base."""
+import pytest
+import torch
+from finetune.trainers import families
+from finetune.trainers import spec as specs
+from finetune.trainers.caches.encoding import CaptionCache
+from finetune.trainers.errors import UserError
+from finetune.trainers.events import StepEvent
+from finetune.trainers.families.placement import Placement
+from finetune.trainers.families.protocol import UsualSampling
+from finetune.trainers.families.recognition import recognize
+from finetune.trainers.families.samplers import FlowSampler
+from finetune.trainers.objectives.noise import FamilyShift
+from finetune.trainers.run_folder import open_run
+from finetune.trainers.sampling.class_images import open_folder
+from finetune.trainers.spec.class_images import ClassImagesSpec
+from finetune.trainers.training.run import train_run
+from support.toy_family import Toy, make_files
+
+
+class Guided(Toy):
+    """The toy family with distilled guidance and captions of any length; it writes down what it is told."""
+
+    def __init__(self):
+        self.told, self.lengths = [], set()
+
+    def sampler(self, base, zero_terminal_snr=False):
+        return FlowSampler(self.timestep_shift, "distilled")
+
+    def usual_sampling(self, base):
+        return UsualSampling(guidance=3.5, steps=3)
+
+    def base_notes(self, base):
+        return ["the toy is distilled from another"]
+
+    def reads_text_length(self, base):
+        return True
+
+    def encode_with(self, text, encoder, captions):
+        self.lengths.add(text.text_length)
+        return super().encode_with(text, encoder, captions)
+
+    def predict(self, denoiser, latents, timesteps, conditioning):
+        self.told.append((torch.is_grad_enabled(), conditioning["guidance"].tolist()))
+        return super().predict(denoiser, latents, timesteps, conditioning)
+
+
+@pytest.fixture
+def guided(tmp_path):
+    family = Guided()
+    families.register(family)
+    torch.manual_seed(7)
+    denoiser, *others = make_files(tmp_path / "toy")
+    yield family, recognize(str(denoiser), "toy", others=list(map(str, others)))
+    families.unregister("toy")
+
+
+def flow_spec(make_spec, base, **parts):
+    training = specs.TrainingSpec(**{"steps": 2, "batch_size": 2, "resolution": 64, **parts.pop("training", {})})
+    return make_spec(base, training=training, **parts)
+
+
+def train(spec):
+    losses = []
+    train_run(spec, open_run(spec), lambda event: losses.append(event.loss) if isinstance(event, StepEvent) else None)
+    return losses, open_run(spec).report.notes
+
+
+@pytest.mark.parametrize("training, previews, told, drawn, steps", [
+    ({}, {}, 1.0, 3.5, 3), ({"guidance": 4.0}, {"guidance": 7.0, "sampler_steps": 2}, 4.0, 7.0, 2)])
+def test_guidance_is_told_to_training_and_validation_and_previews_have_their_own(
+        training, previews, told, drawn, steps, guided, make_spec):
+    family, base = guided
+    train(flow_spec(make_spec, base, training=training, validation=specs.ValidationSpec(fraction=0.25, every=2),
+                    previews=specs.PreviewSpec(prompts=("a dog",), every=2, **previews)))
+    assert [strengths for trains, strengths in family.told if trains] == [[told] * 2] * 2
+    watched = [tuple(strengths) for trains, strengths in family.told if not trains]
+    assert watched.count((drawn,)) == 2 * steps  # before the first step and after the last
+    assert watched.count((told,) * 4) == 2 and len(watched) == 2 * steps + 2
+
+
+def test_notes_of_a_base_and_no_other_reach_the_report(guided, make_spec):
+    _, notes = train(flow_spec(make_spec, guided[1], training={"guidance": 2.0, "text_length": 256}))
+    assert "the toy is distilled from another" in notes
+    assert not any("is not read" in note for note in notes)
+
+
+def test_models_without_these_inputs_say_so(tiny_bases, make_spec):
+    _, notes = train(flow_spec(make_spec, tiny_bases["sd1"], training={"guidance": 2.0, "text_length": 256, "steps": 1}))
+    assert sum("is not read" in note for note in notes) == 2
+    assert any(note.startswith("training_guidance is not read") for note in notes)
+    assert any(note.startswith("text_length is not read") for note in notes)
+
+
+def test_the_length_of_captions_reaches_the_encoders_and_their_cache(guided, make_spec):
+    family, base = guided
+    keys = []
+    for length in (0, 256):
+        spec = flow_spec(make_spec, base, training={"text_length": length}, name=f"run {length}")
+        train(spec)
+        assert family.lengths == {length}
+        family.lengths.clear()
+        keys.append(CaptionCache(spec, family, Placement.of(spec.memory, torch.device("cpu"), torch.float32)).key("a dog"))
+    assert keys[0] != keys[1]
+
+
+def test_lengths_of_captions_are_a_closed_list():
+    assert specs.TrainingSpec(text_length="auto").text_length == specs.TrainingSpec().text_length == 0
+    assert specs.TrainingSpec(text_length="154").text_length == specs.TrainingSpec(text_length=154).text_length == 154
+    with pytest.raises(UserError, match="text_length is '100'; choose auto or one of 77, 154, 256, 512"):
+        specs.checked(specs.TrainingSpec, text_length="100")
+
+
+def test_what_is_usual_is_the_same_run_as_before_there_was_a_choice(guided, tiny_bases, make_spec):
+    """0 means 20 steps and guidance 7 for the older families, and something else for others."""
+    prompts = {"prompts": ("a dog",), "every": 2}
+    written = specs.PreviewSpec(**prompts, sampler_steps=20, guidance=7.0)
+    others = specs.PreviewSpec(**prompts, sampler_steps=21, guidance=7.0)
+    for base, same in ((tiny_bases["sd1"], True), (guided[1], False)):
+        identity = flow_spec(make_spec, base, previews=specs.PreviewSpec(**prompts)).identity
+        assert (identity == flow_spec(make_spec, base, previews=written).identity) == same
+        assert identity != flow_spec(make_spec, base, previews=others).identity
+
+
+def test_class_images_of_0_are_those_of_what_is_usual(guided, tiny_bases, tmp_path):
+    folders = specs.FolderSpec(runs=str(tmp_path), caches=str(tmp_path))
+
+    def folder(base, **controls):
+        return open_folder(ClassImagesSpec(base=base, prompt="a dog", resolution=64, folders=folders, **controls)).folder
+
+    assert folder(tiny_bases["sd1"]) == folder(tiny_bases["sd1"], sampler_steps=20, guidance=7.0)
+    assert folder(guided[1]) == folder(guided[1], sampler_steps=3, guidance=3.5) != folder(guided[1], guidance=7.0)
+
+
+def test_the_shift_of_a_family_knows_the_size_of_its_latents(guided):
+    """64 pixels are 16 latents of 4 pixels; images are multiples of 8, because patches take two latents."""
+    family, base = guided
+    assert family.noise_shift(base) == FamilyShift(family.timestep_shift, side=16, patch=2)
