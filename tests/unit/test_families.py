@@ -155,5 +155,5 @@ def test_a_denoiser_with_files_beside_it_is_the_same_model(prefix, tiny_bases, t
     denoiser = family.load_denoiser(base, torch.float32)
     pairs = list(family.trained_and_base(base, denoiser, family.load_text(base, torch.float32).encoders))
     assert len(pairs) > 100 and all(torch.equal(*pair) for pair in pairs)
-    with pytest.raises(UserError, match="lacks its vae"):
+    with pytest.raises(UserError, match="lacks its VAE with 4 latent channels.*models/vae"):
         recognize(str(tmp_path / "denoiser.safetensors"), "apart", configs=whole.path, others=files[:1])

@@ -18,6 +18,7 @@ from .component_configs import component_config, config_folder
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
 from .protocol import Family, LatentFormat, LoraPreset, TextEncoders
 from .samplers import DiscreteSampler
+from .separate_files import WantedPart
 from .sizes import UNET, stated_sizes
 
 if TYPE_CHECKING:
@@ -57,6 +58,10 @@ class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
     @property
     def layer_names(self) -> ReleasedNames:
         return ReleasedNames(self.name)
+
+    @property
+    def separate_parts(self) -> Sequence[WantedPart]:
+        return unet_recognition.PARTS[self.name]
 
     def native_resolution(self, base: BaseModelSpec) -> int:
         side = component_config(base, "unet").get("sample_size")

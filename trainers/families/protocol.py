@@ -19,6 +19,7 @@ from ..objectives.noise import FamilyShift
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .model_parts import ModelParts, ModelSource, Recognized
+from .separate_files import WantedPart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -117,6 +118,12 @@ class Family(Protocol[Vae, Denoiser]):
     """Text encoder → the name of its vectors in embedding files."""
     layer_names: FamilyNames
     """The names of its layers in every program's files, and their blocks."""
+
+    @property
+    def separate_parts(self) -> Sequence[WantedPart]:
+        """What lies beside a denoiser in a file of its own; empty where such files are not read."""
+        return ()
+
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
 

@@ -45,11 +45,11 @@ def load_encoder(base: BaseModelSpec, component: str, dtype: torch.dtype, make: 
 
 def load_clip(base: BaseModelSpec, component: str, dtype: torch.dtype,
               projection: bool = False) -> "CLIPTextModel | CLIPTextModelWithProjection":
-    """A CLIP text encoder. Behind a prefix that ends in ".model." it is in OpenCLIP's layout, else in transformers'."""
+    """A CLIP text encoder, in transformers' or in OpenCLIP's layout."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     model_class = CLIPTextModelWithProjection if projection else CLIPTextModel
-    open_clip = ModelParts.of(base)[component].prefix.endswith(".model.")
+    open_clip = any(name.startswith("transformer.resblocks.") for name in ModelParts.of(base)[component].entries())
     return load_encoder(
         base, component, dtype, lambda config: model_class(CLIPTextConfig.from_dict(config)),
         lambda weights, model: transformers_clip_tensors(weights, model.config.num_hidden_layers) if open_clip else weights)

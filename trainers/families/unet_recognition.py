@@ -11,17 +11,29 @@ from ..errors import UserError
 from ..spec import ComponentSpec
 from ..spec.base_model import PredictionType
 from .component_configs import CONFIGS, config_file, read_config
+from .component_recognition import unet_family
 from .model_parts import ModelSource, Recognized, in_file, in_folder
+from .separate_files import WantedPart, separate_components
 from .sizes import UNET, VAE
 from .weight_files import weight_files
 
 TITLES = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SDXL"}
+CLIP_L = ("clip_l.safetensors",)
 TEXT = {
     "sd1": {"text_encoder": "cond_stage_model.transformer."},
     "sd2": {"text_encoder": "cond_stage_model.model."},
     "sdxl": {"text_encoder": "conditioner.embedders.0.transformer.", "text_encoder_2": "conditioner.embedders.1.model."},
 }
 """Text encoders of a family, and the prefix of each in a single file."""
+PARTS = {
+    "sd1": (WantedPart("text_encoder", "clip_l", CLIP_L),
+            WantedPart("vae", "vae", ("vae-ft-mse-840000-ema-pruned.safetensors",), channels=4)),
+    "sd2": (WantedPart("text_encoder", "clip_h", ("clip_h.safetensors",)),
+            WantedPart("vae", "vae", ("vae-ft-mse-840000-ema-pruned.safetensors",), channels=4)),
+    "sdxl": (WantedPart("text_encoder", "clip_l", CLIP_L), WantedPart("text_encoder_2", "clip_g", ("clip_g.safetensors",)),
+             WantedPart("vae", "vae", ("sdxl_vae.safetensors",), channels=4)),
+}
+"""What lies beside a denoiser in a file of its own."""
 COMPONENTS = {family: ("unet", "vae", *text) for family, text in TEXT.items()}
 SMALLER = {
     ("sdxl", (2, 2, 4, 4)): "SSD-1B", ("sdxl", (1, 1, 2, 2)): "Segmind Vega", ("sdxl", (2, 5)): "KOALA 700M",
@@ -152,39 +164,18 @@ def _recognized(source: ModelSource, family: str, tensors: Mapping[str, dict], m
 # ---- separate files ------------------------------------------------------------------------------------------------
 
 def _recognize_files(source: ModelSource, wanted: str) -> Recognized | None:
-    """A denoiser with files of a VAE and of text encoders in transformers' layout, as ComfyUI's loaders take them."""
+    """A denoiser with files of a VAE and of text encoders, as ComfyUI's loaders take them."""
     tensors, metadata = read_header(source.path)
     prefix = next((start for start in (UNET, "") if start + FIRST in tensors), None)
     if prefix is None:
         return None
     _require_channels(tensors, prefix, source.name)
-    context = next((facts["shape"] for key, facts in tensors.items() if key.endswith(".attn2.to_k.weight")), ())
-    family = "sdxl" if prefix + "label_emb.0.0.weight" in tensors else "sd2" if context[1:2] == [1024] else "sd1"
-    if family != wanted:
+    if unet_family(tensors, prefix) != wanted:
         return None
-    found = {"unet": ComponentSpec(name="unet", path=str(source.path), prefix=prefix)}
-    for path in source.others:
-        each = _component_of(path, family)
-        if each is None:
-            raise UserError(f"{path.name!r} holds neither a VAE nor a text encoder of {TITLES[family]}. Choose the files "
-                            "that belong to this denoiser.")
-        found.setdefault(each.name, each)
-    missing = [name.replace("_", " ") for name in COMPONENTS[family] if name not in found]
-    if missing:
-        raise UserError(f"{source.name!r} lacks its {missing[0]}: none of the files beside it holds one. Choose it too.")
-    return _recognized(source, family, tensors, metadata, tuple(found[name] for name in COMPONENTS[family]))
-
-
-def _component_of(path: Path, family: str) -> ComponentSpec | None:
-    """The VAE or text encoder in a file of its own. Of SDXL's two encoders the first has 12 layers, the second 32."""
-    tensors = read_header(path)[0]
-    start = next((start for start in (VAE, "") if start + "decoder.conv_in.weight" in tensors), None)
-    if start is not None:
-        return ComponentSpec(name="vae", path=str(path), prefix=start)
-    if "text_model.final_layer_norm.weight" not in tensors:
-        return None
-    second = family == "sdxl" and "text_model.encoder.layers.12.layer_norm1.weight" in tensors
-    return ComponentSpec(name="text_encoder_2" if second else "text_encoder", path=str(path))
+    found = separate_components(source, TITLES[wanted], PARTS[wanted])
+    unet = ComponentSpec(name="unet", path=str(source.path), prefix=prefix)
+    components = (unet, *(found[name] for name in COMPONENTS[wanted] if name != "unet"))
+    return _recognized(source, wanted, tensors, metadata, components)
 
 
 # ---- what all of them say ------------------------------------------------------------------------------------------

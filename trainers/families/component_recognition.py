@@ -1,0 +1,145 @@
+"""Which components of a model a file holds, from its header alone: the marks are those of ComfyUI's `comfy.sd`
+(`detect_te_model`, `VAE`) and `comfy.model_detection`."""
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from ..artifacts.layer_names import BROUGHT
+
+Kind = Literal["denoiser", "clip_l", "clip_h", "clip_g", "t5", "other text encoder", "vae"]
+TITLES: Mapping[Kind, str] = {
+    "denoiser": "denoiser", "clip_l": "CLIP-L text encoder", "clip_h": "CLIP-H text encoder",
+    "clip_g": "CLIP-G text encoder", "t5": "T5 text encoder", "other text encoder": "text encoder of another kind",
+    "vae": "VAE",
+}
+DENOISERS = ("model.diffusion_model.", "diffusion_model.", "")
+"""What may stand before the names of a denoiser."""
+CLIP, OPEN_CLIP = "encoder.layers.0.mlp.fc1.weight", "transformer.resblocks.0.mlp.c_fc.weight"
+T5, LANGUAGE_MODEL = "encoder.block.0.layer.0.SelfAttention.k.weight", "model.layers.0.self_attn.k_proj.weight"
+VAE = "decoder.conv_in.weight"
+CLIP_H_LAYERS, CLIP_G_LAYERS = 23, 31
+"""CLIP-L has 12 layers, CLIP-H 24, of which the last is often left out, CLIP-G 32."""
+T5_VOCABULARY, T5_XXL_WIDTH = range(32100, 32129), 4096
+"""T5 has 32100 tokens, and tables of up to 32128 rows; multilingual and byte-level relatives have others."""
+_FULL = {"F64": "fp64", "F32": "fp32", "BF16": "bf16", "F16": "fp16"}
+
+
+@dataclass(frozen=True)
+class FoundComponent:
+    """A component of a model in a file, whose tensors there begin with `prefix`."""
+
+    kind: Kind
+    prefix: str
+    storage: str
+    """How its weights are kept: "fp32", "bf16", "fp16", or smaller: "fp8", "scaled fp8", "int8", "mxfp8", "nvfp4"."""
+    layout: Literal["original", "diffusers"] = "original"
+    """Whose names the layers have. Text encoders in "diffusers" layout are transformers' classes, those in "original"
+    OpenCLIP's."""
+    family: str = ""
+    """Of a denoiser, as specs name it."""
+    width: int = 0
+    """Channels of a VAE's latents, or the width of what a text encoder says."""
+
+    @property
+    def title(self) -> str:
+        """What people call it, for example "VAE with 16 latent channels (fp32)"."""
+        name = TITLES[self.kind]
+        if self.kind == "vae":
+            name += f" with {self.width} latent channels"
+        if self.kind == "t5" and self.width == T5_XXL_WIDTH:
+            name = "T5-XXL text encoder"
+        return f"{name} ({self.storage})"
+
+    @property
+    def is_small(self) -> bool:
+        """Kept in fewer than 16 bits a number."""
+        return self.storage not in _FULL.values()
+
+
+def components_of(tensors: Mapping[str, dict]) -> tuple[FoundComponent, ...]:
+    """Every component of a file, by the tensors of its header (`tensor_header.read_header`)."""
+    return (*_denoisers(tensors), *(found for name in tensors if (found := _component_at(name, tensors))))
+
+
+def storage_of(tensors: Mapping[str, dict], prefix: str = "") -> str:
+    """How the weights under a prefix are kept. One that is kept in less than full precision gives all its name, because
+    small tensors, as those of norms, seldom are."""
+    counts: Counter[str] = Counter()
+    for name, facts in tensors.items():
+        if name.startswith(prefix) and name.endswith("weight") and len(facts["shape"]) > 1:
+            counts[_kept(name, tensors)] += prod(facts["shape"])
+    small = {kind: count for kind, count in counts.items() if kind not in _FULL.values()}
+    chosen = small or counts
+    return max(chosen, key=chosen.__getitem__) if chosen else "fp32"
+
+
+def _kept(name: str, tensors: Mapping[str, dict]) -> str:
+    dtype, stem = tensors[name]["dtype"], name.removesuffix("weight")
+    scale = tensors.get(stem + "weight_scale") or tensors.get(stem + "scale_weight")
+    if stem + "weight_scale_2" in tensors:
+        return "nvfp4"
+    if dtype.startswith("F8_"):
+        return "fp8" if scale is None else "mxfp8" if scale["dtype"] in ("U8", "F8_E8M0") else "scaled fp8"
+    return _FULL.get(dtype) or {"I8": "int8", "U8": "packed numbers"}.get(dtype, dtype)
+
+
+# ---- denoisers -----------------------------------------------------------------------------------------------------
+
+def unet_family(tensors: Mapping[str, dict], prefix: str) -> str:
+    """The family of Stable Diffusion that a UNet is of; "" where there is none under this prefix."""
+    if prefix + "input_blocks.0.0.weight" not in tensors:
+        return ""
+    context = next((facts["shape"] for name, facts in tensors.items() if name.endswith(".attn2.to_k.weight")), [])
+    return "sdxl" if prefix + "label_emb.0.0.weight" in tensors else "sd2" if context[1:2] == [1024] else "sd1"
+
+
+def _denoisers(tensors: Mapping[str, dict]) -> Iterator[FoundComponent]:
+    for prefix in DENOISERS:
+        names = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+        brought = (each.family for each in BROUGHT.values() if each.owns_model(names))
+        family = unet_family(tensors, prefix) or next(brought, "")
+        if family:
+            yield FoundComponent("denoiser", prefix, storage_of(tensors, prefix), family=family)
+            return
+
+
+# ---- text encoders and VAEs ----------------------------------------------------------------------------------------
+
+def _component_at(name: str, tensors: Mapping[str, dict]) -> FoundComponent | None:
+    """The component whose mark a tensor is."""
+    shape = tensors[name]["shape"]
+    if len(shape) not in (2, 4):
+        return None
+    if name.endswith(VAE) and len(shape) == 4:
+        start = name.removesuffix(VAE)
+        layout = "diffusers" if f"{start}decoder.up_blocks.0.resnets.0.norm1.weight" in tensors else "original"
+        return FoundComponent("vae", start, storage_of(tensors, start), layout, width=shape[1])
+    if name.endswith((CLIP, OPEN_CLIP)) and not re.search(r"(^|\.)(vision_model|visual)\.", name):
+        mark = CLIP if name.endswith(CLIP) else OPEN_CLIP
+        start = name.removesuffix(mark)
+        return FoundComponent(_clip_kind(name.rpartition("0.mlp.")[0], tensors), start.removesuffix("text_model."),
+                              storage_of(tensors, start), "diffusers" if mark == CLIP else "original", width=shape[1])
+    if name.endswith(T5):
+        start = name.removesuffix(T5)
+        return FoundComponent(_t5_kind(start, tensors), start, storage_of(tensors, start), "diffusers", width=shape[1])
+    if name.endswith(LANGUAGE_MODEL):
+        start = name.removesuffix(LANGUAGE_MODEL)
+        return FoundComponent("other text encoder", start, storage_of(tensors, start), "diffusers", width=shape[1])
+    return None
+
+
+def _clip_kind(layers: str, tensors: Mapping[str, dict]) -> Kind:
+    numbers = {int(match[1]) for name in tensors
+               if name.startswith(layers) and (match := re.match(r"(\d{1,3})\.", name.removeprefix(layers)))}
+    return "clip_g" if len(numbers) >= CLIP_G_LAYERS else "clip_h" if len(numbers) >= CLIP_H_LAYERS else "clip_l"
+
+
+def _t5_kind(start: str, tensors: Mapping[str, dict]) -> Kind:
+    """T5 1.1 has a gated layer where T5 has none, and other vocabularies are of other models."""
+    words = next((tensors[each]["shape"] for each in (f"{start}shared.weight", f"{start}encoder.embed_tokens.weight")
+                  if each in tensors), [0])
+    gated = f"{start}encoder.block.0.layer.1.DenseReluDense.wi_1.weight" in tensors
+    return "t5" if gated and words and words[0] in T5_VOCABULARY else "other text encoder"
