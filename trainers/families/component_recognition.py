@@ -83,7 +83,7 @@ def _kept(name: str, tensors: Mapping[str, dict]) -> str:
         return "nvfp4"
     if dtype.startswith("F8_"):
         return "fp8" if scale is None else "mxfp8" if scale["dtype"] in ("U8", "F8_E8M0") else "scaled fp8"
-    return _FULL.get(dtype) or {"I8": "int8", "U8": "packed numbers"}.get(dtype, dtype)
+    return {**_FULL, "I8": "int8", "U8": "packed numbers"}.get(dtype, dtype)
 
 
 # ---- denoisers -----------------------------------------------------------------------------------------------------
