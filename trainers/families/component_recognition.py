@@ -77,7 +77,8 @@ def storage_of(tensors: Mapping[str, dict], prefix: str = "") -> str:
 
 
 def _kept(name: str, tensors: Mapping[str, dict]) -> str:
-    dtype, stem = tensors[name]["dtype"], name.removesuffix("weight")
+    dtype: str = tensors[name]["dtype"]
+    stem = name.removesuffix("weight")
     scale = tensors.get(stem + "weight_scale") or tensors.get(stem + "scale_weight")
     if stem + "weight_scale_2" in tensors:
         return "nvfp4"
