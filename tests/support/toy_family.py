@@ -122,7 +122,7 @@ class Toy(Family):
         return len(tokenizers["words"](caption).input_ids) - 2, WORDS - 2
 
     def sampler(self, base, zero_terminal_snr=False):
-        return FlowSampler(self.timestep_shift)
+        return FlowSampler(self.timestep_shift(base))
 
     @torch.no_grad()
     def encode_images(self, vae, pixels, latent_format):

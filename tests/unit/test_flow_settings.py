@@ -1,4 +1,6 @@
 """Settings that only some flow models read: guidance, the length of captions, usual previews; and notes of a base."""
+from dataclasses import replace
+
 import pytest
 import torch
 from finetune.trainers import families
@@ -10,7 +12,7 @@ from finetune.trainers.families.placement import Placement
 from finetune.trainers.families.protocol import UsualSampling
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.families.samplers import FlowSampler
-from finetune.trainers.objectives.noise import FamilyShift
+from finetune.trainers.objectives.noise import FamilyShift, unshifted
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.sampling.class_images import open_folder
 from finetune.trainers.spec.class_images import ClassImagesSpec
@@ -25,7 +27,7 @@ class Guided(Toy):
         self.told, self.lengths = [], set()
 
     def sampler(self, base, zero_terminal_snr=False):
-        return FlowSampler(self.timestep_shift, "distilled")
+        return FlowSampler(self.timestep_shift(base), "distilled")
 
     def usual_sampling(self, base):
         return UsualSampling(guidance=3.5, steps=3)
@@ -135,4 +137,5 @@ def test_class_images_of_0_are_those_of_what_is_usual(guided, tiny_bases, tmp_pa
 def test_the_shift_of_a_family_knows_the_size_of_its_latents(guided):
     """64 pixels are 16 latents of 4 pixels; images are multiples of 8, because patches take two latents."""
     family, base = guided
-    assert family.noise_shift(base) == FamilyShift(family.timestep_shift, side=16, patch=2)
+    shift = family.noise_shift(base)
+    assert replace(shift, shift=unshifted) == FamilyShift(side=16, patch=2) and shift.shift(16, 16) == 1

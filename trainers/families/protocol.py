@@ -186,15 +186,16 @@ class Family(Protocol[Vae, Denoiser]):
         """The discrete noise schedule, float32 [steps]; None for flow models."""
         return None
 
-    def timestep_shift(self, height: int, width: int) -> float:
-        """How far noise levels of latents of this size are shifted towards noise, in training and sampling of flow models
-        (Esser et al. 2024, arXiv:2403.03206, eq. 23): a function of the length of the sequence that they become. 1: not."""
-        return 1.0
+    def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
+        """How far noise levels of latents of a size (height, width) are shifted towards noise, in training and sampling of
+        flow models (Esser et al. 2024, arXiv:2403.03206, eq. 23): often a function of the length of the sequence that they
+        become. 1: not."""
+        return lambda height, width: 1.0
 
     def noise_shift(self, base: BaseModelSpec) -> FamilyShift:
         """`timestep_shift`, and what else the settings of the objective may follow, for this base."""
         form = self.latent_format(base)
-        return FamilyShift(self.timestep_shift, self.native_resolution(base) // form.downscale,
+        return FamilyShift(self.timestep_shift(base), self.native_resolution(base) // form.downscale,
                            form.multiple // form.downscale)
 
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> Sampler:
