@@ -19,7 +19,6 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         prefetch.py                 micro-batches read while the steps before them run
         monitor.py                  previews, validation, the best file, on the way
         validation.py               the loss on held-out images, and early stopping
-        quantization.py             frozen weights in 8 bits
         compilation.py              whether torch can compile here
         tensorboard.py              events as TensorBoard files
     tools/                          files made out of files
@@ -90,8 +89,13 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         sizes.py                    checkpoints of other sizes than the released ones
         unet_state_dict.py          weights under the names of the original single file
         checkpoint_writing.py       a model as the tensors of one file
-        placement.py                where components live, and in what form
         presets.py                  what is recommended for a base
+    memory/                         where weights and activations live, and in what form
+        placement.py                decided once for a run
+        block_swap.py               blocks that come when they are needed
+        frozen_layers.py            layers that leave autograd no weight
+        quantization.py             weights in 8 bits
+        alive_bytes.py              tensors that are in memory, counted
     optimization/                   how weights move
         optimizers.py               optimizers by name
         prodigy.py                  Prodigy with rates for each group

@@ -21,8 +21,8 @@ from finetune.trainers.data.images.image_files import crop_pixels, read_image
 from finetune.trainers.data.manifest import scan_folder
 from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.events import silent
-from finetune.trainers.families.placement import Placement
 from finetune.trainers.families.recognition import recognize
+from finetune.trainers.memory.placement import Placement
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import train_run
 from PIL import Image

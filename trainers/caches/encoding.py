@@ -15,9 +15,9 @@ from ..data.images.image_files import pixel_key, read_image
 from ..errors import UserError
 from ..events import Emit, EncodingEvent, PhaseEvent
 from ..families.conditioning import Conditioning
-from ..families.placement import Placement
 from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..files import ensure_space
+from ..memory.placement import Placement
 from ..read_ahead import ahead
 from ..spec import DatasetImage, RunSpec
 from .freed_memory import give_back_freed_memory
@@ -173,12 +173,18 @@ class CaptionCache:
     def key(self, caption: str) -> str:
         training = self.spec.training
         length = [training.text_length] if training.text_length else []  # entries from before there was a choice stay valid
-        return TensorCache.key(self.identity, str(self.placement.frozen), training.clip_skip, *length, caption)
+        stored = [] if self.placement.text_storage == "same" else [self.placement.text_storage]
+        return TensorCache.key(self.identity, str(self.placement.frozen), training.clip_skip, *length, *stored, caption)
 
     def keep_encoders(self) -> int:
         """Load the text encoders for good; returns their bytes."""
-        self.text = load_text(self.spec, self.family, self.placement.frozen).to(self.placement.device)
+        self.text = self._load().to(self.placement.device)
         return sum(each.numel() * each.element_size() for each in self.text.parameters())
+
+    def _load(self) -> TextEncoders:
+        text = load_text(self.spec, self.family, self.placement.frozen)
+        self.placement.settle_text(text)
+        return text
 
     def fill(self, captions: Sequence[str], emit: Emit):
         """Encode what is missing, then free the encoders, unless they are kept."""
@@ -189,7 +195,7 @@ class CaptionCache:
             return
         emit(PhaseEvent(text="loading the text encoders", stage="captions"))
         each = (self._encode(self.text, caption) for caption in missing) if self.text else encoded(
-            self.family, load_text(self.spec, self.family, self.placement.frozen), missing, self.placement)
+            self.family, self._load(), missing, self.placement)
         for done, (caption, conditioning) in enumerate(zip(missing, each, strict=True), start=1):
             self.cache.put(keys[caption], conditioning.entry())
             emit(EncodingEvent(what="captions", done=done, total=len(missing)))

@@ -1,10 +1,10 @@
 """What SD 1.x, SD 2.x and SDXL have in common: a UNet over four-channel latents and CLIP text encoders."""
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,16 @@ class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
 
     def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> "UNet2DConditionModel":
         return component_loading.load_unet(base, dtype)
+
+    def swappable_blocks(self, denoiser: "UNet2DConditionModel") -> Sequence[nn.Module]:
+        """Residual blocks, each followed by the transformer blocks behind it."""
+        found: list[nn.Module] = []
+        for level in (*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks):
+            attentions = list(getattr(level, "attentions", []))
+            for number, residual in enumerate(cast("Iterable[nn.Module]", level.resnets)):
+                found.append(residual)
+                found += [block for attention in attentions[number:number + 1] for block in attention.transformer_blocks]
+        return found
 
     def alphas_cumprod(self, base: BaseModelSpec) -> Tensor:
         return component_loading.load_alphas_cumprod(base)

@@ -182,6 +182,11 @@ class Family(Protocol[Vae, Denoiser]):
 
     def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> Denoiser: ...
 
+    def swappable_blocks(self, denoiser: Denoiser) -> Sequence[nn.Module]:
+        """Blocks of the denoiser, which may still be without weights, that can be away until they are needed, in the order
+        of the data flow. None lies in another."""
+        return []
+
     def alphas_cumprod(self, base: BaseModelSpec) -> Tensor | None:
         """The discrete noise schedule, float32 [steps]; None for flow models."""
         return None

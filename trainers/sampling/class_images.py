@@ -19,8 +19,8 @@ from ..caches.tensor_cache import TensorCache
 from ..data.manifest import scan_folder
 from ..errors import Cancelled, UserError
 from ..events import ClassImagesEvent, Emit, PhaseEvent
-from ..families.placement import Placement
 from ..files import UNFINISHED, ensure_space, remove_unfinished, temporary_beside, write_json
+from ..memory.placement import Placement
 from ..run_folder import Run
 from ..spec import DatasetSpec
 from ..spec.class_images import ClassImagesSpec
@@ -104,10 +104,14 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, s
         device, dtype = accelerator.device, dtype_of(accelerator)
         emit(PhaseEvent(text="loading the text encoders", stage="captions"))
         text = family.load_text(spec.base, dtype)
-        positive, negative = encoded(family, text, [spec.prompt, spec.negative], Placement.of(spec.memory, device, dtype))
+        placement = Placement.of(spec.memory, device, dtype, folder=Path(spec.folders.caches))
+        positive, negative = encoded(family, text, [spec.prompt, spec.negative], placement)
         del text
         emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
-        denoiser, vae = family.load_denoiser(spec.base, dtype).to(device), family.load_vae(spec.base).to(device)
+        denoiser, vae = family.load_denoiser(spec.base, dtype), family.load_vae(spec.base)
+        placement.settle(denoiser, family.swappable_blocks(denoiser))
+        for module in (denoiser, vae):
+            module.to(device)
         emit(PhaseEvent(text="generating the first images", stage="sampling"))
         for start in range(0, len(missing), spec.batch_size):
             if stop_requested():

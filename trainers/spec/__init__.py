@@ -112,6 +112,12 @@ class RunSpec(Part):
                 f"frozen_precision is {self.memory.frozen_precision}, but full fine-tuning trains the denoiser's own "
                 "weights, which cannot be stored in 8 bits. Set it to same, or train a LoRA"
             )
+        if self.method.kind == "full" and self.memory.swapped_blocks:
+            raise ValueError("swapped_blocks is for blocks that stay as they are, and full fine-tuning trains all of them. "
+                             "Set it to 0, or train a LoRA")
+        if self.memory.compile and self.memory.swapped_blocks:
+            raise ValueError("compile is on, and torch cannot compile blocks that come and go. Set swapped_blocks to 0, or "
+                             "switch compile off on Training Memory")
         return self
 
     @model_validator(mode="after")
@@ -165,7 +171,7 @@ class RunSpec(Part):
         field of a later version that is left at its default, nor a mask that is not used, nor what is kept in caches."""
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={
             "folders": True, "device": True, "base": {"path", "configs", "components"},
-            "memory": {"caption_cache", "cache_days"}})
+            "memory": {"caption_cache", "cache_days", "swapped_blocks", "offload_activations"}})
         if self.base.prediction_type != "flow":
             for field, usual in USUAL_PREVIEWS.items():
                 if content.get("previews", {}).get(field) == usual:

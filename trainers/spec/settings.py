@@ -162,6 +162,12 @@ class MemorySpec(Part):
     """Encode captions beforehand where they stay as they are, or insist that all of them can be."""
     cache_days: int = Field(default=30, ge=1, le=3650)
     """Encoded images and captions that no run has used for so many days are removed."""
+    swapped_blocks: int = Field(default=0, ge=0, le=1000)
+    """Blocks of the frozen denoiser that come to the device only when they are needed; all of them where it has fewer."""
+    offload_activations: bool = False
+    """What the backward pass needs waits in main memory."""
+    text_precision: Literal["same", "fp8", "int8"] = "same"
+    """How the weights of text encoders are stored whose captions are encoded beforehand."""
 
 
 class PreviewSpec(Part):

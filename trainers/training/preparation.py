@@ -18,8 +18,8 @@ from ..data.images.buckets import Crop, bucket_sizes, fit
 from ..data.split import split
 from ..events import Emit, NoteEvent, PhaseEvent
 from ..families.conditioning import Conditioning
-from ..families.placement import Placement
 from ..families.protocol import Family, LatentFormat, TextEncoders
+from ..memory.placement import Placement
 from ..spec import DatasetImage, RunSpec
 from ..words import clause, counted
 from .batches import BatchOrder, CachedImage, CachedView, Source, prior_batches

@@ -24,9 +24,10 @@ from ..events import (
     ResumedEvent,
     StepEvent,
 )
-from ..families.placement import Placement
 from ..families.protocol import TextEncoders
 from ..files import ensure_space
+from ..memory import quantization
+from ..memory.placement import Placement
 from ..methods.protocol import Parts
 from ..objectives.objective import make_objective, objective_notes
 from ..optimization import optimizers
@@ -38,7 +39,7 @@ from ..reports import RunReport, Saved
 from ..run_folder import Run
 from ..spec import RunSpec
 from ..stopping import breakable
-from . import compilation, loop, quantization
+from . import compilation, loop
 from .batches import Batches
 from .conditioned_model import ConditionedModel
 from .monitor import Watching
@@ -74,14 +75,15 @@ class Training:
         self.accelerator, self.device = accelerator, accelerator.device
         self.family = families.get(spec.base.family)
         self.method = methods.make(spec.method, spec.optimizer.learning_rate, self.family)
-        self.placement = Placement.of(spec.memory, self.device, dtype_of(accelerator), self.method.trains_base())
+        self.placement = Placement.of(spec.memory, self.device, dtype_of(accelerator), self.method.trains_base(),
+                                      Path(spec.folders.caches))
         if spec.training.batch_size % accelerator.num_processes:
             raise UserError(f"batch_size is {spec.training.batch_size}, which {accelerator.num_processes} processes "
                             "cannot share evenly. Choose a multiple.")
         require_packages(spec)
         optimizers.require_support(spec.optimizer, self.device)
-        if spec.memory.frozen_precision != "same":
-            quantization.require_support(spec.memory.frozen_precision, self.device)
+        for precision in {self.placement.storage, self.placement.text_storage} - {"same"}:
+            quantization.require_support(precision, self.device)
         if spec.memory.compile:
             compilation.require_compiler(self.device)
         if spec.memory.caption_cache == "always" and self.method.trains_text():
@@ -121,11 +123,10 @@ class Training:
         spec = self.spec
         self.emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser = self.family.load_denoiser(spec.base, self.placement.base)
+        self.placement.settle(denoiser, self.family.swappable_blocks(denoiser))
         self.parts = Parts(self.family, denoiser, self.data.text or TextEncoders({}, {}), spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
-        if self.placement.storage != "same":
-            quantization.store_frozen(denoiser, self.placement.storage, self.placement.frozen)
         if spec.memory.compile:
             denoiser.compile()  # in place: names of weights stay as they are
         if spec.memory.gradient_checkpointing:
