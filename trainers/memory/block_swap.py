@@ -77,12 +77,12 @@ class OnDisk:
 
     def _write(self, start: int, values: Tensor):
         self.file.seek(start)
-        rest = memoryview(values.numpy())
+        rest = values.numpy().data
         while rest:
             rest = rest[self.file.write(rest):]
 
     def bring(self, room: Tensor) -> Callable[[], None]:
-        return self.thread.submit(self._read, memoryview(room[:self.size].numpy())).result
+        return self.thread.submit(self._read, room[:self.size].numpy().data).result
 
     def _read(self, rest: memoryview):
         try:

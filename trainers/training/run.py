@@ -82,8 +82,9 @@ class Training:
                             "cannot share evenly. Choose a multiple.")
         require_packages(spec)
         optimizers.require_support(spec.optimizer, self.device)
-        for precision in {self.placement.storage, self.placement.text_storage} - {"same"}:
-            quantization.require_support(precision, self.device)
+        for storage in (self.placement.storage, self.placement.text_storage):
+            if storage != "same":
+                quantization.require_support(storage, self.device)
         if spec.memory.compile:
             compilation.require_compiler(self.device)
         if spec.memory.caption_cache == "always" and self.method.trains_text():
