@@ -4,7 +4,9 @@ Importing this package is light: diffusers and transformers are imported when a 
 """
 from ..artifacts import layer_names
 from ..errors import UserError
+from .flux import FLUX
 from .protocol import Family
+from .sd3 import SD3
 from .sdxl import SDXL
 from .stable_diffusion import SD1, SD2
 
@@ -30,7 +32,7 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (SD1, SD2, SDXL):
+for _family in (SD1, SD2, SDXL, SD3, FLUX):
     register(_family)
 NAMES = tuple(FAMILIES)
 """Those that come with the pack."""

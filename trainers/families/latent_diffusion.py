@@ -1,10 +1,9 @@
 """What SD 1.x, SD 2.x and SDXL have in common: a UNet over four-channel latents and CLIP text encoders."""
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,11 @@ from ..artifacts.layer_names import ReleasedNames
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
 from ..spec import BaseModelSpec
-from . import checkpoint_writing, component_loading, text_loading, unet_recognition
+from . import checkpoint_writing, component_loading, unet_recognition
 from .component_configs import component_config, config_folder
+from .kl_latents import KlLatents, content_of
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
-from .protocol import Family, LatentFormat, LoraPreset, TextEncoders
+from .protocol import Family, LoraPreset, TextEncoders
 from .samplers import DiscreteSampler
 from .separate_files import WantedPart
 from .sizes import UNET, stated_sizes
@@ -39,12 +39,10 @@ LORA_TARGETS = MappingProxyType({
 (its Transformer2DModel modules); the third what kohya adds with `conv_dim`."""
 SMALL = 160
 """UNets whose first width is below this are no released model but a small one, such as the demo base (64)."""
-LIBRARY_FIELDS = ("torch_dtype", "dtype", "transformers_version")
-"""Of configs: with what they were written."""
 TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 
 
-class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
+class LatentDiffusion(KlLatents, Family["AutoencoderKL", "UNet2DConditionModel"]):
     """The half of the family protocol that does not differ between the generations."""
 
     name: str
@@ -79,35 +77,11 @@ class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
     def prediction_type_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
         return unet_recognition.prediction_type_of(path, tensors, metadata)
 
-    def latent_format(self, base: BaseModelSpec) -> LatentFormat:
-        config = component_config(base, "vae")
-        downscale = 2 ** (len(config["block_out_channels"]) - 1)
-        return LatentFormat(
-            channels=config["latent_channels"],
-            scale=config.get("scaling_factor", 0.18215),
-            shift=config.get("shift_factor") or 0.0,
-            downscale=downscale,
-            multiple=downscale,
-        )
-
-    def latent_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
-        return [self.name, asdict(self.latent_format(base)), *self._content(base, memory, ["vae"])]
-
     def caption_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
         """Captions are cut at the length that the config of their encoder says."""
         encoders, parts = [component for component, _ in self.text_places.values()], ModelParts.of(base)
         tokenizers = [parts[name].fingerprint(memory) for name in TOKENIZERS if name in parts]
-        return [self.name, tokenizers, *self._content(base, memory, encoders)]
-
-    def _content(self, base: BaseModelSpec, memory: Path, components: Sequence[str]) -> Sequence:
-        """Weights and configs, without what libraries note in configs for themselves."""
-        parts = ModelParts.of(base)
-        return [[parts[name].fingerprint(memory), {
-            field: value for field, value in component_config(base, name).items() if not field.startswith("_")
-            and field not in LIBRARY_FIELDS}] for name in components]
-
-    def load_vae(self, base: BaseModelSpec) -> "AutoencoderKL":
-        return component_loading.load_vae(base)
+        return [self.name, tokenizers, *content_of(base, memory, encoders)]
 
     def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> "UNet2DConditionModel":
         return component_loading.load_unet(base, dtype)
@@ -127,18 +101,6 @@ class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
 
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> DiscreteSampler:
         return DiscreteSampler(component_loading.load_sampler(base, zero_terminal_snr))
-
-    @torch.no_grad()
-    def encode_images(self, vae: "AutoencoderKL", pixels: Tensor, latent_format: LatentFormat) -> Tensor:
-        """The mode of the posterior: its spread is a hundredth of the latents', and the mode can be cached."""
-        posterior = vae.encode(pixels, return_dict=False)[0]
-        return (posterior.mode() - latent_format.shift) * latent_format.scale
-
-    @torch.no_grad()
-    def decode_latents(self, vae: "AutoencoderKL", latents: Tensor, latent_format: LatentFormat) -> Tensor:
-        latents = latents / latent_format.scale + latent_format.shift
-        found = vae.decode(latents, return_dict=False)  # pyright: ignore[reportArgumentType]  # any Tensor, not FloatTensor
-        return found[0].clamp(-1, 1)
 
     def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
         """Two places of the encoder's length go to the start and end tokens."""
@@ -207,13 +169,3 @@ class LatentDiffusion(Family["AutoencoderKL", "UNet2DConditionModel"]):
     def block_names(self, base: BaseModelSpec) -> list[str]:
         levels = range(len(component_config(base, "unet")["block_out_channels"]))
         return [*(f"down.{level}" for level in levels), "mid", *(f"up.{level}" for level in levels), "other"]
-
-
-def hidden_states(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Any:
-    """The encoder's output with all hidden states, for tokens cut and padded to its length."""
-    return text.encoders[encoder](text_loading.tokenize(text, encoder, captions), output_hidden_states=True)
-
-
-def final_norm(encoder: "PreTrainedModel") -> nn.Module:
-    """The layer norm after the last layer; transformers 5.6 moved it up from `text_model`."""
-    return getattr(encoder, "text_model", encoder).get_submodule("final_layer_norm")

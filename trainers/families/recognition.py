@@ -15,11 +15,6 @@ from .model_parts import ModelSource
 from .sizes import unpacked_configs
 
 PredictionChoice = PredictionType | Literal["auto"]
-NOT_YET = {
-    "joint_blocks.0.context_block.attn.qkv.weight": "Stable Diffusion 3",
-    "double_blocks.0.img_attn.norm.key_norm.scale": "Flux",
-}
-"""Weights that tell a model which no family here takes, with `DENOISER` before them or without → its title."""
 DENOISER = "model.diffusion_model."
 
 
@@ -65,11 +60,6 @@ def _unknown(source: ModelSource) -> UserError:
         configs = [f"{component}/{config_file(component)}" for component in ("unet", "scheduler")]
         missing = next((config for config in configs if not (source.path / config).is_file()), "model_index.json")
         return UserError(f"The folder {source.name!r} is not a diffusers model: {missing} is missing.")
-    tensors = read_header(source.path)[0]
-    title = next((title for key, title in NOT_YET.items() if key in tensors or DENOISER + key in tensors), "")
-    if title:
-        return UserError(f"{source.name!r} is a {title} model, which cannot be trained yet. "
-                         "Choose an SD 1.x, SD 2.x or SDXL checkpoint.")
     return UserError(f"{source.name!r} is not a Stable Diffusion checkpoint: it holds no {DENOISER}… weights.")
 
 

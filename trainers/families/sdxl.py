@@ -12,9 +12,10 @@ from ..data.images.buckets import Crop
 from ..spec import BaseModelSpec
 from . import text_loading
 from .conditioning import Conditioning
-from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion, hidden_states
+from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion
 from .protocol import LoraPreset, TextEncoders
 from .sizes import unet_shape
+from .text_states import clip_states
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -59,7 +60,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
         """Penultimate token states, and of the second encoder the projected end-of-text state."""
-        output = hidden_states(text, encoder, captions)
+        output = clip_states(text, encoder, captions)
         hidden = Conditioning({"hidden": output.hidden_states[-1 - max(text.clip_skip - 1, 1)]})
         return hidden | Conditioning({"pooled": output.text_embeds}) if encoder == "te2" else hidden
 

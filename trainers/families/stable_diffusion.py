@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ..spec import BaseModelSpec
 from . import checkpoint_writing, text_loading
 from .conditioning import Conditioning
-from .latent_diffusion import LatentDiffusion, final_norm, hidden_states
+from .latent_diffusion import LatentDiffusion
 from .protocol import LoraPreset, TextEncoders
+from .text_states import clip_states, final_norm
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -71,7 +72,7 @@ class StableDiffusion(LatentDiffusion):
 
     def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""
-        output, skipped = hidden_states(text, encoder, captions), text.clip_skip - self.own_layer
+        output, skipped = clip_states(text, encoder, captions), text.clip_skip - self.own_layer
         if skipped <= 0:
             return Conditioning({"hidden": output.last_hidden_state})
         return Conditioning({"hidden": final_norm(text.encoders[encoder])(output.hidden_states[-1 - skipped])})

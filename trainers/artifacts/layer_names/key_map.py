@@ -1,0 +1,155 @@
+"""The two names of every tensor of a transformer, as rules that are read both ways: loading, saving, the names of LoRA layers,
+recognition and tests ask the same ones.
+
+A rule speaks of three places. *Native*: the original single file, as ComfyUI knows it. *Module*: the denoiser in memory, which
+is diffusers' class with the joined layers of the native file (`families/native_layout.py`), so that native and module names
+correspond one to one. *diffusers*: its folders and LoRA files, where a joined layer is several, each some rows of it.
+"""
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+WEIGHT_AND_BIAS: Mapping[str, str] = MappingProxyType({".weight": ".weight", ".bias": ".bias"})
+SCALE: Mapping[str, str] = MappingProxyType({".weight": ".scale"})
+"""Of norms whose only tensor the original code calls a scale. ComfyUI writes `.weight` since February 2026, so both are
+read; written is `.scale`, by which older versions recognize Flux."""
+WHOLE: Mapping[str, str] = MappingProxyType({"": ""})
+"""Of a name that is a tensor's."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A linear layer of diffusers that is some rows of a joined one; `share` of the sum of all shares."""
+
+    module: str
+    share: int = 1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`native` and `module` are dotted names in which {} stands for a number, the same in the same order on both sides.
+
+    `rows` are the layers that diffusers has in place of a joined one. `swapped`: diffusers has the two halves of its rows
+    (shift and scale) the other way round; "last" only in the last block. `tensors` are the endings of module → native names.
+    """
+
+    native: str
+    module: str
+    rows: tuple[Rows, ...] = ()
+    swapped: Literal["never", "last", "always"] = "never"
+    tensors: Mapping[str, str] = field(default=WEIGHT_AND_BIAS)
+
+
+@dataclass(frozen=True)
+class Split:
+    """What diffusers has in place of a tensor or a layer: its name, and the `start`…`stop` of `of` shares of the rows."""
+
+    name: str
+    start: int
+    stop: int
+    of: int
+
+    def rows(self, count: int) -> slice:
+        """Of a tensor with so many rows."""
+        return slice(count * self.start // self.of, count * self.stop // self.of)
+
+
+class KeyMap:
+    """The rules of a family."""
+
+    def __init__(self, rules: Sequence[Rule]):
+        self.rules = tuple(rules)
+
+    @cached_property
+    def _native(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_pattern(rule.native), rule) for rule in self.rules]
+
+    @cached_property
+    def _module(self) -> list[tuple[re.Pattern, Rule]]:
+        return [(_pattern(rule.module), rule) for rule in self.rules]
+
+    @cached_property
+    def _rows(self) -> list[tuple[re.Pattern, Rule, int]]:
+        return [(_pattern(rows.module), rule, number) for rule in self.rules for number, rows in enumerate(rule.rows)]
+
+    def module_layer(self, native: str) -> str | None:
+        """The module's name of a layer, by its native name; None where no rule fits."""
+        return next((_filled(rule.module, match) for pattern, rule in self._native if (match := pattern.fullmatch(native))),
+                    None)
+
+    def native_layer(self, module: str) -> str | None:
+        """The way back."""
+        return next((_filled(rule.native, match) for pattern, rule in self._module if (match := pattern.fullmatch(module))),
+                    None)
+
+    def rule_of(self, module: str) -> Rule | None:
+        """The rule of a layer, by its module's name."""
+        return next((rule for pattern, rule in self._module if pattern.fullmatch(module)), None)
+
+    def module_tensor(self, native: str) -> str | None:
+        """The module's name of a tensor, by its native name."""
+        for layer, ending in _cuts(native):
+            for pattern, rule in self._native:
+                if match := pattern.fullmatch(layer):
+                    # An ending that the module has too is read as well: a norm's scale may be called its weight.
+                    own = next((module for module, known in rule.tensors.items() if known == ending), None)
+                    own = ending if own is None and ending in rule.tensors else own
+                    if own is not None:
+                        return _filled(rule.module, match) + own
+        return None
+
+    def native_tensor(self, module: str) -> str | None:
+        """The native name of a tensor, by its module's name."""
+        for layer, ending in _cuts(module):
+            for pattern, rule in self._module:
+                if (match := pattern.fullmatch(layer)) and ending in rule.tensors:
+                    return _filled(rule.native, match) + rule.tensors[ending]
+        return None
+
+    def splits(self, module: str) -> tuple[Split, ...]:
+        """The layers that diffusers has in place of a module's layer: the layer itself where it is not joined."""
+        for pattern, rule in self._module:
+            if (match := pattern.fullmatch(module)) and rule.rows:
+                total, found, start = sum(rows.share for rows in rule.rows), [], 0
+                for rows in rule.rows:
+                    found.append(Split(_filled(rows.module, match), start, start + rows.share, total))
+                    start += rows.share
+                return tuple(found)
+        return (Split(module, 0, 1, 1),)
+
+    def joined(self, diffusers: str) -> tuple[str, int] | None:
+        """(module's name of the joined layer, which of its splits) of a layer of diffusers; None where it is no part of
+        one."""
+        return next(((_filled(rule.module, match), number) for pattern, rule, number in self._rows
+                     if (match := pattern.fullmatch(diffusers))), None)
+
+    def is_swapped(self, module: str, last: int) -> bool:
+        """Whether diffusers has the halves of a layer's rows the other way round, in a model whose last block is `last`."""
+        for pattern, rule in self._module:
+            if match := pattern.fullmatch(module):
+                return rule.swapped == "always" or (rule.swapped == "last" and int(match[1]) == last)
+        return False
+
+    def blocks(self, names: Iterable[str], block: str) -> int:
+        """How many blocks a model has, by its native names: `block` is for example "joint_blocks"."""
+        numbers = {int(name.split(".")[1]) for name in names
+                   if name.startswith(f"{block}.") and name.split(".")[1].isdecimal()}
+        return max(numbers) + 1 if numbers else 0
+
+
+def _pattern(name: str) -> re.Pattern:
+    return re.compile(re.escape(name).replace(r"\{\}", r"(\d{1,3})"))
+
+
+def _filled(name: str, match: re.Match) -> str:
+    return name.format(*match.groups())
+
+
+def _cuts(tensor: str) -> Iterator[tuple[str, str]]:
+    """(layer, ending) as a tensor's name may be cut."""
+    layer, dot, ending = tensor.rpartition(".")
+    yield layer, dot + ending
+    yield tensor, ""

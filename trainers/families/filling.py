@@ -1,0 +1,54 @@
+"""Weights into a model that was made without any: one tensor after the other, so that nothing is held twice."""
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..artifacts.tensor_files import Entry, require_finite
+from ..errors import UserError
+
+Model = TypeVar("Model", bound=nn.Module)
+Place = Callable[[nn.Module, str, Tensor], None]
+"""Puts a tensor into a layer: (layer, name of its parameter or buffer, tensor)."""
+
+
+def without_weights(make: Callable[[], Model]) -> Model:
+    """What `make` makes, with all its tensors on the meta device."""
+    with torch.device("meta"):
+        return make()
+
+
+def fill(model: nn.Module, entries: Mapping[str, Entry], dtype: torch.dtype, title: str, place: Place | None = None):
+    """Every parameter and every persistent buffer of `model`, from the entry of its name, in `dtype`, frozen, on the CPU.
+
+    Raises UserError for what is missing, of another shape, or not finite. `title` is what people call the file.
+    """
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in entries]
+    if missing:
+        raise UserError(f"{title!r} is not whole: {missing[0]} is missing{_and_more(missing)}. Download the file again.")
+    for name, empty in wanted.items():
+        entry = entries[name]
+        if tuple(entry.shape) != tuple(empty.shape):
+            raise UserError(f"{title!r} holds {name} with the shape {list(entry.shape)}, and {list(empty.shape)} fits its "
+                            "other layers. It is damaged, or of another kind of model.")
+        tensor = require_finite(entry.tensor(), name, title)
+        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        layer, _, own = name.rpartition(".")
+        (place or _assign)(model.get_submodule(layer), own, tensor)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                raise ValueError(f"{type(module).__name__}.{name} has no value in files and was made without one")
+
+
+def _assign(layer: nn.Module, name: str, tensor: Tensor):
+    if name in layer._parameters:
+        setattr(layer, name, nn.Parameter(tensor, requires_grad=False))
+    else:
+        setattr(layer, name, tensor)
+
+
+def _and_more(missing: list[str]) -> str:
+    return f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -1,0 +1,155 @@
+"""FLUX.1 dev and schnell: blocks in which text and image have weights of their own, and blocks that they share, told by T5-XXL
+and the pooled state of CLIP-L. dev knows how strongly to follow the prompt by an input, schnell is distilled for few steps."""
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
+from ..artifacts.layer_names.key_map import SCALE, KeyMap, Rows, Rule
+from ..artifacts.layer_names.transformer import TransformerNames
+from ..objectives.noise import ShiftByLength
+from ..spec import BaseModelSpec
+from .conditioning import Conditioning
+from .model_parts import ModelParts
+from .native_layout import to_native_layout
+from .protocol import Guidance, LoraPreset, TextEncoders
+from .text_states import clip_states, t5_states
+from .transformer_family import TRANSFORMER, Shapes, TextPart, TransformerFamily, by_length
+
+HEAD = 128
+GUIDANCE = "guidance_in.in_layer.weight"
+"""What dev has and schnell lacks."""
+AXES = (16, 56, 56)
+"""Parts of a head that are turned by a token's position: (unused, row, column). Other heads are cut in proportion."""
+
+
+def _double(native: str, module: str, **how) -> Rule:
+    return Rule(f"double_blocks.{{}}.{native}", f"transformer_blocks.{{}}.{module}", **how)
+
+
+def _single(native: str, module: str, **how) -> Rule:
+    return Rule(f"single_blocks.{{}}.{native}", f"single_transformer_blocks.{{}}.{module}", **how)
+
+
+def _stream(native: str, joined: str, rows: Sequence[str], out: str, norms: str, modulation: str, feed_forward: str):
+    """One of the two streams of the double blocks."""
+    return (
+        _double(f"{native}_attn.qkv", joined, rows=tuple(Rows(f"transformer_blocks.{{}}.{each}") for each in rows)),
+        _double(f"{native}_attn.proj", out),
+        _double(f"{native}_attn.norm.query_norm", f"attn.norm_{norms}q", tensors=SCALE),
+        _double(f"{native}_attn.norm.key_norm", f"attn.norm_{norms}k", tensors=SCALE),
+        _double(f"{native}_mod.lin", f"{modulation}.linear"),
+        _double(f"{native}_mlp.0", f"{feed_forward}.net.0.proj"),
+        _double(f"{native}_mlp.2", f"{feed_forward}.net.2"),
+    )
+
+
+def _embedder(native: str, module: str) -> tuple[Rule, Rule]:
+    return (Rule(f"{native}.in_layer", f"time_text_embed.{module}_embedder.linear_1"),
+            Rule(f"{native}.out_layer", f"time_text_embed.{module}_embedder.linear_2"))
+
+
+_SINGLE = "single_transformer_blocks.{}."
+KEY_MAP = KeyMap((
+    *_stream("img", "attn.to_qkv", ("attn.to_q", "attn.to_k", "attn.to_v"), "attn.to_out.0", "", "norm1", "ff"),
+    *_stream("txt", "attn.to_added_qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "attn.to_add_out",
+             "added_", "norm1_context", "ff_context"),
+    _single("linear1", "linear1", rows=(Rows(f"{_SINGLE}attn.to_q"), Rows(f"{_SINGLE}attn.to_k"),
+                                        Rows(f"{_SINGLE}attn.to_v"), Rows(f"{_SINGLE}proj_mlp", 4))),
+    _single("linear2", "proj_out"),
+    _single("norm.query_norm", "attn.norm_q", tensors=SCALE), _single("norm.key_norm", "attn.norm_k", tensors=SCALE),
+    _single("modulation.lin", "norm.linear"),
+    Rule("img_in", "x_embedder"), Rule("txt_in", "context_embedder"),
+    *_embedder("time_in", "timestep"), *_embedder("vector_in", "text"), *_embedder("guidance_in", "guidance"),
+    Rule("final_layer.adaLN_modulation.1", "norm_out.linear", swapped="always"),
+    Rule("final_layer.linear", "proj_out"),
+))
+"""Sources: the original code (black-forest-labs/flux) and diffusers' conversion script."""
+
+ATTENTION = r"attn\.(to_qkv|to_added_qkv|to_out\.0|to_add_out)$|\.linear1$|blocks\.\d+\.proj_out$"
+"""The single blocks' two layers hold attention and feed-forward together."""
+FEED_FORWARD = r"ff(_context)?\.net\.(0\.proj|2)$"
+MODULATION = r"norm(1|1_context)?\.linear$"
+
+
+class Flux(TransformerFamily):
+    name, title = "flux", "FLUX.1"
+    class_name, vae_prefix = "FluxTransformer2DModel", "vae."
+    layer_names = TransformerNames(
+        "flux", "FLUX.1", (BASE, *numbered("DOUBLE", 19), *numbered("SINGLE", 38), EXTRA), KEY_MAP,
+        marker="double_blocks.0.img_attn.norm.key_norm.scale",
+        numbered=MappingProxyType({"double_blocks": "DOUBLE", "single_blocks": "SINGLE"}),
+        without=("double_stream_modulation_img.lin.weight", "distilled_guidance_layer.norms.0.scale"))
+    text_parts = MappingProxyType({
+        "te1": TextPart("text_encoder", "clip_l", "clip"), "te3": TextPart("text_encoder_2", "t5xxl", "t5")})
+    shortest_text, longest_text = 256, 512
+    lora_targets = MappingProxyType({
+        "attention": ATTENTION,
+        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
+        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
+    })
+    lora_preset = LoraPreset(
+        learning_rate=1e-4, rank=16, alpha=16, steps=1500, resolution=1024, min_snr_gamma=0.0,
+        text_encoder_learning_rate=0.0,
+        source="ai-toolkit's and kohya's examples for FLUX.1: rank 16 to 32, 1e-4; diffusers' README: rank 4 to 16, 1e-4")
+    metadata = MappingProxyType({
+        "ss_base_model_version": "flux1", "ss_v2": "False", "modelspec.architecture": "flux-1-dev"})
+
+    def make_denoiser(self, shapes: Shapes) -> nn.Module:
+        from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+        width = shapes["img_in.weight"][0]
+        denoiser = FluxTransformer2DModel(
+            in_channels=shapes["img_in.weight"][1], out_channels=shapes["final_layer.linear.weight"][0],
+            num_layers=KEY_MAP.blocks(shapes, "double_blocks"), num_single_layers=KEY_MAP.blocks(shapes, "single_blocks"),
+            attention_head_dim=HEAD, num_attention_heads=width // HEAD, joint_attention_dim=shapes["txt_in.weight"][1],
+            pooled_projection_dim=shapes["vector_in.in_layer.weight"][1], guidance_embeds=GUIDANCE in shapes,
+            axes_dims_rope=AXES)
+        to_native_layout(denoiser, KEY_MAP)
+        return denoiser
+
+    def guidance(self, base: BaseModelSpec) -> Guidance:
+        return "distilled" if self.is_dev(base) else "none"
+
+    def is_dev(self, base: BaseModelSpec) -> bool:
+        return GUIDANCE in self.native_shapes(base)
+
+    def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
+        """dev's grows with the packed tokens, as its scheduler says; schnell has none."""
+        if not self.is_dev(base):
+            return lambda height, width: 1.0
+        by_length = ShiftByLength()
+        return lambda height, width: by_length(height // self.patch * (width // self.patch))
+
+    def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
+        """CLIP-L's pooled state without its projection; T5's last states, without a mask, as ComfyUI encodes."""
+        if encoder == "te3":
+            return Conditioning({"hidden": t5_states(text, encoder, captions, self.shortest_text)})
+        return Conditioning({"pooled": clip_states(text, encoder, captions).pooler_output})
+
+    def joined(self, said: Mapping[str, Conditioning]) -> Conditioning:
+        return said["te3"] | said["te1"]
+
+    def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """Latents become tokens of 2 × 2. "guidance" [batch] is 1 where the conditioning does not hold it: what published
+        recipes train dev with."""
+        height, width = latents.shape[-2] // 2, latents.shape[-1] // 2
+        packed = F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
+        places = torch.zeros(height, width, 3, device=latents.device)
+        places[..., 1] = torch.arange(height, device=latents.device)[:, None]
+        places[..., 2] = torch.arange(width, device=latents.device)[None]
+        has_guidance = getattr(denoiser, "config").guidance_embeds
+        guidance = conditioning["guidance"] if "guidance" in conditioning else torch.ones_like(timesteps, dtype=torch.float32)
+
+        def some(said: Conditioning, chosen: Tensor) -> Tensor:
+            words = torch.zeros(said["hidden"].shape[1], 3, device=latents.device)
+            return denoiser(packed[chosen], said["hidden"], said["pooled"], timesteps[chosen] / 1000, places.flatten(0, 1), words,
+                            guidance[chosen] if has_guidance else None, return_dict=False)[0]
+        found = by_length(some, conditioning, "hidden")
+        return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height, width)), 2)
+
+
+FLUX = Flux()

@@ -1,0 +1,84 @@
+"""A transformer of diffusers with the layers of the original file: q, k and v are one linear layer again.
+
+An adapter on such a layer is one that every program knows by the layer's native name; and one product is faster than three.
+The code of diffusers' blocks stays as it is: where it asks for q, k or v, it gets rows of what the joined layer gave.
+"""
+import re
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..artifacts.layer_names.key_map import KeyMap
+
+
+class _Joined:
+    """A joined layer while a forward pass asks for one after the other of its rows: it runs once for all of them."""
+
+    def __init__(self, parent: nn.Module, name: str, widths: Sequence[int]):
+        # In a tuple, or torch would take the parent for a child. Asked by name, because peft puts an adapter in its place.
+        self.parent, self.name, self.widths = (parent,), name, tuple(widths)
+        self.given: Tensor | None = None
+        self.parts: dict[int, Tensor] = {}
+
+    def rows(self, inputs: Tensor, number: int) -> Tensor:
+        if self.given is not inputs or number not in self.parts:
+            layer = getattr(self.parent[0], self.name)
+            self.given, self.parts = inputs, dict(enumerate(layer(inputs).split(self.widths, dim=-1)))
+        part = self.parts.pop(number)
+        if not self.parts:
+            self.given = None  # nothing stays behind a forward pass
+        return part
+
+
+class JoinedRows(nn.Module):
+    """Stands where diffusers has a linear layer of its own, and has no weights."""
+
+    def __init__(self, joined: _Joined, number: int):
+        super().__init__()
+        self.joined, self.number = joined, number
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.joined.rows(inputs, self.number)
+
+
+def to_native_layout(model: nn.Module, key_map: KeyMap):
+    """Join layers, in place, of a model without weights (on the meta device): they are loaded afterwards."""
+    from diffusers.models.normalization import AdaLayerNormContinuous
+
+    first = [(re.compile(re.escape(rule.rows[0].module).replace(r"\{\}", r"(\d+)")), rule) for rule in key_map.rules
+             if rule.rows]
+    for name, _ in list(model.named_modules()):
+        for pattern, rule in first:
+            if match := pattern.fullmatch(name):
+                _join(model, rule.module.format(*match.groups()), [rows.module.format(*match.groups()) for rows in rule.rows])
+    for name, module in model.named_modules():
+        rule = key_map.rule_of(f"{name}.linear")
+        if rule is not None and rule.swapped != "never" and type(module) is AdaLayerNormContinuous:
+            module.__class__ = _shift_first(AdaLayerNormContinuous)
+
+
+def _join(model: nn.Module, name: str, rows: Sequence[str]):
+    layers = [model.get_submodule(each) for each in rows]
+    parent_name, _, leaf = name.rpartition(".")
+    parent, widths = model.get_submodule(parent_name), [layer.out_features for layer in layers]
+    first = layers[0]
+    parent.add_module(leaf, nn.Linear(first.in_features, sum(widths), first.bias is not None, device=first.weight.device,
+                                      dtype=first.weight.dtype))
+    joined = _Joined(parent, leaf, widths)
+    for number, each in enumerate(rows):
+        owner, _, own = each.rpartition(".")
+        setattr(model.get_submodule(owner), own, JoinedRows(joined, number))
+
+
+_SHIFT_FIRST: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _shift_first(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class with the order of the original code, shift before scale; diffusers' has scale before shift."""
+    if kind not in _SHIFT_FIRST:
+        class ShiftFirst(kind):
+            def forward(self, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
+                shift, scale = self.linear(self.silu(conditioning_embedding).to(x.dtype)).chunk(2, dim=1)
+                return self.norm(x) * (1 + scale)[:, None] + shift[:, None]
+        _SHIFT_FIRST[kind] = ShiftFirst
+    return _SHIFT_FIRST[kind]

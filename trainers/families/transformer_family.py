@@ -1,0 +1,356 @@
+"""What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be missing,
+an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..artifacts.checkpoint import in_precision
+from ..artifacts.layer_names.transformer import TransformerNames
+from ..artifacts.scaled_weights import is_scaled
+from ..artifacts.tensor_files import Entry, entry_of, finite
+from ..artifacts.tensor_header import read_header
+from ..artifacts.weights import Weights
+from ..errors import UserError
+from ..spec import BaseModelSpec, ComponentSpec
+from . import text_loading
+from .checkpoint_writing import plain, vae_pieces
+from .component_configs import read_object
+from .component_loading import explained
+from .conditioning import Conditioning
+from .filling import fill, without_weights
+from .kl_latents import KlLatents, content_of
+from .model_parts import TOKENIZERS, ModelPart, ModelParts, ModelSource, Recognized, in_folder
+from .protocol import Family, Guidance, LoraPreset, TextEncoders
+from .samplers import FlowSampler
+from .text_states import T5_LORA_TARGET, load_t5, t5_ids
+from .weight_files import weight_files
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TRANSFORMER, VAE = "transformer", "vae"
+DENOISER = "model.diffusion_model."
+VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+CLIP_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A text encoder of a family: its component, where an all-in-one file keeps it (ComfyUI's name for it), what it is, and
+    the token that captions are padded with."""
+
+    component: str
+    native: str
+    kind: Literal["clip", "projected clip", "t5"]
+    pad_token: str = "<|endoftext|>"
+    required: bool = True
+
+    @property
+    def prefix(self) -> str:
+        return f"text_encoders.{self.native}.transformer."
+
+
+class TransformerFamily(KlLatents, Family["AutoencoderKL", nn.Module]):
+    """The half of the family protocol that does not differ."""
+
+    name: str
+    title: str
+    layer_names: TransformerNames
+    class_name: ClassVar[str]
+    """diffusers' class of the denoiser."""
+    text_parts: ClassVar[Mapping[str, TextPart]]
+    """By the names that LoRA files give text encoders ("te1", …)."""
+    vae_prefix: ClassVar[str]
+    """Of the VAE in an all-in-one file."""
+    shortest_text: ClassVar[int]
+    """Tokens that T5 reads at least, as ComfyUI pads them."""
+    longest_text: ClassVar[int]
+    """Tokens that T5 was trained with; more are read, and known less well."""
+    patch = 2
+    lora_preset: LoraPreset
+    capabilities = frozenset({"lora", "full", "text_encoder", "textual_inversion"})
+
+    # ---- what a family adds ----------------------------------------------------------------------------------------
+
+    def make_denoiser(self, shapes: Shapes) -> nn.Module:
+        """diffusers' model in native layout, for tensors of these native names and shapes; called on the meta device."""
+        raise NotImplementedError
+
+    def guidance(self, base: BaseModelSpec) -> Guidance:
+        return "classifier-free"
+
+    # ---- what it is ------------------------------------------------------------------------------------------------
+
+    def base_metadata(self, base: BaseModelSpec) -> Mapping[str, str]:
+        return {**self.metadata, "modelspec.implementation": "diffusers"}
+
+    @property
+    def embedding_keys(self) -> Mapping[str, str]:
+        return {name: part.native for name, part in self.text_parts.items()}
+
+    def recognize(self, source: ModelSource) -> Recognized | None:
+        if source.layout == "diffusers":
+            return self._recognize_folder(source)
+        tensors, _ = read_header(source.path)
+        prefix = self.layer_names.prefix(tensors)
+        if prefix is None:
+            return None
+        found = {TRANSFORMER: ComponentSpec(name=TRANSFORMER, path=str(source.path), prefix=prefix)}
+        for path in (source.path, *source.others):
+            for each in self._components_of(path):
+                found.setdefault(each.name, each)
+        self._require_whole(found, source)
+        entries = Weights.of_file(source.path).entries
+        eight_bit = any(entry.eight_bit for name, entry in entries.items() if name.startswith(prefix))
+        storage = "scaled fp8" if is_scaled(entries) else "fp8" if eight_bit else ""
+        return Recognized("flow", tuple(found.values()), (source.path, *source.others), storage=storage)
+
+    def _components_of(self, path: Path) -> Iterator[ComponentSpec]:
+        """VAE and text encoders in a file, all-in-one or of their own."""
+        tensors, _ = read_header(path)
+        for prefix in (self.vae_prefix, *VAE_PREFIXES):
+            if prefix + "decoder.conv_in.weight" in tensors:
+                yield ComponentSpec(name=VAE, path=str(path), prefix=prefix)
+                break
+        for part in self.text_parts.values():
+            for prefix in (part.prefix, ""):
+                if _is_text(part.kind, tensors, prefix):
+                    yield ComponentSpec(name=part.component, path=str(path), prefix=prefix)
+                    break
+
+    def _require_whole(self, found: Mapping[str, ComponentSpec], source: ModelSource):
+        wanted = [VAE, *(part.component for part in self.text_parts.values() if part.required)]
+        missing = next((name for name in wanted if name not in found), None)
+        if missing is None and any(part.component in found for part in self.text_parts.values()):
+            return
+        native = {part.component: part.native for part in self.text_parts.values()}
+        what = "VAE" if missing == VAE else f"text encoder {native[missing]}" if missing else "text encoder"
+        folder = "models/vae" if missing == VAE else "models/text_encoders"
+        raise UserError(f"{source.name!r} is a {self.title} model without its {what}. Use the node Base Model from Parts "
+                        f"with the file of the {what} in {folder}, or choose an all-in-one checkpoint or a diffusers folder.")
+
+    def _recognize_folder(self, source: ModelSource) -> Recognized | None:
+        config = read_object(source.path / TRANSFORMER / "config.json")
+        if config is None or config.get("_class_name") != self.class_name:
+            return None
+        text = [part.component for part in self.text_parts.values()
+                if part.required or (source.path / part.component / "config.json").is_file()]
+        components = [TRANSFORMER, VAE, *text]
+        files = {source.path / TRANSFORMER / "config.json"}
+        for component in components:
+            weights = weight_files(source.path, component, source.name)
+            files |= {*weights.files, source.path / component / "config.json"}
+        tokenizers = {file for file in source.path.glob("tokenizer*/*") if file.suffix in (".json", ".txt", ".model")}
+        return Recognized("flow", in_folder(source.path, components), tuple(sorted(files | tokenizers)))
+
+    def prediction_type_of(self, path: Path, tensors: Mapping[str, dict], metadata: Mapping[str, str]) -> str:
+        return "flow" if self.layer_names.owns_model(tensors) else ""
+
+    # ---- the denoiser ----------------------------------------------------------------------------------------------
+
+    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> nn.Module:
+        part = ModelParts.of(base)[TRANSFORMER]
+        with explained("denoiser", base):
+            entries = self.module_entries(part)
+            model = without_weights(lambda: self.make_denoiser(self.native_shapes(base)))
+            fill(model, entries, dtype, base.name)
+        return model.requires_grad_(False).eval()
+
+    def module_entries(self, part: ModelPart) -> dict[str, Entry]:
+        """The denoiser's tensors by the names they have in memory, wherever they lie."""
+        stored, key_map = part.entries(), self.layer_names.key_map
+        if not part.is_folder:
+            named = ((key_map.module_tensor(name), entry) for name, entry in stored.items())
+            return {name: entry for name, entry in named if name is not None}
+        last = max((int(name.split(".")[1]) for name in stored if name.startswith("transformer_blocks.")), default=0)
+        found, joined = {}, {}
+        for name, entry in stored.items():
+            layer, _, ending = name.rpartition(".")
+            place = key_map.joined(layer)
+            if place is None:
+                swapped = key_map.is_swapped(layer, last)
+                found[name] = replace(entry, pieces=_halves_swapped(entry)) if swapped else entry
+            else:
+                joined.setdefault(f"{place[0]}.{ending}", {})[place[1]] = entry
+        return found | {name: _one_after_the_other(name, rows) for name, rows in joined.items()}
+
+    def native_shapes(self, base: BaseModelSpec) -> dict[str, tuple[int, ...]]:
+        entries, key_map = self.module_entries(ModelParts.of(base)[TRANSFORMER]), self.layer_names.key_map
+        return {native: entry.shape for name, entry in entries.items() if (native := key_map.native_tensor(name))}
+
+    def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
+        native = self.layer_names.key_map.native_layer(module_name)
+        assert native is not None, module_name
+        return f"lora_unet_{native.replace('.', '_')}"
+
+    def block_of(self, module_name: str) -> str:
+        """ "joint.3", "double.3", "single.3", or "other"."""
+        native = self.layer_names.key_map.native_layer(module_name) or self.layer_names.key_map.native_tensor(module_name)
+        first, _, rest = (native or "").partition(".")
+        return f"{first.removesuffix('_blocks')}.{rest.split('.')[0]}" if first in self.layer_names.numbered else "other"
+
+    def block_names(self, base: BaseModelSpec) -> list[str]:
+        shapes = self.native_shapes(base)
+        counts = ((name, self.layer_names.key_map.blocks(shapes, name)) for name in self.layer_names.numbered)
+        return [*(f"{name.removesuffix('_blocks')}.{number}" for name, count in counts for number in range(count)), "other"]
+
+    # ---- noise levels ----------------------------------------------------------------------------------------------
+
+    def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> FlowSampler:
+        return FlowSampler(self.timestep_shift(base), self.guidance(base))
+
+    # ---- text ------------------------------------------------------------------------------------------------------
+
+    def caption_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
+        parts = ModelParts.of(base)
+        encoders = [part.component for part in self.text_parts.values() if part.component in parts]
+        tokenizers = [parts[name].fingerprint(memory) for name in TOKENIZERS if name in parts]
+        return [self.name, tokenizers, *content_of(base, memory, encoders)]
+
+    def _present(self, base: BaseModelSpec) -> dict[str, TextPart]:
+        parts = ModelParts.of(base)
+        return {name: part for name, part in self.text_parts.items() if part.component in parts}
+
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
+        return TextEncoders(self.load_tokenizers(base), {
+            name: load_t5(base, part.component, dtype) if part.kind == "t5" else
+            text_loading.load_clip(base, part.component, dtype, projection=part.kind == "projected clip")
+            for name, part in self._present(base).items()})
+
+    def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
+        return {name: text_loading.t5_tokenizer() if part.kind == "t5" else
+                text_loading.load_tokenizer(base, part.component.replace("text_encoder", "tokenizer"), part.pad_token)
+                for name, part in self._present(base).items()}
+
+    def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
+        """Of T5, which has one token more for the end, and where there is none of CLIP, which has two."""
+        t5 = next((name for name, part in self.text_parts.items() if part.kind == "t5" and name in tokenizers), None)
+        if t5 is not None:
+            ids = t5_ids(TextEncoders({t5: tokenizers[t5]}, {}), t5, [caption], 0)
+            return ids.shape[1] - 1, self.longest_text - 1
+        tokenizer = next(iter(tokenizers.values()))
+        return len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2, tokenizer.model_max_length - 2
+
+    def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
+        return T5_LORA_TARGET if self.text_parts[encoder_name].kind == "t5" else CLIP_LORA_TARGET
+
+    def text_key(self, encoder_name: str, module_name: str) -> str:
+        if self.text_parts[encoder_name].kind == "t5":
+            return f"lora_{encoder_name}_{module_name.replace('.', '_')}"
+        return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def checkpoint_entries(self, base: BaseModelSpec, denoiser: nn.Module, encoders: Mapping[str, nn.Module],
+                           dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:
+        """All-in-one where the base is, or where text encoders were trained; else the denoiser alone, as ComfyUI's Load
+        Diffusion Model takes it. What was not trained stays as the base's file has it."""
+        parts = ModelParts.of(base)
+        trained = self._native_tensors(denoiser) | {
+            self.text_parts[encoder].prefix + name: tensor for encoder, module in encoders.items()
+            for name, tensor in _text_tensors(module).items()}
+        written = {name: in_precision(entry_of(name, [tensor]), dtype) for name, tensor in trained.items()}
+        if base.layout == "single_file":
+            stored = Weights.of_file(Path(base.path))
+            own = {_name_in(stored.entries, name): entry for name, entry in written.items()}
+            kept = {name: finite(entry, base.name) for name, entry in stored.entries.items() if name not in own}
+            return list((kept | {name: replace(entry, name=name) for name, entry in own.items()}).values())
+        if not encoders:
+            return list(written.values())
+        others = {self.vae_prefix + name.removeprefix("first_stage_model."): entry_of(name, pieces)
+                  for name, pieces in vae_pieces(self.load_vae(base)).items()}
+        for name, part in self._present(base).items():
+            if name not in encoders:
+                stored_text = parts[part.component].entries().items()
+                others |= {part.prefix + _with_text_model(part, own): entry for own, entry in stored_text}
+        return [*written.values(), *(in_precision(replace(entry, name=name), dtype) for name, entry in others.items())]
+
+    def _native_tensors(self, denoiser: nn.Module) -> dict[str, Tensor]:
+        key_map, found = self.layer_names.key_map, {}
+        for name, tensor in denoiser.state_dict().items():
+            native = key_map.native_tensor(name)
+            assert native is not None, name
+            found[DENOISER + native] = tensor
+        return found
+
+    def trained_and_base(self, base: BaseModelSpec, denoiser: nn.Module,
+                         encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = ModelParts.of(base)
+        stored = self.module_entries(parts[TRANSFORMER])
+        yield from ((tensor, stored[name].tensor()) for name, tensor in denoiser.state_dict().items())
+        for encoder, module in encoders.items():
+            own = {plain(name): entry for name, entry in parts[self.text_parts[encoder].component].entries().items()}
+            yield from ((tensor, own[plain(name)].tensor()) for name, tensor in _text_tensors(module).items()
+                        if plain(name) in own)
+
+    def attention_widths(self, base: BaseModelSpec) -> dict[str, frozenset[int]]:
+        return {"self-attention": frozenset(), "cross-attention": frozenset()}
+
+
+def by_length(predict: Callable[[Conditioning, Tensor], Tensor], conditioning: Conditioning, sequence: str) -> Tensor:
+    """A prediction for captions of different lengths: each length is a batch of its own, because the denoiser has no mask
+    for its text. `predict` takes the conditioning of some samples and their numbers, int64 [samples]."""
+    lengths = conditioning.lengths(sequence)
+    if len(set(lengths)) == 1:
+        cut = _cut(conditioning, sequence, lengths[0])
+        return predict(cut, torch.arange(len(lengths), device=conditioning[sequence].device))
+    device = conditioning[sequence].device
+    order, found = [], []
+    for length in sorted(set(lengths)):
+        chosen = torch.tensor([number for number, each in enumerate(lengths) if each == length], device=device)
+        some = Conditioning({name: tensor[chosen] for name, tensor in conditioning.tensors.items()})
+        found.append(predict(_cut(some, sequence, length), chosen))
+        order.append(chosen)
+    return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def _cut(conditioning: Conditioning, sequence: str, length: int) -> Conditioning:
+    return Conditioning({name: tensor[:, :length] if name == sequence else tensor
+                         for name, tensor in conditioning.tensors.items()})
+
+
+def _is_text(kind: str, tensors: Mapping[str, dict], prefix: str) -> bool:
+    if kind == "t5":
+        return prefix + "encoder.block.0.layer.0.SelfAttention.q.weight" in tensors
+    first, deep = "text_model.encoder.layers.0.mlp.fc1.weight", "text_model.encoder.layers.30.mlp.fc1.weight"
+    large = prefix + deep in tensors
+    return prefix + first in tensors and (prefix != "" or large == (kind == "projected clip"))
+
+
+def _text_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Of a text encoder, by the names that files of their own have."""
+    named = module.state_dict()
+    if "shared.weight" in named:
+        return {name: tensor for name, tensor in named.items() if name != "encoder.embed_tokens.weight"}
+    return {name if name.startswith("text_projection") else f"text_model.{plain(name)}": tensor
+            for name, tensor in named.items() if not name.endswith("position_ids")}
+
+
+def _with_text_model(part: TextPart, name: str) -> str:
+    return name if part.kind == "t5" or name.startswith("text_projection") else f"text_model.{plain(name)}"
+
+
+def _name_in(stored: Mapping[str, Entry], name: str) -> str:
+    """What a file calls a tensor: its denoiser may have no prefix, and norms' scales two names."""
+    for each in (name, name.removeprefix(DENOISER), plain(name)):
+        for own in (each, f"{each.removesuffix('scale')}weight" if each.endswith(".scale") else each):
+            if own in stored:
+                return own
+    return name
+
+
+def _halves_swapped(entry: Entry) -> Callable[[], list[Tensor]]:
+    return lambda: list(reversed(entry.tensor().chunk(2)))
+
+
+def _one_after_the_other(name: str, rows: Mapping[int, Entry]) -> Entry:
+    entries = [rows[number] for number in sorted(rows)]
+    first = entries[0]
+    shape = (sum(entry.shape[0] for entry in entries), *first.shape[1:])
+    return Entry(name, first.dtype, shape, lambda: [entry.tensor() for entry in entries])
