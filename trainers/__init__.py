@@ -77,6 +77,13 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         latent_diffusion.py         what SD 1.x, SD 2.x and SDXL have in common
         stable_diffusion.py         SD 1.x and SD 2.x
         sdxl.py                     Stable Diffusion XL
+        transformer_family.py       what families of flow transformers have in common
+        sd3.py                      Stable Diffusion 3 and 3.5
+        flux.py                     FLUX.1 dev and schnell
+        native_layout.py            diffusers' transformers with the layers of the original file
+        kl_latents.py               images as latents and back
+        text_states.py              what CLIP and T5 say of captions
+        filling.py                  weights into a model, one tensor after the other
         recognition.py              what a model file is: every family is asked
         unet_recognition.py         whether it is a Stable Diffusion, and which
         component_recognition.py    which components a file holds, by its header
@@ -174,6 +181,8 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
             spelling.py             any spelling taken apart
             parts.py                parts of a layer's tensors
             unet.py                 UNet layers, diffusers' and the original's names
+            key_map.py              names of transformers as rules, read both ways
+            transformer.py          layers of a transformer family, by its rules
             text.py                 text encoders' layers
             blocks.py               blocks and kinds of layers
             family.py               the family of a file

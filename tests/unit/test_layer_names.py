@@ -372,7 +372,7 @@ def test_files_for_different_families_are_not_added(tmp_path):
     parts = a_layer(torch.Generator(), "lora", 8, 8, ())[0]
     paths = [str(written(tmp_path / f"{name}.safetensors", {name: parts}, lambda name: (name, {}))) for name in (
         "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_down_blocks_0_attentions_0_proj_in")]
-    with pytest.raises(UserError, match="is a LoRA for Flux"):
+    with pytest.raises(UserError, match="is a LoRA for FLUX"):
         done("merge", tmp_path / "made", loras=[{"path": path} for path in paths])
 
 

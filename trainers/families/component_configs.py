@@ -4,6 +4,7 @@ Every field that the pack uses itself has a known type and a size that a real mo
 reader stumble and no library reserve memory for a model that does not exist.
 """
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def read_config(folder: Path, component: str, title: str) -> dict:
     content = read_object(folder / component / config_file(component))
     if content is None:
         raise UserError(f"{title!r} lacks {name}, or it is damaged. Download the model again.")
-    for field, (required, is_right, words) in FIELDS[component.removesuffix("_2")].items():
+    for field, (required, is_right, words) in FIELDS[re.sub(r"_\d$", "", component)].items():
         value = content.get(field)
         if value is None and not required:
             content.pop(field, None)
@@ -114,6 +115,13 @@ FIELDS: Mapping[str, Mapping[str, tuple[bool, Callable[[Any], bool], str]]] = {
         "max_position_embeddings": (False, _whole(1, 8192), "a length of up to 8192"),
         "vocab_size": (False, _whole(1, 1_000_000), "a number of up to 1000000 tokens"),
         "hidden_act": (False, _text, "a name"),
+        "d_model": (False, _WIDTH, "a width of up to 8192"),  # from here on of T5
+        "d_kv": (False, _WIDTH, "a width of up to 8192"),
+        "d_ff": (False, _whole(1, 65536), "a width of up to 65536"),
+        "num_layers": (False, _whole(1, 128), "a number of up to 128 layers"),
+        "num_heads": (False, _whole(1, 256), "a number of up to 256 heads"),
+        "relative_attention_num_buckets": (False, _whole(1, 1024), "a number of up to 1024 buckets"),
+        "feed_forward_proj": (False, _text, "a name"),
     },
     "scheduler": {
         "_class_name": (False, _text, "a name"),

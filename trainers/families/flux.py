@@ -1,5 +1,5 @@
-"""FLUX.1 dev and schnell: blocks in which text and image have weights of their own, and blocks that they share, told by T5-XXL
-and the pooled state of CLIP-L. dev knows how strongly to follow the prompt by an input, schnell is distilled for few steps."""
+"""FLUX.1 dev and schnell: blocks in which text and image have weights of their own, and blocks that they share, told by
+T5-XXL and the pooled state of CLIP-L. dev is told how closely to follow the prompt; schnell is distilled for few steps."""
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -13,11 +13,10 @@ from ..artifacts.layer_names.transformer import TransformerNames
 from ..objectives.noise import ShiftByLength
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
-from .model_parts import ModelParts
 from .native_layout import to_native_layout
 from .protocol import Guidance, LoraPreset, TextEncoders
 from .text_states import clip_states, t5_states
-from .transformer_family import TRANSFORMER, Shapes, TextPart, TransformerFamily, by_length
+from .transformer_family import Shapes, TextPart, TransformerFamily, by_length
 
 HEAD = 128
 GUIDANCE = "guidance_in.in_layer.weight"
@@ -141,15 +140,19 @@ class Flux(TransformerFamily):
         places = torch.zeros(height, width, 3, device=latents.device)
         places[..., 1] = torch.arange(height, device=latents.device)[:, None]
         places[..., 2] = torch.arange(width, device=latents.device)[None]
-        has_guidance = getattr(denoiser, "config").guidance_embeds
-        guidance = conditioning["guidance"] if "guidance" in conditioning else torch.ones_like(timesteps, dtype=torch.float32)
+        given = "guidance" in conditioning
+        guidance = conditioning["guidance"] if given else torch.ones(len(latents), device=latents.device)
 
         def some(said: Conditioning, chosen: Tensor) -> Tensor:
             words = torch.zeros(said["hidden"].shape[1], 3, device=latents.device)
-            return denoiser(packed[chosen], said["hidden"], said["pooled"], timesteps[chosen] / 1000, places.flatten(0, 1), words,
-                            guidance[chosen] if has_guidance else None, return_dict=False)[0]
+            return denoiser(packed[chosen], said["hidden"], said["pooled"], timesteps[chosen] / 1000, places.flatten(0, 1),
+                            words, guidance[chosen] if _has_guidance(denoiser) else None, return_dict=False)[0]
         found = by_length(some, conditioning, "hidden")
         return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height, width)), 2)
+
+
+def _has_guidance(denoiser: nn.Module) -> bool:
+    return any(name.startswith("time_text_embed.guidance_embedder.") for name, _ in denoiser.named_modules())
 
 
 FLUX = Flux()

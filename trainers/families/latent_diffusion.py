@@ -16,13 +16,12 @@ from . import checkpoint_writing, component_loading, unet_recognition
 from .component_configs import component_config, config_folder
 from .kl_latents import KlLatents, content_of
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
-from .protocol import Family, LoraPreset, TextEncoders
+from .protocol import Family, LoraPreset
 from .samplers import DiscreteSampler
 from .separate_files import WantedPart
 from .sizes import UNET, stated_sizes
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,7 +41,7 @@ SMALL = 160
 TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 
 
-class LatentDiffusion(KlLatents, Family["AutoencoderKL", "UNet2DConditionModel"]):
+class LatentDiffusion(KlLatents, Family[nn.Module, "UNet2DConditionModel"]):
     """The half of the family protocol that does not differ between the generations."""
 
     name: str

@@ -1,6 +1,6 @@
 """A transformer of diffusers with the layers of the original file: q, k and v are one linear layer again.
 
-An adapter on such a layer is one that every program knows by the layer's native name; and one product is faster than three.
+An adapter on such a layer is one that every program knows by the layer's native name, and one product is faster than three.
 The code of diffusers' blocks stays as it is: where it asks for q, k or v, it gets rows of what the joined layer gave.
 """
 import re
@@ -45,40 +45,33 @@ def to_native_layout(model: nn.Module, key_map: KeyMap):
     """Join layers, in place, of a model without weights (on the meta device): they are loaded afterwards."""
     from diffusers.models.normalization import AdaLayerNormContinuous
 
+    class ShiftFirst(AdaLayerNormContinuous):
+        """With the order of the original code, shift before scale; diffusers' has scale before shift."""
+
+        def forward(self, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
+            shift, scale = self.linear(self.silu(conditioning_embedding).to(x.dtype)).chunk(2, dim=1)
+            return self.norm(x) * (1 + scale)[:, None] + shift[:, None]
+
     first = [(re.compile(re.escape(rule.rows[0].module).replace(r"\{\}", r"(\d+)")), rule) for rule in key_map.rules
              if rule.rows]
     for name, _ in list(model.named_modules()):
         for pattern, rule in first:
             if match := pattern.fullmatch(name):
-                _join(model, rule.module.format(*match.groups()), [rows.module.format(*match.groups()) for rows in rule.rows])
+                numbers = match.groups()
+                _join(model, rule.module.format(*numbers), [rows.module.format(*numbers) for rows in rule.rows])
     for name, module in model.named_modules():
         rule = key_map.rule_of(f"{name}.linear")
         if rule is not None and rule.swapped != "never" and type(module) is AdaLayerNormContinuous:
-            module.__class__ = _shift_first(AdaLayerNormContinuous)
+            module.__class__ = ShiftFirst
 
 
 def _join(model: nn.Module, name: str, rows: Sequence[str]):
-    layers = [model.get_submodule(each) for each in rows]
+    layers = [layer for each in rows if isinstance(layer := model.get_submodule(each), nn.Linear)]
     parent_name, _, leaf = name.rpartition(".")
-    parent, widths = model.get_submodule(parent_name), [layer.out_features for layer in layers]
-    first = layers[0]
+    parent, widths, first = model.get_submodule(parent_name), [layer.out_features for layer in layers], layers[0]
     parent.add_module(leaf, nn.Linear(first.in_features, sum(widths), first.bias is not None, device=first.weight.device,
                                       dtype=first.weight.dtype))
     joined = _Joined(parent, leaf, widths)
     for number, each in enumerate(rows):
         owner, _, own = each.rpartition(".")
         setattr(model.get_submodule(owner), own, JoinedRows(joined, number))
-
-
-_SHIFT_FIRST: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _shift_first(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class with the order of the original code, shift before scale; diffusers' has scale before shift."""
-    if kind not in _SHIFT_FIRST:
-        class ShiftFirst(kind):
-            def forward(self, x: Tensor, conditioning_embedding: Tensor) -> Tensor:
-                shift, scale = self.linear(self.silu(conditioning_embedding).to(x.dtype)).chunk(2, dim=1)
-                return self.norm(x) * (1 + scale)[:, None] + shift[:, None]
-        _SHIFT_FIRST[kind] = ShiftFirst
-    return _SHIFT_FIRST[kind]

@@ -1,5 +1,5 @@
-"""Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206): a transformer in which text and image have weights of their
-own and attend together, told by CLIP-L, CLIP-G and T5-XXL, each of which may be missing."""
+"""Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206): a transformer in which text and image have weights of
+their own and attend together, told by CLIP-L, CLIP-G and T5-XXL, each of which may be missing."""
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -26,7 +26,7 @@ SHIFT = 3.0
 
 
 def _block(native: str, module: str) -> Rule:
-    return Rule(f"joint_blocks.{{}}.{native}", f"transformer_blocks.{{}}.{module}"),
+    return Rule(f"joint_blocks.{{}}.{native}", f"transformer_blocks.{{}}.{module}")
 
 
 def _attention(native: str, attention: str, joined: str, rows: Sequence[str], out: str, norms: tuple[str, str]):

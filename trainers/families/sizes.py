@@ -19,14 +19,16 @@ METADATA = "finetune.configs"
 """JSON: component → its diffusers or transformers config."""
 LARGEST = 100_000
 """Bytes of such metadata that are read; a model's configs take about five thousand."""
-COMPONENTS = {name: config_file(name) for name in ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler")}
+COMPONENTS = {name: config_file(name) for name in ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
+                                                   "text_encoder_3", "scheduler")}
 WIDTHS = (("unet", "block_out_channels"), ("unet", "layers_per_block"), ("unet", "cross_attention_dim"),
           ("vae", "block_out_channels"), ("vae", "layers_per_block"), ("text_encoder", "hidden_size"))
 """What tells a model of another size from the released one of its family."""
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TOKENS = ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
           "cond_stage_model.transformer.embeddings.token_embedding.weight", "cond_stage_model.model.token_embedding.weight",
-          "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight")
+          "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight",
+          "text_encoders.clip_l.transformer.text_model.embeddings.token_embedding.weight")
 
 
 def unet_shape(unet: Mapping[str, Any]) -> tuple[int, list[bool]]:
@@ -46,7 +48,7 @@ def stated_sizes(folder: Path, family: str) -> dict[str, str]:
     """The metadata for a checkpoint made of a model with these configs: empty where it has its family's released size,
     which every program knows."""
     own, released = read_configs(folder), read_configs(CONFIGS / family)
-    if all(own.get(part, {}).get(field) == released[part].get(field) for part, field in WIDTHS):
+    if all(own.get(part, {}).get(field) == released.get(part, {}).get(field) for part, field in WIDTHS):
         return {}
     return {METADATA: json.dumps(own, sort_keys=True)}
 
@@ -62,8 +64,8 @@ def unpacked_configs(metadata: Mapping[str, str]) -> str:
     except (ValueError, RecursionError):
         return ""
     if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()) \
-            or not {"unet", "vae", "text_encoder", "scheduler"} <= configs.keys() <= COMPONENTS.keys() \
-            or not all(_plain(configs[part].get(field)) for part, field in WIDTHS):
+            or not {"vae", "scheduler"} <= configs.keys() <= COMPONENTS.keys() \
+            or not all(_plain(configs[part].get(field)) for part, field in WIDTHS if part in configs):
         return ""
     user = re.sub(r"\W", "_", _user())
     folder = Path(tempfile.gettempdir()) / f"finetune-configs-{user}" / hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -88,9 +90,6 @@ def _user() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
-
-
-
 def check_sizes(path: Path, name: str, family: str, configs: str):
     """Raise UserError when a single file's shapes are not those of its configs ("": of the family's released size)."""
     tensors, config = read_header(path)[0], read_configs(Path(configs) if configs else CONFIGS / family)
@@ -104,20 +103,23 @@ def check_sizes(path: Path, name: str, family: str, configs: str):
 
 
 def _measures(tensors: Mapping[str, dict], config: Mapping[str, dict]) -> Iterator[tuple[str, int | None, int]]:
-    """(what, number in the file or None, number in the configs)"""
-    unet, vae = config["unet"], config["vae"]
-    levels, layers = len(unet["block_out_channels"]), unet["layers_per_block"]
-    layers = [layers] * levels if isinstance(layers, int) else layers
-    blocks = {match[1] for key in tensors if (match := re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.", key))}
-    context = next((key for key in tensors if key.startswith(UNET) and key.endswith(".attn2.to_k.weight")), "")
+    """(what, number in the file or None, number in the configs). A transformer says all of its sizes itself."""
     token = next((key for key in TOKENS if key in tensors), "")
 
     def size(key: str, axis: int) -> int | None:
         shape = tensors.get(key, {}).get("shape", ())
         return shape[axis] if len(shape) > axis else None
 
-    yield "the width of its UNet", size(UNET + "input_blocks.0.0.weight", 0), unet["block_out_channels"][0]
-    yield "the number of input blocks of its UNet", len(blocks) or None, sum(layers) + levels
-    yield "the width of the text that its UNet sees", size(context, 1), unet["cross_attention_dim"]
-    yield "the width of its VAE", size(VAE + "encoder.conv_in.weight", 0), vae["block_out_channels"][0]
-    yield "the width of its text encoder", size(token, 1), config["text_encoder"]["hidden_size"]
+    if "unet" in config:
+        unet = config["unet"]
+        levels, layers = len(unet["block_out_channels"]), unet["layers_per_block"]
+        layers = [layers] * levels if isinstance(layers, int) else layers
+        blocks = {match[1] for key in tensors if (match := re.match(re.escape(UNET) + r"input_blocks\.(\d+)\.", key))}
+        context = next((key for key in tensors if key.startswith(UNET) and key.endswith(".attn2.to_k.weight")), "")
+        yield "the width of its UNet", size(UNET + "input_blocks.0.0.weight", 0), unet["block_out_channels"][0]
+        yield "the number of input blocks of its UNet", len(blocks) or None, sum(layers) + levels
+        yield "the width of the text that its UNet sees", size(context, 1), unet["cross_attention_dim"]
+    for prefix in (VAE, "vae."):
+        yield "the width of its VAE", size(prefix + "encoder.conv_in.weight", 0), config["vae"]["block_out_channels"][0]
+    if "text_encoder" in config:
+        yield "the width of its text encoder", size(token, 1), config["text_encoder"]["hidden_size"]

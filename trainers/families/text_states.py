@@ -1,4 +1,4 @@
-"""What text encoders say of captions, and loading T5 as it is: tensor after tensor, since it is larger than most denoisers."""
+"""What text encoders say of captions, and loading T5: tensor after tensor, since it is larger than most denoisers."""
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 

@@ -1,5 +1,5 @@
-"""What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be missing,
-an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
+"""What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be
+missing, an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,6 @@ from .text_states import T5_LORA_TARGET, load_t5, t5_ids
 from .weight_files import weight_files
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRANSFORMER, VAE = "transformer", "vae"
@@ -56,7 +55,7 @@ class TextPart:
         return f"text_encoders.{self.native}.transformer."
 
 
-class TransformerFamily(KlLatents, Family["AutoencoderKL", nn.Module]):
+class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     """The half of the family protocol that does not differ."""
 
     name: str
@@ -133,7 +132,7 @@ class TransformerFamily(KlLatents, Family["AutoencoderKL", nn.Module]):
         what = "VAE" if missing == VAE else f"text encoder {native[missing]}" if missing else "text encoder"
         folder = "models/vae" if missing == VAE else "models/text_encoders"
         raise UserError(f"{source.name!r} is a {self.title} model without its {what}. Use the node Base Model from Parts "
-                        f"with the file of the {what} in {folder}, or choose an all-in-one checkpoint or a diffusers folder.")
+                        f"with the file of the {what} in {folder}, or choose a checkpoint that has all parts.")
 
     def _recognize_folder(self, source: ModelSource) -> Recognized | None:
         config = read_object(source.path / TRANSFORMER / "config.json")

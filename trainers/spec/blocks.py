@@ -1,4 +1,4 @@
-"""Blocks of a denoiser as people type them: "down", "mid", "up.1" and, with numbers, "down=4, up.1=8".
+"""Blocks of a denoiser as people type them: "down", "mid", "up.1", "double.0-9" and, with numbers, "down=4, up.1=8".
 
 A name without a number means all blocks of that side; the more exact name wins.
 """
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-NAME = r"[a-z]+(?:\.\d+)?"
+NAME = r"[a-z]+(?:\.\d{1,4}(?:-\d{1,4})?)?"
 
 
 def _names(value: Any) -> Any:
@@ -38,11 +38,16 @@ BlockValues = Annotated[tuple[tuple[str, float], ...], BeforeValidator(_values)]
 
 
 def covers(name: str, block: str) -> bool:
-    """Whether the typed name means this block of the model ("up" covers "up.1")."""
+    """Whether the typed name means this block of the model ("up" covers "up.1", and "up.0-2" too)."""
+    side, _, numbers = name.partition(".")
+    if "-" in numbers:
+        first, last = map(int, numbers.split("-"))
+        own, _, number = block.partition(".")
+        return own == side and number.isdecimal() and first <= int(number) <= last
     return block == name or block.startswith(name + ".")
 
 
 def value_of(values: Sequence[tuple[str, float]], block: str, default: float) -> float:
     """The number typed for the most exact name that covers `block`."""
-    fitting = [(len(name), number) for name, number in values if covers(name, block)]
+    fitting = [((name == block, "." in name), number) for name, number in values if covers(name, block)]
     return max(fitting)[1] if fitting else default

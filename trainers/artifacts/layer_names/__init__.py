@@ -3,6 +3,7 @@
     parts      which part of a layer a tensor of a file is: lora_down.weight, hada_w1_a, alpha, …
     spelling   any program's spelling of a layer, taken apart
     unet       names of UNets, diffusers' and original ones; text: names of CLIP text encoders
+    key_map    names of transformers as rules, read both ways; transformer: the layers of a family by its rules
     table      a model's layers under all their names, of a family or of a checkpoint
     blocks     the block and the kind of a layer
     family     which family a checkpoint or a LoRA file is of

@@ -1,9 +1,9 @@
-"""The two names of every tensor of a transformer, as rules that are read both ways: loading, saving, the names of LoRA layers,
-recognition and tests ask the same ones.
+"""The two names of every tensor of a transformer, as rules that are read both ways: loading, saving, the names of LoRA
+layers, recognition and tests ask the same ones.
 
-A rule speaks of three places. *Native*: the original single file, as ComfyUI knows it. *Module*: the denoiser in memory, which
-is diffusers' class with the joined layers of the native file (`families/native_layout.py`), so that native and module names
-correspond one to one. *diffusers*: its folders and LoRA files, where a joined layer is several, each some rows of it.
+A rule speaks of three places. *Native*: the original single file, as ComfyUI knows it. *Module*: the denoiser in memory,
+which is diffusers' class with the joined layers of the native file (`families/native_layout.py`), so that native and module
+names correspond one to one. *diffusers*: its folders and LoRA files, where a joined layer is several, each some rows of it.
 """
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ class Rule:
     module: str
     rows: tuple[Rows, ...] = ()
     swapped: Literal["never", "last", "always"] = "never"
-    tensors: Mapping[str, str] = field(default=WEIGHT_AND_BIAS)
+    tensors: Mapping[str, str] = field(default_factory=lambda: WEIGHT_AND_BIAS)
 
 
 @dataclass(frozen=True)

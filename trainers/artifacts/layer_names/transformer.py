@@ -2,6 +2,7 @@
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from .brought import FamilyNames
 from .key_map import KeyMap
@@ -61,7 +62,17 @@ class TransformerNames(FamilyNames):
                             tuple(shape[2:]), name, own_block=self.block(underscored(layer)))
 
     def block(self, name: str) -> str:
-        for native, title in self.numbered.items():
-            if match := re.search(rf"(?:^|_){native}_(\d{{1,3}})_", f"{name}_"):
-                return f"{title}{int(match[1]):02}"
-        return "EXTRA"
+        match = self._block_names.match(name)
+        return f"{self._titles[match[1]]}{int(match[2]):02}" if match else "EXTRA"
+
+    @cached_property
+    def _titles(self) -> dict[str, str]:
+        """Native and diffusers' names of the kinds of blocks → how block weights call them."""
+        start = re.compile(r"(\w+)\.\{\}\.")
+        pairs = ((start.match(rule.native), start.match(rule.module)) for rule in self.key_map.rules)
+        same = {module[1]: self.numbered[native[1]] for native, module in pairs if native and module}
+        return {**same, **self.numbered}
+
+    @cached_property
+    def _block_names(self) -> re.Pattern:
+        return re.compile(rf"({'|'.join(sorted(self._titles, key=len, reverse=True))})_(\d{{1,3}})(?:_|$)")

@@ -1,0 +1,97 @@
+"""SD3 and FLUX.1: what they load is what diffusers loads, from every layout; captions of any length; names of tensors."""
+import pytest
+import torch
+from diffusers import FluxPipeline
+from finetune.trainers import families
+from finetune.trainers.families.conditioning import Conditioning
+from finetune.trainers.families.recognition import recognize
+from safetensors.torch import load_file
+from support import tiny_flow
+
+CAPTIONS = ["a cat", "a dog on a hill"]
+LONG = "one word after the other " * 80
+
+
+@pytest.fixture(scope="module", params=tiny_flow.FAMILIES)
+def flow(request, tmp_path_factory):
+    """(family, recognized diffusers folder, the same model recognized in one file)"""
+    place = tmp_path_factory.mktemp(request.param)
+    folder = tiny_flow.make_folder(request.param, place / "folder")
+    one = tiny_flow.make_single_file(request.param, folder, place / "one.safetensors")
+    return (families.get(request.param), recognize(str(folder), "folder"),
+            recognize(str(one), "one.safetensors", configs=str(folder)))
+
+
+def latents_and_timesteps():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 16, 8, 8, generator=generator), torch.tensor([300.0, 700.0])
+
+
+def plain_prediction(kind, base, latents, timesteps, conditioning):
+    """diffusers' own model, with the layers that its folder has."""
+    plain = tiny_flow.PIPELINES[kind.name].from_pretrained(base.path).transformer
+    if kind.name == "sd3":
+        return plain(latents, conditioning["hidden"], conditioning["pooled"], timesteps).sample
+    packed = FluxPipeline._pack_latents(latents, *latents.shape)
+    places = FluxPipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32)
+    found = plain(hidden_states=packed, encoder_hidden_states=conditioning["hidden"],
+                  pooled_projections=conditioning["pooled"], timestep=timesteps / 1000, img_ids=places,
+                  txt_ids=torch.zeros(conditioning["hidden"].shape[1], 3), guidance=torch.ones(2)).sample
+    return FluxPipeline._unpack_latents(found, 64, 64, 8)
+
+
+@torch.no_grad()
+def test_a_prediction_is_that_of_diffusers_own_model(flow):
+    kind, base, _ = flow
+    latents, timesteps = latents_and_timesteps()
+    conditioning = kind.encode_captions(kind.load_text(base, torch.float32), CAPTIONS)
+    ours = kind.predict(kind.load_denoiser(base, torch.float32), latents, timesteps, conditioning)
+    plain = plain_prediction(kind, base, latents, timesteps, conditioning)
+    assert plain.std() > 0.1  # not all zeros, as fresh models predict
+    assert torch.allclose(ours, plain, atol=1e-5)
+
+
+@torch.no_grad()
+def test_one_file_holds_the_same_model_as_its_folder(flow):
+    kind, folder, one = flow
+    assert (one.layout, one.multiple, one.prediction_type) == ("single_file", 16, "flow")
+    for load in (kind.load_denoiser, lambda base, dtype: kind.load_vae(base)):
+        first, second = load(folder, torch.float32).state_dict(), load(one, torch.float32).state_dict()
+        assert first.keys() == second.keys()
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    first, second = (kind.encode_captions(kind.load_text(base, torch.float32), CAPTIONS) for base in (folder, one))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.tensors.items())
+
+
+@torch.no_grad()
+def test_captions_of_different_lengths_are_predicted_as_if_each_were_alone(flow):
+    kind, base, _ = flow
+    latents, timesteps = latents_and_timesteps()
+    denoiser, text = kind.load_denoiser(base, torch.float32), kind.load_text(base, torch.float32)
+    each = [kind.encode_captions(text, [caption]) for caption in ("a cat", LONG)]
+    assert each[0]["hidden"].shape[1] < each[1]["hidden"].shape[1]
+    together = kind.predict(denoiser, latents, timesteps, Conditioning.collated(each))
+    alone = [kind.predict(denoiser, latents[[number]], timesteps[[number]], said) for number, said in enumerate(each)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-6)
+
+
+def test_names_lead_back(flow):
+    """Every tensor of the module has one native name, and no two have the same."""
+    kind, _, one = flow
+    key_map = kind.layer_names.key_map
+    stored = {name.removeprefix("model.diffusion_model.") for name in load_file(one.path) if name.startswith("model.")}
+    module = kind.load_denoiser(one, torch.float32).state_dict()
+    assert {key_map.native_tensor(name) for name in module} == stored
+    assert all(key_map.module_tensor(key_map.native_tensor(name)) == name for name in module)
+
+
+def test_nothing_of_a_forward_pass_stays(flow):
+    """The joined layers' results are let go, also where gradients flow."""
+    kind, base, _ = flow
+    latents, timesteps = latents_and_timesteps()
+    denoiser = kind.load_denoiser(base, torch.float32)
+    conditioning = kind.encode_captions(kind.load_text(base, torch.float32), CAPTIONS)
+    kind.predict(denoiser, latents.requires_grad_(), timesteps, conditioning).sum().backward()
+    joined = [module.joined for module in denoiser.modules() if hasattr(module, "joined")]
+    assert len(joined) > 10
+    assert all(each.given is None and not each.parts for each in joined)
