@@ -14,9 +14,9 @@ from ..objectives.noise import ShiftByLength
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .native_layout import to_native_layout
-from .protocol import Guidance, LoraPreset, TextEncoders
+from .protocol import Guidance, LoraPreset, TextEncoders, UsualSampling
 from .text_states import clip_states, t5_states
-from .transformer_family import Shapes, TextPart, TransformerFamily, by_length
+from .transformer_family import T5_FILES, Shapes, TextPart, TransformerFamily, by_length
 
 HEAD = 128
 GUIDANCE = "guidance_in.in_layer.weight"
@@ -77,13 +77,15 @@ MODULATION = r"norm(1|1_context)?\.linear$"
 class Flux(TransformerFamily):
     name, title = "flux", "FLUX.1"
     class_name, vae_prefix = "FluxTransformer2DModel", "vae."
+    vae_files = ("ae.safetensors",)
     layer_names = TransformerNames(
         "flux", "FLUX.1", (BASE, *numbered("DOUBLE", 19), *numbered("SINGLE", 38), EXTRA), KEY_MAP,
         marker="double_blocks.0.img_attn.norm.key_norm.scale",
         numbered=MappingProxyType({"double_blocks": "DOUBLE", "single_blocks": "SINGLE"}),
         without=("double_stream_modulation_img.lin.weight", "distilled_guidance_layer.norms.0.scale"))
     text_parts = MappingProxyType({
-        "te1": TextPart("text_encoder", "clip_l", "clip"), "te3": TextPart("text_encoder_2", "t5xxl", "t5")})
+        "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",)),
+        "te3": TextPart("text_encoder_2", "t5xxl", "t5", T5_FILES)})
     shortest_text, longest_text = 256, 512
     lora_targets = MappingProxyType({
         "attention": ATTENTION,
@@ -112,6 +114,15 @@ class Flux(TransformerFamily):
 
     def guidance(self, base: BaseModelSpec) -> Guidance:
         return "distilled" if self.is_dev(base) else "none"
+
+    def usual_sampling(self, base: BaseModelSpec) -> UsualSampling:
+        return UsualSampling(guidance=3.5) if self.is_dev(base) else UsualSampling(steps=4)
+
+    def base_notes(self, base: BaseModelSpec) -> list[str]:
+        if self.is_dev(base):
+            return []
+        return ["FLUX.1 schnell was distilled to make images in four steps, and training undoes that bit by bit: images "
+                "become soft or noisy. Train on FLUX.1 dev, whose LoRAs work with schnell too, or keep the run short"]
 
     def is_dev(self, base: BaseModelSpec) -> bool:
         return GUIDANCE in self.native_shapes(base)

@@ -13,9 +13,9 @@ from ..artifacts.layer_names.transformer import TransformerNames
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .native_layout import to_native_layout
-from .protocol import LoraPreset, TextEncoders
+from .protocol import LoraPreset, TextEncoders, UsualSampling
 from .text_states import clip_states, t5_states
-from .transformer_family import Shapes, TextPart, TransformerFamily, by_length
+from .transformer_family import T5_FILES, Shapes, TextPart, TransformerFamily, by_length
 
 HEAD = 64
 """Width of an attention head; SD3 has as many heads as blocks."""
@@ -70,13 +70,14 @@ MODULATION = r"norm1(_context)?\.linear$"
 class StableDiffusion3(TransformerFamily):
     name, title = "sd3", "Stable Diffusion 3"
     class_name, vae_prefix = "SD3Transformer2DModel", "first_stage_model."
+    vae_files = ("sd3_vae.safetensors", "sd3.5_vae.safetensors")
     layer_names = TransformerNames(
         "sd3", "Stable Diffusion 3", (BASE, *numbered("JOINT", 38), EXTRA), KEY_MAP,
         marker="joint_blocks.0.context_block.attn.qkv.weight", numbered=MappingProxyType({"joint_blocks": "JOINT"}))
     text_parts = MappingProxyType({
-        "te1": TextPart("text_encoder", "clip_l", "clip", required=False),
-        "te2": TextPart("text_encoder_2", "clip_g", "projected clip", "!", required=False),
-        "te3": TextPart("text_encoder_3", "t5xxl", "t5", required=False),
+        "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",), required=False),
+        "te2": TextPart("text_encoder_2", "clip_g", "clip_g", ("clip_g.safetensors",), "!", required=False),
+        "te3": TextPart("text_encoder_3", "t5xxl", "t5", T5_FILES, required=False),
     })
     shortest_text, longest_text = 77, 256
     lora_targets = MappingProxyType({
@@ -108,6 +109,10 @@ class StableDiffusion3(TransformerFamily):
             qk_norm="rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in shapes else None)
         to_native_layout(denoiser, KEY_MAP)
         return denoiser
+
+    def usual_sampling(self, base: BaseModelSpec) -> UsualSampling:
+        """As Stability's cards say."""
+        return UsualSampling(guidance=4.5, steps=28)
 
     def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
         return lambda height, width: SHIFT

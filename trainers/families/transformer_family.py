@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..artifacts.checkpoint import in_precision
 from ..artifacts.layer_names.transformer import TransformerNames
-from ..artifacts.scaled_weights import is_scaled
 from ..artifacts.tensor_files import Entry, entry_of, finite
 from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
@@ -18,14 +17,17 @@ from ..errors import UserError
 from ..spec import BaseModelSpec, ComponentSpec
 from . import text_loading
 from .checkpoint_writing import plain, vae_pieces
-from .component_configs import read_object
+from .component_configs import component_config, config_folder, read_object
 from .component_loading import explained
+from .component_recognition import components_of, storage_of
 from .conditioning import Conditioning
 from .filling import fill, without_weights
 from .kl_latents import KlLatents, content_of
 from .model_parts import TOKENIZERS, ModelPart, ModelParts, ModelSource, Recognized, in_folder
 from .protocol import Family, Guidance, LoraPreset, TextEncoders
 from .samplers import FlowSampler
+from .separate_files import WantedPart, separate_components
+from .sizes import stated_sizes
 from .text_states import T5_LORA_TARGET, load_t5, t5_ids
 from .weight_files import weight_files
 
@@ -33,8 +35,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TRANSFORMER, VAE = "transformer", "vae"
+T5_FILES = ("t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors", "t5xxl_fp8_e4m3fn.safetensors")
+"""Names that people have T5-XXL's encoder by, the best first (ComfyUI's documentation)."""
 DENOISER = "model.diffusion_model."
-VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+LATENT_CHANNELS = 16
+SMALL_VAE = 64
+"""VAEs whose first width is below this are of no released model but of a small one, such as a demo base."""
+FULL_PRECISION = ("fp32", "bf16", "fp16")
 CLIP_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,7 +53,9 @@ class TextPart:
 
     component: str
     native: str
-    kind: Literal["clip", "projected clip", "t5"]
+    kind: Literal["clip_l", "clip_g", "t5"]
+    files: tuple[str, ...]
+    """Names that people have it by, the best first."""
     pad_token: str = "<|endoftext|>"
     required: bool = True
 
@@ -67,6 +76,8 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     """By the names that LoRA files give text encoders ("te1", …)."""
     vae_prefix: ClassVar[str]
     """Of the VAE in an all-in-one file."""
+    vae_files: ClassVar[tuple[str, ...]]
+    """Names that people have the VAE by, the best first."""
     shortest_text: ClassVar[int]
     """Tokens that T5 reads at least, as ComfyUI pads them."""
     longest_text: ClassVar[int]
@@ -93,6 +104,26 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     def embedding_keys(self) -> Mapping[str, str]:
         return {name: part.native for name, part in self.text_parts.items()}
 
+    @property
+    def separate_parts(self) -> Sequence[WantedPart]:
+        vae = WantedPart(VAE, "vae", self.vae_files, channels=LATENT_CHANNELS)
+        return [vae, *(WantedPart(part.component, part.kind, part.files, required=part.required)
+                       for part in self.text_parts.values())]
+
+    def native_resolution(self, base: BaseModelSpec) -> int:
+        side = self._stated(base).get("sample_size")
+        return side * self.latent_format(base).downscale if isinstance(side, int) else self.lora_preset.resolution
+
+    def is_small(self, base: BaseModelSpec) -> bool:
+        return bool(self._stated(base)) and component_config(base, VAE)["block_out_channels"][0] < SMALL_VAE
+
+    def _stated(self, base: BaseModelSpec) -> dict:
+        """What a folder or a small checkpoint says of its denoiser; released files say nothing and need not."""
+        return read_object(config_folder(base) / TRANSFORMER / "config.json") or {}
+
+    def size_metadata(self, base: BaseModelSpec) -> dict[str, str]:
+        return stated_sizes(config_folder(base), self.name)
+
     def recognize(self, source: ModelSource) -> Recognized | None:
         if source.layout == "diffusers":
             return self._recognize_folder(source)
@@ -100,39 +131,24 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
         prefix = self.layer_names.prefix(tensors)
         if prefix is None:
             return None
-        found = {TRANSFORMER: ComponentSpec(name=TRANSFORMER, path=str(source.path), prefix=prefix)}
-        for path in (source.path, *source.others):
-            for each in self._components_of(path):
-                found.setdefault(each.name, each)
-        self._require_whole(found, source)
-        entries = Weights.of_file(source.path).entries
-        eight_bit = any(entry.eight_bit for name, entry in entries.items() if name.startswith(prefix))
-        storage = "scaled fp8" if is_scaled(entries) else "fp8" if eight_bit else ""
-        return Recognized("flow", tuple(found.values()), (source.path, *source.others), storage=storage)
-
-    def _components_of(self, path: Path) -> Iterator[ComponentSpec]:
-        """VAE and text encoders in a file, all-in-one or of their own."""
-        tensors, _ = read_header(path)
-        for prefix in (self.vae_prefix, *VAE_PREFIXES):
-            if prefix + "decoder.conv_in.weight" in tensors:
-                yield ComponentSpec(name=VAE, path=str(path), prefix=prefix)
-                break
-        for part in self.text_parts.values():
-            for prefix in (part.prefix, ""):
-                if _is_text(part.kind, tensors, prefix):
-                    yield ComponentSpec(name=part.component, path=str(path), prefix=prefix)
-                    break
-
-    def _require_whole(self, found: Mapping[str, ComponentSpec], source: ModelSource):
-        wanted = [VAE, *(part.component for part in self.text_parts.values() if part.required)]
-        missing = next((name for name in wanted if name not in found), None)
-        if missing is None and any(part.component in found for part in self.text_parts.values()):
-            return
-        native = {part.component: part.native for part in self.text_parts.values()}
-        what = "VAE" if missing == VAE else f"text encoder {native[missing]}" if missing else "text encoder"
-        folder = "models/vae" if missing == VAE else "models/text_encoders"
-        raise UserError(f"{source.name!r} is a {self.title} model without its {what}. Use the node Base Model from Parts "
-                        f"with the file of the {what} in {folder}, or choose a checkpoint that has all parts.")
+        if source.others:
+            beside = separate_components(source, self.title, self.separate_parts)
+        else:
+            # An all-in-one file says by its prefixes which text encoder is which, however small they are.
+            own = {part.component: part.prefix for part in self.text_parts.values()}
+            beside = {want.component: ComponentSpec(name=want.component, path=str(source.path), prefix=each.prefix)
+                      for want in self.separate_parts for each in components_of(tensors)
+                      if (each.prefix == own[want.component] if want.component in own else want.fits(each))}
+        missing = next((want for want in self.separate_parts if want.required and want.component not in beside), None)
+        if missing is None and not any(part.component in beside for part in self.text_parts.values()):
+            missing = next(want for want in self.separate_parts if want.component != VAE)
+        if missing is not None:
+            raise UserError(f"{source.name!r} is a {self.title} model without its {missing.title}. Use the node Base Model "
+                            f"from Parts with the file of it in {missing.folder} (usually {' or '.join(missing.usual)}), or "
+                            "choose a checkpoint that has all parts.")
+        kept = storage_of(tensors, prefix)
+        return Recognized("flow", (ComponentSpec(name=TRANSFORMER, path=str(source.path), prefix=prefix), *beside.values()),
+                          (source.path, *source.others), storage="" if kept in FULL_PRECISION else kept)
 
     def _recognize_folder(self, source: ModelSource) -> Recognized | None:
         config = read_object(source.path / TRANSFORMER / "config.json")
@@ -199,6 +215,10 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
         counts = ((name, self.layer_names.key_map.blocks(shapes, name)) for name in self.layer_names.numbered)
         return [*(f"{name.removesuffix('_blocks')}.{number}" for name, count in counts for number in range(count)), "other"]
 
+    def swappable_blocks(self, denoiser: nn.Module) -> Sequence[nn.Module]:
+        return [block for name, blocks in denoiser.named_children() if name.endswith("transformer_blocks")
+                for block in blocks.children()]
+
     # ---- noise levels ----------------------------------------------------------------------------------------------
 
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> FlowSampler:
@@ -216,10 +236,13 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
         parts = ModelParts.of(base)
         return {name: part for name, part in self.text_parts.items() if part.component in parts}
 
+    def reads_text_length(self, base: BaseModelSpec) -> bool:
+        return any(part.kind == "t5" for part in self._present(base).values())
+
     def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
         return TextEncoders(self.load_tokenizers(base), {
             name: load_t5(base, part.component, dtype) if part.kind == "t5" else
-            text_loading.load_clip(base, part.component, dtype, projection=part.kind == "projected clip")
+            text_loading.load_clip(base, part.component, dtype, projection=part.kind == "clip_g")
             for name, part in self._present(base).items()})
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
@@ -312,14 +335,6 @@ def by_length(predict: Callable[[Conditioning, Tensor], Tensor], conditioning: C
 def _cut(conditioning: Conditioning, sequence: str, length: int) -> Conditioning:
     return Conditioning({name: tensor[:, :length] if name == sequence else tensor
                          for name, tensor in conditioning.tensors.items()})
-
-
-def _is_text(kind: str, tensors: Mapping[str, dict], prefix: str) -> bool:
-    if kind == "t5":
-        return prefix + "encoder.block.0.layer.0.SelfAttention.q.weight" in tensors
-    first, deep = "text_model.encoder.layers.0.mlp.fc1.weight", "text_model.encoder.layers.30.mlp.fc1.weight"
-    large = prefix + deep in tensors
-    return prefix + first in tensors and (prefix != "" or large == (kind == "projected clip"))
 
 
 def _text_tensors(module: nn.Module) -> dict[str, Tensor]:
