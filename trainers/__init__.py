@@ -100,6 +100,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
     memory/                         where weights and activations live, and in what form
         placement.py                decided once for a run
         block_swap.py               blocks that come when they are needed
+        activation_offload.py       activations that wait in main memory
         frozen_layers.py            layers that leave autograd no weight
         quantization.py             weights in 8 bits
         alive_bytes.py              tensors that are in memory, counted

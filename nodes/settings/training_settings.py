@@ -202,10 +202,10 @@ class MemorySettings(io.ComfyNode):
             node_id="FineTuneMemory",
             display_name="Training Memory",
             category=CATEGORY,
-            search_aliases=("vram", "low memory", "gradient checkpointing", "fp8", "int8", "mixed precision", "torch "
-                                                                                                              "compile"),
+            search_aliases=("vram", "low memory", "gradient checkpointing", "fp8", "int8", "mixed precision",
+                            "block swap", "blocks to swap", "offload", "torch compile"),
             description="What is traded for memory and speed: precision, checkpointing, 8-bit storage of what does not "
-                        "train, compiling.",
+                        "train, blocks that come when they are needed, compiling.",
             inputs=[
                 widget(MemorySpec, "precision",
                        tooltip="Precision of what does not train, and of the arithmetic; what trains stays fp32. auto: bf16 "
@@ -225,6 +225,16 @@ class MemorySettings(io.ComfyNode):
                 widget(MemorySpec, "cache_days", expert=True,
                        tooltip="Encoded images and captions that no run has used for so many days are removed from the disk "
                                "when a run starts. They can always be made again."),
+                widget(MemorySpec, "swapped_blocks", expert=True,
+                       tooltip="So many blocks of a denoiser that does not train wait in main memory and come to the GPU just "
+                               "in time. Two of them are there at once, so 1 and 2 save nothing. On the CPU they wait on the "
+                               "disk. Results stay the same."),
+                widget(MemorySpec, "offload_activations", expert=True,
+                       tooltip="What gradient_checkpointing remembers waits in main memory. Saves about 1 GB with Flux at "
+                               "1024 pixels. Results stay the same. Only on a GPU."),
+                widget(MemorySpec, "text_precision", expert=True,
+                       tooltip="How the weights of text encoders are stored while captions are encoded beforehand: same as "
+                               "precision, or in 8 bits, which halves the 9.5 GB of T5."),
             ],
             outputs=[sockets.Memory.Output(display_name="memory", tooltip="For memory on any Train node.")],
         )

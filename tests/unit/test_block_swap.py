@@ -1,4 +1,5 @@
 """Blocks that come when they are needed: nothing in the numbers shows it, and no more of them are there than planned."""
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
+from finetune.trainers.memory.activation_offload import Offloaded
 from finetune.trainers.memory.alive_bytes import AliveBytes
 from finetune.trainers.memory.block_swap import BlockSwap, chosen
 from finetune.trainers.memory.frozen_layers import FrozenLayer
@@ -45,7 +47,7 @@ def blocks_of(model):
     return [*model.transformer_blocks, *getattr(model, "single_transformer_blocks", [])]
 
 
-def steps_of(model, kind, checkpointing, steps=3):
+def steps_of(model, kind, checkpointing, steps=3, around=nullcontext):
     """Outputs without gradients, losses and adapters of a short training, with previews between the steps."""
     torch.manual_seed(2)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=TARGETS[kind], init_lora_weights=False), model)
@@ -57,7 +59,8 @@ def steps_of(model, kind, checkpointing, steps=3):
     for _ in range(steps):
         with torch.no_grad():
             seen.append(model(**inputs(kind))[0])
-        loss = model(**inputs(kind))[0].square().mean()
+        with around():
+            loss = model(**inputs(kind))[0].square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -83,6 +86,28 @@ def test_the_same_bits_as_without(kind, home, precision, checkpointing, swapped,
     expected, found = steps_of(plain, kind, checkpointing), steps_of(swapping, kind, checkpointing)
     assert len(found) == len(expected) and all(map(torch.equal, found, expected))
     assert len(swap.there) == min(2, swapped)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_activations_that_wait_elsewhere(kind, checkpointing):
+    """The bits are those without. Weights never go; the inputs of the blocks do."""
+    moved = []
+
+    class Watched(Offloaded):
+        def _away(self, tensor):
+            back = super()._away(tensor)
+            if back().data_ptr() != tensor.data_ptr():
+                moved.append(tensor.detach().clone())
+            return back
+
+    expected = steps_of(tiny(kind).requires_grad_(False), kind, checkpointing)
+    model = tiny(kind).requires_grad_(False)
+    found = steps_of(model, kind, checkpointing, around=lambda: Watched(smallest=256))
+    assert all(map(torch.equal, found, expected))
+    assert sum(each.numel() == 2 * 16 * 32 for each in moved) >= 3 * len(blocks_of(model))
+    weights = [value for value in model.parameters() if value.dim() == 2 and not value.requires_grad]
+    assert not any(torch.equal(each, weight) or torch.equal(each, weight.T) for each in moved for weight in weights)
 
 
 def test_blocks_are_spread_and_come_before_they_are_asked_for(tmp_path):

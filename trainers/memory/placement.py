@@ -1,6 +1,6 @@
 """Where the components of a model live and in what form, decided once for a run: loading, encoding and previews ask."""
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spec import MemorySpec
+from .activation_offload import Offloaded
 from .block_swap import BlockSwap, chosen
 from .frozen_layers import is_wide, keep_packed
 from .quantization import PACKED, Precision, pack
@@ -40,12 +41,14 @@ class Placement:
     """Blocks of the denoiser that come to the device when they are needed, from main memory or, on the CPU, from a file."""
     folder: Path = Path()
     """Of that file."""
+    offloads: bool = False
+    """Whether what the backward pass needs leaves the device meanwhile."""
 
     @classmethod
     def of(cls, memory: MemorySpec, device: torch.device, dtype: torch.dtype, trains_base: bool = False,
            folder: Path = Path()) -> "Placement":
         return cls(device, dtype, torch.float32 if trains_base else dtype, memory.frozen_precision, memory.text_precision,
-                   memory.swapped_blocks, folder)
+                   memory.swapped_blocks, folder, memory.offload_activations and device.type != "cpu")
 
     @property
     def captions_at_once(self) -> int:
@@ -59,6 +62,10 @@ class Placement:
             yield module.to(self.device)
         finally:
             module.cpu()
+
+    def around_forward(self) -> AbstractContextManager:
+        """To be entered for a forward pass of the denoiser that a backward pass follows."""
+        return Offloaded() if self.offloads else nullcontext()
 
     def keeper(self, blocks: Sequence[nn.Module]) -> Place:
         """`placing` for the weights of a frozen denoiser, which may still be without any. `blocks` are those of it that can

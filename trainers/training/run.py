@@ -136,7 +136,7 @@ class Training:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = make_optimizer(spec.optimizer, groups, spec.training.steps)
         self.schedule = make_schedule(spec.schedule, optimizer, spec.training.steps)
-        model = ConditionedModel(self.family, denoiser, self.data.text)
+        model = ConditionedModel(self.family, denoiser, self.data.text, self.placement.around_forward)
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         count = sum(each.numel() for each in self.parameters.values())
         decay = spec.training.ema_decay
