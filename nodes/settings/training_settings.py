@@ -226,11 +226,11 @@ class MemorySettings(io.ComfyNode):
                        tooltip="Encoded images and captions that no run has used for so many days are removed from the disk "
                                "when a run starts. They can always be made again."),
                 widget(MemorySpec, "swapped_blocks", expert=True,
-                       tooltip="So many blocks of a denoiser that does not train wait in main memory and come to the GPU just "
-                               "in time. Two of them are there at once, so 1 and 2 save nothing. On the CPU they wait on the "
-                               "disk. Results stay the same."),
+                       tooltip="So many blocks of a denoiser that does not train wait in main memory and come to the GPU "
+                               "just in time. Two of them are there at once, so 1 and 2 save nothing. On the CPU they wait "
+                               "on the disk. Results stay the same."),
                 widget(MemorySpec, "offload_activations", expert=True,
-                       tooltip="What gradient_checkpointing remembers waits in main memory. Saves about 1 GB with Flux at "
+                       tooltip="What gradient_checkpointing remembers waits in main memory. Saves about 2 GB with Flux at "
                                "1024 pixels. Results stay the same. Only on a GPU."),
                 widget(MemorySpec, "text_precision", expert=True,
                        tooltip="How the weights of text encoders are stored while captions are encoded beforehand: same as "
