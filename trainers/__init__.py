@@ -154,7 +154,13 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         tensor_header.py            the header of a safetensors file, checked
         tensor_files.py             tensors read and written one at a time
         weights.py                  the numbers of a file, whatever their precision
-        scaled_weights.py           8-bit weights beside a scale
+        quantized/                  quantized weights as numbers, a file for each layout
+            layout.py               what layouts share
+            notes.py                what a file says of its layers
+            scaled.py               fp8 and int8 with a scale
+            rotated.py              int8 with rotated inputs
+            mxfp8.py                fp8 with a scale for every 32 inputs
+            nvfp4.py                four bits with a scale for every 16 inputs
         rounding.py                 whether two tensors differ by rounding alone
         torch_files.py              .pt and .bin without running what is in them
         metadata.py                 what headers tell

@@ -2,14 +2,17 @@
 from .mutation import Mutation
 
 HEADER, TENSORS = "trainers/artifacts/tensor_header.py", "trainers/artifacts/tensor_files.py"
-SCALES, ARCHIVES = "trainers/artifacts/scaled_weights.py", "trainers/artifacts/torch_files.py"
+SCALES, ARCHIVES = "trainers/artifacts/quantized/scaled.py", "trainers/artifacts/torch_files.py"
+QUANTIZED, LAYOUT = "trainers/artifacts/quantized/__init__.py", "trainers/artifacts/quantized/layout.py"
+NUMBERS = "unit/test_quantized_layers.py::test_the_numbers_are_those_that_comfyui_reads"
 WORDS, EMBEDDING = "trainers/artifacts/embedding_words.py", "trainers/artifacts/embedding.py"
 FAMILY = "trainers/artifacts/layer_names/family.py"
 LIBRARY, CARDS = "trainers/artifacts/embedding_library.py", "trainers/stacking/cards.py"
 RULE, ERRORS = "trainers/words.py", "trainers/errors.py"
 HEADERS = "unit/test_tensor_header.py"
 FOREIGN = "unit/test_foreign_embeddings.py"
-SCALED = "unit/test_scaled_weights.py"
+SCALED = "unit/test_scaled_weights.py::test_every_part_has_the_numbers_of_the_file_without_scales"
+REFUSED = "unit/test_scaled_weights.py::test_layouts_that_are_not_understood_are_refused"
 
 MUTATIONS = [
     # ---- the header of a safetensors file: each check taken away -------------------------------------------------------
@@ -103,31 +106,46 @@ MUTATIONS = [
              "file.seek(start + begin - 1)", "unit/test_tensor_header.py::test_what_the_format_allows_is_read"),
     Mutation("the hash of a file covers no tensors", TENSORS,
              "                    digest.update(data)\n", "", "unit/test_checkpoint_file.py::test_metadata"),
-    # ---- scales --------------------------------------------------------------------------------------------------------
-    Mutation("scales are left out", SCALES,
-             "_scaled(entry, entries[scales[name]], title) if name in scales else entry",
-             "entry", "unit/test_scaled_weights.py::test_every_part_has_the_numbers_of_the_file_without_scales"),
+    # ---- quantized weights ---------------------------------------------------------------------------------------------
+    Mutation("scales are left out", QUANTIZED,
+             "read.get(name, entry)", "entry",
+             SCALED),
     Mutation("weights are divided by their scales", SCALES,
-             "entry.tensor().to(torch.float32).mul_(factor())", "entry.tensor().to(torch.float32).div_(factor())",
-             "unit/test_scaled_weights.py::test_every_part_has_the_numbers_of_the_file_without_scales"),
+             ".to(torch.float32).mul_(scales[part]", ".to(torch.float32).div_(scales[part]",
+             SCALED),
     Mutation("scales of rows multiply columns", SCALES,
-             "reshape(-1, *[1] * (len(entry.shape) - 1))", "reshape(*[1] * (len(entry.shape) - 1), -1)",
-             "unit/test_scaled_weights.py::test_every_part_has_the_numbers_of_the_file_without_scales"),
-    Mutation("the newer name of scales is not known", SCALES,
-             'SCALES = ("scale_weight", "weight_scale")', 'SCALES = ("scale_weight",)',
-             "unit/test_scaled_weights.py::test_every_part_has_the_numbers_of_the_file_without_scales"),
-    Mutation("scales stay among the weights", SCALES,
-             "if name not in beside and name not in scales.values()}", "if name not in beside}",
-             "unit/test_scaled_weights.py::test_every_part_has_the_numbers_of_the_file_without_scales"),
-    Mutation("layouts with blocks are read as noise", SCALES,
+             "reshape(-1, *[1] * (len(weight.shape) - 1))", "reshape(*[1] * (len(weight.shape) - 1), -1)",
+             SCALED),
+    Mutation("the newer name of scales is not known", QUANTIZED,
+             'NEWER = {"weight_scale": "weight_scale", ', "NEWER = {",
+             SCALED),
+    Mutation("scales stay among the weights", QUANTIZED,
+             "if name not in taken and not BESIDE", "if not BESIDE",
+             SCALED),
+    Mutation("layouts with blocks are read as noise", QUANTIZED,
              "    if other is not None:\n",
-             "    if False:\n", "unit/test_scaled_weights.py::test_layouts_that_are_not_understood_are_refused"),
+             "    if False:\n", REFUSED),
     Mutation("packed bytes are read as numbers", SCALES,
-             "return entry.dtype.is_floating_point or entry.dtype == torch.int8",
-             "return True", "unit/test_scaled_weights.py::test_layouts_that_are_not_understood_are_refused"),
+             "is_value = weight.dtype.is_floating_point or weight.dtype == torch.int8",
+             "is_value = True", REFUSED),
     Mutation("rotated weights are read as plain", SCALES,
-             'str(note.get("format")) + " with rotated weights" * _is_rotated(note)',
-             'str(note.get("format"))', "unit/test_scaled_weights.py::test_layouts_that_are_not_understood_are_refused"),
+             'if stored.said("convrot"):', "if False:", NUMBERS),
+    Mutation("rotated weights are scaled without their length", "trainers/artifacts/quantized/rotated.py",
+             "factor() / group**0.5", "factor() / group", NUMBERS),
+    Mutation("block scales lie in rows", LAYOUT, "tiles.permute(0, 3, 2, 1, 4)", "tiles.permute(0, 2, 3, 1, 4)", NUMBERS),
+    Mutation("tiles of block scales lie in columns", LAYOUT,
+             "_up(rows, 128) // 128, _up(blocks, 4) // 4, 32, 4, 4)",
+             "_up(blocks, 4) // 4, _up(rows, 128) // 128, 32, 4, 4).transpose(0, 1)", NUMBERS),
+    Mutation("the second of two numbers in a byte comes first", "trainers/artifacts/quantized/nvfp4.py",
+             "torch.tensor(NUMBERS))  # of", "torch.tensor(NUMBERS)).flip(1)  # of", NUMBERS),
+    Mutation("the scale over all blocks is left out", "trainers/artifacts/quantized/nvfp4.py",
+             "scales.mul_(over_all.tensor().to(torch.float32).reshape(()))", "scales", NUMBERS),
+    Mutation("rows are computed once and no more", LAYOUT, "for start in range(0, max(1, shape[0]), step)",
+             "for start in range(0, step, step)", NUMBERS),
+    Mutation("block scales of any number are believed", LAYOUT, "and prod(scale.shape) == _up(rows, 128) * _up(blocks, 4)",
+             "", "unit/test_quantized_layers.py::test_what_does_not_belong_together_is_refused"),
+    Mutation("GGUF files are called damaged", "trainers/artifacts/tensor_header.py", "if start.startswith(GGUF):",
+             "if False:", "unit/test_tensor_header.py::test_gguf_files_are_named"),
     # ---- PyTorch's own files -------------------------------------------------------------------------------------------
     Mutation("a zip bomb is unpacked", ARCHIVES,
              "if unpacked > size or any(part.compress_type", "if any(part.compress_type is None and part.compress_type",

@@ -10,6 +10,7 @@ from finetune.trainers.artifacts import tensor_header
 from finetune.trainers.artifacts.tensor_files import read_entries
 from finetune.trainers.artifacts.tensor_header import MAXIMUM_HEADER, read_header
 from finetune.trainers.errors import UserError
+from finetune.trainers.families.recognition import recognize
 from safetensors.torch import save_file
 
 TENSOR = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
@@ -164,3 +165,14 @@ def test_a_file_that_shrinks_or_goes_after_its_header_was_read(tmp_path):
     path.unlink()
     with pytest.raises(UserError, match="'gone.safetensors' cannot be read any more"):
         tensor.tensor()
+
+
+def test_gguf_files_are_named(tmp_path):
+    """Whatever their ending is: people rename them, and some programs list them among the others."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + bytes(64))
+    with pytest.raises(UserError, match="'model.safetensors' is a GGUF file.*bf16, fp16, fp8 or int8 .safetensors"):
+        read_header(path)
+    named = path.rename(tmp_path / "model.gguf")
+    with pytest.raises(UserError, match="'model' is a GGUF file"):
+        recognize(str(named), "model")

@@ -25,6 +25,8 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
 """In the order in which the format's library lays tensors out: the widest first, which keeps all of them aligned."""
+if hasattr(torch, "float8_e8m0fnu"):  # newer than the oldest torch
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -70,9 +72,18 @@ class Entry:
         """Rounded to one byte a number in the file."""
         return self.dtype.is_floating_point and (self.stored or self.dtype).itemsize == 1
 
-    def tensor(self) -> Tensor:
-        pieces = list(self.pieces())
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Whole. Numbers that are not whole ones are converted to `dtype`, a piece after the other, so that they are never
+        held twice."""
+        whole, done = torch.empty(0), 0
+        for piece in self.pieces():
+            wanted = dtype if dtype is not None and piece.is_floating_point() else piece.dtype
+            if piece.shape == self.shape:
+                return piece.to(wanted)
+            whole = whole if done else torch.empty(self.shape, dtype=wanted)
+            whole[done:done + len(piece)] = piece
+            done += len(piece)
+        return whole
 
 
 def finite(entry: Entry, title: str) -> Entry:

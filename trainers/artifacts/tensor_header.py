@@ -28,6 +28,8 @@ BITS = {
     "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }
 """Size of a value of every dtype of the format. Which of them are read is the matter of `tensor_files`."""
+GGUF = b"GGUF"
+"""How files of llama.cpp's format begin, which some have under other endings too."""
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -57,6 +59,11 @@ def read_header(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
                         "download it again.") from None
 
 
+def gguf_refusal(name: str) -> UserError:
+    return UserError(f"{name!r} is a GGUF file, whose blocks of weights are not read here. Take the bf16, fp16, fp8 or int8 "
+                     ".safetensors of the same model.")
+
+
 def data_start(path: Path) -> int:
     """Where the tensors' bytes begin, as the first eight bytes of a file say."""
     with open(path, "rb") as file:
@@ -69,6 +76,8 @@ def _read(path: Path) -> tuple[dict[str, dict], dict[str, str]]:
         raise _Damaged("it is no file")
     with open(path, "rb") as file:
         start = file.read(8)
+        if start.startswith(GGUF):
+            raise gguf_refusal(path.name)
         if len(start) < 8:
             raise _Damaged("it is shorter than the shortest header")
         length = struct.unpack("<Q", start)[0]

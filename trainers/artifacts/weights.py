@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .scaled_weights import without_scales
+from .quantized import without_scales
 from .tensor_files import Entry, read_entries, require_finite
 from .tensor_header import read_header
 

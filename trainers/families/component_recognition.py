@@ -53,15 +53,15 @@ class FoundComponent:
             name = "T5-XXL text encoder"
         return f"{name} ({self.storage})"
 
-    @property
-    def is_small(self) -> bool:
-        """Kept in fewer than 16 bits a number."""
-        return self.storage not in _FULL.values()
-
 
 def components_of(tensors: Mapping[str, dict]) -> tuple[FoundComponent, ...]:
     """Every component of a file, by the tensors of its header (`tensor_header.read_header`)."""
     return (*_denoisers(tensors), *(found for name in tensors if (found := _component_at(name, tensors))))
+
+
+def is_full(storage: str) -> bool:
+    """Kept in 16 bits a number or more."""
+    return storage in _FULL.values()
 
 
 def storage_of(tensors: Mapping[str, dict], prefix: str = "") -> str:
@@ -71,7 +71,7 @@ def storage_of(tensors: Mapping[str, dict], prefix: str = "") -> str:
     for name, facts in tensors.items():
         if name.startswith(prefix) and name.endswith("weight") and len(facts["shape"]) > 1:
             counts[_kept(name, tensors)] += prod(facts["shape"])
-    small = {kind: count for kind, count in counts.items() if kind not in _FULL.values()}
+    small = {kind: count for kind, count in counts.items() if not is_full(kind)}
     chosen = small or counts
     return max(chosen, key=chosen.__getitem__) if chosen else "fp32"
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..artifacts.tensor_files import Entry, require_finite
+from ..artifacts.tensor_files import Entry, finite
 from ..artifacts.tensor_header import data_start, read_header
 from ..artifacts.weights import Weights
 from ..errors import UserError
@@ -51,9 +51,7 @@ class ModelPart:
         Raises UserError where a value is not finite."""
         found = {}
         for file, entry in self._stored():
-            tensor = require_finite(entry.tensor(), entry.name, file)
-            tensor = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-            found[entry.name.removeprefix(self.prefix)] = tensor
+            found[entry.name.removeprefix(self.prefix)] = finite(entry, file).tensor(dtype)
         return found
 
     def entries(self) -> dict[str, Entry]:

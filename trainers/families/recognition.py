@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from ..artifacts.tensor_header import read_header
+from ..artifacts.tensor_header import gguf_refusal, read_header
 from ..errors import UserError
 from ..spec import BaseModelSpec
 from ..spec.base_model import PredictionType
@@ -50,6 +50,8 @@ def recognize(path: str, name: str, prediction: PredictionChoice = "auto", confi
 def _require_readable(file: Path, name: str):
     if not file.exists():
         raise UserError(f"The base model {name!r} is not there. Refresh the node list and choose it again.")
+    if file.suffix.lower() == ".gguf":
+        raise gguf_refusal(name)
     if file.is_file() and file.suffix.lower() not in (".safetensors", ".sft"):
         raise UserError(f"{name!r} is a {file.suffix or 'nameless'} file. Only .safetensors checkpoints are "
                         "read, because other formats can run code; convert it first.")

@@ -4,14 +4,13 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..artifacts.scaled_weights import is_scaled
 from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..errors import UserError
 from ..spec import ComponentSpec
 from ..spec.base_model import PredictionType
 from .component_configs import CONFIGS, config_file, read_config
-from .component_recognition import unet_family
+from .component_recognition import is_full, storage_of, unet_family
 from .model_parts import ModelSource, Recognized, in_file, in_folder
 from .separate_files import WantedPart, separate_components
 from .sizes import UNET, VAE
@@ -155,10 +154,10 @@ def _recognized(source: ModelSource, family: str, tensors: Mapping[str, dict], m
         raise _other_objective(source.name, other)
     _require_layers(tensors, prefix, family, source.name, source.configs)
     weights = Weights.of_file(source.path)
-    eight_bit = any(facts["dtype"].startswith("F8_") for key, facts in tensors.items() if key.startswith(prefix))
+    storage = storage_of(tensors, prefix)
     return Recognized(_prediction(weights, prefix, family, tensors, metadata), components, (source.path, *source.others),
                       "ztsnr" in tensors,
-                      "scaled fp8" if is_scaled(weights.entries) else "fp8" if eight_bit else "")
+                      "" if is_full(storage) else storage)
 
 
 # ---- separate files ------------------------------------------------------------------------------------------------
