@@ -2,7 +2,8 @@
 
     python -m benchmarks.contenders NAME JOB
 
-JOB is JSON: {"checkpoint", "images", "folder", "latent", "rank", "steps"}. All use batches of one image.
+JOB is JSON: {"family", "depth", "checkpoint", "configs", "images", "folder", "latent", "rank", "steps"}. All use batches of
+one image.
 """
 import json
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from .measuring import Turns
 from .pack import become_host, comfyui_folder
+from .rival_models import MODELS
 
-LATENT_CHANNELS, TOKENS, TEXT_WIDTH = 4, 77, 768
 LEARNING_RATE = 1e-4
 
 
@@ -26,7 +27,8 @@ def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpoin
 
     folder = Path(job["folder"])
     spec = specs.RunSpec(
-        name="ours", base=recognize(job["checkpoint"], "random"), dataset=scan_folder(job["images"], "noise"),
+        name="ours", base=recognize(job["checkpoint"], "random", configs=job["configs"]),
+        dataset=scan_folder(job["images"], "noise"),
         method=specs.LoraSpec(rank=job["rank"], alpha=job["rank"]),
         optimizer=specs.OptimizerSpec(learning_rate=LEARNING_RATE),
         training=specs.TrainingSpec(steps=job["steps"], resolution=8 * job["latent"]),
@@ -43,36 +45,31 @@ def ours(job: dict, turn: Callable[[], None], precision: str = "auto", checkpoin
 
 
 def plain(job: dict, turn: Callable[[], None]):
-    """The loop of diffusers' `train_text_to_image_lora.py` with latents and text states computed beforehand."""
+    """The loop of diffusers' own LoRA examples with latents and text states computed beforehand."""
     import torch
     import torch.nn.functional as functional
     from accelerate import Accelerator
-    from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from peft import LoraConfig
 
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator, rival = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no"), MODELS[job["family"]]
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    unet = load_unet(job, dtype).to(accelerator.device)
+    denoiser = rival.load(job, dtype).to(accelerator.device)
     rank = job["rank"]
-    unet.add_adapter(LoraConfig(
-        r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=["to_k", "to_q", "to_v", "to_out.0"],
-    ))
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    denoiser.add_adapter(LoraConfig(
+        r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(rival.targets)))
+    parameters = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    noise_scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    unet, optimizer, schedule = accelerator.prepare(unet, optimizer, get_scheduler("constant", optimizer))
-    latents, hidden = random_inputs(job, accelerator.device, dtype)
-    unet.train()
+    denoiser, optimizer, schedule = accelerator.prepare(denoiser, optimizer, get_scheduler("constant", optimizer))
+    latents, text = rival.latents(job, accelerator.device, dtype), rival.text(accelerator.device, dtype)
+    denoiser.train()
     for _ in range(job["steps"]):
-        with accelerator.accumulate(unet):
-            noise = torch.randn_like(latents)
-            timesteps = torch.randint(0, 1000, (len(latents),), device=latents.device).long()
-            noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-            predicted = unet(noisy, timesteps, hidden, return_dict=False)[0]
-            loss = functional.mse_loss(predicted.float(), noise.float(), reduction="mean")
+        with accelerator.accumulate(denoiser):
+            noisy, timesteps, target = rival.noised(latents)
+            predicted = rival.predict(denoiser, noisy, timesteps, text)
+            loss = functional.mse_loss(predicted.float(), target.float(), reduction="mean")
             accelerator.gather(loss.repeat(1)).mean().item()
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(parameters, 1.0)
@@ -83,39 +80,19 @@ def plain(job: dict, turn: Callable[[], None]):
 
 
 def floor(job: dict, turn: Callable[[], None]):
-    """One forward pass of the frozen UNet and one backward pass to its input: no adapters, no optimizer."""
+    """One forward pass of the frozen denoiser and one backward pass to its input: no adapters, no optimizer."""
     import torch
     import torch.nn.functional as functional
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu, rival = torch.cuda.is_available(), MODELS[job["family"]]
     device, dtype = (torch.device("cuda"), torch.bfloat16) if on_gpu else (torch.device("cpu"), torch.float32)
-    unet = load_unet(job, dtype).to(device)
-    latents, hidden = random_inputs(job, device, dtype)
+    denoiser = rival.load(job, dtype).to(device)
+    latents, text = rival.latents(job, device, dtype), rival.text(device, dtype)
     for _ in range(job["steps"]):
         start = latents.clone().requires_grad_()
         timesteps = torch.randint(0, 1000, (len(latents),), device=device)
-        functional.mse_loss(unet(start, timesteps, hidden).sample, latents).backward()
+        functional.mse_loss(rival.predict(denoiser, start, timesteps, text), latents).backward()
         turn()
-
-
-def load_unet(job: dict, dtype):
-    """The frozen UNet of the checkpoint, loaded by diffusers."""
-    from diffusers import UNet2DConditionModel
-
-    from trainers.families.component_configs import CONFIGS
-
-    unet = UNet2DConditionModel.from_single_file(
-        job["checkpoint"], config=str(CONFIGS / "sd1"), subfolder="unet", torch_dtype=dtype, local_files_only=True
-    )
-    return unet.requires_grad_(False)
-
-
-def random_inputs(job: dict, device, dtype):
-    """Latents and text states of one image."""
-    import torch
-
-    latents = torch.randn(1, LATENT_CHANNELS, job["latent"], job["latent"]).to(device, dtype)
-    return latents, torch.randn(1, TOKENS, TEXT_WIDTH).to(device, dtype)
 
 
 def native(job: dict, turn: Callable[[], None], dtype: str, checkpointing: bool):
@@ -127,12 +104,14 @@ def native(job: dict, turn: Callable[[], None], dtype: str, checkpointing: bool)
     from comfy_extras.nodes_train import TrainLoraNode
 
     comfy.utils.set_progress_bar_global_hook(lambda *_, **__: turn())
+    rival = MODELS[job["family"]]
     with torch.inference_mode():
         model = comfy.sd.load_checkpoint_guess_config(job["checkpoint"], output_vae=False, output_clip=False)[0]
-        latents, hidden = random_inputs(job, "cpu", torch.float32)
+        latents, text = rival.latents(job, "cpu", torch.float32), rival.text("cpu", torch.float32)
+        said = [[text["hidden"], {"pooled_output": text["pooled"]} if "pooled" in text else {}]]
         images = [{"samples": latents}, {"samples": latents}]  # with a single one, version 0.3.75 fails
         TrainLoraNode.PREPARE_CLASS_CLONE(None).execute(
-            model=[model], latents=images, positive=[[[hidden, {}]]], batch_size=[1],
+            model=[model], latents=images, positive=[said], batch_size=[1],
             steps=[job["steps"]], grad_accumulation_steps=[1], learning_rate=[LEARNING_RATE], rank=[job["rank"]],
             optimizer=["AdamW"], loss_function=["MSE"], seed=[0], training_dtype=[dtype], lora_dtype=[dtype],
             algorithm=["LoRA"], gradient_checkpointing=[checkpointing], existing_lora=["[None]"],
