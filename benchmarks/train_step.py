@@ -161,7 +161,8 @@ def details(numbers: Numbers, family: str, depth: int, latent: int, repeats: int
 
     return {
         "family": family, "depth": depth if family != "sd1" else None, "latent": latent, "repeats": repeats,
-        "rank": RANK, "batch_size": 1, "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
+        "rank": RANK, "batch_size": 1,
+        "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
         "versions": library_versions("torch", "diffusers", "peft", "accelerate", "transformers"),
         "steps_disturbed_by_other_programs": numbers.disturbed,
         "seconds_per_step": {name: Summary.of(values).as_dict() for name, values in numbers.seconds.items()},
