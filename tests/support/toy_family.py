@@ -58,11 +58,10 @@ class Vae(nn.Module):
 def make_files(folder: Path) -> list[Path]:
     """A random model: the files of its denoiser, its text encoders and its VAE."""
     encoders = nn.ModuleDict({name: nn.Embedding(64, width) for name, width in ENCODERS.items()})
-    files = [folder / f"toy_{name}.safetensors" for name in ("denoiser", "text", "vae")]
     folder.mkdir(parents=True, exist_ok=True)
-    for file, module in zip(files, (Transformer(), encoders, Vae()), strict=True):
-        save_file(dict(module.state_dict()), file)
-    return files
+    for name, module in (modules := {"denoiser": Transformer(), "text": encoders, "vae": Vae()}).items():
+        save_file(dict(module.state_dict()), folder / f"toy_{name}.safetensors")
+    return [folder / f"toy_{name}.safetensors" for name in modules]
 
 
 class ToyNames(FamilyNames):
@@ -93,8 +92,7 @@ class Toy(Family):
     def recognize(self, source):
         if source.layout != "separate_files" or not self.layer_names.owns_model(read_header(source.path)[0]):
             return None
-        vae = next(path for path in source.others if "decoder.weight" in read_header(path)[0])
-        text = next(path for path in source.others if path != vae)
+        [text, vae] = sorted(source.others, key=lambda path: "decoder.weight" in read_header(path)[0])
         parts = (ComponentSpec(name="denoiser", path=str(source.path)), ComponentSpec(name="vae", path=str(vae)), *(
             ComponentSpec(name=name, path=str(text), prefix=f"{name}.") for name in ENCODERS))
         return Recognized("flow", parts, (source.path, *source.others))
@@ -114,9 +112,12 @@ class Toy(Family):
     def load_tokenizers(self, base):
         return {"words": clip_tokenizer()}
 
-    def load_text(self, base, dtype):
+    def encoder_names(self, base):
+        return tuple(ENCODERS)
+
+    def load_text(self, base, dtype, only=tuple(ENCODERS)):
         return TextEncoders(self.load_tokenizers(base), {
-            name: load_into(nn.Embedding(64, width), base, name, dtype) for name, width in ENCODERS.items()})
+            name: load_into(nn.Embedding(64, ENCODERS[name]), base, name, dtype) for name in only})
 
     def token_count(self, tokenizers, caption):
         return len(tokenizers["words"](caption).input_ids) - 2, WORDS - 2

@@ -1,5 +1,5 @@
 """What is encoded once and kept on disk: images as latents, captions as conditioning."""
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -158,10 +158,17 @@ class CaptionCache:
     what is not on disk is encoded when it is asked for. It is not written: a long run would fill the disk with captions that
     never come again, and encoding one takes a small part of a step. Captions are always encoded one by one, so that the
     same caption has the same bits whichever way it comes.
+
+    Text encoders in `trained` are left out: what the others say is then kept as it is, labeled, and joined in every step.
+    Those do not see the words in `hidden`.
     """
 
-    def __init__(self, spec: RunSpec, family: Family, placement: Placement):
+    def __init__(self, spec: RunSpec, family: Family, placement: Placement, trained: Collection[str] = (),
+                 hidden: Collection[str] = ()):
         self.spec, self.family, self.placement = spec, family, placement
+        self.trained, self.hidden = trained, hidden
+        self.frozen = [name for name in family.encoder_names(spec.base) if name not in trained]
+        self.join = Conditioning.labeled if trained else family.joined
         self.cache = TensorCache(Path(spec.folders.caches) / CAPTIONS)
         self.text: TextEncoders | None = None
         self.encoding = Lock()  # a preview may ask while micro-batches are read ahead, and tokenizers serve one thread only
@@ -174,7 +181,9 @@ class CaptionCache:
         training = self.spec.training
         length = [training.text_length] if training.text_length else []  # entries from before there was a choice stay valid
         stored = [] if self.placement.text_storage == "same" else [self.placement.text_storage]
-        return TensorCache.key(self.identity, str(self.placement.frozen), training.clip_skip, *length, *stored, caption)
+        partly = [self.frozen, sorted(self.hidden)] if self.trained else []
+        return TensorCache.key(self.identity, str(self.placement.frozen), training.clip_skip, *length, *stored, *partly,
+                               caption)
 
     def keep_encoders(self) -> int:
         """Load the text encoders for good; returns their bytes."""
@@ -182,8 +191,9 @@ class CaptionCache:
         return sum(each.numel() * each.element_size() for each in self.text.parameters())
 
     def _load(self) -> TextEncoders:
-        text = load_text(self.spec, self.family, self.placement.frozen)
+        text = load_text(self.spec, self.family, self.placement.frozen, self.frozen)
         self.placement.settle_text(text)
+        text.aliases = dict.fromkeys(self.hidden, "")
         return text
 
     def fill(self, captions: Sequence[str], emit: Emit):
@@ -195,13 +205,15 @@ class CaptionCache:
             return
         emit(PhaseEvent(text="loading the text encoders", stage="captions"))
         each = (self._encode(self.text, caption) for caption in missing) if self.text else encoded(
-            self.family, self._load(), missing, self.placement)
+            self.family, self._load(), missing, self.placement, self.join)
         for done, (caption, conditioning) in enumerate(zip(missing, each, strict=True), start=1):
             self.cache.put(keys[caption], conditioning.entry())
             emit(EncodingEvent(what="captions", done=done, total=len(missing)))
 
     def batch(self, captions: Sequence[str]) -> Conditioning:
-        """On the CPU."""
+        """On the CPU; nothing where all text encoders train."""
+        if not self.frozen:
+            return Conditioning()
         single = {caption: self._single(caption) for caption in dict.fromkeys(captions)}
         return Conditioning.collated([single[caption] for caption in captions])
 
@@ -218,12 +230,15 @@ class CaptionCache:
         """Outside of any autocast, as if nothing else ran: previews ask from inside one."""
         device = next(text.parameters()).device
         with self.encoding, torch.no_grad(), torch.autocast(device.type, enabled=False):
-            return self.family.encode_captions(text, [caption])
+            return self.join({name: self.family.encode_with(text, name, [caption]) for name in text.encoders})
 
 
 @torch.no_grad()
-def encoded(family: Family, text: TextEncoders, captions: Sequence[str], placement: Placement) -> Iterator[Conditioning]:
-    """The conditioning of each caption, on the CPU. Text encoders are on the device one at a time."""
+def encoded(family: Family, text: TextEncoders, captions: Sequence[str], placement: Placement,
+            join: Callable[[Mapping[str, Conditioning]], Conditioning] | None = None) -> Iterator[Conditioning]:
+    """The conditioning of each caption, on the CPU, joined as the family does if not by `join`. Text encoders are on the
+    device one at a time."""
+    join = join or family.joined
     for start in range(0, len(captions), placement.captions_at_once):
         said: dict[str, dict[str, Conditioning]] = {}
         chosen = captions[start:start + placement.captions_at_once]
@@ -232,10 +247,11 @@ def encoded(family: Family, text: TextEncoders, captions: Sequence[str], placeme
                 for caption in chosen:
                     states = family.encode_with(text, name, [caption]).to(torch.device("cpu"))
                     said.setdefault(caption, {})[name] = states
-        yield from (family.joined(said[caption]) for caption in chosen)
+        yield from (join(said[caption]) for caption in chosen)
 
 
-def load_text(spec: RunSpec, family: Family, dtype: torch.dtype) -> TextEncoders:
-    text = family.load_text(spec.base, dtype)
+def load_text(spec: RunSpec, family: Family, dtype: torch.dtype, only: Collection[str]) -> TextEncoders:
+    """Some of the text encoders of a run, set as it says."""
+    text = family.load_text(spec.base, dtype, only)
     text.clip_skip, text.text_length = spec.training.clip_skip, spec.training.text_length
     return text

@@ -77,6 +77,26 @@ class Conditioning:
         """What models with distilled guidance are told: "guidance" float [count]."""
         return Conditioning({"guidance": torch.full((count,), strength)})
 
+    # ---- what several text encoders say, before it is joined ---------------------------------------------------------
+
+    @staticmethod
+    def labeled(said: Mapping[str, "Conditioning"]) -> "Conditioning":
+        """What text encoders say as one, each name behind that of its encoder: "te3/hidden"."""
+        return Conditioning(
+            {f"{encoder}/{name}": tensor for encoder, each in said.items() for name, tensor in each.tensors.items()},
+            {f"{encoder}/{name}": mask for encoder, each in said.items() for name, mask in each.masks.items()})
+
+    def said_by(self, encoder: str) -> "Conditioning":
+        """The part of `labeled` that is of this encoder."""
+        start = f"{encoder}/"
+        return Conditioning(*({name.removeprefix(start): each for name, each in part.items() if name.startswith(start)}
+                              for part in (self.tensors, self.masks)))
+
+    def unlabeled(self) -> "Conditioning":
+        """The rest, of no encoder."""
+        return Conditioning(*({name: each for name, each in part.items() if "/" not in name}
+                              for part in (self.tensors, self.masks)))
+
     # ---- as caches keep it -----------------------------------------------------------------------------------------
 
     def entry(self) -> dict[str, Tensor]:

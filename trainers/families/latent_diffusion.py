@@ -107,6 +107,9 @@ class LatentDiffusion(KlLatents, Family[nn.Module, "UNet2DConditionModel"]):
         count = len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2
         return count, tokenizer.model_max_length - 2
 
+    def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
+        return tuple(self.text_places)
+
     def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
         return TEXT_LORA_TARGET
 

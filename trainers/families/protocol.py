@@ -3,7 +3,7 @@
 A family is one object. It holds no weights: `load_*` functions return modules and the other functions take them, so
 that parts can be loaded, used and freed one at a time.
 """
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -116,6 +116,8 @@ class Family(Protocol[Vae, Denoiser]):
     lora_preset: LoraPreset
     embedding_keys: Mapping[str, str]
     """Text encoder → the name of its vectors in embedding files."""
+    large_encoders: Collection[str] = ()
+    """Text encoders that recipes leave as they are, such as T5: they learn only where that is asked for."""
     layer_names: FamilyNames
     """The names of its layers in every program's files, and their blocks."""
 
@@ -174,7 +176,13 @@ class Family(Protocol[Vae, Denoiser]):
         """The autoencoder in float32 (half precision overflows in SDXL's)."""
         ...
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders: ...
+    def encoder_names(self, base: BaseModelSpec) -> Sequence[str]:
+        """The text encoders of a base, in the order in which `joined` takes what they say."""
+        ...
+
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
+        """The text encoders of a base, or only some."""
+        ...
 
     def reads_text_length(self, base: BaseModelSpec) -> bool:
         """Whether a text encoder of this base takes captions of any length, so that `TextEncoders.text_length` counts."""

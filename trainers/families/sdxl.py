@@ -1,5 +1,5 @@
 """Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952): two text encoders, pooled text and size conditioning."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -45,12 +45,11 @@ class StableDiffusionXL(LatentDiffusion):
     def base_metadata(self, base: BaseModelSpec) -> Mapping[str, str]:
         return {**self.metadata, "modelspec.implementation": "https://github.com/Stability-AI/generative-models"}
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
         """"te1" is CLIP ViT-L, "te2" OpenCLIP ViT-bigG; the second pads with "!" (token 0)."""
         return TextEncoders(self.load_tokenizers(base), {
-            "te1": text_loading.load_clip(base, "text_encoder", dtype),
-            "te2": text_loading.load_clip(base, "text_encoder_2", dtype, projection=True),
-        })
+            name: text_loading.load_clip(base, self.text_places[name][0], dtype, projection=name == "te2")
+            for name in self.text_places if only is None or name in only})
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
         return {

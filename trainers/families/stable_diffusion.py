@@ -1,5 +1,5 @@
 """Stable Diffusion 1.x and 2.x: one text encoder, cross-attention on its token states."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -45,9 +45,10 @@ class StableDiffusion(LatentDiffusion):
         """Both sizes of SD 2.x have the same shapes; only the one for 768 predicts v."""
         return 512 if self.own_layer == 2 and base.prediction_type == "epsilon" else super().native_resolution(base)
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
-        encoder = text_loading.load_clip(base, "text_encoder", dtype)
-        return TextEncoders(self.load_tokenizers(base), {"te": encoder})
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
+        wanted = only is None or "te" in only
+        encoders = {"te": text_loading.load_clip(base, "text_encoder", dtype)} if wanted else {}
+        return TextEncoders(self.load_tokenizers(base), encoders)
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
         return {"te": text_loading.load_tokenizer(base, "tokenizer", self.pad_token)}

@@ -1,6 +1,7 @@
 """Fine-tuning of the model's own weights. With class images it is DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)."""
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -9,9 +10,12 @@ from ..errors import UserError
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
 from ..reports import Saved
-from ..spec import FullSpec, RunSpec
+from ..spec import BaseModelSpec, FullSpec, RunSpec
 from ..spec.blocks import covers
-from .protocol import Parts, trainable
+from .protocol import Parts, chosen_encoders, large_encoder_notes, trainable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Full:
@@ -19,11 +23,15 @@ class Full:
 
     def __init__(self, spec: FullSpec, learning_rate: float):
         self.spec, self.learning_rate = spec, learning_rate
-        self.requires = frozenset({"full"} | ({"text_encoder"} if self.trains_text() else set()))
+        self.trains_text = spec.text_encoder_learning_rate > 0
+        self.requires = frozenset({"full"} | ({"text_encoder"} if self.trains_text else set()))
         self.zero_terminal = False
 
-    def trains_text(self) -> bool:
-        return self.spec.text_encoder_learning_rate > 0
+    def trained_encoders(self, family: Family, base: BaseModelSpec) -> frozenset[str]:
+        return chosen_encoders(family, base, self.spec.train_t5) if self.trains_text else frozenset()
+
+    def hidden_words(self) -> tuple[str, ...]:
+        return ()
 
     def trains_base(self) -> bool:
         return True
@@ -38,7 +46,7 @@ class Full:
             raise UserError("frozen_blocks freezes every block, so nothing of the denoiser would learn. Leave at least one "
                             "out.")
         self.zero_terminal = spec.objective.zero_terminal_snr
-        return []
+        return large_encoder_notes(family, spec.base, self.spec.train_t5, self.trains_text)
 
     def _frozen(self, block: str) -> bool:
         return any(covers(name, block) for name in self.spec.frozen_blocks)
@@ -47,14 +55,16 @@ class Full:
         for name, parameter in parts.denoiser.named_parameters():
             parameter.requires_grad_(not self._frozen(parts.family.block_of(name)))
         groups = [ParameterGroup("denoiser", self.learning_rate, trainable(parts.denoiser))]
-        if self.trains_text():
-            parts.text.requires_grad_(True)
-            reached = reached_by(parts.family.encode_captions(parts.text, [""]).tensors.values())
-            for name, encoder in parts.text.encoders.items():
-                for parameter in encoder.parameters():
-                    parameter.requires_grad_(parameter in reached)
-                groups.append(ParameterGroup(name, self.spec.text_encoder_learning_rate, trainable(encoder)))
+        for name, encoder in self._encoders(parts).items():
+            encoder.requires_grad_(True)
+            reached = reached_by(parts.family.encode_with(parts.text, name, [""]).tensors.values())
+            for parameter in encoder.parameters():
+                parameter.requires_grad_(parameter in reached)
+            groups.append(ParameterGroup(name, self.spec.text_encoder_learning_rate, trainable(encoder)))
         return groups
+
+    def _encoders(self, parts: Parts) -> "dict[str, PreTrainedModel]":
+        return parts.encoders(self.trained_encoders(parts.family, parts.base))
 
     def regularizer(self) -> None:
         return None
@@ -64,7 +74,7 @@ class Full:
 
     def save(self, parts: Parts, folder: Path, name: str, metadata: Mapping[str, str]) -> Saved:
         family, base, dtype = parts.family, parts.base, PRECISIONS[self.spec.file_precision]
-        encoders = dict(parts.text.encoders) if self.trains_text() else {}
+        encoders = self._encoders(parts)
         entries = family.checkpoint_entries(base, parts.denoiser, encoders, dtype, self.zero_terminal)
         files = save_checkpoint(folder, name, entries, {
             "format": "pt", **metadata, **family.size_metadata(base)}, self.spec.shard_size)

@@ -92,8 +92,11 @@ class Hypernetwork:
         self.networks: dict[int, Pair] = {}
         """By the width of what goes in."""
 
-    def trains_text(self) -> bool:
-        return False
+    def trained_encoders(self, family: Family, base: BaseModelSpec) -> frozenset[str]:
+        return frozenset()
+
+    def hidden_words(self) -> tuple[str, ...]:
+        return ()
 
     def trains_base(self) -> bool:
         return False

@@ -2,6 +2,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,11 +15,14 @@ from ..errors import UserError
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
 from ..reports import Saved
-from ..spec import LoraSpec, RunSpec
+from ..spec import BaseModelSpec, LoraSpec, RunSpec
 from ..spec.blocks import covers, value_of
 from . import adapters
 from .adapters import Size
-from .protocol import Parts, trainable
+from .protocol import Parts, chosen_encoders, large_encoder_notes, trainable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Lora:
@@ -26,10 +30,14 @@ class Lora:
 
     def __init__(self, spec: LoraSpec, learning_rate: float):
         self.spec, self.learning_rate = spec, learning_rate
-        self.requires = frozenset({"lora"} | ({"text_encoder"} if self.trains_text() else set()))
+        self.trains_text = spec.text_encoder_learning_rate > 0
+        self.requires = frozenset({"lora"} | ({"text_encoder"} if self.trains_text else set()))
 
-    def trains_text(self) -> bool:
-        return self.spec.text_encoder_learning_rate > 0
+    def trained_encoders(self, family: Family, base: BaseModelSpec) -> frozenset[str]:
+        return chosen_encoders(family, base, self.spec.train_t5) if self.trains_text else frozenset()
+
+    def hidden_words(self) -> tuple[str, ...]:
+        return ()
 
     def trains_base(self) -> bool:
         return False
@@ -41,9 +49,10 @@ class Lora:
                 if not any(covers(name, block) for block in blocks):
                     raise UserError(f"{field} names {name!r}, which is no block of {spec.base.name}. "
                                     f"Its blocks are {', '.join(blocks)}.")
+        notes = large_encoder_notes(family, spec.base, self.spec.train_t5, self.trains_text)
         if self.spec.convolution_rank and self.spec.targets.startswith("attention"):
-            return [f"convolution_rank has no effect, because the targets {self.spec.targets!r} have no convolutions"]
-        return []
+            notes.append(f"convolution_rank has no effect, because the targets {self.spec.targets!r} have no convolutions")
+        return notes
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         pattern = self.spec.pattern if self.spec.targets == "pattern" else parts.family.lora_targets[self.spec.targets]
@@ -54,11 +63,13 @@ class Lora:
             self._adapt(parts.denoiser, pattern, lambda name: value_of(self.spec.block_ranks, block_of(name), -1))
             groups = self._groups("denoiser", parts.denoiser, self.learning_rate,
                                   lambda name: value_of(self.spec.block_rates, block_of(name), 1.0))
-            if self.trains_text():
-                for name, encoder in parts.text.encoders.items():
-                    self._adapt(encoder, parts.family.text_lora_target(name, encoder))
-                    groups += self._groups(name, encoder, self.spec.text_encoder_learning_rate)
+            for name, encoder in self._encoders(parts).items():
+                self._adapt(encoder, parts.family.text_lora_target(name, encoder))
+                groups += self._groups(name, encoder, self.spec.text_encoder_learning_rate)
         return groups
+
+    def _encoders(self, parts: Parts) -> "dict[str, PreTrainedModel]":
+        return parts.encoders(self.trained_encoders(parts.family, parts.base))
 
     def _adapt(self, module: nn.Module, pattern: str, rank_of: Callable[[str], float] = lambda name: -1):
         """`rank_of` gives a layer another rank than the spec's; -1 does not."""
@@ -112,7 +123,6 @@ class Lora:
         family = parts.family
         for name, layer in adapters.adapter_layers(parts.denoiser):
             yield adapters.weight_of(self.spec, family.denoiser_key(parts.denoiser, name), layer)
-        if self.trains_text():
-            for encoder_name, encoder in parts.text.encoders.items():
-                for name, layer in adapters.adapter_layers(encoder):
-                    yield adapters.weight_of(self.spec, family.text_key(encoder_name, name), layer)
+        for encoder_name, encoder in self._encoders(parts).items():
+            for name, layer in adapters.adapter_layers(encoder):
+                yield adapters.weight_of(self.spec, family.text_key(encoder_name, name), layer)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
 from ..reports import Saved
-from ..spec import PivotalSpec, RunSpec
+from ..spec import BaseModelSpec, PivotalSpec, RunSpec
 from .lora import Lora
 from .protocol import Parts
 from .textual_inversion import TextualInversion
@@ -22,8 +22,11 @@ class Pivotal:
         self.inversion = TextualInversion(spec.embedding, spec.embedding_learning_rate)
         self.requires = self.lora.requires | self.inversion.requires
 
-    def trains_text(self) -> bool:
-        return True
+    def trained_encoders(self, family: Family, base: BaseModelSpec) -> frozenset[str]:
+        return self.lora.trained_encoders(family, base) | self.inversion.trained_encoders(family, base)
+
+    def hidden_words(self) -> tuple[str, ...]:
+        return self.inversion.hidden_words()
 
     def trains_base(self) -> bool:
         return False

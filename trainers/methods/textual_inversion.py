@@ -15,10 +15,10 @@ from ..errors import UserError
 from ..families.protocol import Family
 from ..optimization.parameter_group import ParameterGroup
 from ..reports import Saved, SavedFile
-from ..spec import RunSpec, TextualInversionSpec
+from ..spec import BaseModelSpec, RunSpec, TextualInversionSpec
 from ..vocabulary import is_common, token_ids
 from ..words import clause, counted, whole_word
-from .protocol import Parts
+from .protocol import Parts, chosen_encoders, large_encoder_notes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,8 +79,12 @@ class TextualInversion:
         self.token = spec.token
         self.words: dict[str, LearnedWords] = {}
 
-    def trains_text(self) -> bool:
-        return True
+    def trained_encoders(self, family: Family, base: BaseModelSpec) -> frozenset[str]:
+        return chosen_encoders(family, base, self.spec.train_t5)
+
+    def hidden_words(self) -> tuple[str, ...]:
+        """ComfyUI passes over an embedding where it encodes with a text encoder that the file has no vectors for."""
+        return (self.token,)
 
     def trains_base(self) -> bool:
         return False
@@ -94,8 +98,13 @@ class TextualInversion:
         if " " in spec.name:
             raise UserError(f"name is {spec.name!r}, but a prompt cannot call an embedding with spaces in its name. "
                             f"Write {spec.name.replace(' ', '_')!r}.")
-        tokenizers = family.load_tokenizers(spec.base)
-        return [*self._caption_notes(spec), *self._room_notes(family, tokenizers, spec), *self._word_notes(tokenizers)]
+        notes = large_encoder_notes(family, spec.base, self.spec.train_t5)
+        trained = self.trained_encoders(family, spec.base)
+        # CLIP has room for less than T5, and the word must have its place in every caption that any of them reads.
+        narrow = trained - set(family.large_encoders) or trained
+        tokenizers = {name: each for name, each in family.load_tokenizers(spec.base).items() if name in narrow}
+        return [*notes, *self._caption_notes(spec), *self._room_notes(family, tokenizers, spec),
+                *self._word_notes(tokenizers)]
 
     def _caption_notes(self, spec: RunSpec) -> list[str]:
         word, images, notes = whole_word(self.token), spec.dataset.images, []
@@ -155,7 +164,8 @@ class TextualInversion:
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         names = [f"<|learned-{number}|>" for number in range(self.spec.vectors)]
-        for number, (name, encoder) in enumerate(parts.text.encoders.items()):
+        encoders = parts.encoders(self.trained_encoders(parts.family, parts.base))
+        for number, (name, encoder) in enumerate(encoders.items()):
             tokenizer, vocabulary = parts.text.tokenizers[name], encoder.get_input_embeddings()
             rows = vocabulary.get_parameter("weight")
             generator = randomness.generator(seed, randomness.INITIALIZATION, number)

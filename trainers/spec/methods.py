@@ -49,6 +49,8 @@ class LoraSpec(Part):
     text_encoder_learning_rate: Rate = 0.0
     """0 leaves the text encoders untouched."""
     file_precision: FilePrecision = "fp16"
+    train_t5: bool = False
+    """Text encoders learn: T5 too."""
 
     @model_validator(mode="after")
     def _pattern_compiles(self):
@@ -95,6 +97,8 @@ class FullSpec(Part):
     file_precision: FilePrecision = "fp16"
     shard_size: float = number(0.0, ge=0, le=1000, step=0.5)
     """Largest size of a file in GB; 0 writes one file, which ComfyUI's checkpoint loader needs."""
+    train_t5: bool = False
+    """Text encoders learn: T5 too."""
 
 
 class TextualInversionSpec(Part):
@@ -113,6 +117,8 @@ class TextualInversionSpec(Part):
     cosine_weight: float = number(0.0, ge=0, le=10, step=0.01)
     """Weight of (1 - cosine to the initial vectors) in the loss."""
     file_precision: FilePrecision = "fp32"
+    train_t5: bool = False
+    """The word has vectors for T5 too, not for CLIP alone."""
 
     @field_validator("token")
     @classmethod

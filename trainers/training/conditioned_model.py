@@ -10,19 +10,23 @@ from .batches import Batch
 
 
 class ConditionedModel(nn.Module):
-    """`text` is None when captions were encoded beforehand. One module, so that accelerate wraps all that trains. `around`
-    surrounds each call of the denoiser."""
+    """`text` holds those of the `encoders` of the base that train; None when captions were encoded beforehand. One module,
+    so that accelerate wraps all that trains. `around` surrounds each call of the denoiser."""
 
-    def __init__(self, family: Family, denoiser: nn.Module, text: TextEncoders | None,
+    def __init__(self, family: Family, denoiser: nn.Module, text: TextEncoders | None, encoders: Sequence[str],
                  around: Callable[[], AbstractContextManager] = nullcontext):
         super().__init__()
-        self.family, self.denoiser, self.text, self.around = family, denoiser, text, around
+        self.family, self.denoiser, self.text, self.encoders, self.around = family, denoiser, text, encoders, around
 
     def forward(self, latents: Tensor, timesteps: Tensor, batch: Batch) -> Tensor:
-        conditioning = batch.conditioning | self.condition(batch.captions)
+        conditioning = self.condition(batch.captions, batch.conditioning)
         with self.around():
             return self.family.predict(self.denoiser, latents, timesteps, conditioning)
 
-    def condition(self, captions: Sequence[str]) -> Conditioning:
-        """Of captions, while the text encoders train; empty when captions were encoded beforehand."""
-        return self.family.encode_captions(self.text, captions) if self.text else Conditioning()
+    def condition(self, captions: Sequence[str], known: Conditioning) -> Conditioning:
+        """`known` with what is not known of captions beforehand, because text encoders train."""
+        if not self.text:
+            return known
+        said = {name: self.family.encode_with(self.text, name, captions) if name in self.text.encoders
+                else known.said_by(name) for name in self.encoders}
+        return known.unlabeled() | self.family.joined(said)

@@ -70,7 +70,7 @@ class Watching:
         model, rows = self.accelerator.unwrap_model(training.model).eval(), []
 
         def conditioning(prompt: str) -> Conditioning:
-            return model.condition([prompt]) if self.data.text else self.data.captions.batch([prompt])
+            return model.condition([prompt], self.data.captions.batch([prompt]).to(training.device))
 
         try:
             with (training.mean_weights(spec.from_ema), self.accelerator.autocast(), breakable(),

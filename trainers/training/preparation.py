@@ -1,6 +1,6 @@
 """Before the loop: encode every image and caption once, keep the results on disk, free the encoders."""
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @dataclass
 class Prepared:
     """What the loop needs of the data. `trained` are the subject's images without those `held_out`, which are the images
-    for validation, by digest. `text` and `vae` are there only if something still needs them."""
+    for validation, by digest. `text`, the encoders that train, and `vae` are there only if something still needs them."""
 
     family: Family
     trained: Sequence[DatasetImage]
@@ -51,17 +51,17 @@ class Prepared:
     notes: list[str]
 
     def conditioning(self, captions: Sequence[str], crops: Sequence[Crop]) -> Conditioning:
-        """What is known before a step, on the CPU: without the captions when the text encoders train."""
+        """What is known before a step, on the CPU: of the captions what text encoders that do not train say."""
         known = self.family.crop_conditioning(crops)
         if self.guidance is not None:
             known = known | Conditioning.guidance(self.guidance, len(crops))
-        return known if self.text else known | self.captions.batch(captions)
+        return known | self.captions.batch(captions)
 
 
-def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerator: Accelerator, trains_text: bool,
-                 notes: Sequence[str], emit: Emit) -> Prepared:
-    """Caches filled, notes written. Only the main process encodes; the others wait for its files. `trains_text`:
-    text encoders train, so that captions cannot be encoded once."""
+def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerator: Accelerator,
+                 trained_text: Collection[str], hidden_words: Collection[str], notes: Sequence[str], emit: Emit) -> Prepared:
+    """Caches filled, notes written. Only the main process encodes; the others wait for its files. Captions cannot be encoded
+    once by text encoders that are trained; the others do not see `hidden_words`."""
     training, form = spec.training, family.latent_format(spec.base)
     sizes = bucket_sizes(training.resolution, training.buckets, form.multiple)
     images = spec.dataset.images
@@ -74,7 +74,7 @@ def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerato
              *mask_notes(spec), *held_out_notes(images, held_out), *variation_notes(trained)]
     masks = MaskCache(spec.folders.caches, form.downscale) if spec.objective.masked else None
     latents = LatentCache(spec, family, form)
-    captions = CaptionCache(spec, family, placement)
+    captions = CaptionCache(spec, family, placement, trained_text, hidden_words)
     vae = text = None
     if accelerator.is_main_process:
         if masks:
@@ -89,9 +89,9 @@ def prepare_data(spec: RunSpec, family: Family, placement: Placement, accelerato
     notes += [*length_notes(family, tokenizers, spec), *unread_notes(family, spec, distilled)]
     varying = any(image.variation.varies for image in (*trained, *class_images))
     notes += trigger_notes(spec.dataset, spec.prior and spec.prior.dataset, next(iter(tokenizers.values())))
-    if trains_text:
-        text = load_text(spec, family, placement.base)
-    else:
+    if trained_text:
+        text = load_text(spec, family, placement.base, trained_text)
+    if captions.frozen:
         if varying:
             emit(PhaseEvent(text="loading the text encoders", stage="captions"))
             size = captions.keep_encoders()

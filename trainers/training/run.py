@@ -87,7 +87,8 @@ class Training:
                 quantization.require_support(storage, self.device)
         if spec.memory.compile:
             compilation.require_compiler(self.device)
-        if spec.memory.caption_cache == "always" and self.method.trains_text():
+        self.trained_text = self.method.trained_encoders(self.family, spec.base)
+        if spec.memory.caption_cache == "always" and self.trained_text:
             raise UserError("caption_cache is always, but the text encoder is trained too, and captions encoded beforehand "
                             "would freeze it. Set caption_cache to auto, or train the denoiser alone.")
 
@@ -97,8 +98,8 @@ class Training:
         notes += [*self.family.base_notes(self.spec.base), *self.method.check(self.family, self.spec),
                  *objective_notes(self.spec.base.prediction_type, self.spec.objective)]
         with breakable():
-            self.data = prepare_data(self.spec, self.family, self.placement, self.accelerator, self.method.trains_text(),
-                                     notes, self._emit_encoding)
+            self.data = prepare_data(self.spec, self.family, self.placement, self.accelerator, self.trained_text,
+                                     self.method.hidden_words(), notes, self._emit_encoding)
             self._attach()
             self.watching = Watching(self)
             start = self._resume()
@@ -136,7 +137,8 @@ class Training:
                 encoder.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = make_optimizer(spec.optimizer, groups, spec.training.steps)
         self.schedule = make_schedule(spec.schedule, optimizer, spec.training.steps)
-        model = ConditionedModel(self.family, denoiser, self.data.text, self.placement.around_forward)
+        model = ConditionedModel(self.family, denoiser, self.data.text, self.family.encoder_names(spec.base),
+                                 self.placement.around_forward)
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         count = sum(each.numel() for each in self.parameters.values())
         decay = spec.training.ema_decay
