@@ -46,6 +46,10 @@ class LoraSettings(io.ComfyNode):
                 widget(LoraSpec, "pattern", name="target_pattern",
                        tooltip="Regular expression over layer names, for targets: pattern on the Train node. Example: "
                                "attn2\\.to_[kv]$"),
+                widget(LoraSpec, "train_t5", expert=True,
+                       tooltip="With a text_encoder_learning_rate on the Train node: adapt T5 too, where the base has it "
+                               "(SD3, Flux.1), not CLIP alone. Needs T5 beside the denoiser: about 10 GB more, and "
+                               "rarely helps."),
             ],
             outputs=[sockets.Lora.Output(display_name="lora_settings",
                                          tooltip="For lora_settings on Train LoRA and Train Pivotal Tuning.")],

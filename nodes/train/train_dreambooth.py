@@ -60,6 +60,9 @@ class TrainDreamBooth(io.ComfyNode):
                        tooltip="Largest size of a file in GB, for uploads. 0 writes one file, which ComfyUI's checkpoint "
                                "loader needs; shards stay in the folder of the run."),
                 *flow_inputs(),
+                widget(FullSpec, "train_t5", expert=True,
+                       tooltip="With a text_encoder_learning_rate: train T5 too, where the base has it (SD3, Flux.1), not "
+                               "CLIP alone. Needs tens of GB more."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The trained model, for KSampler."),
@@ -81,11 +84,12 @@ class TrainDreamBooth(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: BaseModelSpec, dataset: DatasetSpec, name: str, frozen_blocks="",
-                file_precision="fp16", shard_size=0.0, **widgets):
+                file_precision="fp16", shard_size=0.0, train_t5=False, **widgets):
         choice = choose("full", base, dataset, widgets)
         widgets = choice.widgets
         method = checked(FullSpec, text_encoder_learning_rate=widgets.pop("text_encoder_learning_rate"),
-                         frozen_blocks=frozen_blocks, file_precision=file_precision, shard_size=shard_size)
+                         frozen_blocks=frozen_blocks, file_precision=file_precision, shard_size=shard_size,
+                         train_t5=train_t5)
         spec = make_spec(base, dataset, name, method, **widgets)
         configs, own = config_folder(base), [Path(base.path)] if base.layout == "single_file" else []
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_tensors(

@@ -24,7 +24,7 @@ from .train_inputs import (
     setting_inputs,
     text_encoder_input,
 )
-from .train_textual_inversion import late_word_inputs, word_inputs, word_line, word_spec
+from .train_textual_inversion import late_word_inputs, t5_word_input, word_inputs, word_line, word_spec
 
 
 class TrainPivotal(io.ComfyNode):
@@ -55,6 +55,7 @@ class TrainPivotal(io.ComfyNode):
                 *batch_inputs(),
                 *prior_inputs(),
                 *flow_inputs(),
+                t5_word_input(),
             ],
             outputs=[
                 sockets.LoraModel.Output(display_name="lora", tooltip="For Load LoRA Model and Save LoRA."),
@@ -100,10 +101,10 @@ class TrainPivotal(io.ComfyNode):
 def pivotal_run(base: BaseModelSpec, dataset: DatasetSpec, name: str, placeholder_token, vectors, initializer_text,
                 embedding_learning_rate, rank, alpha=8.0, targets="attention", text_encoder_learning_rate=0.0,
                 lora_settings=None, embedding_training_fraction=0.5, embedding_norm="free", cosine_weight=0.0,
-                **widgets) -> RunSpec:
+                train_t5=False, **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     word = word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm,
-                     cosine_weight)
+                     cosine_weight, train_t5=train_t5)
     lora = lora_spec(lora_settings, rank=rank, alpha=alpha, targets=targets,
                      text_encoder_learning_rate=text_encoder_learning_rate)
     method = checked(PivotalSpec, embedding=word, lora=lora, embedding_learning_rate=embedding_learning_rate)

@@ -47,6 +47,12 @@ def late_word_inputs(fraction: float = 1.0) -> list:
     ]
 
 
+def t5_word_input():
+    return widget(TextualInversionSpec, "train_t5", expert=True,
+                  tooltip="The word gets vectors for T5 too, where the base has it (SD3, Flux.1), not for CLIP alone. "
+                          "Learns more, above all on Flux.1; needs T5 beside the denoiser: about 10 GB more.")
+
+
 def word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm="free",
               cosine_weight=0.0, **fields) -> TextualInversionSpec:
     """The widgets of a word as a checked spec."""
@@ -81,6 +87,7 @@ class TrainTextualInversion(io.ComfyNode):
                 *batch_inputs(),
                 *prior_inputs(),
                 *flow_inputs(),
+                t5_word_input(),
             ],
             outputs=[
                 sockets.Embedding.Output(display_name="embedding", tooltip="For Merge Embeddings."),
@@ -119,8 +126,8 @@ def word_line(report: RunReport) -> str:
 
 def word_run(base: BaseModelSpec, dataset: DatasetSpec, name: str, placeholder_token, vectors, initializer_text,
              embedding_training_fraction=1.0, embedding_norm="free", cosine_weight=0.0, file_precision="fp32",
-             **widgets) -> RunSpec:
+             train_t5=False, **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     method = word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm,
-                       cosine_weight, file_precision=file_precision)
+                       cosine_weight, file_precision=file_precision, train_t5=train_t5)
     return make_spec(base, dataset, name, method, **widgets)

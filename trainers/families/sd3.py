@@ -131,17 +131,19 @@ class StableDiffusion3(TransformerFamily):
         states of what is missing, and no tokens for a missing T5: as ComfyUI does it."""
         one, t5 = next(iter(said.values()))["hidden"], said.get("te3")
         width = t5["hidden"].shape[-1] if t5 else WIDTH
-        sequences = []
+        sequences, masks = [], {}
         if "te1" in said or "te2" in said:
             states = [said[name]["hidden"] for name in ("te1", "te2") if name in said]
             before = 0 if "te1" in said else CLIP_L
             both = torch.cat(states, dim=-1)
             sequences.append(F.pad(both, (before, width - before - both.shape[-1])))
         if t5:
+            if t5.masks:  # captions of different lengths in one batch
+                masks["hidden"] = F.pad(t5.mask("hidden"), (sum(each.shape[1] for each in sequences), 0), value=True)
             sequences.append(t5["hidden"])
         pooled = [said[name]["pooled"] if name in said else one.new_zeros(len(one), missing)
                   for name, missing in (("te1", CLIP_L), ("te2", CLIP_G))]
-        return Conditioning({"hidden": torch.cat(sequences, dim=1), "pooled": torch.cat(pooled, dim=-1)})
+        return Conditioning({"hidden": torch.cat(sequences, dim=1), "pooled": torch.cat(pooled, dim=-1)}, masks)
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         def some(said: Conditioning, chosen: Tensor) -> Tensor:

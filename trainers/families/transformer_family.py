@@ -1,6 +1,6 @@
 """What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be
 missing, an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -239,11 +239,18 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     def reads_text_length(self, base: BaseModelSpec) -> bool:
         return any(part.kind == "t5" for part in self._present(base).values())
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype) -> TextEncoders:
+    @property
+    def large_encoders(self) -> tuple[str, ...]:
+        return tuple(name for name, part in self.text_parts.items() if part.kind == "t5")
+
+    def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
+        return tuple(self._present(base))
+
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
         return TextEncoders(self.load_tokenizers(base), {
             name: load_t5(base, part.component, dtype) if part.kind == "t5" else
             text_loading.load_clip(base, part.component, dtype, projection=part.kind == "clip_g")
-            for name, part in self._present(base).items()})
+            for name, part in self._present(base).items() if only is None or name in only})
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
         return {name: text_loading.t5_tokenizer() if part.kind == "t5" else

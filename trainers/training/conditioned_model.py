@@ -27,6 +27,12 @@ class ConditionedModel(nn.Module):
         """`known` with what is not known of captions beforehand, because text encoders train."""
         if not self.text:
             return known
-        said = {name: self.family.encode_with(self.text, name, captions) if name in self.text.encoders
-                else known.said_by(name) for name in self.encoders}
+        said = {name: self._live(self.text, name, captions) if name in self.text.encoders else known.said_by(name)
+                for name in self.encoders}
         return known.unlabeled() | self.family.joined(said)
+
+    def _live(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
+        """Large encoders take captions of any length: one by one, so that none is padded to the length of another."""
+        if encoder not in self.family.large_encoders:
+            return self.family.encode_with(text, encoder, captions)
+        return Conditioning.collated([self.family.encode_with(text, encoder, [caption]) for caption in captions])
