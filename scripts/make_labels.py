@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMAS, LABELS = ROOT / "tests" / "host" / "schemas.json", ROOT / "locales" / "en" / "nodeDefs.json"
 WORDS = {"lora": "LoRA", "loras": "LoRAs", "vae": "VAE", "clip": "CLIP", "ema": "EMA", "svd": "SVD", "snr": "SNR",
-         "rslora": "rsLoRA", "lokr": "LoKr", "ckpt": "checkpoint", "tensorboard": "TensorBoard"}
+         "rslora": "rsLoRA", "lokr": "LoKr", "ckpt": "checkpoint", "tensorboard": "TensorBoard", "t5": "T5"}
 """Words with a spelling of their own."""
 EXCEPTIONS = {
     "text_encoder_learning_rate": "text enc. rate", "embedding_learning_rate": "embedding rate",
