@@ -8,10 +8,10 @@ from finetune.trainers import spec as specs
 from finetune.trainers.caches.encoding import CaptionCache
 from finetune.trainers.errors import UserError
 from finetune.trainers.events import StepEvent
-from finetune.trainers.families.placement import Placement
 from finetune.trainers.families.protocol import UsualSampling
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.families.samplers import FlowSampler
+from finetune.trainers.memory.placement import Placement
 from finetune.trainers.objectives.noise import FamilyShift, unshifted
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.sampling.class_images import open_folder
