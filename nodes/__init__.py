@@ -1,5 +1,6 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
 from .base_model.base_model import BaseModel, LoadBase, LoadDemoBase
+from .base_model.base_model_from_parts import BaseModelFromParts
 from .captions.captioners import CaptionBlip, CaptionBlip2, CaptionFlorence2, CaptionGit, CaptionVisionLanguage, TagImages
 from .captions.edit_captions import EditCaptions, EditTags, ReplaceInCaptions, TriggerWord, UndoWriteCaptions, WriteCaptions
 from .captions.run_captioner import CaptionFromNames
@@ -25,7 +26,7 @@ from .train.train_pivotal import TrainPivotal
 from .train.train_textual_inversion import TrainTextualInversion
 
 NODES = [
-    LoadBase, LoadDemoBase, BaseModel,
+    LoadBase, LoadDemoBase, BaseModel, BaseModelFromParts,
     LoadImageDataset, DatasetFromImages, CombineDatasets, SplitDataset, DatasetReport, VaryCaptions, AugmentImages,
     ClassImages,
     CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagImages, CaptionFromNames,

@@ -88,6 +88,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         unet_recognition.py         whether it is a Stable Diffusion, and which
         component_recognition.py    which components a file holds, by its header
         separate_files.py           parts of a model in files of their own
+        parts_finding.py            which files go with a denoiser
         model_parts.py              which file or folder holds which component of a model
         component_loading.py        denoisers, VAEs and noise schedules
         text_loading.py             tokenizers and text encoders

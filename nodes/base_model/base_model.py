@@ -11,14 +11,14 @@ from .. import host, sockets
 from ..widgets import Schema
 
 DEMO = "demo base (comes with the pack)"
+LAYOUTS = {"single_file": "single file", "diffusers": "diffusers folder", "separate_files": "separate files"}
 PREDICTION_TYPES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
 
 
 def describe(base: BaseModelSpec) -> str:
     schedule = " with zero terminal SNR" if base.zero_terminal_snr else ""
-    kind = "single file" if base.layout == "single_file" else "diffusers folder"
-    return ", ".join([families.get(base.family).title, PREDICTION_TYPES[base.prediction_type] + schedule, kind,
-                      *([base.storage] if base.storage else [])])
+    return ", ".join([families.get(base.family).title, PREDICTION_TYPES[base.prediction_type] + schedule,
+                      LAYOUTS[base.layout], *([base.storage] if base.storage else [])])
 
 
 def chosen_base(checkpoint: str, prediction: PredictionChoice) -> BaseModelSpec:

@@ -1,6 +1,7 @@
 """The host's folders: what can be chosen there, and where finished files go."""
 import os
 from pathlib import Path
+from typing import Literal
 
 import folder_paths
 
@@ -152,3 +153,26 @@ def base_path(choice: str) -> Path:
             return Path(path)
     raise UserError(f"The base model {choice!r} is not there. Put the checkpoint into models/checkpoints, or a "
                     "diffusers folder into models/diffusers, refresh the node list, and choose it.")
+
+
+PartFolder = Literal["diffusion_models", "text_encoders", "vae"]
+"""Folders of the host for the parts of a model: the first is `unet` too, the second `clip`."""
+
+
+def part_choices(folder: PartFolder) -> list[str]:
+    """Files that may be a part of a model."""
+    return folder_paths.get_filename_list(folder)
+
+
+def part_files(folder: PartFolder) -> dict[str, Path]:
+    """The same with their paths, without links that lead nowhere."""
+    paths = {name: folder_paths.get_full_path(folder, name) for name in part_choices(folder)}
+    return {name: Path(path) for name, path in paths.items() if path}
+
+
+def part_path(folder: PartFolder, choice: str) -> Path:
+    """The file behind a choice, looked up inside the folder."""
+    path = folder_paths.get_full_path(folder, choice)  # keeps within the folders by itself
+    if path is None:
+        raise UserError(f"{choice!r} is not there. Put it into models/{folder}, refresh the node list, and choose it.")
+    return Path(path)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("schemas.json")
 KEPT = ("default", "min", "max", "step", "options", "multiline")
 LISTINGS = ("lora_name", "folder", "checkpoint", "library", "tuned", "original", "lora", "lora_a", "lora_b",
-            "captioner",
+            "captioner", "denoiser", "text_encoder", "text_encoder_2", "text_encoder_3", "vae",
             *(f"embedding_{row}" for row in range(1, 5)))
 """Inputs whose choices are files."""
 

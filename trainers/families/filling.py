@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..artifacts.tensor_files import Entry, require_finite
+from ..artifacts.tensor_files import Entry, finite
 from ..errors import UserError
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,8 +33,7 @@ def fill(model: nn.Module, entries: Mapping[str, Entry], dtype: torch.dtype, tit
         if tuple(entry.shape) != tuple(empty.shape):
             raise UserError(f"{title!r} holds {name} with the shape {list(entry.shape)}, and {list(empty.shape)} fits its "
                             "other layers. It is damaged, or of another kind of model.")
-        tensor = require_finite(entry.tensor(), name, title)
-        tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        tensor = finite(entry, title).tensor(dtype)
         layer, _, own = name.rpartition(".")
         (place or _assign)(model.get_submodule(layer), own, tensor)
     for module in model.modules():

@@ -2,7 +2,6 @@
 files beside its denoiser holds it."""
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError
@@ -46,8 +45,8 @@ def separate_components(source: ModelSource, title: str, wanted: Sequence[Wanted
         held = components_of(read_header(path)[0])
         parts = [(want, each) for want in wanted for each in held if want.fits(each)]
         if not parts:
-            raise UserError(f"{path.name!r} holds {_said(held)}, and {title} takes {_listed(wanted)}. Choose the files that "
-                            "belong to this denoiser.")
+            raise UserError(f"{path.name!r} holds {held_in_words(held)}, and {title} takes {_listed(wanted)}. Choose the "
+                            "files that belong to this denoiser.")
         for want, each in parts:
             if each.kind == "vae" and each.layout == "diffusers":
                 raise UserError(f"{path.name!r} holds a VAE under the names that diffusers gives its layers, which is read "
@@ -65,12 +64,8 @@ def missing_part(name: str, want: WantedPart) -> UserError:
                      f"usually have it as {' or '.join(want.usual)}) and choose it.")
 
 
-def held_by(path: Path) -> str:
-    """What a file holds, in words."""
-    return _said(components_of(read_header(path)[0]))
-
-
-def _said(held: Iterable[FoundComponent]) -> str:
+def held_in_words(held: Iterable[FoundComponent]) -> str:
+    """What a file holds."""
     return " and ".join(f"a {each.title}" for each in held) or "no part of a model that is known here"
 
 

@@ -19,7 +19,7 @@ from . import text_loading
 from .checkpoint_writing import plain, vae_pieces
 from .component_configs import component_config, config_folder, read_object
 from .component_loading import explained
-from .component_recognition import components_of, storage_of
+from .component_recognition import components_of, is_full, storage_of
 from .conditioning import Conditioning
 from .filling import fill, without_weights
 from .kl_latents import KlLatents, content_of
@@ -41,7 +41,6 @@ DENOISER = "model.diffusion_model."
 LATENT_CHANNELS = 16
 SMALL_VAE = 64
 """VAEs whose first width is below this are of no released model but of a small one, such as a demo base."""
-FULL_PRECISION = ("fp32", "bf16", "fp16")
 CLIP_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -148,7 +147,7 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
                             "choose a checkpoint that has all parts.")
         kept = storage_of(tensors, prefix)
         return Recognized("flow", (ComponentSpec(name=TRANSFORMER, path=str(source.path), prefix=prefix), *beside.values()),
-                          (source.path, *source.others), storage="" if kept in FULL_PRECISION else kept)
+                          (source.path, *source.others), storage="" if is_full(kept) else kept)
 
     def _recognize_folder(self, source: ModelSource) -> Recognized | None:
         config = read_object(source.path / TRANSFORMER / "config.json")
