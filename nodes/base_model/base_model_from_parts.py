@@ -39,7 +39,7 @@ class BaseModelFromParts(io.ComfyNode):
             node_id="FineTuneBaseModelFromParts",
             display_name="Base Model from Parts",
             category="FineTune/base model",
-            search_aliases=("flux dev", "sd3.5", "diffusion model", "unet loader", "dual clip loader", "gguf", "separate files"),
+            search_aliases=("flux dev", "sd3.5", "diffusion model", "unet loader", "dual clip loader", "gguf"),
             description="A model to train on whose denoiser, text encoders and VAE lie in files of their own, as those of "
                         "Flux and SD3 usually do. Choose the denoiser; the parts that belong to it are found in their "
                         "folders, and the node says which it took. No weights are loaded here.",
