@@ -170,6 +170,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         lora.py                     LoRA files as kohya writes them
         lora_file.py                LoRA files of any maker, as layers
         lora_renaming.py            files of different makers under one's names
+        lora_rows.py                layers that makers cut otherwise, joined and cut
         lora_precision.py           factors as a file stores them
         changes.py                  the change that a layer stands for
         adapters/                   the kinds of adapters in files, a file for each

@@ -4,7 +4,7 @@
     python -m trainers class-images SPEC.json   let a base generate class images, or the missing ones
     python -m trainers caption SPEC.json   describe images with a caption model, or those that are missing
     python -m trainers TOOL SPEC.json      a file made out of files; the tools stand below
-    python -m trainers layer-names FAMILY  every layer of sd1, sd2 or sdxl, its block and its names in LoRA files, as a table
+    python -m trainers layer-names FAMILY  every layer of a family, its block and its names in LoRA files, as a table
     python -m trainers clean-caches --days 30 FOLDER   remove what no run has used for 30 days from a folder of caches;
                                            runs do so at their start, after the days that their spec's memory says
     python -m trainers work RUN_FOLDER     the worker process of a node; talks in events
@@ -47,10 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     cleaning = commands.add_parser("clean-caches", help="remove cache files that no run has used for long")
     cleaning.add_argument("--days", type=float, default=30.0, help="days without use; 30 if not given")
     cleaning.add_argument("folder", help="folder of caches, for example output/finetune/.cache")
-    from trainers.artifacts.layer_names.table import LAYOUTS
-
+    from trainers import families
     naming = commands.add_parser("layer-names", help="the names of a family's layers in LoRA files, separated by tabs")
-    naming.add_argument("family", choices=tuple(LAYOUTS))
+    naming.add_argument("family", choices=families.NAMES)
     options = parser.parse_args(arguments)
     if options.command == "clean-caches":
         return clean(Path(options.folder), options.days)
@@ -99,14 +98,16 @@ def clean(folder: Path, days: float) -> int:
 
 
 def print_layer_names(family: str) -> int:
-    from trainers.artifacts.layer_names import released_names
+    from trainers.artifacts.layer_names import family_names
 
-    layers = released_names(family).layers
+    table = family_names(family)
+    layers = [view for layer in table.layers for view in (layer, *dict.fromkeys(layer.views.values())) ] if table else []
     programs = list(dict.fromkeys(program for layer in layers for program in layer.spellings()))
     print("block", "kernel", *programs, sep="\t")
     for layer in layers:
-        names, kernel = layer.spellings(), "×".join(map(str, layer.kernel or ()))
-        print(layer.block, kernel or "linear", *(names.get(program, "") for program in programs), sep="\t")
+        names, kernel, split = layer.spellings(), "×".join(map(str, layer.kernel or ())) or "linear", layer.split
+        rows = "" if split is None else " swapped" if split.of == 1 else f" rows {split.start}–{split.stop} of {split.of}"
+        print(layer.block, kernel + rows, *(names.get(program, "") for program in programs), sep="\t")
     return 0
 
 

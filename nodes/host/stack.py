@@ -7,16 +7,16 @@ from math import prod
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.utils
 import comfy.weight_adapter
 import torch
 
 from ...trainers.artifacts.adapters.dora import dora_scale
 from ...trainers.artifacts.changes import shape_of, with_scale
-from ...trainers.artifacts.layer_names import LayerNames, in_denoiser, is_text, other_spellings, place, split_key
-from ...trainers.artifacts.layer_names.blocks import ATTENTION
+from ...trainers.artifacts.layer_names import Layer, LayerNames, in_denoiser, is_text, other_spellings, place, split_key
+from ...trainers.artifacts.layer_names.blocks import ATTENTION, BLOCKS
 from ...trainers.artifacts.layer_names.family import TITLES
 from ...trainers.artifacts.layer_names.parts import DORA, DOWN, LOHA, LOKR, MID, UP
-from ...trainers.artifacts.layer_names.table import LAYOUTS
 from ...trainers.errors import UserError
 from ...trainers.stacking.block_weights import shown
 from ...trainers.stacking.cards import family_of
@@ -78,7 +78,7 @@ class Targets:
     @cached_property
     def names(self) -> LayerNames | None:
         """The model's layers, if its family has a table."""
-        if self.has_model and self.family not in LAYOUTS:
+        if self.has_model and self.family not in BLOCKS:
             return None
         return LayerNames.of_comfyui(self.shapes, self.family if self.has_model else "")
 
@@ -87,8 +87,18 @@ class Targets:
         if layer in self.exact:
             return self.exact[layer]
         if self.names and (found := self.names.find(layer)):
-            return self.exact.get(found.native)
+            return self._target(found)
         return next((self.flat[name] for name in other_spellings(layer) if name in self.flat), None)
+
+    def _target(self, layer: Layer):
+        """The host's target of a layer, which may be some rows of a weight or all of them in another order."""
+        weight = self.exact.get(layer.native)
+        if layer.split is None or weight is None:
+            return weight
+        rows = layer.split.rows(*self.shapes[weight][:2])
+        if isinstance(rows, slice):
+            return weight, (0, rows.start, rows.stop - rows.start)
+        return weight, None, comfy.utils.swap_scale_shift
 
     def shape(self, target) -> torch.Size | None:
         offset = None if isinstance(target, str) else target[1]

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import UserError
-from .layer_names import MAKERS, LayerNames, family_names, family_of_lora, is_text, other_spellings, released_names
+from . import lora_rows
+from .layer_names import MAKERS, Layer, LayerNames, family_names, family_of_lora, is_text, other_spellings, released_names
 from .layer_names.blocks import LIKE_SMALLEST, SMALLEST
 from .layer_names.family import TITLES, is_numbered, is_unet_layer
 from .layer_names.spelling import underscored
@@ -80,24 +81,51 @@ def names_for(files: Sequence[LoraFile]) -> LayerNames | None:
     return max(tables, key=lambda table: sum(table.find(key) is not None for key in keys))
 
 
-def renamed(file: LoraFile, names: LayerNames, maker: str = "kohya", model: str = "") -> Renamed:
+def renamed(file: LoraFile, names: LayerNames, maker: str = "kohya", model: str = "", added: bool = False) -> Renamed:
     """The file under one maker's names. `model` is the title of the model that the names are of; empty: its family's.
 
-    Layers that the model does not have are left out, and a note says so. Raises UserError when they are most of the file,
-    or when the maker has no names for the model's layers.
+    Where makers cut a layer otherwise, plain LoRA layers are joined and cut, exactly (`lora_rows`). Other kinds of rows keep
+    the names that they have, unless their changes are to be `added` to others: then each is a full difference. Layers that
+    the model does not have are left out, and notes say so. Raises UserError when they are most of the file, or when the maker
+    has no names for the model's layers.
     """
-    places = {key: names.find(key) for key in file.layers}
-    missing = [key for key, place in places.items() if place is None]
-    require_most(file, [key for key in places if key not in missing], missing, model)
+    places = {key: place for key in file.layers if (place := names.find(key))}
+    missing = [key for key in file.layers if key not in places]
+    require_most(file, list(places), missing, model)
     notes = [f"{len(missing)} layers of {file.name}, for example {missing[0]}, are not in {model or TITLES[names.family]}; "
              "they were left out"] if missing else []
-    nameless = next((key for key, place in places.items() if place and not place.name(maker)), None)
+    nameless = next((key for key, place in places.items() if not place.name(maker) and not place.splits), None)
     if nameless:
         raise UserError(f"{MAKERS[maker]} names for models of this family cut layers otherwise ({nameless}). Choose other "
                         "names.")
-    return _gathered(replace(file, notes=[*file.notes, *notes]), [
-        (place.name(maker), replace(layer, key=place.name(maker), kernel=_kernel(place.kernel, layer)))
-        for key, layer in file.layers.items() if (place := places[key])])
+    named: list[tuple[str, FileLayer]] = []
+    rows: dict[str, list[tuple[Layer, FileLayer]]] = {}
+    kept = []
+    for key, layer in file.layers.items():
+        if not (place := places.get(key)):
+            continue
+        layer = replace(layer, kernel=_kernel(place.kernel, layer))
+        if maker == "diffusers" and place.splits and not (place.split and place.diffusers) and layer.is_low_rank:
+            whole = lora_rows.joined(place, place.key, [(layer, place.split)]) if place.split else layer
+            named += lora_rows.cut(place, whole).items()
+        elif place.split is None or maker == "diffusers":
+            named.append((place.name(maker) or key, layer))
+        elif layer.is_low_rank:
+            rows.setdefault(place.key, []).append((place, layer))
+        elif added:
+            named.append((place.name(maker), lora_rows.as_difference(place, place.name(maker), (layer, place.split))))
+        else:
+            named.append((place.diffusers or key, layer))
+            kept.append(key)
+    if kept:
+        notes.append(f"{len(kept)} layers of {file.name}, for example {kept[0]}, are some rows of a layer that the model has "
+                     "as one, and no plain LoRA layers; they keep diffusers' names, by which ComfyUI puts them into those rows")
+    for parts in rows.values():
+        place = parts[0][0]
+        named.append((place.name(maker), lora_rows.joined(place, place.name(maker), [
+            (layer, each.split) for each, layer in parts if each.split])))
+    named = [(name, replace(layer, key=name)) for name, layer in named]
+    return _gathered(replace(file, notes=[*file.notes, *notes]), named)
 
 
 def _kernel(kernel: tuple[int, ...] | None, layer: FileLayer) -> tuple[int, ...] | None:
@@ -145,6 +173,6 @@ def with_equal_names(files: Sequence[LoraFile]) -> list[Renamed]:
 
 
 def under_one_makers_names(files: Sequence[LoraFile]) -> list[Renamed]:
-    """Several files under kohya's names, or of families without a table under those of the first file."""
+    """Several files that are to be added under kohya's names, or of families without a table under those of the first."""
     names = names_for(files)
-    return with_equal_names(files) if names is None else [renamed(file, names) for file in files]
+    return with_equal_names(files) if names is None else [renamed(file, names, added=True) for file in files]

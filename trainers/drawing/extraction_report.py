@@ -15,7 +15,8 @@ RANKS = 150
 INK, FAINT, GRID = (40, 40, 40), (130, 130, 130), (228, 228, 228)
 KEPT, LOST, RANK = (31, 98, 189), (240, 190, 160), (20, 130, 100)
 BITS = {"fp32": 32, "fp16": 16, "bf16": 16}
-ORDER = ("BASE", "IN", "MID", "OUT", "JOINT", "DOUBLE", "SINGLE", "EXTRA")
+ORDER = ("BASE", "IN", "MID", "OUT")
+"""Then blocks of transformers, whose names are in the order of the data flow, and EXTRA."""
 
 
 def blocks_of(rows: Sequence[ExtractedLayer], precision: str) -> dict[str, dict]:
@@ -34,7 +35,7 @@ def blocks_of(rows: Sequence[ExtractedLayer], precision: str) -> dict[str, dict]
 def _order(item: tuple[str, dict]) -> tuple:
     """Text encoders, then the denoiser in the order of the data flow."""
     name = item[0]
-    place = next((place for place, start in enumerate(ORDER) if name.startswith(start)), len(ORDER))
+    place = next((place for place, start in enumerate(ORDER) if name.startswith(start)), len(ORDER) + (name == "EXTRA"))
     digits = "".join(letter for letter in name if letter.isdigit())
     return place, name.rstrip("0123456789"), int(digits or 0)
 

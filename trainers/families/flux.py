@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
-from ..artifacts.layer_names.key_map import SCALE, KeyMap, Rows, Rule
+from ..artifacts.layer_names.key_map import SCALE, KeyMap, Rows, Rule, Split
+from ..artifacts.layer_names.text import clip_l, t5
 from ..artifacts.layer_names.transformer import TransformerNames
 from ..objectives.noise import ShiftByLength
 from ..spec import BaseModelSpec
@@ -41,8 +42,10 @@ def _stream(native: str, joined: str, rows: Sequence[str], out: str, norms: str,
         _double(f"{native}_attn.norm.query_norm", f"attn.norm_{norms}q", tensors=SCALE),
         _double(f"{native}_attn.norm.key_norm", f"attn.norm_{norms}k", tensors=SCALE),
         _double(f"{native}_mod.lin", f"{modulation}.linear"),
-        _double(f"{native}_mlp.0", f"{feed_forward}.net.0.proj"),
-        _double(f"{native}_mlp.2", f"{feed_forward}.net.2"),
+        _double(f"{native}_mlp.0", f"{feed_forward}.net.0.proj",
+                others=(Split(f"transformer_blocks.{{}}.{feed_forward}.linear_in"),)),
+        _double(f"{native}_mlp.2", f"{feed_forward}.net.2",
+                others=(Split(f"transformer_blocks.{{}}.{feed_forward}.linear_out"),)),
     )
 
 
@@ -57,11 +60,12 @@ KEY_MAP = KeyMap((
     *_stream("txt", "attn.to_added_qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "attn.to_add_out",
              "added_", "norm1_context", "ff_context"),
     _single("linear1", "linear1", rows=(Rows(f"{_SINGLE}attn.to_q"), Rows(f"{_SINGLE}attn.to_k"),
-                                        Rows(f"{_SINGLE}attn.to_v"), Rows(f"{_SINGLE}proj_mlp", 4))),
+                                        Rows(f"{_SINGLE}attn.to_v"), Rows(f"{_SINGLE}proj_mlp", 4)),
+            others=(Split("single_blocks.{}.linear1_qkv", 0, 3, 7),)),
     _single("linear2", "proj_out"),
     _single("norm.query_norm", "attn.norm_q", tensors=SCALE), _single("norm.key_norm", "attn.norm_k", tensors=SCALE),
     _single("modulation.lin", "norm.linear"),
-    Rule("img_in", "x_embedder"), Rule("txt_in", "context_embedder"),
+    Rule("img_in", "x_embedder", others=(Split("img_in.proj"),)), Rule("txt_in", "context_embedder"),
     *_embedder("time_in", "timestep"), *_embedder("vector_in", "text"), *_embedder("guidance_in", "guidance"),
     Rule("final_layer.adaLN_modulation.1", "norm_out.linear", swapped="always"),
     Rule("final_layer.linear", "proj_out"),
@@ -82,7 +86,9 @@ class Flux(TransformerFamily):
         "flux", "FLUX.1", (BASE, *numbered("DOUBLE", 19), *numbered("SINGLE", 38), EXTRA), KEY_MAP,
         marker="double_blocks.0.img_attn.norm.key_norm.scale",
         numbered=MappingProxyType({"double_blocks": "DOUBLE", "single_blocks": "SINGLE"}),
-        without=("double_stream_modulation_img.lin.weight", "distilled_guidance_layer.norms.0.scale"))
+        without=("double_stream_modulation_img.lin.weight", "distilled_guidance_layer.norms.0.scale"),
+        text=(clip_l("te1"), t5("te3", "text_encoder_2")), attention=r"single_blocks_\d+_linear[12]",
+        widths=frozenset({3072}), stated=("flux",))
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",)),
         "te3": TextPart("text_encoder_2", "t5xxl", "t5", T5_FILES)})

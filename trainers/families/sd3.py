@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
-from ..artifacts.layer_names.key_map import WHOLE, KeyMap, Rows, Rule
+from ..artifacts.layer_names.key_map import NORM, WHOLE, KeyMap, Rows, Rule
+from ..artifacts.layer_names.text import clip_g, clip_l, t5
 from ..artifacts.layer_names.transformer import TransformerNames
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
@@ -25,8 +26,8 @@ SHIFT = 3.0
 """Section 5.3.2 of the paper; ComfyUI samples with it."""
 
 
-def _block(native: str, module: str) -> Rule:
-    return Rule(f"joint_blocks.{{}}.{native}", f"transformer_blocks.{{}}.{module}")
+def _block(native: str, module: str, **how) -> Rule:
+    return Rule(f"joint_blocks.{{}}.{native}", f"transformer_blocks.{{}}.{module}", **how)
 
 
 def _attention(native: str, attention: str, joined: str, rows: Sequence[str], out: str, norms: tuple[str, str]):
@@ -35,7 +36,8 @@ def _attention(native: str, attention: str, joined: str, rows: Sequence[str], ou
     return (
         Rule(f"joint_blocks.{{}}.{native}.qkv", f"{start}.{joined}", tuple(Rows(f"{start}.{each}") for each in rows)),
         _block(f"{native}.proj", f"{attention}.{out}"),
-        _block(f"{native}.ln_q", f"{attention}.{norms[0]}"), _block(f"{native}.ln_k", f"{attention}.{norms[1]}"),
+        _block(f"{native}.ln_q", f"{attention}.{norms[0]}", tensors=NORM),
+        _block(f"{native}.ln_k", f"{attention}.{norms[1]}", tensors=NORM),
     )
 
 
@@ -46,11 +48,11 @@ KEY_MAP = KeyMap((
     *_attention("context_block.attn", "attn", "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out",
                 ("norm_added_q", "norm_added_k")),
     _block("x_block.adaLN_modulation.1", "norm1.linear"),
-    Rule("joint_blocks.{}.context_block.adaLN_modulation.1", "transformer_blocks.{}.norm1_context.linear", swapped="last"),
+    _block("context_block.adaLN_modulation.1", "norm1_context.linear", swapped="last"),
     _block("x_block.mlp.fc1", "ff.net.0.proj"), _block("x_block.mlp.fc2", "ff.net.2"),
     _block("context_block.mlp.fc1", "ff_context.net.0.proj"), _block("context_block.mlp.fc2", "ff_context.net.2"),
     Rule("pos_embed", "pos_embed.pos_embed", tensors=WHOLE),
-    Rule("x_embedder.proj", "pos_embed.proj"),
+    Rule("x_embedder.proj", "pos_embed.proj", kernel=(2, 2)),
     Rule("context_embedder", "context_embedder"),
     Rule("t_embedder.mlp.0", "time_text_embed.timestep_embedder.linear_1"),
     Rule("t_embedder.mlp.2", "time_text_embed.timestep_embedder.linear_2"),
@@ -73,7 +75,10 @@ class StableDiffusion3(TransformerFamily):
     vae_files = ("sd3_vae.safetensors", "sd3.5_vae.safetensors")
     layer_names = TransformerNames(
         "sd3", "Stable Diffusion 3", (BASE, *numbered("JOINT", 38), EXTRA), KEY_MAP,
-        marker="joint_blocks.0.context_block.attn.qkv.weight", numbered=MappingProxyType({"joint_blocks": "JOINT"}))
+        marker="joint_blocks.0.context_block.attn.qkv.weight", numbered=MappingProxyType({"joint_blocks": "JOINT"}),
+        text=(clip_l("te1", projection=True), clip_g("te2"), t5("te3", "text_encoder_3")),
+        absent=r"joint_blocks\.(1[3-9]|[23]\d)\.x_block\.attn2\..+|joint_blocks\.37\.context_block\.(attn\.proj|mlp\..+)",
+        widths=frozenset({1536, 2432}), smaller=(24,), stated=("sd3", "stable-diffusion-3"))
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",), required=False),
         "te2": TextPart("text_encoder_2", "clip_g", "clip_g", ("clip_g.safetensors",), "!", required=False),

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..artifacts.layer_names.blocks import BASE, BLOCKS, DEEP, EXTRA, MID, SMALLEST, numbered
+from ..artifacts.layer_names import BROUGHT
+from ..artifacts.layer_names.blocks import BASE, BLOCKS, DEEP, EXTRA, MID, SMALLEST
 from ..errors import UserError
 
 LIMIT = 100.0
@@ -25,11 +26,9 @@ LISTS = {
     17: _names((BASE, [0]), ("IN", [1, 2, 4, 5, 7, 8]), (MID, [0]), ("OUT", range(3, 12))),
     20: _names((BASE, [0]), ("IN", range(9)), (MID, [0]), ("OUT", range(9))),
     26: _names((BASE, [0]), ("IN", range(12)), (MID, [0]), ("OUT", range(12))),
-    25: (BASE, *numbered("JOINT", 24)), 39: (BASE, *numbered("JOINT", 38)),
-    58: (BASE, *numbered("DOUBLE", 19), *numbered("SINGLE", 38)),
 }
-"""Length of a list → the blocks it names. 12 and 20 are SDXL's, 17 and 26 SD 1.x's; the shorter ones name the blocks with
-attention only. 25 and 39 are SD3's, 58 Flux's: the text encoders, then every block."""
+"""Length of a list for UNets → the blocks it names. 12 and 20 are SDXL's, 17 and 26 SD 1.x's; the shorter ones name the
+blocks with attention only."""
 
 
 def _is_in(block: str, low: int, high: int) -> bool:
@@ -60,8 +59,6 @@ of the originals they also reach the blocks that hold convolutions only, so that
 ANY_FAMILY = ("ALL", "ALL0.5", "NONE", "DENOISER", "TEXT")
 
 _RANGE = re.compile(r"([a-z]+?)(\d+)?(?:-[a-z]*(\d+))?")
-_TITLES = {"in": "IN", "out": "OUT", "joint": "JOINT", "j": "JOINT", "double": "DOUBLE", "d": "DOUBLE", "single": "SINGLE",
-           "s": "SINGLE"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,24 @@ class BlockWeights:
 
     def __getitem__(self, block: str) -> float:
         return self.named.get(block, self.default)
+
+
+def _lists() -> dict[int, tuple[str, ...]]:
+    """Length of a list → the blocks it names, with those of families that bring their names."""
+    return {**{len(blocks): blocks for each in BROUGHT.values() for blocks in each.lists}, **LISTS}
+
+
+def _titles() -> dict[str, str]:
+    """What people may write of blocks that have numbers → what they are called: "joint", or "j"."""
+    brought = {block.rstrip("0123456789") for each in BROUGHT.values() for block in each.blocks} - {BASE, EXTRA}
+    return {"in": "IN", "out": "OUT"} | {name: title for title in brought for name in (title[0].lower(), title.lower())}
+
+
+def _kinds_of_blocks() -> str:
+    """For a sentence."""
+    first = {family: [block for block in each.blocks if block.endswith("00")] for family, each in BROUGHT.items()}
+    return "; ".join(["BASE, IN00 …, MID, OUT00 …, EXTRA", *(
+        f"of {BROUGHT[family].title} {' and '.join(f'{block} …' for block in blocks)}" for family, blocks in first.items())])
 
 
 def presets_for(family: str) -> tuple[str, ...]:
@@ -111,11 +126,14 @@ def parse_block_weights(text: str, family: str = SMALLEST) -> BlockWeights:
 def _from_list(values: list[float]) -> BlockWeights:
     if len(values) == 1:
         return BlockWeights({}, values[0])
-    if len(values) not in LISTS:
+    blocks = _lists().get(len(values))
+    if blocks is None:
+        others = "".join(f", {' or '.join(str(len(names)) for names in reversed(each.lists))} ({each.title})"
+                         for each in BROUGHT.values())
         raise UserError(f"The block weights are a list of {len(values)} numbers. Lists have 17 or 26 (SD 1.x and 2.x), 12 "
-                        "or 20 (SDXL), 25 or 39 (SD3) or 58 (Flux) numbers, beginning with the text encoder's.")
+                        f"or 20 (SDXL){others} numbers, beginning with the text encoder's.")
     mean = math.fsum(values[1:]) / (len(values) - 1)
-    return BlockWeights({**dict(zip(LISTS[len(values)], values)), EXTRA: mean}, 0.0)
+    return BlockWeights({**dict(zip(blocks, values)), EXTRA: mean}, 0.0)
 
 
 def _from_preset(name: str, family: str) -> tuple[dict[str, float], float]:
@@ -140,10 +158,9 @@ def _blocks_of(name: str, family: str, text: str) -> list[str]:
     if name == "extra":
         return [EXTRA]
     match = _RANGE.fullmatch(name)
-    title = _TITLES.get(match[1]) if match else None
+    title = _titles().get(match[1]) if match else None
     if match is None or title is None:
-        raise UserError(f"The block weights {shown(text)} name a block {shown(name)}. Blocks are BASE, IN00 …, MID, "
-                        "OUT00 …, EXTRA; of SD3 JOINT00 …; of Flux DOUBLE00 … and SINGLE00 ….")
+        raise UserError(f"The block weights {shown(text)} name a block {shown(name)}. Blocks are {_kinds_of_blocks()}.")
     first = int(match[2]) if match[2] else 0
     last = int(match[3]) if match[3] else first if match[2] else 99
     if last < first or last > 99:

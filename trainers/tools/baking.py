@@ -100,7 +100,7 @@ def baked(base: Weights, entry: Entry, changes: Sequence[Change], precision: str
             if shape[0] != rows.shape[0] or prod(shape) != rows.numel():
                 raise UserError(f"{place.key} is {list(shape)} in {layer.file.title!r} and {list(rows.shape)} in "
                                 f"{base.title!r}: the LoRA is for another model.")
-            rows += strength * layer.change(place.rows(original)).reshape(rows.shape)
+            place.add(weight, strength * layer.change(place.rows(original)))
         return [weight]
     return in_precision(replace(entry, pieces=pieces), dtype)
 

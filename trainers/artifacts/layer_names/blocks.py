@@ -1,7 +1,7 @@
 """Which block a weight belongs to and what kind it is, by its name in ComfyUI or in a LoRA file.
 
-Blocks of UNets are counted as the original code and LoRA Block Weight (Automatic1111) do: IN00 …, MID, OUT00 …. SD3 has
-JOINT00 …; Flux has DOUBLE00 … and SINGLE00 …. BASE is all text encoders, EXTRA is what stands outside the blocks (time and
+Blocks of UNets are counted as the original code and LoRA Block Weight (Automatic1111) do: IN00 …, MID, OUT00 …. Families
+of transformers bring theirs, such as JOINT00 …. BASE is all text encoders, EXTRA is what stands outside the blocks (time and
 size embeddings, first and last projections).
 """
 import re
@@ -31,12 +31,8 @@ def _unet(depth: int) -> tuple[str, ...]:
     return (BASE, *numbered("IN", depth), MID, *numbered("OUT", depth), EXTRA)
 
 
-BLOCKS = {
-    "sd1": _unet(12), "sd2": _unet(12), "sdxl": _unet(9),
-    "sd3": (BASE, *numbered("JOINT", 38), EXTRA),
-    "flux": (BASE, *numbered("DOUBLE", 19), *numbered("SINGLE", 38), EXTRA),
-}
-"""All blocks of a family in the order of the data flow; SD3 medium has 24 of the 38 that SD3.5 large has."""
+BLOCKS = {"sd1": _unet(12), "sd2": _unet(12), "sdxl": _unet(9)}
+"""All blocks of a family in the order of the data flow, also of those that bring their names."""
 DEEP = {"sd1": (5, 6), "sd2": (5, 6), "sdxl": (6, 2)}
 """Of UNets (first deep IN block, last deep OUT block): where LoRA Block Weight's presets divide shallow blocks from deep
 ones."""
@@ -45,11 +41,6 @@ SMALLEST = "sd1"
 LIKE_SMALLEST = ("sd2",)
 _DIFFUSERS = re.compile(r"(down|up)_blocks_(\d{1,3})_(attentions|resnets|downsamplers|upsamplers)_(\d{1,3})_")
 _ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_")
-_NUMBERED = (
-    (re.compile(r"joint_blocks_(\d+)_"), "JOINT"), (re.compile(r"double_blocks_(\d+)_"), "DOUBLE"),
-    (re.compile(r"single_(?:transformer_)?blocks_(\d+)_"), "SINGLE"),
-)
-_TRANSFORMER = re.compile(r"(?<!single_)transformer_blocks_(\d+)_")
 _KINDS = (
     (re.compile(r"resnets_|(in|out)_layers_|emb_layers_|skip_connection|(down|up)samplers_|conv|blocks_\d+_\d_op$"
                 r"|input_blocks_0_0$|^out_2$"), CONVOLUTION),
@@ -63,21 +54,24 @@ def place(name: str, family: str = "") -> Place:
     """Block and kind of a weight, by its native name ("diffusion_model.input_blocks.4.1.….weight") or by a layer's name in
     a LoRA file of any maker ("lora_unet_down_blocks_1_attentions_0_…").
 
-    diffusers' names are counted by two ResNets per level, as all full-size models have. `family` tells diffusers' SD3 and
-    Flux names apart, which begin alike.
+    diffusers' names are counted by two ResNets per level, as all full-size models have. `family` tells names of transformers
+    apart that begin alike.
     """
     if is_text(name):
         return Place(BASE, _kind(underscored(name)))
-    core = read_spelling(name).core
-    return Place(BROUGHT[family].block(core) if family in BROUGHT else _block(core, family), _kind(core))
+    core, own = read_spelling(name).core, BROUGHT.get(family)
+    if own is None:
+        return Place(_block(core), _kind(core))
+    core = own.native(core)
+    return Place(own.block(core), own.kind(core) or _kind(core))
 
 
 def _kind(flat: str) -> str:
     return next((kind for pattern, kind in _KINDS if pattern.search(flat.lower())), OTHER)
 
 
-def _block(flat: str, family: str) -> str:
-    flat += "_"
+def _block(core: str) -> str:
+    flat = f"{core}_"
     if match := _DIFFUSERS.search(flat):
         side, level, part, layer = match.groups()
         flat = underscored(original_unet_name(f"{side}_blocks.{level}.{part}.{layer}.conv1", 2, (True,) * (int(level) + 1)))
@@ -87,9 +81,4 @@ def _block(flat: str, family: str) -> str:
         return MID
     if re.search(r"(^|_)conv_in_$", flat):
         return "IN00"
-    for pattern, title in _NUMBERED:
-        if match := pattern.search(flat):
-            return f"{title}{int(match[1]):02}"
-    if match := _TRANSFORMER.search(flat):
-        return f"{'DOUBLE' if family == 'flux' else 'JOINT'}{int(match[1]):02}"
-    return EXTRA
+    return next((block for each in BROUGHT.values() if (block := each.block(core)) != EXTRA), EXTRA)

@@ -1,4 +1,4 @@
-"""Names that a model family brings with it: what the others ask where a file is of no UNet and no released transformer."""
+"""Names that a model family brings with it: what the others ask where a file is of no UNet."""
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -13,6 +13,13 @@ class FamilyNames(Protocol):
     """What people call it."""
     blocks: tuple[str, ...]
     """All blocks in the order of the data flow, as block weights call them; `BASE` is text encoders, `EXTRA` the rest."""
+    stated: tuple[str, ...] = ()
+    """What of a base's name or architecture in metadata tells the family, in small letters."""
+
+    @property
+    def lists(self) -> tuple[tuple[str, ...], ...]:
+        """The blocks that comma lists of block weights stand for: text encoders, then every block."""
+        return (self.blocks[:-1],)
 
     def owns_model(self, names: Collection[str]) -> bool:
         """Whether a file with tensors of these names holds a denoiser of the family."""
@@ -31,9 +38,22 @@ class FamilyNames(Protocol):
         """The layers (`table.LayerNames`) of the released model; None where names are read from the model itself."""
         return None
 
+    def encoders(self) -> Collection[str]:
+        """ComfyUI's names of its text encoders, which tell a CLIP's family."""
+        return ()
+
+    def native(self, name: str) -> str:
+        """The native name, underscored, of the layer that a name in a LoRA file means, underscored and without prefixes;
+        the name itself where it means none."""
+        return name
+
     def block(self, name: str) -> str:
         """The block of a layer, by its native name or by that in a LoRA file, underscored and without prefixes."""
         ...
+
+    def kind(self, name: str) -> str:
+        """"attention" or "feed_forward" of a layer whose native name does not say so; else ""."""
+        return ""
 
 
 BROUGHT: dict[str, FamilyNames] = {}

@@ -7,16 +7,14 @@ from .brought import BROUGHT
 from .parts import DOWN, split_key
 from .spelling import is_text, read_spelling, underscored
 
-TITLES = {
-    "sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL",
-    "sd3": "Stable Diffusion 3", "flux": "Flux",
-}
+TITLES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+"""What people call a family, also those that bring their names."""
 CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Width of the text states that cross-attention reads → family."""
 _BASE_VERSIONS = (
     ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd_v2", "sd2"), ("sd_2", "sd2"), ("stable-diffusion-v2", "sd2"),
-    ("sd_v1", "sd1"), ("sd_1", "sd1"), ("sd-v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("sd3", "sd3"),
-    ("stable-diffusion-3", "sd3"), ("flux", "flux"), ("illustrious", "sdxl"), ("pony", "sdxl"), ("noob", "sdxl"),
+    ("sd_v1", "sd1"), ("sd_1", "sd1"), ("sd-v1", "sd1"), ("stable-diffusion-v1", "sd1"), ("illustrious", "sdxl"),
+    ("pony", "sdxl"), ("noob", "sdxl"),
 )
 _UNET = "model.diffusion_model."
 _TRANSFORMERS = ("joint_blocks.", "double_blocks.", "single_blocks.", "transformer_blocks.", "single_transformer_blocks.",
@@ -52,8 +50,8 @@ def family_of_model(names: Iterable[str]) -> str:
 
 
 def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
-    """"sd1", "sd2", "sdxl", "sd3", "flux", or "" when neither names, shapes nor metadata tell. `shapes` are those of the
-    file's tensors by name.
+    """"sd1", "sd2", "sdxl", a family that brings its names, or "" when neither names, shapes nor metadata tell. `shapes` are
+    those of the file's tensors by name.
 
     Names and shapes come first: they cannot be mistaken, metadata can. The demo base's widths are nobody else's, so there
     metadata decides.
@@ -62,10 +60,6 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
         return own
     layers = {split.layer for key in shapes if (split := split_key(key))}
     names = [underscored(layer) for layer in layers]
-    if any("double_blocks" in name or "single_transformer_blocks" in name for name in names):
-        return "flux"
-    if any("joint_blocks" in name for name in names):
-        return "sd3"
     for key, shape in shapes.items():
         split = split_key(key)
         if (split and split.part == DOWN and len(shape) > 1 and re.search(r"attn2_to_[kv]$", read_spelling(split.layer).core)
@@ -76,7 +70,9 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
         return "sdxl"
     if str(metadata.get("ss_v2")) == "True":
         return "sd2"
-    stated = " ".join(str(metadata.get(key, "")) for key in ("ss_base_model_version", "modelspec.architecture")).lower()
+    stated = stated_base(metadata)
+    if own := next((each.family for each in BROUGHT.values() if any(word in stated for word in each.stated)), ""):
+        return own
     never = any(_NEVER_SDXL.search(core) for part, core in spelled if part == "unet")
     family = next((family for text, family in _BASE_VERSIONS if text in stated), "")
     if family and not (family == "sdxl" and never):
@@ -90,6 +86,11 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
     if any(re.match(r"encoder_layers_(1[2-9]|2\d)_", core) for part, core in spelled if part != "unet"):
         return "sd2"
     return ""
+
+
+def stated_base(metadata: Mapping[str, str]) -> str:
+    """What metadata say of the base, in small letters."""
+    return " ".join(str(metadata.get(key, "")) for key in ("ss_base_model_version", "modelspec.architecture")).lower()
 
 
 def is_unet_layer(name: str) -> bool:

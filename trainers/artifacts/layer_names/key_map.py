@@ -7,17 +7,24 @@ names correspond one to one. *diffusers*: its folders and LoRA files, where a jo
 """
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Literal
 
+import torch
+
 WEIGHT_AND_BIAS: Mapping[str, str] = MappingProxyType({".weight": ".weight", ".bias": ".bias"})
+NORM: Mapping[str, str] = MappingProxyType({".weight": ".weight"})
 SCALE: Mapping[str, str] = MappingProxyType({".weight": ".scale"})
 """Of norms whose only tensor the original code calls a scale. ComfyUI writes `.weight` since February 2026, so both are
 read; written is `.scale`, by which older versions recognize Flux."""
 WHOLE: Mapping[str, str] = MappingProxyType({"": ""})
 """Of a name that is a tensor's."""
+
+
+Swapped = Literal["never", "last", "always"]
 
 
 @dataclass(frozen=True)
@@ -29,32 +36,74 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Split:
+    """A name and the rows of a native layer that it means: the `start`…`stop` of `of` shares, or all of them `swapped`,
+    with the two halves (shift and scale) the other way round; "last" only in the last block."""
+
+    name: str
+    start: int = 0
+    stop: int = 1
+    of: int = 1
+    swapped: Swapped = "never"
+
+    @property
+    def share(self) -> tuple:
+        """What it is but for its name."""
+        return self.start, self.stop, self.of, self.swapped
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is just another name for the layer."""
+        return self.stop - self.start == self.of and self.swapped == "never"
+
+    def native_rows(self, count: int) -> int | None:
+        """How many rows the native layer has whose part has so many; None where the shares do not fit."""
+        share = self.stop - self.start
+        return None if count % share else count // share * self.of
+
+    def rows(self, rows: int, columns: int) -> slice | torch.Tensor:
+        """Which rows of a native tensor of this size they are, in their order: an index for its first axis. In the last
+        block the layer has shift and scale alone, each as wide as what goes into it; others have more."""
+        if self.swapped == "always" or (self.swapped == "last" and rows == 2 * columns):
+            return torch.arange(rows).roll(rows // 2)
+        return slice(rows * self.start // self.of, rows * self.stop // self.of)
+
+
+@dataclass(frozen=True)
 class Rule:
     """`native` and `module` are dotted names in which {} stands for a number, the same in the same order on both sides.
 
     `rows` are the layers that diffusers has in place of a joined one. `swapped`: diffusers has the two halves of its rows
-    (shift and scale) the other way round; "last" only in the last block. `tensors` are the endings of module → native names.
+    (shift and scale) the other way round. `tensors` are the endings of module → native names. `kernel` is that of a
+    convolution. `others` are further names in LoRA files.
     """
 
     native: str
     module: str
     rows: tuple[Rows, ...] = ()
-    swapped: Literal["never", "last", "always"] = "never"
+    swapped: Swapped = "never"
     tensors: Mapping[str, str] = field(default_factory=lambda: WEIGHT_AND_BIAS)
+    kernel: tuple[int, ...] = ()
+    others: tuple[Split, ...] = ()
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether a LoRA can change it: it is no norm and no single tensor."""
+        return ".bias" in self.tensors
 
-@dataclass(frozen=True)
-class Split:
-    """What diffusers has in place of a tensor or a layer: its name, and the `start`…`stop` of `of` shares of the rows."""
+    @cached_property
+    def splits(self) -> tuple[Split, ...]:
+        """What diffusers has in place of the layer; () where it has the same."""
+        if not self.rows:
+            return (Split(self.module, swapped=self.swapped),) if self.swapped != "never" else ()
+        ends = tuple(accumulate(rows.share for rows in self.rows))
+        return tuple(Split(rows.module, end - rows.share, end, ends[-1]) for rows, end in zip(self.rows, ends))
 
-    name: str
-    start: int
-    stop: int
-    of: int
-
-    def rows(self, count: int) -> slice:
-        """Of a tensor with so many rows."""
-        return slice(count * self.start // self.of, count * self.stop // self.of)
+    @cached_property
+    def read_only(self) -> tuple[Split, ...]:
+        """Names that are read and not written. OneTrainer numbers the parts of a joined layer."""
+        numbered = (replace(split, name=f"{self.native}.{number}") for number, split in enumerate(self.splits) if self.rows)
+        return (*numbered, *self.others)
 
 
 class KeyMap:
@@ -109,16 +158,9 @@ class KeyMap:
                     return _filled(rule.native, match) + rule.tensors[ending]
         return None
 
-    def splits(self, module: str) -> tuple[Split, ...]:
-        """The layers that diffusers has in place of a module's layer: the layer itself where it is not joined."""
-        for pattern, rule in self._module:
-            if (match := pattern.fullmatch(module)) and rule.rows:
-                total, found, start = sum(rows.share for rows in rule.rows), [], 0
-                for rows in rule.rows:
-                    found.append(Split(_filled(rows.module, match), start, start + rows.share, total))
-                    start += rows.share
-                return tuple(found)
-        return (Split(module, 0, 1, 1),)
+    def rule_of_native(self, layer: str) -> tuple[Rule, tuple[str, ...]] | None:
+        """(the rule of a layer, its numbers), by its native name."""
+        return next(((rule, match.groups()) for pattern, rule in self._native if (match := pattern.fullmatch(layer))), None)
 
     def joined(self, diffusers: str) -> tuple[str, int] | None:
         """(module's name of the joined layer, which of its splits) of a layer of diffusers; None where it is no part of

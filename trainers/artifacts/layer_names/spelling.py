@@ -9,22 +9,24 @@ from functools import lru_cache
 from typing import NamedTuple
 
 UNET, BARE_TEXT = "unet", "text"
-"""Parts of a model: the denoiser; a text encoder whose number a name does not say. Others are "te1" and "te2"."""
+"""Parts of a model: the denoiser; a text encoder whose number a name does not say. Others are "te1", "te2", and "te3" for
+T5, which programs number as they like, and whose modules have names of their own."""
 
 _DENOISER = re.compile(
     r"(?:(?:base_model_)?model_|lora_unet_|lora_transformer_|lora_prior_unet_|lycoris_|unet_|transformer_(?!blocks_)"
     r"|diffusion_model_)*")
-_TEXT_MODULE = re.compile(r"(?:^|_)(encoder_layers_\d+_.+|text_projection)$")
+_TEXT_MODULE = re.compile(r"(?:^|_)(encoder_(?:layers|block)_\d+_.+|text_projection)$")
+_T5 = "encoder_block_"
 _TEXT_PREFIX = re.compile(
     r"(?:base_model_model_|lycoris_|lora_|prior_|cond_stage_model_|conditioner_embedders_(?P<place>\d)_"
-    r"|te(?P<short>\d?)_|text_encoders?_(?:(?P<long>\d)_)?|clip_(?P<letter>[lgh])_|transformer_|model_|text_model_)*")
+    r"|te(?P<short>\d?)_|text_encoders?_(?:(?P<long>\d)_)?|clip_(?P<letter>[lgh])_|t5(?:xxl)?_|transformer_|model_|text_model_)*")
 _ANY_TEXT = re.compile(
-    r"(lora_|lycoris_)?(prior_)?(te\d?_|text_encoders?_|clip_[lgh]_|t5xxl_|cond_stage_model_|conditioner_)"
-    r"|((base_model_model|lycoris)_)?(text_model_|encoder_layers_\d+_)")
+    r"(lora_|lycoris_)?(prior_)?(te\d?_|text_encoders?_|clip_[lgh]_|t5(xxl)?_|cond_stage_model_|conditioner_)"
+    r"|((base_model_model|lycoris)_)?(text_model_|encoder_(layers|block)_\d+_)")
 
 
 class Spelled(NamedTuple):
-    """`part` is `UNET`, `BARE_TEXT`, "te1" or "te2"; `core` is the path within it, underscored."""
+    """`part` is `UNET`, `BARE_TEXT`, "te1", "te2" or "te3"; `core` is the path within it, underscored."""
 
     part: str
     core: str
@@ -52,6 +54,8 @@ def read_spelling(layer: str) -> Spelled:
     module = _TEXT_MODULE.search(flat)
     if module:
         prefix = _TEXT_PREFIX.fullmatch(flat[:module.start() + (flat[module.start()] == "_")])
+        if prefix and module[1].startswith(_T5):
+            return Spelled("te3", module[1].removesuffix("_lora"))
         if prefix:
             return Spelled(_encoder(**prefix.groupdict()), _text_core(module[1]))
     core = _DENOISER.sub("", flat, count=1).replace("_processor_", "_").removesuffix("_lora")

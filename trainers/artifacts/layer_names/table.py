@@ -1,19 +1,20 @@
 """The authority on names: every layer of a model that a LoRA can change, under all names that programs give it.
 
-A family's table follows from its layout (`unet`, `text`), a checkpoint's from the names of its tensors; no model is built.
-UNets of SD 1.x and 2.x get diffusers' names from kohya's scripts, SDXL and the transformers of other families their own.
+A family's table follows from its layout (`unet`, `text`) or its rules (`transformer`), a checkpoint's from the names of its
+tensors; no model is built. UNets of SD 1.x and 2.x get diffusers' names from kohya's scripts, all others the original ones.
 """
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import UserError
-from .blocks import BASE, BLOCKS, place
+from .blocks import BASE, BLOCKS, SMALLEST, place
 from .brought import BROUGHT
 from .family import TITLES, family_of_lora, family_of_model
+from .key_map import Split
 from .spelling import BARE_TEXT, UNET, read_spelling, underscored
 from .text import ENCODERS, Encoder, places
 from .unet import ALIASES, LINEAR, UNetLayout, diffusers_unet_name, layers_per_block
@@ -33,11 +34,11 @@ MAKERS = {"kohya": "kohya's", "diffusers": "diffusers'", "comfyui": "ComfyUI's o
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that a LoRA can change, by kohya's name `key`, diffusers' ("" where it cuts the layer otherwise) and
-    ComfyUI's own, `native`.
+    """One layer that a LoRA can change, by kohya's name `key`, diffusers' ("" where it has none) and ComfyUI's own, `native`.
 
     `kernel` is that of its weight, None where it is not known. In a checkpoint it is the weight `tensor`, or the rows
-    `part` of `parts` of it, or its transpose (OpenCLIP's projection).
+    `part` of `parts` of it, or its transpose (OpenCLIP's projection). Where diffusers cuts a layer otherwise, `splits` are
+    what it has instead, and `views` are these as layers: those know by `split` which rows of the layer they are.
     """
 
     key: str
@@ -50,6 +51,21 @@ class Layer:
     transposed: bool = False
     own_block: str = ""
     """As a family says that brings its names."""
+    splits: tuple[Split, ...] = ()
+    read_only: tuple[Split, ...] = ()
+    """Names of other programs for the layer or rows of it, which are not written."""
+    split: Split | None = None
+
+    @cached_property
+    def views(self) -> dict[str, "Layer"]:
+        """The layer as other names mean it, by these: diffusers' own, and others' that are read only. A view of rows that
+        diffusers has in no layer of its own has no name of diffusers'."""
+        component = self.diffusers.partition(".")[0]
+        own = {split.name: self if split.is_whole else replace(self, diffusers=f"{component}.{split.name}", split=split)
+               for split in self.splits}
+        by_rows = {split.share: own[split.name] for split in self.splits}
+        return own | {split.name: self if split.is_whole else by_rows.get(split.share) or replace(
+            self, diffusers="", split=split) for split in self.read_only}
 
     @property
     def block(self) -> str:
@@ -61,9 +77,22 @@ class Layer:
         return self.block == BASE
 
     def rows(self, weight: Tensor) -> Tensor:
-        """The layer's own part of the checkpoint's weight `tensor`: a view."""
+        """The layer's own part [out, in, …] of the checkpoint's weight `tensor`, for reading."""
+        own = self._own(weight)
+        return own[self._where(own)]
+
+    def add(self, weight: Tensor, change: Tensor):
+        """To the layer's own part of the checkpoint's weight, in place."""
+        own = self._own(weight)
+        where = self._where(own)
+        own[where] += change.reshape(own[where].shape)
+
+    def _own(self, weight: Tensor) -> Tensor:
         rows = weight.chunk(self.parts)[self.part]
         return rows.T if self.transposed else rows
+
+    def _where(self, rows: Tensor) -> slice | Tensor:
+        return self.split.rows(*rows.shape[:2]) if self.split else slice(None)
 
     def name(self, maker: str) -> str:
         """By one of `MAKERS`; "" where it has none."""
@@ -73,12 +102,18 @@ class Layer:
         """Program → its name in LoRA files, without the part of a tensor's name that says which factor it is."""
         component, _, path = self.diffusers.partition(".")
         native = self.native.removeprefix("diffusion_model.")
-        found = {"kohya": self.key, "ComfyUI": self.native, "diffusers": self.diffusers,
-                 "diffusers and peft": f"{component}.base_model.model.{path}"}
+        own = {"kohya": self.key, "ComfyUI": self.native}
+        theirs = {"diffusers": self.diffusers, "diffusers and peft": f"{component}.base_model.model.{path}"}
         if component != "text_encoder_2":  # alone, peft does not say which text encoder it is
-            found["peft"] = f"base_model.model.{path}"
+            theirs["peft"] = f"base_model.model.{path}"
+        if component == "transformer":
+            theirs |= {"diffusers, bare": path, "SimpleTuner": f"lycoris_{underscored(path)}",
+                       "OneTrainer, older": f"lora_transformer_{underscored(path)}"}
+            own |= {"OneTrainer": f"transformer.{native}", "original, bare": native}
+            return theirs if self.split else own if self.splits else own | theirs
+        found = own | theirs
         if self.is_text:
-            encoder = native.removeprefix("text_encoders.").replace(".transformer.", ".", 1)
+            encoder = native.removeprefix("text_encoders.").replace(".transformer.", ".", 1).replace("t5xxl.", "t5.", 1)
             old = path.replace("self_attn.out_proj", "self_attn.to_out_lora")
             for letter in "qkv":
                 old = old.replace(f"self_attn.{letter}_proj", f"self_attn.to_{letter}_lora")
@@ -105,6 +140,8 @@ class LayerNames:
     def of(cls, family: str, layers: Iterable[Layer]) -> "LayerNames":
         layers, index = tuple(layers), {}
         for layer in layers:
+            for name, view in layer.views.items():
+                index.setdefault(read_spelling(name), view)
             for name in filter(None, (layer.key, layer.native, layer.diffusers)):
                 index.setdefault(read_spelling(name), layer)
         for (part, core), layer in list(index.items()):
@@ -124,15 +161,23 @@ class LayerNames:
 
     @classmethod
     def of_comfyui(cls, shapes: Mapping[str, tuple[int, ...]], family: str = "") -> "LayerNames":
-        """From the names and shapes of ComfyUI's MODEL and CLIP, each alone or both, of a `family` of `LAYOUTS`; of a CLIP
-        alone its encoders tell it."""
-        encoders = {name.partition(".")[0] for name in shapes}
-        own = "sdxl" if "clip_g" in encoders else "sd2" if "clip_h" in encoders else "sd1"
-        return cls.of(family or own, _layers(shapes, family or own, "diffusion_model."))
+        """From the names and shapes of ComfyUI's MODEL and CLIP, each alone or both, of a `family`; of a CLIP alone its
+        encoders tell it."""
+        own = family or family_of_encoders({name.partition(".")[0] for name in shapes})
+        return cls.of(own, _layers(shapes, own, "diffusion_model."))
 
     def find(self, name: str) -> Layer | None:
-        """The layer that a name in a LoRA file means, whoever wrote it."""
+        """The layer that a name in a LoRA file means, whoever wrote it: with a `split` where it means some rows."""
         return self.index.get(read_spelling(name))
+
+
+def family_of_encoders(present: Collection[str]) -> str:
+    """The family of a CLIP with these text encoders, by ComfyUI's names: the one that has them and the fewest others."""
+    known = {family: {each.native for each in encoders} for family, encoders in ENCODERS.items()}
+    known |= {family: set(each.encoders()) for family, each in BROUGHT.items()}
+    wanted = {name for name in present if any(name in encoders for encoders in known.values())}
+    return min((family for family, encoders in known.items() if wanted <= encoders), key=lambda family: len(known[family]),
+               default=SMALLEST)
 
 
 def family_names(family: str) -> LayerNames | None:
@@ -147,8 +192,12 @@ def released_names(family: str, layers_per_level: int = 2) -> LayerNames:
     """The table of a family of `LAYOUTS`; models of unusual size may have fewer layers per level."""
     layout = UNetLayout(**{**LAYOUTS[family].__dict__, "layers_per_block": layers_per_level})
     unet = [_denoiser_layer(family, original, diffusers, kernel) for diffusers, original, kernel in layout.modules()]
-    text = [_text_layer(encoder, module) for encoder in ENCODERS[family] for module in encoder.modules()]
-    return LayerNames.of(family, [*unet, *text])
+    return LayerNames.of(family, [*unet, *released_text(ENCODERS[family])])
+
+
+def released_text(encoders: Iterable[Encoder]) -> Iterator[Layer]:
+    """Every layer of text encoders."""
+    return (_text_layer(encoder, module) for encoder in encoders for module in encoder.modules())
 
 
 def _denoiser_layer(family: str, original: str, diffusers: str, kernel: tuple[int, ...], **where: Any) -> Layer:
@@ -172,25 +221,29 @@ def _layers(shapes: Mapping[str, tuple[int, ...]], family: str, start: str) -> I
     if family in BROUGHT:
         yield from BROUGHT[family].layers(shapes)
         return
+    yield from text_layers(shapes, ENCODERS.get(family, UNKNOWN_ENCODERS))
     per_block = layers_per_block(name.removeprefix(start) for name in shapes)
-    # Only ComfyUI's names for diffusers' Flux begin otherwise; whatever has original names is lora_unet_ everywhere.
-    prefix = "lora_transformer_" if any("single_transformer_blocks." in name for name in shapes) else "lora_unet_"
-    encoders = ENCODERS.get(family, UNKNOWN_ENCODERS)
     for name, shape in shapes.items():
-        if len(shape) not in (2, 4) or "embedding" in name:
+        if len(shape) not in (2, 4) or "embedding" in name or not name.startswith(start) or name.startswith(NO_DENOISER):
             continue
-        found = list(places(name))
-        yield from (_text_layer(encoders[each.number], each.module, tensor=name, part=each.part, parts=each.parts,
-                                transposed=each.transposed) for each in found if each.number < len(encoders))
-        if found or not name.endswith(".weight") or not name.startswith(start) or name.startswith(NO_DENOISER):
+        if not name.endswith(".weight") or any(places(name)):
             continue
         module, kernel = name.removeprefix(start).removesuffix(".weight"), tuple(shape[2:])
         if family not in LAYOUTS:
-            yield Layer(prefix + underscored(module), "", f"diffusion_model.{module}", kernel, name)
+            yield Layer(f"lora_unet_{underscored(module)}", "", f"diffusion_model.{module}", kernel, name)
             continue
         if per_block is None:
             raise UserError("This UNet has no downsamplers where they are expected; it is of no family that is known here")
         yield _denoiser_layer(family, module, diffusers_unet_name(module, per_block), kernel, tensor=name)
+
+
+def text_layers(shapes: Mapping[str, tuple[int, ...]], encoders: Sequence[Encoder]) -> Iterator[Layer]:
+    """Those of the text encoders in a checkpoint or in ComfyUI's CLIP, in the file's order."""
+    for name, shape in shapes.items():
+        for each in places(name) if len(shape) == 2 and "embedding" not in name else ():
+            if encoder := each.encoder(encoders):
+                yield _text_layer(encoder, each.module, tensor=name, part=each.part, parts=each.parts,
+                                  transposed=each.transposed)
 
 
 @dataclass(frozen=True)

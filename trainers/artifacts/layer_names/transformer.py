@@ -1,14 +1,18 @@
 """Names of the layers of a transformer family, out of its key map: what `FamilyNames` asks of a family."""
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
-from .brought import FamilyNames
-from .key_map import KeyMap
-from .parts import split_key
-from .spelling import underscored
-from .table import Layer
+from .blocks import ATTENTION, EXTRA
+from .brought import BROUGHT, FamilyNames
+from .family import stated_base
+from .key_map import KeyMap, Rule, Split
+from .parts import DOWN, split_key
+from .spelling import UNET, read_spelling, underscored
+from .table import Layer, LayerNames, released_text, text_layers
+from .text import Encoder
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 """Before a denoiser's native names: in all-in-one files, in ComfyUI's memory, in a file of its own."""
@@ -26,8 +30,22 @@ class TransformerNames(FamilyNames):
     marker: str
     numbered: Mapping[str, str]
     without: tuple[str, ...] = ()
-    belongs: Callable[[Mapping[str, tuple[int, ...]]], bool] = lambda shapes: True
-    """Whether a LoRA file with tensors of these names and shapes is for the family and not for one with the same names."""
+    text: tuple[Encoder, ...] = ()
+    absent: str = ""
+    """Layers by their native names that no released model has, though its block has others."""
+    attention: str = ""
+    """Layers by their native names, underscored, that count as attention though they do not say so."""
+    widths: frozenset[int] = frozenset()
+    """Of the released models' streams; they tell LoRA files apart whose names alone do not."""
+    smaller: tuple[int, ...] = ()
+    """Numbers of blocks of released models that have fewer than `blocks`."""
+    stated: tuple[str, ...] = ()
+
+    @property
+    def lists(self) -> tuple[tuple[str, ...], ...]:
+        return (self.blocks[:-1], *(self.blocks[:1 + count] for count in self.smaller))
+
+    # ---- whose file it is ------------------------------------------------------------------------------------------
 
     def prefix(self, names: Collection[str]) -> str | None:
         """What stands before the native names of a denoiser of this family in a file; None where there is none."""
@@ -42,28 +60,81 @@ class TransformerNames(FamilyNames):
         return self.prefix(names) is not None
 
     def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
-        layers = {split.layer for key in shapes if (split := split_key(key))}
-        blocks = re.compile("|".join(rf"(?:^|_){name}_\d" for name in self.numbered))
-        return any(blocks.search(underscored(layer)) for layer in layers) and self.belongs(shapes)
+        """By native names of its blocks. diffusers' have to be those of layers of this family, all of them; where they are
+        those of others too, the metadata's word counts, or the width of what goes into a layer."""
+        cores, widths = set(), set()
+        for key, shape in shapes.items():
+            if split := split_key(key):
+                spelled = read_spelling(split.layer)
+                cores |= {spelled.core} if spelled.part == UNET else set()
+                widths |= {shape[1]} if split.part == DOWN and len(shape) > 1 else set()
+        if any(re.match(rf"({'|'.join(self.numbered)})_\d", core) for core in cores):
+            return True
+        if not cores or not all(map(self.knows, cores)):
+            return False
+        others = [each for each in BROUGHT.values() if isinstance(each, TransformerNames) and each is not self]
+        if any(not any(each.knows(core) for each in others) for core in cores):
+            return True
+        if stated := stated_base(metadata):
+            return any(word in stated for word in self.stated)
+        return bool(widths & self.widths)
+
+    def knows(self, core: str) -> bool:
+        """Whether a name in a LoRA file, underscored and without prefixes, means a layer of its denoiser."""
+        return (UNET, core) in self.table().index
+
+    # ---- its layers ------------------------------------------------------------------------------------------------
 
     def layers(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Layer]:
-        """Of a model's linear layers and convolutions; those of text encoders in the same file come from `table`."""
+        """Of a model's linear layers and convolutions, and of the text encoders beside it."""
         prefix = self.prefix(shapes)
-        if prefix is None:
-            return
-        for name, shape in shapes.items():
+        for name, shape in shapes.items() if prefix is not None else ():
             native = name.removeprefix(prefix)
             if not name.startswith(prefix) or not native.endswith(".weight") or len(shape) not in (2, 4):
                 continue
-            layer = native.removesuffix(".weight")
-            module = self.key_map.module_layer(layer)
-            if module is not None:
-                yield Layer(f"lora_unet_{underscored(layer)}", f"transformer.{module}", f"diffusion_model.{layer}",
-                            tuple(shape[2:]), name, own_block=self.block(underscored(layer)))
+            native = native.removesuffix(".weight")
+            if found := self.key_map.rule_of_native(native):
+                yield self._layer(*found, tuple(shape[2:]), name)
+        yield from text_layers(shapes, self.text)
+
+    def table(self) -> LayerNames:
+        return self._table
+
+    @cached_property
+    def _table(self) -> LayerNames:
+        """Of all released models together."""
+        counts = {name: sum(block.startswith(title) for block in self.blocks) for name, title in self.numbered.items()}
+        found = []
+        for rule in self.key_map.rules:
+            ranges = [range(counts.get(rule.native.split(".")[0], 0))] * rule.native.count("{}")
+            found += [self._layer(rule, tuple(map(str, numbers)), rule.kernel) for numbers in product(*ranges)
+                      if rule.is_layer and not re.fullmatch(self.absent, rule.native.format(*numbers))]
+        found.sort(key=lambda layer: self.blocks.index(layer.block))
+        return LayerNames.of(self.family, [*found, *released_text(self.text)])
+
+    def _layer(self, rule: Rule, numbers: tuple[str, ...], kernel: tuple[int, ...], tensor: str = "") -> Layer:
+        def filled(splits: tuple[Split, ...]) -> tuple[Split, ...]:
+            return tuple(replace(split, name=split.name.format(*numbers)) for split in splits)
+        native = rule.native.format(*numbers)
+        return Layer(f"lora_unet_{underscored(native)}", f"transformer.{rule.module.format(*numbers)}",
+                     f"diffusion_model.{native}", kernel, tensor, own_block=self.block(underscored(native)),
+                     splits=filled(rule.splits), read_only=filled(rule.read_only))
+
+    def encoders(self) -> Collection[str]:
+        return [each.native for each in self.text]
+
+    # ---- blocks ----------------------------------------------------------------------------------------------------
+
+    def native(self, name: str) -> str:
+        layer = self.table().index.get((UNET, name))
+        return underscored(layer.native.removeprefix("diffusion_model.")) if layer else name
 
     def block(self, name: str) -> str:
         match = self._block_names.match(name)
-        return f"{self._titles[match[1]]}{int(match[2]):02}" if match else "EXTRA"
+        return f"{self._titles[match[1]]}{int(match[2]):02}" if match else EXTRA
+
+    def kind(self, name: str) -> str:
+        return ATTENTION if self.attention and re.fullmatch(self.attention, name) else ""
 
     @cached_property
     def _titles(self) -> dict[str, str]:
