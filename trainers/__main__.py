@@ -101,7 +101,7 @@ def print_layer_names(family: str) -> int:
     from trainers.artifacts.layer_names import family_names
 
     table = family_names(family)
-    layers = [view for layer in table.layers for view in (layer, *dict.fromkeys(layer.views.values())) ] if table else []
+    layers = [view for layer in table.layers for view in (layer, *dict.fromkeys(layer.views.values()))] if table else []
     programs = list(dict.fromkeys(program for layer in layers for program in layer.spellings()))
     print("block", "kernel", *programs, sep="\t")
     for layer in layers:

@@ -85,9 +85,9 @@ def renamed(file: LoraFile, names: LayerNames, maker: str = "kohya", model: str 
     """The file under one maker's names. `model` is the title of the model that the names are of; empty: its family's.
 
     Where makers cut a layer otherwise, plain LoRA layers are joined and cut, exactly (`lora_rows`). Other kinds of rows keep
-    the names that they have, unless their changes are to be `added` to others: then each is a full difference. Layers that
-    the model does not have are left out, and notes say so. Raises UserError when they are most of the file, or when the maker
-    has no names for the model's layers.
+    diffusers' names, unless their changes are to be `added` to others: then each is a full difference. Layers that the model
+    does not have are left out, and notes say so. Raises UserError when they are most of the file, or when the maker has no
+    names for the model's layers.
     """
     places = {key: place for key in file.layers if (place := names.find(key))}
     missing = [key for key in file.layers if key not in places]
@@ -98,34 +98,36 @@ def renamed(file: LoraFile, names: LayerNames, maker: str = "kohya", model: str 
     if nameless:
         raise UserError(f"{MAKERS[maker]} names for models of this family cut layers otherwise ({nameless}). Choose other "
                         "names.")
-    named: list[tuple[str, FileLayer]] = []
-    rows: dict[str, list[tuple[Layer, FileLayer]]] = {}
-    kept = []
-    for key, layer in file.layers.items():
-        if not (place := places.get(key)):
-            continue
-        layer = replace(layer, kernel=_kernel(place.kernel, layer))
-        if maker == "diffusers" and place.splits and not (place.split and place.diffusers) and layer.is_low_rank:
-            whole = lora_rows.joined(place, place.key, [(layer, place.split)]) if place.split else layer
-            named += lora_rows.cut(place, whole).items()
-        elif place.split is None or maker == "diffusers":
-            named.append((place.name(maker) or key, layer))
-        elif layer.is_low_rank:
-            rows.setdefault(place.key, []).append((place, layer))
+    layers = {key: replace(layer, kernel=_kernel(places[key].kernel, layer)) for key, layer in file.layers.items()
+              if key in places}
+    if maker == "diffusers":
+        named = [pair for key, place in places.items() for pair in _as_diffusers_has(place, layers[key])]
+        return _gathered(replace(file, notes=[*file.notes, *notes]), named)
+    named, rows, kept = [], {}, []
+    for key, place in places.items():
+        if place.split is None:
+            named.append((place.name(maker), layers[key]))
+        elif layers[key].is_low_rank:
+            rows.setdefault(place.key, []).append((place, layers[key]))
         elif added:
-            named.append((place.name(maker), lora_rows.as_difference(place, place.name(maker), (layer, place.split))))
+            named.append((place.name(maker), lora_rows.as_difference(place, (layers[key], place.split))))
         else:
-            named.append((place.diffusers or key, layer))
+            named.append((place.diffusers or key, layers[key]))
             kept.append(key)
-    if kept:
-        notes.append(f"{len(kept)} layers of {file.name}, for example {kept[0]}, are some rows of a layer that the model has "
-                     "as one, and no plain LoRA layers; they keep diffusers' names, by which ComfyUI puts them into those rows")
     for parts in rows.values():
         place = parts[0][0]
-        named.append((place.name(maker), lora_rows.joined(place, place.name(maker), [
-            (layer, each.split) for each, layer in parts if each.split])))
-    named = [(name, replace(layer, key=name)) for name, layer in named]
+        named.append((place.name(maker), lora_rows.joined(place, [(layer, each.split) for each, layer in parts])))
+    if kept:
+        notes.append(f"{len(kept)} layers of {file.name}, for example {kept[0]}, are some rows of a layer that the model "
+                     "has joined, and no plain LoRA layers; they keep diffusers' names, by which ComfyUI finds those rows")
     return _gathered(replace(file, notes=[*file.notes, *notes]), named)
+
+
+def _as_diffusers_has(place: Layer, layer: FileLayer) -> Iterable[tuple[str, FileLayer]]:
+    """A layer under the names of those that diffusers has in its place; whole where it is no plain LoRA layer."""
+    if (place.split and place.diffusers) or not place.splits or not layer.is_low_rank:
+        return [(place.diffusers or layer.key, layer)]
+    return lora_rows.cut(place, lora_rows.joined(place, [(layer, place.split)]) if place.split else layer).items()
 
 
 def _kernel(kernel: tuple[int, ...] | None, layer: FileLayer) -> tuple[int, ...] | None:
@@ -151,7 +153,7 @@ def _gathered(file: LoraFile, layers: Sequence[tuple[str, FileLayer]]) -> Rename
         target = next((part for part in parts if name not in part), None)
         if target is None:
             parts.append(target := {})
-        target[name] = layer
+        target[name] = replace(layer, key=name)
     first, *rest = (replace(file, layers=part) for part in parts)
     return Renamed(replace(first, layers=parts[0]), tuple(replace(each, unknown=[], notes=[]) for each in rest))
 
@@ -167,7 +169,7 @@ def with_equal_names(files: Sequence[LoraFile]) -> list[Renamed]:
             name = known.get(flat) or next((known[each] for each in other_spellings(key) if each in known), key)
             for each in (flat, *other_spellings(key)):
                 known.setdefault(each, name)
-            layers.append((name, replace(layer, key=name)))
+            layers.append((name, layer))
         found.append(_gathered(file, layers))
     return found
 

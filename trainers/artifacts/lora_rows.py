@@ -21,8 +21,8 @@ from .weights import Weights
 Part = tuple[FileLayer, Split]
 
 
-def joined(layer: Layer, key: str, parts: Sequence[Part]) -> FileLayer:
-    """Plain LoRA layers, each some rows of the model's `layer`, as one under the name `key`: the sum of all."""
+def joined(layer: Layer, parts: Sequence[Part]) -> FileLayer:
+    """Plain LoRA layers, each some rows of the model's `layer`, as one: the sum of all."""
     factors, rows = [each.low_rank() for each, _ in parts], _rows_of(layer, parts)
     shape = tuple(factors[0].down.shape[1:])
     if any(tuple(each.down.shape[1:]) != shape for each in factors):
@@ -46,11 +46,11 @@ def joined(layer: Layer, key: str, parts: Sequence[Part]) -> FileLayer:
             start += 0 if same_down else up.shape[1]
         return found
     alpha = torch.tensor(scales[0] * rank if same_scale else float(rank))
-    return _made(key, parts, {DOWN: (dtype, (rank, *shape), downs), UP: (dtype, (rows, rank, *ones), ups),
-                              ALPHA: (torch.float32, (), lambda: alpha)})
+    return _made(layer.key, parts, {DOWN: (dtype, (rank, *shape), downs), UP: (dtype, (rows, rank, *ones), ups),
+                                    ALPHA: (torch.float32, (), lambda: alpha)})
 
 
-def as_difference(layer: Layer, key: str, part: Part) -> FileLayer:
+def as_difference(layer: Layer, part: Part) -> FileLayer:
     """A layer of any kind that is some rows of the model's `layer`, as the full difference of that."""
     each, split = part
     rows, shape = _rows_of(layer, [part]), each.shape
@@ -59,7 +59,7 @@ def as_difference(layer: Layer, key: str, part: Part) -> FileLayer:
         found = torch.zeros(rows, *shape[1:])
         found[split.rows(rows, shape[1])] = each.change()
         return found
-    return _made(key, [part], {"diff": (torch.float32, (rows, *shape[1:]), difference)})
+    return _made(layer.key, [part], {"diff": (torch.float32, (rows, *shape[1:]), difference)})
 
 
 def cut(layer: Layer, whole: FileLayer) -> dict[str, FileLayer]:
@@ -110,5 +110,5 @@ def _made(key: str, parts: Sequence[Part], tensors: Mapping[str, tuple[torch.dty
 
 def _of_different_sizes(layer: Layer, parts: Sequence[Part]) -> UserError:
     listed = ", ".join(f"{each.key} {list(each.shape)}" for each, _ in parts[:7])
-    return UserError(f"{parts[0][0].file.title!r}: {listed} make no layer {layer.native} together. The file is damaged, or for "
-                     "another model.")
+    return UserError(f"{parts[0][0].file.title!r}: {listed} make no layer {layer.native} together. The file is damaged, or "
+                     "for another model.")

@@ -34,7 +34,7 @@ MAKERS = {"kohya": "kohya's", "diffusers": "diffusers'", "comfyui": "ComfyUI's o
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer that a LoRA can change, by kohya's name `key`, diffusers' ("" where it has none) and ComfyUI's own, `native`.
+    """One layer that a LoRA can change, by kohya's name `key`, diffusers' ("" where it has none) and ComfyUI's, `native`.
 
     `kernel` is that of its weight, None where it is not known. In a checkpoint it is the weight `tensor`, or the rows
     `part` of `parts` of it, or its transpose (OpenCLIP's projection). Where diffusers cuts a layer otherwise, `splits` are

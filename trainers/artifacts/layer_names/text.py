@@ -62,7 +62,8 @@ _PLACES = (re.compile(r"cond_stage_model\.(?:transformer|model)\.(?P<rest>.+)"),
            re.compile(r"conditioner\.embedders\.(?P<number>\d)\.(?:transformer|model)\.(?P<rest>.+)"),
            re.compile(r"(?:text_encoders\.)?(?P<native>clip_[lgh]|t5xxl)\.transformer\.(?P<rest>.+)"))
 """Where single files keep them, and ComfyUI's CLIP."""
-_OWN = re.compile(r"(?:text_model\.)?(encoder\.(?:layers\.\d+|block\.\d+\.layer\.\d)\.(?!.+\.relative_attention_bias).+)\.weight")
+_OWN = re.compile(r"(?:text_model\.)?"
+                  r"(encoder\.(?:layers\.\d+|block\.\d+\.layer\.\d)\.(?!.+\.relative_attention_bias).+)\.weight")
 
 
 class Place(NamedTuple):

@@ -88,12 +88,10 @@ class TransformerNames(FamilyNames):
     def layers(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Layer]:
         """Of a model's linear layers and convolutions, and of the text encoders beside it."""
         prefix = self.prefix(shapes)
-        for name, shape in shapes.items() if prefix is not None else ():
-            native = name.removeprefix(prefix)
-            if not name.startswith(prefix) or not native.endswith(".weight") or len(shape) not in (2, 4):
+        for name, shape in shapes.items():
+            if prefix is None or not name.startswith(prefix) or not name.endswith(".weight") or len(shape) not in (2, 4):
                 continue
-            native = native.removesuffix(".weight")
-            if found := self.key_map.rule_of_native(native):
+            if found := self.key_map.rule_of_native(name.removeprefix(prefix).removesuffix(".weight")):
                 yield self._layer(*found, tuple(shape[2:]), name)
         yield from text_layers(shapes, self.text)
 
