@@ -106,8 +106,8 @@ class Toy(Family):
     def load_vae(self, base):
         return load_into(Vae(), base, "vae", torch.float32)
 
-    def load_denoiser(self, base, dtype):
-        return load_into(Transformer(), base, "denoiser", dtype)
+    def load_denoiser(self, base, dtype, *keepers):
+        return load_into(Transformer(), base, "denoiser", dtype, *(keeper([]) for keeper in keepers))
 
     def load_tokenizers(self, base):
         return {"words": clip_tokenizer()}
@@ -115,7 +115,7 @@ class Toy(Family):
     def encoder_names(self, base):
         return tuple(ENCODERS)
 
-    def load_text(self, base, dtype, only=tuple(ENCODERS)):
+    def load_text(self, base, dtype, only=tuple(ENCODERS), place=None):
         return TextEncoders(self.load_tokenizers(base), {
             name: load_into(nn.Embedding(64, ENCODERS[name]), base, name, dtype) for name in only})
 

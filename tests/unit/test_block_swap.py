@@ -8,6 +8,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import UserError
+from finetune.trainers.families.recognition import recognize
 from finetune.trainers.memory.activation_offload import Offloaded
 from finetune.trainers.memory.alive_bytes import AliveBytes
 from finetune.trainers.memory.block_swap import BlockSwap, chosen
@@ -16,6 +17,7 @@ from finetune.trainers.memory.placement import placing, settle
 from finetune.trainers.memory.quantization import PACKED
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors.torch import load_file
+from support import tiny_flow
 from support.running import losses_of
 from torch import nn
 
@@ -173,14 +175,19 @@ def test_no_more_than_one_layer_is_there_twice(precision, swapped, tmp_path):
     assert alive.most >= (8 - swapped) * stored
 
 
-@pytest.mark.parametrize("memory", [dict(), dict(gradient_checkpointing=True, frozen_precision="int8")])
-def test_runs_with_swapped_blocks(memory, tiny_bases, make_spec):
-    """Losses, validation and previews are those of a run without, to the last bit, and its files the same."""
+@pytest.mark.parametrize("family, memory", [
+    ("sd1", dict()), ("sd3", dict(gradient_checkpointing=True)),
+    ("flux", dict(frozen_precision="int8", text_precision="fp8")),
+])
+def test_runs_with_swapped_blocks(family, memory, tiny_bases, make_spec, tmp_path):
+    """Losses and previews are those of a run without, to the last bit, and its file is the same."""
+    flow = family in tiny_flow.FAMILIES
+    base = recognize(str(tiny_flow.make_folder(family, tmp_path / family)), family) if flow else tiny_bases[family]
     parts = dict(method=specs.LoraSpec(rank=2, alpha=2, adapter="dora", targets="all with convolutions"),
                  previews=specs.PreviewSpec(prompts=("a cat",), every=3, sampler_steps=2))
-    plain, one = losses_of(make_spec(tiny_bases["sd1"], name="plain", memory=specs.MemorySpec(**memory), **parts))
+    plain, one = losses_of(make_spec(base, name="plain", memory=specs.MemorySpec(**memory), **parts))
     swapped, other = losses_of(make_spec(
-        tiny_bases["sd1"], name="swapped", memory=specs.MemorySpec(**memory, swapped_blocks=5), **parts))
+        base, name="swapped", memory=specs.MemorySpec(**memory, swapped_blocks=5), **parts))
     assert swapped == plain
     assert other.sheet_path(3).read_bytes() == one.sheet_path(3).read_bytes()
     first, second = load_file(one.artifact), load_file(other.artifact)

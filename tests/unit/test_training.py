@@ -164,8 +164,8 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(tiny_bases, make_spec):
         def __getattr__(self, name):
             return getattr(families.get("sd1"), name)
 
-        def load_denoiser(self, base, dtype):
-            denoiser = load(base, dtype)
+        def load_denoiser(self, base, dtype, keeper):
+            denoiser = load(base, dtype, keeper)
             denoiser.conv_out.bias.data.fill_(float("nan"))
             return denoiser
 

@@ -17,7 +17,7 @@ from ..events import Emit, EncodingEvent, PhaseEvent
 from ..families.conditioning import Conditioning
 from ..families.protocol import Family, LatentFormat, TextEncoders
 from ..files import ensure_space
-from ..memory.placement import Placement
+from ..memory.placement import Place, Placement, assign
 from ..read_ahead import ahead
 from ..spec import DatasetImage, RunSpec
 from .freed_memory import give_back_freed_memory
@@ -191,8 +191,7 @@ class CaptionCache:
         return sum(each.numel() * each.element_size() for each in self.text.parameters())
 
     def _load(self) -> TextEncoders:
-        text = load_text(self.spec, self.family, self.placement.frozen, self.frozen)
-        self.placement.settle_text(text)
+        text = load_text(self.spec, self.family, self.placement.frozen, self.frozen, self.placement.text_keeper)
         text.aliases = dict.fromkeys(self.hidden, "")
         return text
 
@@ -250,8 +249,9 @@ def encoded(family: Family, text: TextEncoders, captions: Sequence[str], placeme
         yield from (join(said[caption]) for caption in chosen)
 
 
-def load_text(spec: RunSpec, family: Family, dtype: torch.dtype, only: Collection[str]) -> TextEncoders:
+def load_text(spec: RunSpec, family: Family, dtype: torch.dtype, only: Collection[str],
+              place: Place = assign) -> TextEncoders:
     """Some of the text encoders of a run, set as it says."""
-    text = family.load_text(spec.base, dtype, only)
+    text = family.load_text(spec.base, dtype, only, place)
     text.clip_skip, text.text_length = spec.training.clip_skip, spec.training.text_length
     return text

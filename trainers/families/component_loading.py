@@ -12,6 +12,7 @@ from torch import nn
 
 from ..artifacts.tensor_files import require_finite
 from ..errors import UserError, reason_of
+from ..memory.placement import Place, assign, settle
 from ..spec import BaseModelSpec
 from .component_configs import component_config, config_folder
 from .model_parts import ModelParts
@@ -65,11 +66,13 @@ def load_model(model_class: type[Model], base: BaseModelSpec, component: str, dt
     return model.requires_grad_(False).eval()
 
 
-def load_into(model: Model, base: BaseModelSpec, component: str, dtype: torch.dtype) -> Model:
+def load_into(model: Model, base: BaseModelSpec, component: str, dtype: torch.dtype, place: Place = assign) -> Model:
     """A module of the family's own, which has the names of its file, frozen, in evaluation mode, on the CPU."""
     with explained(component.replace("_", " "), base):
         model.load_state_dict(ModelParts.of(base)[component].tensors(dtype))
-    return model.to(dtype).requires_grad_(False).eval()
+    model = model.to(dtype).requires_grad_(False).eval()
+    settle(model, place)
+    return model
 
 
 def load_vae(base: BaseModelSpec) -> "AutoencoderKL":

@@ -3,14 +3,13 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..artifacts.tensor_files import Entry, finite
 from ..errors import UserError
+from ..memory.placement import Place, assign
 
 Model = TypeVar("Model", bound=nn.Module)
-Place = Callable[[nn.Module, str, Tensor], None]
-"""Puts a tensor into a layer: (layer, name of its parameter or buffer, tensor)."""
 
 
 def without_weights(make: Callable[[], Model]) -> Model:
@@ -19,8 +18,9 @@ def without_weights(make: Callable[[], Model]) -> Model:
         return make()
 
 
-def fill(model: nn.Module, entries: Mapping[str, Entry], dtype: torch.dtype, title: str, place: Place | None = None):
-    """Every parameter and every persistent buffer of `model`, from the entry of its name, in `dtype`, frozen, on the CPU.
+def fill(model: nn.Module, entries: Mapping[str, Entry], dtype: torch.dtype, title: str, place: Place = assign):
+    """Every parameter and every persistent buffer of `model`, from the entry of its name, in `dtype`, frozen, on the CPU or
+    where `place` puts it.
 
     Raises UserError for what is missing, of another shape, or not finite. `title` is what people call the file.
     """
@@ -35,18 +35,11 @@ def fill(model: nn.Module, entries: Mapping[str, Entry], dtype: torch.dtype, tit
                             "other layers. It is damaged, or of another kind of model.")
         tensor = finite(entry, title).tensor(dtype)
         layer, _, own = name.rpartition(".")
-        (place or _assign)(model.get_submodule(layer), own, tensor)
+        place(model.get_submodule(layer), own, tensor)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
                 raise ValueError(f"{type(module).__name__}.{name} has no value in files and was made without one")
-
-
-def _assign(layer: nn.Module, name: str, tensor: Tensor):
-    if name in layer._parameters:
-        setattr(layer, name, nn.Parameter(tensor, requires_grad=False))
-    else:
-        setattr(layer, name, tensor)
 
 
 def _and_more(missing: list[str]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..artifacts.layer_names import ReleasedNames
 from ..artifacts.tensor_files import Entry
 from ..artifacts.weights import Weights
+from ..memory.placement import Keeper, as_they_are, settle
 from ..spec import BaseModelSpec
 from . import checkpoint_writing, component_loading, unet_recognition
 from .component_configs import component_config, config_folder
@@ -82,8 +83,11 @@ class LatentDiffusion(KlLatents, Family[nn.Module, "UNet2DConditionModel"]):
         tokenizers = [parts[name].fingerprint(memory) for name in TOKENIZERS if name in parts]
         return [self.name, tokenizers, *content_of(base, memory, encoders)]
 
-    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> "UNet2DConditionModel":
-        return component_loading.load_unet(base, dtype)
+    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype,
+                      keeper: Keeper = as_they_are) -> "UNet2DConditionModel":
+        denoiser = component_loading.load_unet(base, dtype)
+        settle(denoiser, keeper(self.swappable_blocks(denoiser)))
+        return denoiser
 
     def swappable_blocks(self, denoiser: "UNet2DConditionModel") -> Sequence[nn.Module]:
         """Residual blocks, each followed by the transformer blocks behind it."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..artifacts.layer_names import FamilyNames, underscored
 from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
+from ..memory.placement import Keeper, Place, as_they_are, assign
 from ..objectives.noise import FamilyShift
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
@@ -180,15 +181,18 @@ class Family(Protocol[Vae, Denoiser]):
         """The text encoders of a base, in the order in which `joined` takes what they say."""
         ...
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
-        """The text encoders of a base, or only some."""
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None,
+                  place: Place = assign) -> TextEncoders:
+        """The text encoders of a base, or only some; `place` puts their weights where they belong."""
         ...
 
     def reads_text_length(self, base: BaseModelSpec) -> bool:
         """Whether a text encoder of this base takes captions of any length, so that `TextEncoders.text_length` counts."""
         return False
 
-    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> Denoiser: ...
+    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype, keeper: Keeper = as_they_are) -> Denoiser:
+        """The denoiser, frozen, on the CPU; what `keeper` makes of `swappable_blocks` puts its weights where they belong."""
+        ...
 
     def swappable_blocks(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         """Blocks of the denoiser, which may still be without weights, that can be away until they are needed, in the order

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
+from ..memory.placement import Place, assign
 from ..spec import BaseModelSpec
 from . import text_loading
 from .conditioning import Conditioning
@@ -45,10 +46,11 @@ class StableDiffusionXL(LatentDiffusion):
     def base_metadata(self, base: BaseModelSpec) -> Mapping[str, str]:
         return {**self.metadata, "modelspec.implementation": "https://github.com/Stability-AI/generative-models"}
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None,
+                  place: Place = assign) -> TextEncoders:
         """"te1" is CLIP ViT-L, "te2" OpenCLIP ViT-bigG; the second pads with "!" (token 0)."""
         return TextEncoders(self.load_tokenizers(base), {
-            name: text_loading.load_clip(base, self.text_places[name][0], dtype, projection=name == "te2")
+            name: text_loading.load_clip(base, self.text_places[name][0], dtype, name == "te2", place)
             for name in self.text_places if only is None or name in only})
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:

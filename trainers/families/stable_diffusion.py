@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..memory.placement import Place, assign
 from ..spec import BaseModelSpec
 from . import checkpoint_writing, text_loading
 from .conditioning import Conditioning
@@ -45,9 +46,10 @@ class StableDiffusion(LatentDiffusion):
         """Both sizes of SD 2.x have the same shapes; only the one for 768 predicts v."""
         return 512 if self.own_layer == 2 and base.prediction_type == "epsilon" else super().native_resolution(base)
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None,
+                  place: Place = assign) -> TextEncoders:
         wanted = only is None or "te" in only
-        encoders = {"te": text_loading.load_clip(base, "text_encoder", dtype)} if wanted else {}
+        encoders = {"te": text_loading.load_clip(base, "text_encoder", dtype, place=place)} if wanted else {}
         return TextEncoders(self.load_tokenizers(base), encoders)
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..artifacts.ldm_layout import transformers_clip_tensors
 from ..errors import UserError
+from ..memory.placement import Place, assign, settle
 from ..spec import BaseModelSpec
 from ..words import whole_word
 from .component_configs import CONFIGS, component_config
@@ -33,18 +34,20 @@ LONGEST_VOCABULARY = 50_000_000
 
 def load_encoder(base: BaseModelSpec, component: str, dtype: torch.dtype, make: Callable[[dict], Encoder],
                  renamed: Callable[[dict[str, Tensor], Encoder], dict[str, Tensor]] = lambda weights, model: weights,
-                 ) -> Encoder:
+                 place: Place = assign) -> Encoder:
     """Any text encoder, frozen, in evaluation mode, on the CPU. `make(config)` builds it without weights, `renamed` gives
     the weights of the part the names that it has. Raises UserError when weights are missing."""
     part = ModelParts.of(base)[component]
     with explained(component.replace("_", " "), base):
         model = make(component_config(base, component))
         _fill(model, renamed(part.tensors(), model), base.name)
-    return model.to(dtype).requires_grad_(False).eval()
+    model = model.to(dtype).requires_grad_(False).eval()
+    settle(model, place)
+    return model
 
 
 def load_clip(base: BaseModelSpec, component: str, dtype: torch.dtype,
-              projection: bool = False) -> "CLIPTextModel | CLIPTextModelWithProjection":
+              projection: bool = False, place: Place = assign) -> "CLIPTextModel | CLIPTextModelWithProjection":
     """A CLIP text encoder, in transformers' or in OpenCLIP's layout."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -52,7 +55,8 @@ def load_clip(base: BaseModelSpec, component: str, dtype: torch.dtype,
     open_clip = any(name.startswith("transformer.resblocks.") for name in ModelParts.of(base)[component].entries())
     return load_encoder(
         base, component, dtype, lambda config: model_class(CLIPTextConfig.from_dict(config)),
-        lambda weights, model: transformers_clip_tensors(weights, model.config.num_hidden_layers) if open_clip else weights)
+        lambda weights, model: transformers_clip_tensors(weights, model.config.num_hidden_layers) if open_clip else weights,
+        place)
 
 
 def _fill(model: nn.Module, weights: Mapping[str, Tensor], title: str):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..memory.placement import Place, assign
 from ..spec import BaseModelSpec
 from ..words import whole_word
 from . import text_loading
@@ -32,7 +33,7 @@ def final_norm(encoder: "PreTrainedModel") -> nn.Module:
     return getattr(encoder, "text_model", encoder).get_submodule("final_layer_norm")
 
 
-def load_t5(base: BaseModelSpec, component: str, dtype: torch.dtype) -> "T5EncoderModel":
+def load_t5(base: BaseModelSpec, component: str, dtype: torch.dtype, place: Place = assign) -> "T5EncoderModel":
     """T5's encoder, frozen, in evaluation mode, on the CPU. UserError when weights are missing."""
     from transformers import T5Config, T5EncoderModel
 
@@ -41,7 +42,7 @@ def load_t5(base: BaseModelSpec, component: str, dtype: torch.dtype) -> "T5Encod
     with explained(component.replace("_", " "), base):
         config = T5Config.from_dict(component_config(base, component))
         model = without_weights(lambda: T5EncoderModel(config))
-        fill(model, entries, dtype, base.name)
+        fill(model, entries, dtype, base.name, place)
         model.encoder.embed_tokens.weight = model.shared.weight
     return model.requires_grad_(False).eval()
 

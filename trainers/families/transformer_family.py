@@ -14,6 +14,7 @@ from ..artifacts.tensor_files import Entry, entry_of, finite
 from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..errors import UserError
+from ..memory.placement import Keeper, Place, as_they_are, assign
 from ..spec import BaseModelSpec, ComponentSpec
 from . import text_loading
 from .checkpoint_writing import plain, vae_pieces
@@ -168,12 +169,12 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
 
     # ---- the denoiser ----------------------------------------------------------------------------------------------
 
-    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype) -> nn.Module:
+    def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype, keeper: Keeper = as_they_are) -> nn.Module:
         part = ModelParts.of(base)[TRANSFORMER]
         with explained("denoiser", base):
             entries = self.module_entries(part)
             model = without_weights(lambda: self.make_denoiser(self.native_shapes(base)))
-            fill(model, entries, dtype, base.name)
+            fill(model, entries, dtype, base.name, keeper(self.swappable_blocks(model)))
         return model.requires_grad_(False).eval()
 
     def module_entries(self, part: ModelPart) -> dict[str, Entry]:
@@ -245,10 +246,11 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
         return tuple(self._present(base))
 
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None) -> TextEncoders:
+    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None,
+                  place: Place = assign) -> TextEncoders:
         return TextEncoders(self.load_tokenizers(base), {
-            name: load_t5(base, part.component, dtype) if part.kind == "t5" else
-            text_loading.load_clip(base, part.component, dtype, projection=part.kind == "clip_g")
+            name: load_t5(base, part.component, dtype, place) if part.kind == "t5" else
+            text_loading.load_clip(base, part.component, dtype, part.kind == "clip_g", place)
             for name, part in self._present(base).items() if only is None or name in only})
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:

@@ -20,7 +20,10 @@ first ones have said waits in memory, with T5's 4 MB for each caption."""
 Module = TypeVar("Module", bound=nn.Module)
 Storage = Literal["same", "fp8", "int8"]
 Place = Callable[[nn.Module, str, Tensor], None]
-"""Puts a tensor where it belongs: (layer, name of its parameter or buffer, tensor on the CPU)."""
+"""Puts a tensor of a frozen model where it belongs: (layer, name of its parameter or buffer, tensor on the CPU)."""
+Keeper = Callable[[Sequence[nn.Module]], Place]
+"""Makes a Place, for a denoiser that has these blocks, which can be swapped, in the order of the data flow. Neither they nor
+the rest need weights yet."""
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,15 @@ class Placement:
         return Offloaded() if self.offloads else nullcontext()
 
     def keeper(self, blocks: Sequence[nn.Module]) -> Place:
-        """`placing` for the weights of a frozen denoiser, which may still be without any. `blocks` are those of it that can
-        be swapped, in the order of the data flow."""
+        """`placing` for the weights of a denoiser: a `Keeper`."""
         away = [blocks[number] for number in chosen(len(blocks), self.swapped_blocks)]
         home = "disk" if self.device.type == "cpu" else "memory"
         swap = BlockSwap(away, PACKED[self.storage], self.frozen, self.device, home, self.folder) if away else None
         return placing(self.storage, self.frozen, self.device, swap)
 
-    def settle(self, denoiser: nn.Module, blocks: Sequence[nn.Module]):
-        """The same for a denoiser that was loaded whole. Before anything is attached to it."""
-        if self.storage != "same" or self.swapped_blocks:
-            settle(denoiser, self.keeper(blocks))
-
-    def text_keeper(self) -> Place:
-        """`placing` for the weights of text encoders that do not train."""
-        return placing(self.text_storage, self.frozen, self.device)
-
-    def settle_text(self, encoders: nn.Module):
-        """The same for text encoders that were loaded whole."""
-        if self.text_storage != "same":
-            settle(encoders, self.text_keeper())
+    def text_keeper(self, layer: nn.Module, name: str, tensor: Tensor):
+        """The same for text encoders that do not train: a `Place` itself, since nothing of them is swapped."""
+        placing(self.text_storage, self.frozen, self.device)(layer, name, tensor)
 
 
 def placing(storage: Storage, dtype: torch.dtype, device: torch.device, swap: BlockSwap | None = None) -> Place:
@@ -105,8 +97,13 @@ def placing(storage: Storage, dtype: torch.dtype, device: torch.device, swap: Bl
     return place
 
 
+def as_they_are(blocks: Sequence[nn.Module]) -> Place:
+    """The `Keeper` that changes nothing."""
+    return assign
+
+
 def settle(module: nn.Module, place: Place):
-    """The weights of all frozen layers of a model that was loaded whole, one after the other."""
+    """Put the weights of a model where they belong that was loaded whole, one frozen layer after the other."""
     for layer in list(module.modules()):
         if is_wide(layer) and not any(parameter.requires_grad for parameter in layer.parameters()):
             place(layer, "weight", cast("nn.Linear", layer).weight)

@@ -103,15 +103,13 @@ def _make(spec: ClassImagesSpec, folder: Path, missing: list[int], emit: Emit, s
     with accelerated(spec) as accelerator:
         device, dtype = accelerator.device, dtype_of(accelerator)
         emit(PhaseEvent(text="loading the text encoders", stage="captions"))
-        text = family.load_text(spec.base, dtype)
         placement = Placement.of(spec.memory, device, dtype, folder=Path(spec.folders.caches))
+        text = family.load_text(spec.base, dtype, place=placement.text_keeper)
         positive, negative = encoded(family, text, [spec.prompt, spec.negative], placement)
         del text
         emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
-        denoiser, vae = family.load_denoiser(spec.base, dtype), family.load_vae(spec.base)
-        placement.settle(denoiser, family.swappable_blocks(denoiser))
-        for module in (denoiser, vae):
-            module.to(device)
+        denoiser = family.load_denoiser(spec.base, dtype, placement.keeper).to(device)
+        vae = family.load_vae(spec.base).to(device)
         emit(PhaseEvent(text="generating the first images", stage="sampling"))
         for start in range(0, len(missing), spec.batch_size):
             if stop_requested():

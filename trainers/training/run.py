@@ -124,8 +124,7 @@ class Training:
     def _attach(self):
         spec = self.spec
         self.emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
-        denoiser = self.family.load_denoiser(spec.base, self.placement.base)
-        self.placement.settle(denoiser, self.family.swappable_blocks(denoiser))
+        denoiser = self.family.load_denoiser(spec.base, self.placement.base, self.placement.keeper)
         self.parts = Parts(self.family, denoiser, self.data.text or TextEncoders({}, {}), spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
