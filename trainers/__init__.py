@@ -155,6 +155,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         tensor_header.py            the header of a safetensors file, checked
         tensor_files.py             tensors read and written one at a time
         weights.py                  the numbers of a file, whatever their precision
+        fp8.py                      eight-bit floating point as float32
         quantized/                  quantized weights as numbers, a file for each layout
             layout.py               what layouts share
             notes.py                what a file says of its layers

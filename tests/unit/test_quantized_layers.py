@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune.trainers.artifacts import fp8, tensor_files
 from finetune.trainers.artifacts.quantized import layout as quantized_layout
 from finetune.trainers.artifacts.quantized import without_scales
-from finetune.trainers.artifacts.tensor_files import entry_of, read_entries
+from finetune.trainers.artifacts.tensor_files import entry_of, read_entries, require_finite
 from finetune.trainers.artifacts.weights import Weights
 from finetune.trainers.errors import UserError
 from safetensors.torch import save_file
@@ -144,3 +145,37 @@ def test_what_does_not_belong_together_is_refused(tensors, tmp_path):
     save_file(tensors, tmp_path / "odd.safetensors")
     with pytest.raises(UserError, match="'odd.safetensors' keeps its weights in a layout that is not read .*Choose the bf"):
         Weights.of_file(tmp_path / "odd.safetensors")
+
+
+FP8 = [torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FP8)
+def test_all_values_of_eight_bits_are_those_of_torch(dtype):
+    values = torch.arange(256, dtype=torch.uint8).view(dtype)
+    sound = values[values.float().isfinite()]
+    assert len(sound) > 240 and fp8.is_finite(sound) and not fp8.is_finite(values)
+    for each in (values, sound):
+        found = fp8.to_float32(each)
+        assert found.view(torch.int32).equal(each.float().view(torch.int32)), "with signs of zeros, and what is no number"
+
+
+@pytest.mark.parametrize("dtype", FP8)
+@pytest.mark.parametrize("shape", [(7, 30), (5,), (0, 4), (2, 3, 3, 2), ()])
+def test_plain_eight_bits_are_converted_some_rows_at_a_time(dtype, shape, monkeypatch):
+    monkeypatch.setattr(tensor_files, "AT_ONCE", 64)
+    stored = torch.randn(shape).to(dtype)
+    entry = entry_of("a.weight", [stored]) if shape != (7, 30) else entry_of("a.weight", [stored[:3], stored[3:]])
+    for wanted in (torch.bfloat16, torch.float32, dtype):
+        found = entry.tensor(wanted)
+        assert found.dtype == wanted and found.float().equal(stored.float())
+    assert entry.tensor().dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", FP8)
+def test_what_is_no_number_is_found_in_eight_bits(dtype):
+    values = torch.ones(4, 4).to(dtype)
+    assert require_finite(values, "a", "a file") is values
+    values[2, 1] = float("nan")
+    with pytest.raises(UserError, match="a holds values that are not numbers in 'a file'"):
+        require_finite(values, "a", "a file")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..files import temporary_beside
+from .fp8 import EXPONENTS, is_finite, to_float32
 from .tensor_header import data_start, read_header
 
 DTYPES = {
@@ -25,6 +26,8 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
 """In the order in which the format's library lays tensors out: the widest first, which keeps all of them aligned."""
+AT_ONCE = 1 << 20
+"""Numbers that are computed at once: in float32 they fit into a processor's cache, and a layer is never held twice."""
 if hasattr(torch, "float8_e8m0fnu"):  # newer than the oldest torch
     DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -34,12 +37,18 @@ def require_finite(tensor: Tensor, name: str, title: str) -> Tensor:
     """The tensor itself, of any dtype. Raises UserError naming it and its file when a value is infinite or no number."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return tensor
-    values = tensor.detach() if tensor.element_size() > 1 else tensor.detach().to(torch.float32)
-    # The extremes tell it without a mask of the tensor's size: whatever is compared with NaN is NaN.
-    if not all(isfinite(float(extreme)) for extreme in values.aminmax()):
+    if not _is_finite(tensor.detach()):
         raise UserError(f"{name} holds values that are not numbers in {title!r}. The file is damaged, or its training "
                         "broke; choose another.")
     return tensor
+
+
+def _is_finite(values: Tensor) -> bool:
+    if values.dtype in EXPONENTS:
+        return is_finite(values)
+    values = values if values.element_size() > 1 else values.to(torch.float32)
+    # The extremes tell it without a mask of the tensor's size: whatever is compared with NaN is NaN.
+    return all(isfinite(float(extreme)) for extreme in values.aminmax())
 
 
 def require_room(path: Path, free: int):
@@ -78,12 +87,22 @@ class Entry:
         whole, done = torch.empty(0), 0
         for piece in self.pieces():
             wanted = dtype if dtype is not None and piece.is_floating_point() else piece.dtype
-            if piece.shape == self.shape:
+            if piece.shape == self.shape and (piece.dtype not in EXPONENTS or wanted == piece.dtype or not self.shape):
                 return piece.to(wanted)
             whole = whole if done else torch.empty(self.shape, dtype=wanted)
-            whole[done:done + len(piece)] = piece
+            _copy(piece, whole[done:done + len(piece)])
             done += len(piece)
         return whole
+
+
+def _copy(values: Tensor, target: Tensor):
+    """fp8 by some rows at a time, which stay in a processor's cache on their way."""
+    if values.dtype not in EXPONENTS or target.dtype == values.dtype:
+        target.copy_(values)
+        return
+    rows = max(1, AT_ONCE // max(1, prod(values.shape[1:])))
+    for part, place in zip(values.split(rows), target.split(rows), strict=True):
+        place.copy_(to_float32(part))
 
 
 def finite(entry: Entry, title: str) -> Entry:

@@ -37,4 +37,4 @@ class Weights:
 
     def weight(self, name: str) -> Tensor:
         """The tensor in float32. UserError where a value is not finite."""
-        return require_finite(self.entries[name].tensor().to(torch.float32), name, self.title)
+        return require_finite(self.entries[name].tensor(torch.float32).to(torch.float32), name, self.title)

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import UserError
-from ..tensor_files import Entry
+from ..tensor_files import AT_ONCE, Entry
 
-AT_ONCE = 1 << 20
-"""Numbers that are computed at once: in float32 they fit into a processor's cache, and a layer is never held twice."""
 Rows = Callable[[slice], Tensor]
 """Rows of a weight → their numbers, float32 [rows, …], in a tensor of their own."""
 

@@ -2,6 +2,7 @@
 import torch
 from torch import Tensor
 
+from ..fp8 import to_float32
 from ..tensor_files import Entry
 from .layout import StoredWeight, block_scales_fit, dequantized, in_rows
 
@@ -23,5 +24,5 @@ def read(stored: StoredWeight) -> Entry:
 
     def prepare():
         values, scales = weight.tensor(), powers()
-        return lambda part: values[part].to(torch.float32).view(-1, blocks, BLOCK).mul_(scales[part, :, None]).flatten(1)
+        return lambda part: to_float32(values[part]).view(-1, blocks, BLOCK).mul_(scales[part, :, None]).flatten(1)
     return dequantized(weight, weight.shape, prepare, lambda: powers().repeat_interleave(BLOCK, dim=1))

@@ -4,6 +4,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..fp8 import to_float32
 from ..tensor_files import Entry
 from . import rotated
 from .layout import StoredWeight, dequantized, is_number
@@ -30,5 +31,5 @@ def read(stored: StoredWeight) -> Entry:
 
     def prepare():
         values, scales = weight.tensor(), factor()
-        return lambda part: values[part].to(torch.float32).mul_(scales[part] if len(scales) > 1 else scales)
+        return lambda part: to_float32(values[part]).mul_(scales[part] if len(scales) > 1 else scales)
     return dequantized(weight, weight.shape, prepare, factor)
