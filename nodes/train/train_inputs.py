@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from comfy_api.latest import io
 
-from ...trainers.families.presets import recommended, resolution_note
+from ...trainers import families
+from ...trainers.families.presets import has_goal, recommended, resolution_note
+from ...trainers.families.protocol import GOALS
 from ...trainers.spec import (
     BaseModelSpec,
     CheckpointSpec,
@@ -26,23 +28,25 @@ from .. import host, sockets
 from ..widgets import fields_of, widget
 
 RECOMMENDED, CUSTOM = "recommended for the base", "custom"
+FOR_GOALS = {f"recommended for a {goal}": goal for goal in GOALS}
 PREVIEWS = 5
 """Previews of a run for which nobody said how many steps lie between them."""
 
 
 # ---- widgets -------------------------------------------------------------------------------------------------------
 
-def data_inputs(file: str, name: str) -> list:
-    """Base, dataset, name and preset. `file` says in words where the result goes."""
+def data_inputs(file: str, name: str, goals: bool = False) -> list:
+    """Base, dataset, name and preset, with presets for `goals` too. `file` says in words where the result goes."""
+    more = " recommended for a style, a subject or a quick try: the same, where recipes for the base differ by that."
     return [
         sockets.Base.Input("base", tooltip="The model to train on: Load Base to Train or Load Demo Base."),
         sockets.Dataset.Input("dataset", tooltip="Images with captions: Load Image Dataset."),
         io.String.Input("name", default=name,
                         tooltip=f"Names the run and the {file}. A name that is taken by another run gets -2, -3, …"),
-        io.Combo.Input("preset", options=[RECOMMENDED, CUSTOM], default=RECOMMENDED,
+        io.Combo.Input("preset", options=[RECOMMENDED, CUSTOM, *(FOR_GOALS if goals else ())], default=RECOMMENDED,
                        tooltip="recommended for the base: steps, learning rates, batch size, resolution and what else is "
                                "gray here come from published recipes for the base, and the node says which. custom: the "
-                               "widgets below count."),
+                               f"widgets below count.{more if goals else ''}"),
     ]
 
 
@@ -91,7 +95,8 @@ def setting_inputs() -> list:
     """Inputs for the settings nodes. A Train node works with none connected, as if their defaults were."""
     return [
         sockets.Optimizer.Input("optimizer", optional=True,
-                                tooltip="Training Optimizer. Unconnected: AdamW, weight decay 0.01."),
+                                tooltip="Training Optimizer. Unconnected: AdamW, weight decay 0.01, or what the preset "
+                                        "names."),
         sockets.Schedule.Input("schedule", optional=True,
                                tooltip="Learning Rate Schedule. Unconnected: constant, no warm-up."),
         sockets.Objective.Input("objective", optional=True,
@@ -174,16 +179,25 @@ class Choice:
 def choose(method: str, base: BaseModelSpec, dataset: DatasetSpec, widgets: Mapping) -> Choice:
     """Put what the preset recommends for a kind of method in place of the widgets."""
     widgets = dict(widgets)
-    used, lines = {}, []
-    if widgets.pop("preset") == RECOMMENDED:
-        preset = recommended(base, method, len(dataset.images), widgets.get("class_images") is not None)
+    used, lines, chosen = {}, [], widgets.pop("preset")
+    if chosen != CUSTOM:
+        goal = FOR_GOALS.get(chosen, "")
+        preset = recommended(base, method, len(dataset.images), widgets.get("class_images") is not None, goal)
         used, gamma = as_factors(preset.widgets, widgets.get("optimizer")), preset.min_snr_gamma
         widgets |= {**used, "objective": with_min_snr(widgets.get("objective"), gamma)}
+        told = dict(used)
+        if preset.optimizer and widgets.get("optimizer") is None:
+            told["optimizer"] = preset.optimizer
+            widgets["optimizer"] = checked(OptimizerSpec, name=preset.optimizer)
+        if base.prediction_type != "flow":
+            told["min-SNR"] = widgets["objective"].min_snr_gamma
         numbers = ", ".join(f"{name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:g}'}"
-                            for name, value in used.items())
-        lines.append(f"Recommended for this base and used instead of the gray widgets: {numbers}, min-SNR "
-                     f"{widgets['objective'].min_snr_gamma:g}. Source: {preset.source}.")
-    if note := resolution_note(base, widgets["resolution"]):
+                            for name, value in told.items())
+        lines.append(f"Recommended for this base and used instead of the gray widgets: {numbers}. Source: {preset.source}.")
+        if goal and not has_goal(base, goal):
+            lines.append(f"Note: no recipe for a {goal} on {families.get(base.family).title} differs from the usual one, so "
+                         "that is used.")
+    elif note := resolution_note(base, widgets["resolution"]):
         lines.append(f"Note: {note}.")
     return Choice(widgets, used, lines)
 

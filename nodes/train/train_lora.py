@@ -42,7 +42,7 @@ class TrainLora(io.ComfyNode):
                         "is a new run; nothing is overwritten.",
             is_output_node=True,
             inputs=[
-                *data_inputs("file in output/loras", "my_lora"),
+                *data_inputs("file in output/loras", "my_lora", goals=True),
                 *length_inputs(1500, "50 to 100 per image is a start for a subject or style.", 1e-4,
                                "1e-4 is usual for LoRA, 1 with the optimizer prodigy. Too high: images break or the loss "
                                "becomes NaN."),

@@ -101,10 +101,10 @@ class TrainPivotal(io.ComfyNode):
 def pivotal_run(base: BaseModelSpec, dataset: DatasetSpec, name: str, placeholder_token, vectors, initializer_text,
                 embedding_learning_rate, rank, alpha=8.0, targets="attention", text_encoder_learning_rate=0.0,
                 lora_settings=None, embedding_training_fraction=0.5, embedding_norm="free", cosine_weight=0.0,
-                train_t5=False, **widgets) -> RunSpec:
+                word_in_t5=False, **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     word = word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm,
-                     cosine_weight, train_t5=train_t5)
+                     cosine_weight, train_t5=word_in_t5)
     lora = lora_spec(lora_settings, rank=rank, alpha=alpha, targets=targets,
                      text_encoder_learning_rate=text_encoder_learning_rate)
     method = checked(PivotalSpec, embedding=word, lora=lora, embedding_learning_rate=embedding_learning_rate)

@@ -48,7 +48,7 @@ def late_word_inputs(fraction: float = 1.0) -> list:
 
 
 def t5_word_input():
-    return widget(TextualInversionSpec, "train_t5", expert=True,
+    return widget(TextualInversionSpec, "train_t5", name="word_in_t5", expert=True,
                   tooltip="The word gets vectors for T5 too, where the base has it (SD3, Flux.1), not for CLIP alone. "
                           "Learns more, above all on Flux.1; needs T5 beside the denoiser: about 10 GB more.")
 
@@ -126,8 +126,8 @@ def word_line(report: RunReport) -> str:
 
 def word_run(base: BaseModelSpec, dataset: DatasetSpec, name: str, placeholder_token, vectors, initializer_text,
              embedding_training_fraction=1.0, embedding_norm="free", cosine_weight=0.0, file_precision="fp32",
-             train_t5=False, **widgets) -> RunSpec:
+             word_in_t5=False, **widgets) -> RunSpec:
     """The widgets as a checked spec. Raises UserError that names every wrong field."""
     method = word_spec(placeholder_token, vectors, initializer_text, embedding_training_fraction, embedding_norm,
-                       cosine_weight, file_precision=file_precision, train_t5=train_t5)
+                       cosine_weight, file_precision=file_precision, train_t5=word_in_t5)
     return make_spec(base, dataset, name, method, **widgets)

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from finetune.trainers import methods
 from finetune.trainers import spec as specs
-from finetune.trainers.families.presets import SMALL_PRESETS, native_resolution, recommended, resolution_note
+from finetune.trainers.families.presets import SMALL_PRESETS, has_goal, native_resolution, recommended, resolution_note
+from finetune.trainers.families.protocol import GOALS
 from finetune.trainers.families.recognition import recognize
 
 KINDS = {part.model_fields["kind"].default: part for part in (
@@ -41,18 +42,39 @@ def test_a_folder_that_states_its_size_is_trained_at_that(tiny_bases):
     assert {family: native_resolution(base) for family, base in tiny_bases.items()} == dict.fromkeys(tiny_bases, 64)
 
 
-@pytest.mark.parametrize("method", methods.WHERE)
-def test_every_method_has_values_that_are_valid_settings_with_a_source(method, tiny_bases):
-    for base in [*tiny_bases.values(), released("sd1"), released("sdxl")]:
-        preset = recommended(base, method, 4)
+FLOWS = [released("sd3", "flow"), released("flux", "flow")]
+
+
+@pytest.mark.parametrize("method, goal", [*((method, "") for method in methods.WHERE), *(("lora", goal) for goal in GOALS)])
+def test_every_method_has_values_that_are_valid_settings_with_a_source(method, goal, tiny_bases):
+    for base in [*tiny_bases.values(), released("sd1"), released("sdxl"), *FLOWS]:
+        preset = recommended(base, method, 4, goal=goal)
         fields, lora = dict(preset.method), {}
         if method == "pivotal":
             lora = {name: fields.pop(name) for name in ("rank", "alpha", "targets", "text_encoder_learning_rate")}
             fields |= {"embedding": specs.TextualInversionSpec(), "lora": specs.LoraSpec(**lora)}
         KINDS[method](**fields)
         specs.TrainingSpec(steps=preset.steps, batch_size=preset.batch_size, resolution=preset.resolution)
-        specs.OptimizerSpec(learning_rate=preset.learning_rate)
+        specs.OptimizerSpec(learning_rate=preset.learning_rate, **({"name": preset.optimizer} if preset.optimizer else {}))
         assert len(preset.source) > 20
+
+
+def test_goals_are_those_of_the_recipes():
+    """diffusers' README for SD3: 4e-4 and rank 4 at 512 pixels; ai-toolkit's interface for FLUX.1: rank 32, 3000 steps."""
+    sd3, flux = FLOWS
+    quick, style = recommended(sd3, "lora", 20, goal="quick try"), recommended(flux, "lora", 20, goal="style")
+    assert (quick.learning_rate, quick.method["rank"], quick.resolution, quick.batch_size) == (4e-4, 4, 512, 4)
+    assert (style.learning_rate, style.method["rank"], style.resolution, style.steps) == (1e-4, 32, 1024, 3000)
+    for base, goal in ((sd3, "subject"), (released("sdxl"), "style")):
+        assert not has_goal(base, goal) and recommended(base, "lora", 20, goal=goal) == recommended(base, "lora", 20)
+    assert not has_goal(recognize(str(DEMO), "demo_base"), "style")
+
+
+@pytest.mark.parametrize("base", FLOWS, ids=["sd3", "flux"])
+def test_flow_models_have_presets_of_their_own(base):
+    full, lora = recommended(base, "full", 9, True), recommended(base, "lora", 9)
+    assert (full.optimizer, full.learning_rate, full.steps) == ("adafactor", 5e-6, 1000)
+    assert (lora.optimizer, lora.min_snr_gamma, lora.learning_rate, lora.resolution) == ("", 0, 1e-4, 1024)
 
 
 def test_dreambooth_trains_twice_as_long_with_class_images():

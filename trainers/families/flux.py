@@ -1,6 +1,7 @@
 """FLUX.1 dev and schnell: blocks in which text and image have weights of their own, and blocks that they share, told by
 T5-XXL and the pooled state of CLIP-L. dev is told how closely to follow the prompt; schnell is distilled for few steps."""
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -99,9 +100,18 @@ class Flux(TransformerFamily):
         "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     })
     lora_preset = LoraPreset(
-        learning_rate=1e-4, rank=16, alpha=16, steps=1500, resolution=1024, min_snr_gamma=0.0,
+        learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0,
-        source="ai-toolkit's and kohya's examples for FLUX.1: rank 16 to 32, 1e-4; diffusers' README: rank 4 to 16, 1e-4")
+        source="ai-toolkit's example for FLUX.1: rank and alpha 16, 1e-4, 2000 steps; kohya's documentation: rank 16, 1e-4")
+    lora_goals = MappingProxyType({
+        "style": replace(lora_preset, rank=32, alpha=32, steps=3000,
+                         source="ai-toolkit's interface: rank and alpha 32, 1e-4, 3000 steps"),
+        "subject": replace(lora_preset, steps=500, batch_size=4,
+                           source="diffusers' DreamBooth README for FLUX.1: 500 steps of 4 images, with the rate of "
+                                  "ai-toolkit's and kohya's examples in place of prodigy"),
+        "quick try": replace(lora_preset, learning_rate=3e-4, steps=1000, resolution=512,
+                             source="bmaltais' preset for FLUX.1: rank and alpha 16, 3e-4, 1000 steps of 512 pixels"),
+    })
     metadata = MappingProxyType({
         "ss_base_model_version": "flux1", "ss_v2": "False", "modelspec.architecture": "flux-1-dev"})
 

@@ -21,6 +21,8 @@ class Preset:
     resolution: int = 0
     """Pixels; 0 in the tables: the base's own."""
     min_snr_gamma: float = 0.0
+    optimizer: str = ""
+    """Used where nobody has chosen one; empty: the usual."""
     method: Mapping[str, float | str] = field(default_factory=dict)
     """Fields of the method's spec."""
 
@@ -48,6 +50,22 @@ PRESETS = {
         source="A1111's recipes have 1e-5 for 10 000 steps and more; here ten times that rate in a fifth of the steps"),
 }
 """By kind of method. LoRA's stand with the families."""
+FLOW_PRESETS = {
+    "full": Preset(
+        steps=500, learning_rate=5e-6, optimizer="adafactor", method={"text_encoder_learning_rate": 0.0},
+        source="kohya's documentation for SD3 and FLUX.1: 4e-6 to 1e-5 with Adafactor; diffusers' DreamBooth READMEs: 500 "
+               "steps"),
+    "textual_inversion": Preset(
+        steps=1500, learning_rate=5e-4,
+        source="diffusers' README and examples for SD and SDXL: 5e-4, 500 to 3000 steps; none is published for flow models"),
+    "pivotal": Preset(
+        steps=700, learning_rate=1e-4,
+        method={"embedding_learning_rate": 5e-4, "rank": 8, "alpha": 8.0, "targets": "attention",
+                "text_encoder_learning_rate": 0.0},
+        source="diffusers' advanced DreamBooth example for FLUX.1: rank 8, 700 steps, the word for half of them; "
+               "cloneofsimo's rates in place of prodigy"),
+}
+"""The same for flow models, where theirs are others."""
 
 _OURS = "the mean rate of the cosine schedule in the example workflow, at which subjects keep their shapes"
 SMALL_PRESETS = {
@@ -80,17 +98,26 @@ def resolution_note(base: BaseModelSpec, resolution: int) -> str:
             f"at such a size it learns shapes that it does not make otherwise. A resolution of {native} fits")
 
 
-def recommended(base: BaseModelSpec, method: str, images: int, class_images: bool = False) -> Preset:
-    """Starting values for a kind of method on this base with this many images."""
-    if get(base.family).is_small(base):
+def has_goal(base: BaseModelSpec, goal: str) -> bool:
+    """Whether recipes for LoRAs of this base have values of their own for one of GOALS."""
+    family = get(base.family)
+    return goal in family.lora_goals and not family.is_small(base)
+
+
+def recommended(base: BaseModelSpec, method: str, images: int, class_images: bool = False, goal: str = "") -> Preset:
+    """Starting values for a kind of method on this base with this many images; for a LoRA, for a goal."""
+    family, resolution = get(base.family), native_resolution(base)
+    if family.is_small(base):
         preset = SMALL_PRESETS[method]
     elif method == "lora":
-        preset = _lora(get(base.family).lora_preset)
+        preset = _lora(family.lora_goals.get(goal, family.lora_preset))
+        if has_goal(base, goal):
+            resolution = min(resolution, family.lora_goals[goal].resolution)
     else:
-        preset = PRESETS[method]
+        preset = (PRESETS | FLOW_PRESETS if base.prediction_type == "flow" else PRESETS)[method]
     steps = 2 * preset.steps if method == "full" and class_images else preset.steps
     batch_size = max(1, min(preset.batch_size, images))
-    return replace(preset, steps=steps, resolution=native_resolution(base), batch_size=batch_size)
+    return replace(preset, steps=steps, resolution=resolution, batch_size=batch_size)
 
 
 def _lora(preset: LoraPreset) -> Preset:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast
 
 import torch
@@ -86,6 +87,9 @@ class LoraPreset:
     targets: str = "attention"
 
 
+GOALS = "style", "subject", "quick try"
+
+
 class TextEncoders(nn.Module):
     """Tokenizers and text encoders that belong together, by the names that LoRA files give them ("te", "te1", …).
 
@@ -115,6 +119,8 @@ class Family(Protocol[Vae, Denoiser]):
     lora_targets: Mapping[str, str]
     """Choice of `LoraSpec.targets` → regular expression over the denoiser's module names."""
     lora_preset: LoraPreset
+    lora_goals: Mapping[str, LoraPreset] = MappingProxyType({})
+    """Where recipes differ by what a LoRA is for, one of GOALS."""
     embedding_keys: Mapping[str, str]
     """Text encoder → the name of its vectors in embedding files."""
     large_encoders: Collection[str] = ()

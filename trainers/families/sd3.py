@@ -1,6 +1,7 @@
 """Stable Diffusion 3 and 3.5 (Esser et al. 2024, arXiv:2403.03206): a transformer in which text and image have weights of
 their own and attend together, told by CLIP-L, CLIP-G and T5-XXL, each of which may be missing."""
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -91,9 +92,18 @@ class StableDiffusion3(TransformerFamily):
         "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
     })
     lora_preset = LoraPreset(
-        learning_rate=1e-4, rank=16, alpha=16, steps=1500, resolution=1024, min_snr_gamma=0.0,
+        learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0,
-        source="diffusers' README for SD3: rank 4 to 16, 1e-4 to 4e-4; kohya's documentation for SD3: 1e-4")
+        source="ai-toolkit's example for SD3.5 Large: rank and alpha 16, 1e-4, 2000 steps; kohya's documentation for SD3: "
+               "rank 16, 1e-4")
+    lora_goals = MappingProxyType({
+        "style": replace(lora_preset, rank=32, alpha=32, steps=1500,
+                         source="diffusers' README for SD3 (yarn art): rank 32, 1500 steps of 1024 pixels, with the rate of "
+                                "kohya's documentation in place of prodigy"),
+        "quick try": replace(lora_preset, learning_rate=4e-4, rank=4, alpha=4, steps=500, batch_size=4, resolution=512,
+                             source="diffusers' DreamBooth README for SD3: 4e-4, rank 4, 500 steps of 4 images of 512 "
+                                    "pixels"),
+    })
     metadata = MappingProxyType({
         "ss_base_model_version": "sd3_m", "ss_v2": "False", "modelspec.architecture": "stable-diffusion-3-medium"})
 

@@ -72,16 +72,17 @@ def chosen_encoders(family: Family, base: BaseModelSpec, large: bool) -> frozens
     return frozenset(name for name in family.encoder_names(base) if large or name not in family.large_encoders)
 
 
-def large_encoder_notes(family: Family, base: BaseModelSpec, wanted: bool, trains_text: bool = True) -> list[str]:
+def large_encoder_notes(family: Family, base: BaseModelSpec, wanted: bool, trains_text: bool = True,
+                        widget: str = "train_t5") -> list[str]:
     """Where T5 shall learn and there is none. UserError where it shall not, and there is nothing else."""
     names = family.encoder_names(base)
     if not trains_text:
-        return ["train_t5 has no effect, because text_encoder_learning_rate is 0"] if wanted else []
+        return [f"{widget} has no effect, because text_encoder_learning_rate is 0"] if wanted else []
     if not wanted and not chosen_encoders(family, base, wanted):
-        raise UserError(f"{base.name!r} has no text encoder but T5, which is left as it is. Switch train_t5 on, or give the "
+        raise UserError(f"{base.name!r} has no text encoder but T5, which is left as it is. Switch {widget} on, or give the "
                         "base its CLIP text encoders.")
     if wanted and not set(names) & set(family.large_encoders):
-        return [f"train_t5 is not read: {base.name} has no T5 text encoder"]
+        return [f"{widget} is not read: {base.name} has no T5 text encoder"]
     return []
 
 

@@ -98,7 +98,7 @@ class TextualInversion:
         if " " in spec.name:
             raise UserError(f"name is {spec.name!r}, but a prompt cannot call an embedding with spaces in its name. "
                             f"Write {spec.name.replace(' ', '_')!r}.")
-        notes = large_encoder_notes(family, spec.base, self.spec.train_t5)
+        notes = large_encoder_notes(family, spec.base, self.spec.train_t5, widget="word_in_t5")
         trained = self.trained_encoders(family, spec.base)
         # CLIP has room for less than T5, and the word must have its place in every caption that any of them reads.
         narrow = trained - set(family.large_encoders) or trained

@@ -1,10 +1,10 @@
 /**
- * Train nodes with the preset "recommended for the base": the widgets that it sets (the server marks them) are gray, and
+ * Train nodes with a preset: the widgets that it sets (the server marks them) are gray, and
  * after a run they show the numbers that were used. The node's text says the same without this file.
  */
 import { app } from "../../../scripts/app.js";
 
-const PRESET = "recommended for the base";
+const CUSTOM = "custom";
 
 /** The widgets that the preset sets. Frontends keep such marks of the server in the node's definition only. */
 function presetWidgets(node) {
@@ -15,7 +15,7 @@ function presetWidgets(node) {
 }
 
 function refresh(node) {
-  const unread = node.widgets.find((widget) => widget.name === "preset").value === PRESET;
+  const unread = node.widgets.find((widget) => widget.name === "preset").value !== CUSTOM;
   for (const widget of presetWidgets(node)) {
     widget.disabled = unread;
     if (widget.options) widget.options.disabled = unread; // what the Vue renderer of older frontends reads
@@ -37,7 +37,7 @@ app.registerExtension({
     node.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       const used = output?.finetune_used?.[0];
-      if (!used || preset.value !== PRESET) return;
+      if (!used || preset.value === CUSTOM) return;
       for (const widget of node.widgets) if (widget.name in used) widget.value = used[widget.name];
       refresh(node);
     };
