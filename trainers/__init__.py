@@ -98,6 +98,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         unet_state_dict.py          weights under the names of the original single file
         checkpoint_writing.py       a model as the tensors of one file
         presets.py                  what is recommended for a base
+        memory_presets.py           what fits into a GPU's memory
     memory/                         where weights and activations live, and in what form
         placement.py                decided once for a run
         block_swap.py               blocks that come when they are needed

@@ -1,13 +1,18 @@
 """Optional settings for the Train nodes, each a small node. One with its defaults changes nothing."""
 from comfy_api.latest import io
 
+from ...trainers.errors import UserError
+from ...trainers.families.memory_presets import SIZES, SOURCE, fitting_memory, in_words
 from ...trainers.spec import MemorySpec, ObjectiveSpec, OptimizerSpec, ScheduleSpec, checked
-from .. import sockets
+from .. import host, sockets
 from ..widgets import Schema, fields_of, widget
 
 CATEGORY = "FineTune/settings"
 AUTOMATIC = -1.0
 """min_snr_gamma: what the preset recommends."""
+AS_SET = "as set"
+FITTED = "gradient_checkpointing", "frozen_precision", "swapped_blocks", "text_precision"
+"""What fit_into decides."""
 
 
 class OptimizerSettings(io.ComfyNode):
@@ -235,10 +240,26 @@ class MemorySettings(io.ComfyNode):
                 widget(MemorySpec, "text_precision", expert=True,
                        tooltip="How the weights of text encoders are stored while captions are encoded beforehand: same as "
                                "precision, or in 8 bits, which halves the 9.5 GB of T5."),
+                io.Combo.Input("fit_into", options=[AS_SET, *(f"{size} GB" for size in SIZES)], default=AS_SET,
+                               optional=True,
+                               tooltip="A GPU's memory: sets checkpointing, 8 bits and swapped blocks so that a LoRA of the "
+                                       "connected base fits, and says how. The widgets for these are not read then. as set: "
+                                       "they count."),
+                sockets.Base.Input("base", optional=True, tooltip="For fit_into: the base of the Train node."),
             ],
             outputs=[sockets.Memory.Output(display_name="memory", tooltip="For memory on any Train node.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, **widgets):
-        return io.NodeOutput(checked(MemorySpec, **widgets))
+    def execute(cls, fit_into=AS_SET, base=None, **widgets):
+        if fit_into == AS_SET:
+            return io.NodeOutput(checked(MemorySpec, **widgets))
+        if base is None:
+            raise UserError(f"fit_into is {fit_into}, and what fits depends on the base: connect the base of the Train node "
+                            "to base on Training Memory, or set fit_into to as set.")
+        fitting = fitting_memory(base, int(fit_into.split()[0]))
+        text = f"For {base.name} on {fit_into}: {', '.join(in_words(fitting)) or 'nothing is needed'}. Source: {SOURCE}."
+        host.NodeProgress(cls.hidden.unique_id).show(text)
+        chosen = {field: getattr(fitting, field) for field in FITTED}
+        return io.NodeOutput(checked(MemorySpec, **(widgets | chosen)), ui={"text": [text]})
