@@ -1,6 +1,7 @@
 """Settings of memory with which a LoRA of a base fits into a GPU."""
 from collections.abc import Sequence
 from math import ceil, prod
+from typing import Any
 
 from ..spec import BaseModelSpec, MemorySpec
 from . import get
@@ -34,7 +35,7 @@ def fitting_memory(base: BaseModelSpec, gigabytes: int) -> MemorySpec:
 def fitted(billions: float, blocks: int, gigabytes: int, has_t5: bool = False, in_fp8: bool = False) -> MemorySpec:
     """The same for so many weights in so many blocks of about one size. A file that is in fp8 stays so."""
     room, eight_bit = gigabytes - RESERVE, "fp8" if in_fp8 else "int8"
-    settings = {"gradient_checkpointing": 2 * billions > LIGHT * gigabytes}
+    settings: dict[str, Any] = {"gradient_checkpointing": 2 * billions > LIGHT * gigabytes}
     if 2 * billions > room:
         settings["frozen_precision"] = eight_bit
     if billions > room:
