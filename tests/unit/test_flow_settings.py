@@ -1,4 +1,5 @@
 """Settings that only some flow models read: guidance, the length of captions, usual previews; and notes of a base."""
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,13 @@ from finetune.trainers.families.recognition import recognize
 from finetune.trainers.families.samplers import FlowSampler
 from finetune.trainers.memory.placement import Placement
 from finetune.trainers.objectives.noise import FamilyShift, unshifted
+from finetune.trainers.objectives.objective import chosen_shift
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.sampling.class_images import open_folder
 from finetune.trainers.spec.class_images import ClassImagesSpec
 from finetune.trainers.training.run import train_run
+from safetensors import safe_open
+from support import tiny_flow
 from support.toy_family import Toy, make_files
 
 
@@ -82,7 +86,12 @@ def test_guidance_is_told_to_training_and_validation_and_previews_have_their_own
 
 
 def test_notes_of_a_base_and_no_other_reach_the_report(guided, make_spec):
-    _, notes = train(flow_spec(make_spec, guided[1], training={"guidance": 2.0, "text_length": 256}))
+    spec = flow_spec(make_spec, guided[1], training={"guidance": 2.0, "text_length": 256, "steps": 1})
+    _, notes = train(spec)
+    with safe_open(open_run(spec).artifact, "pt") as file:
+        told = file.metadata()
+    assert (told["ss_guidance_scale"], told["ss_t5xxl_max_token_length"]) == ("2.0", "256")
+    assert told["ss_weighting_scheme"] == "none" and "ss_discrete_flow_shift" not in told
     assert "the toy is distilled from another" in notes
     assert not any("is not read" in note for note in notes)
 
@@ -132,6 +141,18 @@ def test_class_images_of_0_are_those_of_what_is_usual(guided, tiny_bases, tmp_pa
 
     assert folder(tiny_bases["sd1"]) == folder(tiny_bases["sd1"], sampler_steps=20, guidance=7.0)
     assert folder(guided[1]) == folder(guided[1], sampler_steps=3, guidance=3.5) != folder(guided[1], guidance=7.0)
+
+
+@pytest.mark.parametrize("name, at_1024, at_512", [
+    ("flux", math.exp(1.15), math.exp(0.5 + 0.65 * 768 / 3840)), ("sd3", 3, 3)])
+def test_the_families_shift_as_their_samplers_do(name, at_1024, at_512, tmp_path):
+    """1024 pixels are 128 latents a side and 64 tokens; their patches are two latents wide."""
+    base = recognize(str(tiny_flow.make_folder(name, tmp_path / name)), name)
+    shift = families.get(name).noise_shift(base)
+    found = [chosen_shift(specs.ObjectiveSpec(), shift, side, side) for side in (128, 64)]
+    assert found == pytest.approx([at_1024, at_512]) and shift.patch == 2
+    dynamic = specs.ObjectiveSpec(flow_shift_mode="dynamic")
+    assert chosen_shift(dynamic, shift, 128, 128) == pytest.approx(math.exp(1.15))
 
 
 def test_the_shift_of_a_family_knows_the_size_of_its_latents(guided):

@@ -61,6 +61,7 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images:
         "ss_huber_c": objective.huber_c if objective.loss == "huber" else None,
         "ss_huber_schedule": objective.huber_schedule if objective.loss == "huber" else None,
         "ss_masked_loss": objective.masked,
+        **(flow_entries(spec) if spec.base.prediction_type == "flow" else {}),
         "ss_caption_dropout_rate": training.caption_dropout,
         "ss_resolution": f"({training.resolution}, {training.resolution})",
         "ss_enable_bucket": training.buckets,
@@ -88,6 +89,17 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images:
         "modelspec.trigger_phrase": spec.dataset.trigger or None,
     }
     return {name: str(value) for name, value in entries.items() if value is not None}
+
+
+def flow_entries(spec: RunSpec) -> dict[str, str | float | None]:
+    """What kohya's scripts for SD3 and FLUX.1 say besides, in its words."""
+    objective = spec.objective
+    return {
+        "ss_weighting_scheme": objective.flow_weighting, "ss_timestep_sampling": objective.distribution,
+        "ss_sigmoid_scale": objective.distribution_spread, "ss_discrete_flow_shift": objective.flow_shift or None,
+        "ss_guidance_scale": spec.training.guidance, "ss_t5xxl_max_token_length": spec.training.text_length or None,
+        "ss_model_prediction_type": "raw",
+    }
 
 
 def lora_metadata(method: LoraSpec, family_metadata: Mapping[str, str]) -> dict[str, str]:
