@@ -42,12 +42,10 @@ def forgotten_accelerator():
 def tiny_bases(tmp_path_factory):
     """family → recognized diffusers folder of a tiny random model."""
     from finetune.trainers.families.recognition import recognize
-    from support import tiny
+    from support.tiny_models import MadeWhenAsked, make_folder
 
     root = tmp_path_factory.mktemp("tiny")
-    return {
-        family: recognize(str(tiny.make_folder(family, root / family)), f"tiny {family}") for family in tiny.FAMILIES
-    }
+    return MadeWhenAsked(lambda family: recognize(str(make_folder(family, root / family)), f"tiny {family}"))
 
 
 @pytest.fixture(scope="session")

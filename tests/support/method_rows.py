@@ -1,4 +1,7 @@
-"""Every training method in the variants that the completeness tests go through, for all families."""
+"""Every training method in the variants that the completeness tests go through, and the rows of families and methods."""
+from types import SimpleNamespace
+
+from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
 
 METHODS = {
@@ -9,9 +12,10 @@ METHODS = {
     "hypernetwork, deep": specs.HypernetworkSpec(
         layer_structure=(1, 1.5, 0.5, 1), activation="mish", layer_norm=True, dropout=0.3, widths="cross-attention",
         initialization="kaiming normal"),
-    "LoCon with LoRA+ by blocks": specs.LoraSpec(
+    "LoCon with LoRA+ by blocks": lambda blocks: specs.LoraSpec(
         rank=2, alpha=2, targets="all with convolutions", convolution_rank=3, convolution_alpha=1, plus_ratio=4,
-        rank_stabilized=True, block_ranks="down=1, mid=0, up.1=4", block_rates="up=0.5"),
+        rank_stabilized=True, block_ranks=f"{side(blocks[0])}=1, {blocks[2]}=0, {blocks[-2]}=4",
+        block_rates=f"{side(blocks[-2])}=0.5"),
     "DoRA": specs.LoraSpec(adapter="dora", rank=2, alpha=2, targets="all with convolutions", dropout=0.1,
                            text_encoder_learning_rate=1e-3),
     "LoHa": specs.LoraSpec(adapter="loha", rank=2, alpha=2, targets="all with convolutions", dropout=0.1,
@@ -24,6 +28,29 @@ METHODS = {
     "new word and LoRA": specs.PivotalSpec(
         embedding=specs.TextualInversionSpec(token="square", vectors=2, initial_text="red"),
         lora=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3)),
-    "full": specs.FullSpec(frozen_blocks=("down.0", "mid")),
+    "full": lambda blocks: specs.FullSpec(frozen_blocks=(blocks[0], blocks[2])),
     "full with text encoder": specs.FullSpec(text_encoder_learning_rate=1e-3, file_precision="fp32"),
 }
+"""By name; those that speak of blocks are made for the blocks of a base."""
+
+
+def side(block: str) -> str:
+    return block.partition(".")[0]
+
+
+def method_of(name: str, base: specs.BaseModelSpec):
+    """The row of that name, for a base."""
+    row = METHODS[name]
+    return row(families.get(base.family).block_names(base)) if callable(row) else row
+
+
+def requires(name: str) -> frozenset[str]:
+    """The capabilities that a row asks of a family."""
+    row = METHODS[name]
+    spec = row(["side.0", "side.1", "middle", "other"]) if callable(row) else row
+    every = frozenset().union(*(family.capabilities for family in families.FAMILIES.values()))
+    return methods.make(spec, 1e-3, SimpleNamespace(capabilities=every)).requires
+
+
+ROWS = [(family, name) for family in families.NAMES for name in METHODS
+        if requires(name) <= families.get(family).capabilities]

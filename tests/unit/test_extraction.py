@@ -13,14 +13,14 @@ from finetune.trainers.tools.extraction import extract, split
 from finetune.trainers.tools.merging import change_of
 from safetensors.torch import load_file, save_file
 from support import tiny
+from support.tiny_models import MadeWhenAsked, make_single_file
 
 
 @pytest.fixture(scope="module")
 def files(tiny_bases, tmp_path_factory):
     """family → tiny single file."""
     folder = tmp_path_factory.mktemp("single")
-    return {family: tiny.make_single_file(family, base.path, folder / f"{family}.safetensors")
-            for family, base in tiny_bases.items()}
+    return MadeWhenAsked(lambda family: make_single_file(family, tiny_bases[family].path, folder / f"{family}.safetensors"))
 
 
 def asked(tuned, base, **fields) -> ExtractionSpec:
