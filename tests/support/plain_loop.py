@@ -5,10 +5,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 
+def seeded(seed, *counters):
+    """numpy's SeedSequence, 63 bits."""
+    return int(np.random.SeedSequence([seed, *counters]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def draw(seed, *counters):
-    """A generator: numpy's SeedSequence, 63 bits."""
-    mixed = int(np.random.SeedSequence([seed, *counters]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator().manual_seed(mixed)
+    return torch.Generator().manual_seed(seeded(seed, *counters))
 
 
 def picked(seed, step, count, size):

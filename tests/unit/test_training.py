@@ -13,7 +13,7 @@ from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.batches import BatchOrder
 from finetune.trainers.training.run import Training, train_run
 from safetensors.torch import load_file
-from support.method_rows import METHODS, ROWS, method_of
+from support.method_rows import METHODS, RESUMED, ROWS, method_of
 from support.tiny_models import MAKERS
 
 
@@ -57,7 +57,7 @@ def test_only_declared_parameters_change(family, method, tiny_bases, make_spec):
     assert changed and changed == declared  # all that is declared learns, and nothing else
 
 
-@pytest.mark.parametrize("family, method", ROWS)
+@pytest.mark.parametrize("family, method", RESUMED)
 def test_resume_equals_never_stopping(family, method, tiny_bases, make_spec, tmp_path):
     parts = dict(method=method_of(method, tiny_bases[family]), schedule=specs.ScheduleSpec(name="cosine", warmup_steps=2))
     whole, run = losses_of(make_spec(tiny_bases[family], **parts))
