@@ -29,17 +29,18 @@ def t5_config(width=T5_WIDTH, layers=2) -> T5Config:
                     feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.0)
 
 
-def make_transformer(family: str) -> torch.nn.Module:
-    """SD3 as 3.5 Medium has it: norms of q and k, and a block that attends twice. Flux as dev has it."""
+def make_transformer(family: str, plain: bool = False) -> torch.nn.Module:
+    """SD3 as 3.5 Medium has it: norms of q and k, and a block that attends twice; `plain` as SD3 Medium, without either.
+    Flux as dev has it; `plain` as schnell, without guidance."""
     torch.manual_seed(1)
     if family == "flux":
         return FluxTransformer2DModel(num_layers=2, num_single_layers=2, num_attention_heads=1, attention_head_dim=128,
                                       in_channels=64, joint_attention_dim=T5_WIDTH, pooled_projection_dim=WIDTH,
-                                      guidance_embeds=True)
+                                      guidance_embeds=not plain)
     return SD3Transformer2DModel(
         sample_size=8, num_layers=2, num_attention_heads=2, attention_head_dim=64, caption_projection_dim=128,
         joint_attention_dim=T5_WIDTH, pooled_projection_dim=2 * WIDTH, pos_embed_max_size=16,
-        dual_attention_layers=(0,), qk_norm="rms_norm")
+        dual_attention_layers=() if plain else (0,), qk_norm=None if plain else "rms_norm")
 
 
 def make_vae(family: str) -> AutoencoderKL:
@@ -51,10 +52,10 @@ def make_vae(family: str) -> AutoencoderKL:
         scaling_factor=scale, shift_factor=shift, use_quant_conv=False, use_post_quant_conv=False)
 
 
-def make_folder(family: str, folder: Path) -> Path:
+def make_folder(family: str, folder: Path, plain: bool = False) -> Path:
     """A diffusers folder of random weights. Norms' weights differ from 1, so that a lost one shows."""
     clip = CLIPTokenizer.from_pretrained(CONFIGS / "clip_tokenizer", pad_token=END)
-    parts = dict(vae=make_vae(family), transformer=make_transformer(family), tokenizer=clip,
+    parts = dict(vae=make_vae(family), transformer=make_transformer(family, plain), tokenizer=clip,
                  scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
     torch.manual_seed(3)
     t5 = T5EncoderModel(t5_config())
