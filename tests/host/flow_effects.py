@@ -43,13 +43,15 @@ from support import tiny, tiny_flow  # noqa: E402
 
 SIGMAS = (0.02, 0.25, 0.5, 0.75, 0.98)
 PREFIX = "model.diffusion_model."
+POOLED = {"sd3": 2 * tiny.WIDTH, "flux": tiny.WIDTH}
 NAMES = {"te1": "clip_l", "te2": "clip_g", "te3": "t5xxl"}
 CAPTIONS = {
     "short": "a cat, sitting", "empty": "", "other scripts": "Größe: 図書館の猫, кошка 🐈",
     "long": "one word after the other " * 60}
-SUBSETS = {"sd3": [("te1", "te2", "te3"), ("te1",), ("te1", "te2"), ("te2", "te3"), ("te3",)], "flux": [("te1", "te3")]}
+SUBSETS = {"sd3": [("te1", "te2", "te3"), ("te1",), ("te1", "te2"), ("te2",), ("te1", "te3"), ("te3",)], "flux": [("te1", "te3")]}
 COMMON = dict(rank=4, alpha=2, targets="all with convolutions", text_encoder_learning_rate=1e-2, file_precision="fp32",
               train_t5=True)
+KINDS_OF = {"sd3": ("lora", "loha", "full", "new word"), "flux": ("lora", "dora", "lokr", "full", "new word")}
 METHODS = {
     "lora": specs.LoraSpec(**COMMON), "dora": specs.LoraSpec(**COMMON, adapter="dora"),
     "loha": specs.LoraSpec(**COMMON, adapter="loha"), "lokr": specs.LoraSpec(**COMMON, adapter="lokr"),
@@ -73,7 +75,7 @@ def host_denoiser(weights: dict):
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     config = comfy.model_detection.detect_unet_config(weights, "")
     width = weights["img_in.weight"].shape[0] if "img_in.weight" in weights else 0
-    if not width or config["hidden_size"] == width:
+    if not width or config["num_heads"] == width // 128:
         patcher = comfy.sd.load_diffusion_model_state_dict(weights, {"dtype": torch.float32})
         comfy.model_management.load_models_gpu([patcher])
         return patcher.model
@@ -142,7 +144,7 @@ def host_velocity(model, latents, sigma: float, conditioning: Conditioning) -> t
 def some_conditioning(kind, guidance: float | None) -> Conditioning:
     draw = torch.Generator().manual_seed(5)
     hidden = torch.randn((2, 100, tiny_flow.T5_WIDTH), generator=draw)
-    said = Conditioning({"hidden": hidden, "pooled": torch.randn((2, kind.pooled_width), generator=draw)})
+    said = Conditioning({"hidden": hidden, "pooled": torch.randn((2, POOLED[kind.name]), generator=draw)})
     return said if guidance is None else said | Conditioning.guidance(guidance, 2)
 
 
@@ -162,7 +164,7 @@ def texts(kind, encoders, host: HostText, captions=CAPTIONS) -> dict:
         hidden, pooled = host(caption)
         ours = widened(said["hidden"]) if hidden.shape[-1] == WIDEST else said["hidden"]
         more = hidden.shape[1] - ours.shape[1]
-        if title == "long" and "te1" in encoders.encoders | {} and more > 0:
+        if title == "long" and more > 0:
             hidden = torch.cat([hidden[:, :77], hidden[:, 77 + more:]], dim=1)
         found[title] = {"hidden": distance(ours, hidden), "pooled": distance(said["pooled"], pooled),
                         "tokens": ours.shape[1]}
@@ -277,7 +279,7 @@ def main():
             results["text"][f"{family}: {', '.join(encoders)}"] = texts(kind, ours, HostText(family, weights, encoders))
         one = tiny_flow.make_single_file(family, folder / family, folder / f"{family}.safetensors")
         single = recognize(str(one), family, configs=str(folder / family))
-        for method in METHODS:
+        for method in KINDS_OF[family]:
             results["methods"][f"{family}: {method}"] = method_effect(method, family, single, one, images, folder)
     Path(sys.argv[3]).write_text(json.dumps(results, indent=1), encoding="utf-8")
 

@@ -1,0 +1,69 @@
+"""SD3 and FLUX.1 compute in ComfyUI what they compute here, with the file of every method too."""
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from environment import describe
+
+SCRIPT = Path(__file__).with_name("flow_effects.py")
+ROUNDING = 1e-5
+"""Relative; a velocity is taken from the host's denoised latents, which costs some digits at little noise."""
+
+
+@pytest.fixture(scope="module")
+def effects(tmp_path_factory):
+    """What the script found: ComfyUI's modules and those of the tests do not fit into one process."""
+    environment, files = describe(), tmp_path_factory.mktemp("effects")
+    command = [environment.python, SCRIPT, environment.comfyui, files, files / "result.json"]
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert result.returncode == 0 and "lora key not loaded" not in result.stderr, result.stderr[-3000:]
+    return json.loads((files / "result.json").read_text(encoding="utf-8"))
+
+
+def test_captions_are_encoded_as_the_host_does(effects):
+    """Whichever text encoders there are; without a mask, and as long as the host makes them."""
+    assert len(effects["text"]) == 7
+    for encoders, captions in effects["text"].items():
+        for title, found in captions.items():
+            assert max(found["hidden"], found["pooled"]) < ROUNDING, (encoders, title, found)
+        shortest = 256 if encoders.startswith("flux") else 77 * (("te1" in encoders or "te2" in encoders) + ("te3" in encoders))
+        assert {captions[title]["tokens"] for title in ("short", "empty", "other scripts")} == {shortest}, encoders
+        assert (captions["long"]["tokens"] > shortest) == ("te3" in encoders), encoders
+
+
+def test_velocities_are_the_hosts_at_every_noise_level(effects):
+    """SD3.5 Medium and SD3 Medium, dev with two strengths of guidance, and schnell."""
+    assert len(effects["velocity"]) == 5
+    for model, errors in effects["velocity"].items():
+        assert len(errors) == 5 and max(errors) < ROUNDING, (model, errors)
+
+
+def test_latents_are_scaled_and_shifted_as_in_the_host(effects):
+    for family in ("sd3", "flux"):
+        assert max(effects["latents"][family].values()) < 1e-6, family
+
+
+@pytest.mark.parametrize("family, methods", [
+    ("sd3", ("lora", "loha", "full", "new word")), ("flux", ("lora", "dora", "lokr", "full", "new word"))])
+def test_every_methods_file_acts_in_the_host_as_in_training(family, methods, effects):
+    for method in methods:
+        found = effects["methods"][f"{family}: {method}"]
+        assert max(found["velocity"], *found["text"].values()) < ROUNDING, (method, found)
+        assert min(found["before"]["text"]["hidden"], found["before"]["text"]["pooled"]) > 1e-2, (method, found)
+        if method != "new word":
+            assert found["before"]["velocity"] > 1e-3, (method, found)
+        if "layers" in found:
+            assert found["layers"] == found["loaded"] > 50 and not found["unknown"], (method, found)
+
+
+def test_checkpoints_have_the_names_of_the_base_and_of_the_host(effects):
+    for family in ("sd3", "flux"):
+        found = effects["methods"][f"{family}: full"]
+        assert found["same names as the base"] and found["names that ComfyUI saves"], found
+
+
+def test_learned_words_are_read_by_the_hosts_own_loader(effects):
+    vectors = {"clip_l": [3, 32], "t5xxl": [3, 64]}
+    assert effects["methods"]["flux: new word"]["vectors"] == vectors
+    assert effects["methods"]["sd3: new word"]["vectors"] == {**vectors, "clip_g": [3, 32]}
