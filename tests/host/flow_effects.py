@@ -7,7 +7,6 @@ files that every method ends in. All errors are relative to what ComfyUI compute
 """
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
