@@ -47,7 +47,8 @@ NAMES = {"te1": "clip_l", "te2": "clip_g", "te3": "t5xxl"}
 CAPTIONS = {
     "short": "a cat, sitting", "empty": "", "other scripts": "Größe: 図書館の猫, кошка 🐈",
     "long": "one word after the other " * 60}
-SUBSETS = {"sd3": [("te1", "te2", "te3"), ("te1",), ("te1", "te2"), ("te2",), ("te1", "te3"), ("te3",)], "flux": [("te1", "te3")]}
+SUBSETS = {"sd3": [("te1", "te2", "te3"), ("te1",), ("te1", "te2"), ("te2",), ("te1", "te3"), ("te3",)],
+           "flux": [("te1", "te3")]}
 COMMON = dict(rank=4, alpha=2, targets="all with convolutions", text_encoder_learning_rate=1e-2, file_precision="fp32",
               train_t5=True)
 KINDS_OF = {"sd3": ("lora", "loha", "full", "new word"), "flux": ("lora", "dora", "lokr", "full", "new word")}
@@ -68,10 +69,10 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 # ---- ComfyUI's models ------------------------------------------------------------------------------------------------
 
-def host_denoiser(weights: dict):
-    """Native weights in ComfyUI's model, by its own detection. Version 0.3.75 knows Flux in one width only: there the
-    configuration that it detects gets the widths of the weights."""
-    weights = {name: tensor.clone() for name, tensor in weights.items()}
+def host_denoiser(file: dict):
+    """The denoiser of an all-in-one file in ComfyUI's model, by its own detection. Version 0.3.75 knows Flux in one width
+    only: there the configuration that it detects gets the widths of the weights."""
+    weights = {name.removeprefix(PREFIX): tensor.clone() for name, tensor in file.items() if name.startswith(PREFIX)}
     config = comfy.model_detection.detect_unet_config(weights, "")
     width = weights["img_in.weight"].shape[0] if "img_in.weight" in weights else 0
     if not width or config["num_heads"] == width // 128:
@@ -100,7 +101,8 @@ class HostText:
         made = {
             "clip_l_model_config": options(3 if family == "sd3" else 2, "quick_gelu"),
             "clip_g_model_config": options(3, "gelu"),
-            "t5xxl_model_config": {name: getattr(t5, name) for name in ("d_model", "d_ff", "num_layers", "num_heads", "d_kv")},
+            "t5xxl_model_config": {
+                name: getattr(t5, name) for name in ("d_model", "d_ff", "num_layers", "num_heads", "d_kv")},
         }
         common = dict(device="cpu", dtype=torch.float32, dtype_t5=torch.float32, model_options=made)
         if family == "sd3":
@@ -209,7 +211,7 @@ def with_lora(model, text: HostText, file: Path) -> dict:
 
 def with_checkpoint(file: Path, base_file: Path, family: str, encoders) -> tuple:
     weights, before = load_file(file), load_file(base_file)
-    model = host_denoiser({name.removeprefix(PREFIX): each for name, each in weights.items() if name.startswith(PREFIX)})
+    model = host_denoiser(weights)
     saved = {PREFIX + name for name in model.diffusion_model.state_dict()}
     names = {name for name in weights if name.startswith(PREFIX)}
     found = {"same names as the base": weights.keys() == before.keys(),
@@ -236,7 +238,7 @@ def method_effect(name: str, family: str, base, base_file: Path, images, folder:
     encoders = tuple(kind.text_parts)
     training = trained(base, METHODS[name], images, folder / f"{family} {name}")
     conditioning, weights = some_conditioning(kind, 1.0 if family == "flux" else None), load_file(base_file)
-    model = host_denoiser({key.removeprefix(PREFIX): each for key, each in weights.items() if key.startswith(PREFIX)})
+    model = host_denoiser(weights)
     text = HostText(family, weights, encoders)
     ours, denoiser, caption = training.parts.text, training.parts.denoiser, "a small square of red"
     before = {"velocity": min(velocities(kind, denoiser, model, conditioning)),
@@ -265,7 +267,7 @@ def main():
             place = tiny_flow.make_folder(family, folder / name, plain)
             base = recognize(str(place), name)
             weights = tiny_flow.single_file_weights(family, place)
-            model = host_denoiser({key.removeprefix(PREFIX): each for key, each in weights.items() if key.startswith(PREFIX)})
+            model = host_denoiser(weights)
             denoiser = kind.load_denoiser(base, torch.float32)
             for guidance in (1.0, 3.5) if family == "flux" and not plain else (None,):
                 results["velocity"][f"{name}, {guidance}"] = velocities(

@@ -27,7 +27,8 @@ def test_captions_are_encoded_as_the_host_does(effects):
     for encoders, captions in effects["text"].items():
         for title, found in captions.items():
             assert max(found["hidden"], found["pooled"]) < ROUNDING, (encoders, title, found)
-        shortest = 256 if encoders.startswith("flux") else 77 * (("te1" in encoders or "te2" in encoders) + ("te3" in encoders))
+        parts = ("te1" in encoders or "te2" in encoders) + ("te3" in encoders)
+        shortest = 256 if encoders.startswith("flux") else 77 * parts
         assert {captions[title]["tokens"] for title in ("short", "empty", "other scripts")} == {shortest}, encoders
         assert (captions["long"]["tokens"] > shortest) == ("te3" in encoders), encoders
 
