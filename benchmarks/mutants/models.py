@@ -4,9 +4,36 @@ from .mutation import Mutation
 RECOGNITION, WEIGHTS = "trainers/families/unet_recognition.py", "trainers/families/weight_files.py"
 CONFIGS, TRAINING = "trainers/families/component_configs.py", "trainers/training/run.py"
 NOISE = "trainers/families/component_loading.py"
+COMPONENTS, FINDING = "trainers/families/component_recognition.py", "trainers/families/parts_finding.py"
+VAES = "unit/test_parts_finding.py::test_between_vaes_that_look_alike_nobody_guesses"
 KINDS = "unit/test_model_kinds.py"
 
 MUTATIONS = [
+    # ---- parts in files of their own -----------------------------------------------------------------------------------
+    Mutation("vision towers count as text encoders", COMPONENTS,
+             'and not re.search(r"(^|\\.)(vision_model|visual)\\.", name)', "",
+             "unit/test_component_recognition.py::test_components"),
+    Mutation("T5 1.0 counts as the T5 that models read", COMPONENTS,
+             'return "t5" if gated and words', 'return "t5" if words', "unit/test_component_recognition.py::test_components"),
+    Mutation("other vocabularies count as T5's", COMPONENTS,
+             "and words[0] in T5_VOCABULARY", "", "unit/test_component_recognition.py::test_components"),
+    Mutation("a large table of words hides how layers are kept", COMPONENTS,
+             "chosen = small or counts", "chosen = counts",
+             "unit/test_component_recognition.py::test_how_weights_are_kept"),
+    Mutation("a VAE of other channels fits", "trainers/families/separate_files.py",
+             "and (not self.channels or found.width == self.channels)", "",
+             "unit/test_component_recognition.py::test_wrong_and_missing_files_are_named"),
+    Mutation("another family's VAE is taken", FINDING, " if file.stem not in of_others)", ")", VAES),
+    Mutation("the first of several VAEs is taken", FINDING, "    if len(rest) > 1:\n", "    if False:\n", VAES),
+    Mutation("fp8 is taken before full precision", FINDING, "_rounding(fits[file].storage), file.name", "file.name",
+             "unit/test_parts_finding.py::test_other_names_are_taken_by_precision"),
+    Mutation("more text encoders are found than are asked for", FINDING,
+             '            text_encoders -= want.kind != "vae" and file is not None\n', "",
+             "unit/test_parts_finding.py::test_sd3_goes_without_some_text_encoders"),
+    Mutation("two files of one kind are chosen and one is passed over", FINDING,
+             "if wants and not free and file is not denoiser:", "if False:",
+             "unit/test_parts_finding.py::test_what_is_missing_or_wrong_is_named"),
+    # ---- checkpoints and folders ---------------------------------------------------------------------------------------
     Mutation("Playground v2.5 trains as epsilon", RECOGNITION,
              'if names & {"edm_mean", "edm_std"}:',
              "if False:", "unit/test_model_kinds.py::test_single_files_trained_for_something_else_are_refused"),

@@ -131,6 +131,8 @@ ODD = {
     "nvfp4 of a convolution": changed("nvfp4", weight=torch.ones(144, 8, 5, dtype=torch.uint8)),
     "nvfp4 for scaled inputs": changed("nvfp4", pre_quant_scale=torch.ones(80)),
     "nvfp4 without a note": changed("nvfp4", comfy_quant=None),
+    "no rows": changed("int8 rows", weight=torch.zeros(0, 16, dtype=torch.int8), weight_scale=torch.zeros(0, 1)),
+    "no columns": changed("mxfp8", weight=torch.zeros(32, 0).to(torch.float8_e4m3fn), weight_scale=torch.zeros(0).byte()),
     "int8 without a scale": changed("int8", weight_scale=None),
     "groups of no size": changed(ROTATED, comfy_quant=rotated(0)),
     "groups that do not fit": changed(ROTATED, comfy_quant=rotated(64)),

@@ -40,6 +40,8 @@ def without_scales(entries: Mapping[str, Entry], metadata: Mapping[str, str], ti
         note = notes.get(name.removesuffix("weight").removesuffix("."), {})
         if beside or (note and name.endswith("weight")):
             stored = StoredWeight(title, entry, {NEWER[part]: entries[scale] for part, scale in beside.items()}, note)
+            if 0 in entry.shape:
+                raise stored.refused()
             read[name] = LAYOUTS[note.get("format", "float8_e4m3fn")](stored)
             taken |= {scale for part, scale in beside.items() if part != "weight_scale_2" or note.get("format") == "nvfp4"}
     other = next((name for name in entries if OTHERS.fullmatch(name) and name not in taken), None)
