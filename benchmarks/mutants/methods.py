@@ -3,7 +3,7 @@ from .mutation import Mutation
 
 LORA, ADAPTERS = "trainers/methods/lora.py", "trainers/methods/adapters/__init__.py"
 KINDS, FORMATS = "trainers/methods/adapters", "trainers/artifacts/adapters"
-WORDS = "trainers/methods/textual_inversion.py"
+WORDS, PROTOCOL = "trainers/methods/textual_inversion.py", "trainers/methods/protocol.py"
 HYPER, FULL, PIVOTAL = "trainers/methods/hypernetwork.py", "trainers/methods/full.py", "trainers/methods/pivotal.py"
 TESTS = "unit/test_adapters.py"
 
@@ -35,6 +35,15 @@ MUTATIONS = [
              "for encoder_name, encoder in self._encoders(parts).items()",
              "for encoder_name, encoder in list(self._encoders(parts).items())[:0]",
              "unit/test_lora_file.py::test_keys_are_those_of_kohya"),
+    Mutation("T5 learns without being asked", PROTOCOL,
+             "if large or name not in family.large_encoders", "if True",
+             "unit/test_trained_encoders.py::test_a_word_is_learned_by_clip_alone"),
+    Mutation("T5 sees a word that it has no vectors for", "trainers/caches/encoding.py",
+             'text.aliases = dict.fromkeys(self.hidden, "")', "text.aliases = {}",
+             "unit/test_trained_encoders.py::test_the_large_encoder_does_not_see_a_word_that_it_has_no_vectors_for"),
+    Mutation("captions that T5 reads live are padded to the longest", "trainers/training/conditioned_model.py",
+             "if encoder not in self.family.large_encoders:", "if True:",
+             "unit/test_trained_encoders.py::test_captions_that_t5_reads_live_are_not_padded_to_the_longest_of_the_batch"),
     Mutation("adapters train in half precision", ADAPTERS,
              "parameter.data = parameter.data.float()",
              "pass", "unit/test_training.py::test_trainable_weights_are_float32_over_any_base"),

@@ -18,6 +18,7 @@ from finetune.trainers.objectives.objective import chosen_shift
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.sampling.class_images import open_folder
 from finetune.trainers.spec.class_images import ClassImagesSpec
+from finetune.trainers.training.preparation import length_notes
 from finetune.trainers.training.run import train_run
 from safetensors import safe_open
 from support import tiny_flow
@@ -113,6 +114,18 @@ def test_the_length_of_captions_reaches_the_encoders_and_their_cache(guided, mak
         family.lengths.clear()
         keys.append(CaptionCache(spec, family, Placement.of(spec.memory, torch.device("cpu"), torch.float32)).key("a dog"))
     assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("length, words", [
+    (0, "are longer than the 60 tokens that the model was made for, and read whole, as by ComfyUI"),
+    (77, "are longer than the 76 tokens that the text encoder takes, and cut"), (154, None)])
+def test_long_captions_are_read_whole_unless_a_length_cuts_them(length, words, guided, make_spec, squares, monkeypatch):
+    family, base = guided
+    monkeypatch.setattr(Guided, "token_count", lambda family, tokenizers, caption: (len(caption.split()), 60))
+    images = tuple(image.model_copy(update={"caption": "word " * 100}) for image in squares.images)
+    spec = flow_spec(make_spec, base, dataset=squares.model_copy(update={"images": images}),
+                     training={"text_length": length})
+    assert [words in note for note in length_notes(family, {}, spec)] == ([True] if words else [])
 
 
 def test_lengths_of_captions_are_a_closed_list():

@@ -208,11 +208,18 @@ def tidy(spec: RunSpec, emit: Emit):
 
 
 def length_notes(family: Family, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], spec: RunSpec) -> list[str]:
-    """Which captions are cut because they have more tokens than the text encoder takes, in their longest template."""
-    long = [(count, image.name, room) for image in spec.dataset.images
-            for count, room in [family.token_count(tokenizers, image.variation.longest(image.caption))] if count > room]
+    """Which captions are cut because they have more tokens than the text encoder takes, in their longest template. T5 takes
+    any number, unless text_length cuts."""
+    any_length, length = family.reads_text_length(spec.base), spec.training.text_length
+    counts = [(*family.token_count(tokenizers, image.variation.longest(image.caption)), image.name)
+              for image in spec.dataset.images]
+    if any_length and length:
+        counts = [(count, length - 1, name) for count, _, name in counts]  # one is the end
+    long = [each for each in counts if each[0] > each[1]]
     if not long:
         return []
-    count, name, room = max(long)
-    return [clause(len(long), "caption", f"are longer than the {room} tokens that the text encoder takes, and cut, that of "
-                   f"{name} the most ({count} tokens)")]
+    count, room, name = max(long)
+    fate = "the model was made for, and read whole, as by ComfyUI" if any_length and not length else \
+        "the text encoder takes, and cut"
+    return [clause(len(long), "caption", f"are longer than the {room} tokens that {fate}, that of {name} the most ({count} "
+                   "tokens)")]
