@@ -90,7 +90,8 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
 
 def stated_base(metadata: Mapping[str, str]) -> str:
     """What metadata say of the base, in small letters."""
-    return " ".join(str(metadata.get(key, "")) for key in ("ss_base_model_version", "modelspec.architecture")).lower()
+    said = (str(metadata.get(key, "")) for key in ("ss_base_model_version", "modelspec.architecture"))
+    return " ".join(said).lower().strip()
 
 
 def is_unet_layer(name: str) -> bool:

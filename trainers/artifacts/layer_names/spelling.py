@@ -22,7 +22,7 @@ _TEXT_PREFIX = re.compile(
     r"|te(?P<short>\d?)_|text_encoders?_(?:(?P<long>\d)_)?|clip_(?P<letter>[lgh])_|t5(?:xxl)?_|transformer_|model_|text_model_)*")
 _ANY_TEXT = re.compile(
     r"(lora_|lycoris_)?(prior_)?(te\d?_|text_encoders?_|clip_[lgh]_|t5(xxl)?_|cond_stage_model_|conditioner_)"
-    r"|((base_model_model|lycoris)_)?(text_model_|encoder_(layers|block)_\d+_)")
+    r"|((base_model_model|lycoris)_)?(text_model_|encoder_(layers|block)_\d+_|text_projection$)")
 
 
 class Spelled(NamedTuple):

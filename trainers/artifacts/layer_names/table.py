@@ -101,6 +101,8 @@ class Layer:
     def spellings(self) -> dict[str, str]:
         """Program → its name in LoRA files, without the part of a tensor's name that says which factor it is."""
         component, _, path = self.diffusers.partition(".")
+        if self.split and not self.diffusers:
+            return {"ComfyUI": f"diffusion_model.{self.split.name}"}
         native = self.native.removeprefix("diffusion_model.")
         own = {"kohya": self.key, "ComfyUI": self.native}
         theirs = {"diffusers": self.diffusers, "diffusers and peft": f"{component}.base_model.model.{path}"}
@@ -110,7 +112,10 @@ class Layer:
             theirs |= {"diffusers, bare": path, "SimpleTuner": f"lycoris_{underscored(path)}",
                        "OneTrainer, older": f"lora_transformer_{underscored(path)}"}
             own |= {"OneTrainer": f"transformer.{native}", "original, bare": native}
-            return theirs if self.split else own if self.splits else own | theirs
+            if self.split:
+                same = [f"transformer.{each.name}" for each in self.read_only if each.share == self.split.share]
+                return theirs | dict(zip(("OneTrainer",), same))
+            return own if self.splits else own | theirs
         found = own | theirs
         if self.is_text:
             encoder = native.removeprefix("text_encoders.").replace(".transformer.", ".", 1).replace("t5xxl.", "t5.", 1)
