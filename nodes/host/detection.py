@@ -58,14 +58,29 @@ def detected_parts(files: list[Path]) -> dict[str, Part]:
         return _detected_parts(stored_shapes(files))
 
 
-def _detected_parts(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
+def detected_denoiser(tensors: dict[str, torch.Tensor]):
+    """The host's model for the tensors of a file, on the meta device. Raises Refused."""
+    with silence():
+        return _denoiser(tensors)[2]
+
+
+def _denoiser(tensors: dict[str, torch.Tensor]) -> tuple[str, Any, Any]:
+    """(what stands before the denoiser's names, the host's description of the model, the model)"""
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
+    prefix = prefix if any(name.startswith(prefix) for name in tensors) else ""
     # The host's class of all configs lacks clip_target, which those in its list have.
     config: Any = comfy.model_detection.model_config_from_unet(tensors, prefix)
     if config is None:
         raise Refused(UNKNOWN_SIZE)
     config.set_inference_dtype(torch.float32, None)
-    model = config.get_model(tensors, prefix, device="meta")
+    try:
+        return prefix, config, config.get_model(tensors, prefix, device="meta")
+    except ValueError:  # what it derives of a size that it does not know does not fit together
+        raise Refused(UNKNOWN_SIZE) from None
+
+
+def _detected_parts(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
+    prefix, config, model = _denoiser(tensors)
     parts = {"UNet": Part(model.diffusion_model.state_dict(), _under(prefix, tensors))}
     prefixes = {each: "" for each in config.vae_key_prefix}
     vae = comfy.utils.state_dict_prefix_replace(dict(tensors), prefixes, filter_keys=True)

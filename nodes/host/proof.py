@@ -1,18 +1,22 @@
 """Proof that a finished file loads: the host's own loaders are asked, without weights where that is possible."""
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.ldm.models.autoencoder
 import comfy.lora
 import torch
 from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
+from ...trainers.artifacts.layer_names import is_text
 from ...trainers.families.component_configs import read_config
-from .detection import Part, detected_parts, host_refusal, other_shapes, stored_shapes
+from .detection import Part, detected_denoiser, detected_parts, host_refusal, other_shapes, stored_shapes
 from .host_families import HOST_FAMILIES
 from .native import host_model, host_text_options, host_vae_config
 
+TEXT = "text_encoders."
+"""Before the names of text encoders in all-in-one files, which are those in ComfyUI's CLIP."""
 OPTIONAL = (".logit_scale", ".transformer.text_projection.weight")
 """What the host's own loader does without: it warns of other missing weights only."""
 
@@ -25,9 +29,23 @@ def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict
     its own patches are put on those shapes. Without `sizes` the configs tell the layers' names only.
     """
     _, denoiser = host_model(unet_config, family, {}, device="meta")
+    text = _text_model(family, text_config) if any(map(is_text, lora)) else None
+    return _unmatched(lora, denoiser, text, sizes)
+
+
+def unmatched_native_keys(lora: dict, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The same for a model that the host detects by its tensors, of whichever size: `shapes` by their names in a file.
+    Layers of text encoders that the file does not hold are not asked for. Raises Refused."""
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    text = {name.removeprefix(TEXT): tensor for name, tensor in tensors.items() if name.startswith(TEXT)}
+    asked = {key: tensor for key, tensor in lora.items() if text or not is_text(key)}
+    return _unmatched(asked, detected_denoiser(tensors), SimpleNamespace(state_dict=lambda: text), sizes=True)
+
+
+def _unmatched(lora: dict, denoiser, text, sizes: bool) -> list[str]:
+    """`text` is asked for the names and shapes of its weights alone."""
     key_map, weights = comfy.lora.model_lora_keys_unet(denoiser, {}), denoiser.state_dict()
-    if any(key.startswith(("lora_te", "text_encoder")) for key in lora):
-        text = _text_model(family, text_config)
+    if text is not None:
         key_map, weights = comfy.lora.model_lora_keys_clip(text, key_map), {**weights, **text.state_dict()}
     patches = comfy.lora.load_lora(dict(lora), key_map, log_missing=False)
     # An adapter remembers every key that the host has taken up to it.

@@ -95,10 +95,12 @@ class Targets:
         weight = self.exact.get(layer.native)
         if layer.split is None or weight is None:
             return weight
-        rows = layer.split.rows(*self.shapes[weight][:2])
-        if isinstance(rows, slice):
-            return weight, (0, rows.start, rows.stop - rows.start)
-        return weight, None, comfy.utils.swap_scale_shift
+        shape = self.shapes[weight]
+        rows = layer.split.rows(*shape[:2])
+        if not isinstance(rows, slice):
+            return weight, None, comfy.utils.swap_scale_shift
+        count = rows.stop - rows.start
+        return weight if count == shape[0] else (weight, (0, rows.start, count))
 
     def shape(self, target) -> torch.Size | None:
         offset = None if isinstance(target, str) else target[1]

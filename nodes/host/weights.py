@@ -7,12 +7,17 @@ from pathlib import Path
 import comfy.sd
 import folder_paths
 
+from ...trainers import families
+from ...trainers.artifacts.weights import Weights
 from ...trainers.errors import UserError
 from ...trainers.families.component_configs import CONFIGS, component_config, config_folder, read_config
 from ...trainers.families.recognition import recognize
+from ...trainers.families.transformer_family import TransformerFamily
+from ...trainers.families.unet_state_dict import weights_of
+from .detection import Refused
 from .folders import base_path, output_folder
 from .host_families import HOST_FAMILIES
-from .proof import unmatched_keys, unmatched_tensors
+from .proof import unmatched_keys, unmatched_native_keys, unmatched_tensors
 
 CONNECTED = "(connected)"
 
@@ -94,6 +99,9 @@ def unloaded_tensors(file: Path, origin) -> list[str]:
 
 def unloaded_keys(lora: dict, base) -> list[str]:
     """`unmatched_keys` of a LoRA for a base; none where the host's classes are not known here."""
+    family = families.get(base.family)
+    if isinstance(family, TransformerFamily):
+        return _unloaded_of(lora, Weights(base.name, family.native_entries(base))) or []
     if base.family not in HOST_FAMILIES:
         return []
     return unmatched_keys(lora, base.family, component_config(base, "unet"), component_config(base, "text_encoder"))
@@ -102,6 +110,8 @@ def unloaded_keys(lora: dict, base) -> list[str]:
 def unloaded_lora_keys(lora: dict, family: str, *models: Path) -> list[str] | None:
     """`unmatched_keys` for a LoRA of the first of these models whose layout is known: a diffusers folder has its own, a
     file has the names of its family, of whatever size it is. None for families whose layout the pack does not know."""
+    if isinstance(families.FAMILIES.get(family), TransformerFamily):
+        return _unloaded_of(lora, weights_of(models[0])) if models else None
     if family not in HOST_FAMILIES:
         return None
     folder = next((model for model in models if model.is_dir()), None)
@@ -109,3 +119,11 @@ def unloaded_lora_keys(lora: dict, family: str, *models: Path) -> list[str] | No
         return unloaded_keys(lora, recognize(str(folder), folder.name))
     configs = [read_config(CONFIGS / family, part, family) for part in ("unet", "text_encoder")]
     return unmatched_keys(lora, family, *configs, sizes=False)
+
+
+def _unloaded_of(lora: dict, model: Weights) -> list[str] | None:
+    """None for a model of a size that the host does not know."""
+    try:
+        return unmatched_native_keys(lora, model.shapes())
+    except Refused:
+        return None

@@ -19,6 +19,8 @@ from benchmarks.pack import become_host, load_pack  # noqa: E402
 become_host(Path(sys.argv[1]))
 load_pack()
 import comfy.lora  # noqa: E402
+import comfy.text_encoders.flux as flux  # noqa: E402
+import comfy.text_encoders.sd3_clip as sd3_clip  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
 
@@ -27,13 +29,15 @@ FOLDER = Path(sys.argv[2])
 folder_paths.set_output_directory(str(FOLDER))
 
 from finetune.nodes import host  # noqa: E402
+from finetune.nodes.host.detection import detected_denoiser  # noqa: E402
 from finetune.nodes.host.native import host_model  # noqa: E402
 from finetune.nodes.host.proof import _text_model  # noqa: E402
-from finetune.nodes.host.stack import Targets, inspect_lora  # noqa: E402
+from finetune.nodes.host.stack import Targets, inspect_lora, weight_of  # noqa: E402
 from finetune.trainers.artifacts.layer_names import family_names  # noqa: E402
 from finetune.trainers.artifacts.lora_file import read_lora  # noqa: E402
 from finetune.trainers.families.component_configs import CONFIGS  # noqa: E402
 from finetune.trainers.stacking import LoraEntry  # noqa: E402
+from support import full_flow  # noqa: E402
 
 
 def native_weight(layer) -> str:
@@ -65,6 +69,54 @@ def names(family: str) -> dict:
             strangers += [name] if found is None or native_weight(found) != target else []
     return {"wrong": wrong, "unknown": unknown, "stack": stacked, "strangers": strangers, "agreed": agreed,
             "layers": len(table.layers)}
+
+
+def transformer_names(release: str) -> dict:
+    """The same for a flow model in its full size, whose layers diffusers cuts otherwise; and how many keys of a LoRA for
+    every layer, under every maker's names, the host leaves unloaded."""
+    family, shapes = full_flow.RELEASES[release][0], full_flow.native_shapes(release)
+    tensors = {f"model.diffusion_model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    denoiser = detected_denoiser(tensors)
+    text = {"sd3": sd3_clip.sd3_clip(), "flux": flux.flux_clip()}[family](device="meta", dtype=torch.float32)
+    weights = dict(denoiser.state_dict()) | dict(text.state_dict())
+    targets = Targets(SimpleNamespace(model=denoiser), SimpleNamespace(cond_stage_model=text))
+    layers = targets.names.layers
+    views = [view for layer in layers for view in dict.fromkeys((layer, *layer.views.values()))]
+    meant = {view: plain_target(targets._target(view)) for view in views}
+    wrong, stacked, agreed = [], [], {}
+    for view in views:
+        for program, name in view.spellings().items():
+            known = targets.exact.get(name)
+            wrong += [name] if known is not None and plain_target(known) != meant[view] else []
+            stacked += [name] if plain_target(targets.find(name)) != meant[view] else []
+            agreed[program] = agreed.get(program, 0) + (known is not None)
+    strangers = []
+    for name, target in targets.exact.items():
+        weight = weight_of(target)
+        layer = weight in weights and weights[weight].ndim in (2, 4) and weight.endswith(".weight")
+        if layer and "lora_prior" not in name and not is_of_flux_2(name) and not any(
+                each in weight for each in ("embedding.weight", "shared.weight", "relative_attention_bias")):
+            found = targets.names.find(name)
+            strangers += [name] if found is None or plain_target(targets._target(found)) != plain_target(target) else []
+    makers = {"kohya": [layer.key for layer in layers], "comfyui": [layer.native for layer in layers], "diffusers": [
+        each.diffusers for layer in layers if not layer.is_text for each in
+        ([layer.views[split.name] for split in layer.splits] or [layer])]}
+    missing = {maker: [name for name in names if name not in targets.exact] for maker, names in makers.items()}
+    return {"wrong": wrong, "stack": stacked, "strangers": strangers, "agreed": agreed, "layers": len(layers),
+            "missing": missing, "known": len(targets.exact), "names": {maker: len(names) for maker, names in makers.items()}}
+
+
+def is_of_flux_2(name: str) -> bool:
+    """Names of its single blocks, which newer versions of the host read for FLUX.1 too; no program writes them for it."""
+    flat = name.replace(".", "_")
+    return "single_transformer_blocks_" in flat and flat.endswith(("_attn_to_qkv_mlp_proj", "_attn_to_out"))
+
+
+def plain_target(target):
+    """A target of the host's as it is written down: its weight, rows, and the name of what is done to a change."""
+    if target is None or isinstance(target, str):
+        return target, None, None
+    return target[0], target[1], getattr(target[2], "__name__", None) if len(target) > 2 else None
 
 
 def peft_scales() -> dict:
@@ -112,4 +164,5 @@ def peft_scales() -> dict:
 
 if __name__ == "__main__":
     results = {family: names(family) for family in ("sd1", "sd2", "sdxl")} | {"peft": peft_scales()}
+    results |= {release: transformer_names(release) for release in full_flow.RELEASES}
     (FOLDER / "results.json").write_text(json.dumps(results), encoding="utf-8")

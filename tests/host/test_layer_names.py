@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from environment import describe
+from support import full_flow
 
 SCRIPT = Path(__file__).with_name("layer_name_effects.py")
 
@@ -31,6 +32,19 @@ def test_every_name_leads_where_comfyui_leads(effects, family):
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_the_stack_finds_every_spelling(effects, family):
     assert effects[family]["stack"] == []
+
+
+@pytest.mark.parametrize("release", full_flow.RELEASES)
+def test_every_name_of_a_flow_model_leads_where_comfyui_leads(effects, release):
+    """In the released sizes, without weights: no key of any maker stays unmatched, neither way."""
+    found = effects[release]
+    assert found["missing"] == {"kohya": [], "comfyui": [], "diffusers": []}, "names of the table that ComfyUI does not know"
+    assert found["wrong"] == [], "names that ComfyUI reads otherwise"
+    assert found["strangers"] == [], "names that ComfyUI knows and the table does not"
+    assert found["stack"] == []
+    assert all(found["agreed"][program] >= found["layers"] for program in ("kohya", "ComfyUI"))
+    of_diffusers = ("diffusers", "SimpleTuner", "OneTrainer, older")
+    assert all(found["agreed"][program] >= found["names"]["diffusers"] for program in of_diffusers)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "loha", "lokr", "lokr, whole factors"])

@@ -199,6 +199,14 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
         entries, key_map = self.module_entries(ModelParts.of(base)[TRANSFORMER]), self.layer_names.key_map
         return {native: entry.shape for name, entry in entries.items() if (native := key_map.native_tensor(name))}
 
+    def native_entries(self, base: BaseModelSpec) -> dict[str, Entry]:
+        """The tensors of the denoiser and of the text encoders by their names in an all-in-one file."""
+        parts, key_map = ModelParts.of(base), self.layer_names.key_map
+        named = ((key_map.native_tensor(name), entry) for name, entry in self.module_entries(parts[TRANSFORMER]).items())
+        return {DENOISER + native: entry for native, entry in named if native} | {
+            part.prefix + _with_text_model(part, name): entry for part in self._present(base).values()
+            for name, entry in parts[part.component].entries().items()}
+
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         native = self.layer_names.key_map.native_layer(module_name)
         assert native is not None, module_name
@@ -281,7 +289,6 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
                            dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:
         """All-in-one where the base is, or where text encoders were trained; else the denoiser alone, as ComfyUI's Load
         Diffusion Model takes it. What was not trained stays as the base's file has it."""
-        parts = ModelParts.of(base)
         trained = self._native_tensors(denoiser) | {
             self.text_parts[encoder].prefix + name: tensor for encoder, module in encoders.items()
             for name, tensor in _text_tensors(module).items()}
@@ -295,10 +302,8 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
             return list(written.values())
         others = {self.vae_prefix + name.removeprefix("first_stage_model."): entry_of(name, pieces)
                   for name, pieces in vae_pieces(self.load_vae(base)).items()}
-        for name, part in self._present(base).items():
-            if name not in encoders:
-                stored_text = parts[part.component].entries().items()
-                others |= {part.prefix + _with_text_model(part, own): entry for own, entry in stored_text}
+        untrained = tuple(part.prefix for name, part in self._present(base).items() if name not in encoders)
+        others |= {name: entry for name, entry in self.native_entries(base).items() if name.startswith(untrained)}
         return [*written.values(), *(in_precision(replace(entry, name=name), dtype) for name, entry in others.items())]
 
     def _native_tensors(self, denoiser: nn.Module) -> dict[str, Tensor]:

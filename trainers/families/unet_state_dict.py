@@ -16,6 +16,7 @@ from .latent_diffusion import LatentDiffusion
 from .model_parts import ModelParts
 from .recognition import recognize
 from .sizes import UNET, unet_shape
+from .transformer_family import TransformerFamily
 
 
 def weights_of(path: Path, title: str = "") -> Weights:
@@ -28,17 +29,16 @@ def weights_of(path: Path, title: str = "") -> Weights:
         return replace(Weights.of_file(path), title=title)
     base = recognize(str(path), title)
     family = get(base.family)
+    if isinstance(family, TransformerFamily):
+        return Weights(title, family.native_entries(base))
     if not isinstance(family, LatentDiffusion):
-        raise UserError(f"{title!r} is a {family.title} model, and only folders of SD 1.x, SD 2.x and SDXL are read here. "
-                        "Choose a single .safetensors file.")
+        raise UserError(f"{title!r} is a {family.title} model, whose folders are not read here. Choose a single "
+                        ".safetensors file.")
     entries = {UNET + original_unet_name(name, *unet_shape(component_config(base, "unet"))): entry
                for name, entry in _component(base, "unet").items()}
     for component, prefix in family.text_places.values():
         entries |= _text(_component(base, component), prefix)
     return Weights(title, entries)
-
-
-
 
 
 def _component(base: BaseModelSpec, component: str) -> dict[str, Entry]:
