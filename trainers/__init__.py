@@ -19,6 +19,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         prefetch.py                 micro-batches read while the steps before them run
         monitor.py                  previews, validation, the best file, on the way
         validation.py               the loss on held-out images, and early stopping
+        memory_advice.py            whether a step fits, and what would make it fit
         compilation.py              whether torch can compile here
         tensorboard.py              events as TensorBoard files
     tools/                          files made out of files
@@ -105,6 +106,8 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         activation_offload.py       activations that wait in main memory
         frozen_layers.py            layers that leave autograd no weight
         quantization.py             weights in 8 bits
+        plan.py                     what a step will need
+        dry_run.py                  a computation on tensors without memory
         alive_bytes.py              tensors that are in memory, counted
     optimization/                   how weights move
         optimizers.py               optimizers by name

@@ -15,6 +15,7 @@ from ..memory.placement import Keeper, as_they_are, settle
 from ..spec import BaseModelSpec
 from . import checkpoint_writing, component_loading, unet_recognition
 from .component_configs import component_config, config_folder
+from .filling import without_weights
 from .kl_latents import KlLatents, content_of
 from .model_parts import TOKENIZERS, ModelParts, ModelSource, Recognized
 from .protocol import Family, LoraPreset
@@ -88,6 +89,12 @@ class LatentDiffusion(KlLatents, Family[nn.Module, "UNet2DConditionModel"]):
         denoiser = component_loading.load_unet(base, dtype)
         settle(denoiser, keeper(self.swappable_blocks(denoiser)))
         return denoiser
+
+    def empty_denoiser(self, base: BaseModelSpec) -> "UNet2DConditionModel":
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        return without_weights(lambda: cast("UNet2DConditionModel", UNet2DConditionModel.from_config(
+            component_config(base, "unet"))))
 
     def swappable_blocks(self, denoiser: "UNet2DConditionModel") -> Sequence[nn.Module]:
         """Residual blocks, each followed by the transformer blocks behind it."""

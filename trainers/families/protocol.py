@@ -200,6 +200,10 @@ class Family(Protocol[Vae, Denoiser]):
         """The denoiser, frozen, on the CPU; what `keeper` makes of `swappable_blocks` puts its weights where they belong."""
         ...
 
+    def empty_denoiser(self, base: BaseModelSpec) -> Denoiser | None:
+        """The denoiser without weights, on the meta device; None where there is no way to make it so."""
+        return None
+
     def swappable_blocks(self, denoiser: Denoiser) -> Sequence[nn.Module]:
         """Blocks of the denoiser, which may still be without weights, that can be away until they are needed, in the order
         of the data flow. None lies in another."""

@@ -173,9 +173,12 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
         part = ModelParts.of(base)[TRANSFORMER]
         with explained("denoiser", base):
             entries = self.module_entries(part)
-            model = without_weights(lambda: self.make_denoiser(self.native_shapes(base)))
+            model = self.empty_denoiser(base)
             fill(model, entries, dtype, base.name, keeper(self.swappable_blocks(model)))
         return model.requires_grad_(False).eval()
+
+    def empty_denoiser(self, base: BaseModelSpec) -> nn.Module:
+        return without_weights(lambda: self.make_denoiser(self.native_shapes(base)))
 
     def module_entries(self, part: ModelPart) -> dict[str, Entry]:
         """The denoiser's tensors by the names they have in memory, wherever they lie."""

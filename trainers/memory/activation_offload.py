@@ -23,6 +23,9 @@ class Offloaded(saved_tensors_hooks):
         if weight or tensor.numel() * tensor.element_size() < self.smallest:
             return lambda: tensor
         pinned, device = tensor.device.type == "cuda", tensor.device
+        if device.type == "meta":  # a dry run (`dry_run`): nothing is there that could be moved
+            shape, dtype = tensor.shape, tensor.dtype
+            return lambda: torch.empty(shape, dtype=dtype, device=device)
         away = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
         away.copy_(tensor, non_blocking=pinned)
         return lambda: away.to(device, non_blocking=pinned, copy=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from .. import families, methods
@@ -39,7 +40,7 @@ from ..reports import RunReport, Saved
 from ..run_folder import Run
 from ..spec import RunSpec
 from ..stopping import breakable
-from . import compilation, loop
+from . import compilation, loop, memory_advice
 from .batches import Batches
 from .conditioned_model import ConditionedModel
 from .monitor import Watching
@@ -100,6 +101,7 @@ class Training:
         with breakable():
             self.data = prepare_data(self.spec, self.family, self.placement, self.accelerator, self.trained_text,
                                      self.method.hidden_words(), notes, self._emit_encoding)
+            self._advise()
             self._attach()
             self.watching = Watching(self)
             start = self._resume()
@@ -120,6 +122,14 @@ class Training:
         self.emit(event)
         if isinstance(event, EncodingEvent) and self.stop_requested():
             raise Cancelled
+
+    def _advise(self):
+        """Say so before minutes of loading when a GPU has too little memory for a step."""
+        if self.device.type == "cuda":
+            text = memory_advice.advice(self.spec, self.family, self.method, self.placement, self.data,
+                                        torch.cuda.mem_get_info(self.device)[0])
+            if text:
+                self.note(text)
 
     def _attach(self):
         spec = self.spec
