@@ -89,7 +89,7 @@ class Entry:
             wanted = dtype if dtype is not None and piece.is_floating_point() else piece.dtype
             if piece.shape == self.shape and (piece.dtype not in EXPONENTS or wanted == piece.dtype or not self.shape):
                 return piece.to(wanted)
-            whole = whole if done else torch.empty(self.shape, dtype=wanted)
+            whole = whole if done else torch.empty(self.shape, dtype=wanted, device=piece.device)
             _copy(piece, whole[done:done + len(piece)])
             done += len(piece)
         return whole
@@ -156,7 +156,8 @@ def _entry(path: Path, start: int, name: str, facts: dict) -> Entry:
     dtype, shape, (begin, end) = _dtype(path, name, facts), tuple(facts["shape"]), facts["data_offsets"]
 
     def pieces():
-        tensor = torch.empty(shape, dtype=dtype)  # the header was compared with the size of the file
+        # The header was compared with the size of the file. Files are also read while models are made on the meta device.
+        tensor = torch.empty(shape, dtype=dtype, device="cpu")
         try:
             with open(path, "rb") as file:
                 file.seek(start + begin)

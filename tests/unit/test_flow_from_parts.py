@@ -1,0 +1,84 @@
+"""A flow model in separate files as people have them: an int8 denoiser with rotated weights, T5 in scaled fp8, CLIP-L in
+fp16, the VAE in bf16. It is the model that the same numbers in full precision are."""
+import json
+
+import pytest
+import torch
+from finetune.trainers import families
+from finetune.trainers.families.parts_finding import Candidate, find_parts
+from finetune.trainers.families.recognition import recognize
+from safetensors.torch import save_file
+from support import tiny_flow
+
+FOUR = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]).float()
+ROTATION = torch.kron(FOUR, FOUR) / 4
+NOTE = torch.tensor(list(json.dumps({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}).encode()),
+                    dtype=torch.uint8)
+FILES = {"sd3": ("sd3.5_medium", "sd3_vae"), "flux": ("flux1-dev", "ae")}
+
+
+def int8_rotated(tensors: dict) -> tuple[dict, dict]:
+    """(as ComfyUI's int8_convrot files have it, the same numbers in float32)."""
+    small, plain = {}, dict(tensors)
+    for name, tensor in tensors.items():
+        small[name] = tensor
+        if tensor.ndim == 2 and tensor.shape[1] % 16 == 0:
+            turned = (tensor.view(len(tensor), -1, 16) @ ROTATION).flatten(1)
+            scale = turned.abs().amax(1, keepdim=True) / 127
+            small |= {name: (turned / scale).round().to(torch.int8), f"{name}_scale": scale,
+                      name.removesuffix("weight") + "comfy_quant": NOTE.clone()}
+            plain[name] = ((small[name] * scale).view(len(tensor), -1, 16) @ ROTATION).flatten(1)
+    return small, plain
+
+
+def scaled_fp8(tensors: dict) -> tuple[dict, dict]:
+    """The same for files of the older naming."""
+    small, plain = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}, dict(tensors)
+    for name, tensor in tensors.items():
+        small[name] = tensor
+        if tensor.ndim == 2 and ".layer." in name:
+            scale = tensor.abs().max() / 448
+            small |= {name: (tensor / scale).to(torch.float8_e4m3fn), name.removesuffix("weight") + "scale_weight": scale}
+            plain[name] = small[name].float() * scale
+    return small, plain
+
+
+def in_full(dtype):
+    def stored(tensors: dict) -> tuple[dict, dict]:
+        small = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        return small, {name: tensor.float() for name, tensor in small.items()}
+    return stored
+
+
+@pytest.mark.parametrize("family", FILES)
+def test_it_is_the_model_of_the_same_numbers_in_full(family, tmp_path):
+    """SD3 goes without CLIP-G here, which small models cannot be told to have."""
+    folder = tiny_flow.make_folder(family, tmp_path / "folder")
+    weights, kind = tiny_flow.single_file_weights(family, folder), families.get(family)
+    t5 = next(part for part in kind.text_parts.values() if part.kind == "t5")
+    clip = next(part for part in kind.text_parts.values() if part.kind == "clip_l")
+    denoiser, vae = FILES[family]
+    layouts = {denoiser: ("model.diffusion_model.", int8_rotated), vae: (kind.vae_prefix, in_full(torch.bfloat16)),
+               "clip_l": (clip.prefix, in_full(torch.float16)), "t5xxl_fp8_e4m3fn_scaled": (t5.prefix, scaled_fp8)}
+    bases = []
+    for place in ("small", "plain"):
+        (tmp_path / place).mkdir()
+        files = []
+        for name, (prefix, stored) in layouts.items():
+            own = {each.removeprefix(prefix): tensor for each, tensor in weights.items() if each.startswith(prefix)}
+            files.append(tmp_path / place / f"{name}.safetensors")
+            save_file({each: tensor.contiguous() for each, tensor in stored(own)[place == "plain"].items()}, files[-1])
+        first, *offered = (Candidate.of(file.name, file) for file in files)
+        parts = find_parts(first, [], offered, 3)
+        if place == "small":
+            assert {part.want.component: part.words.partition(": ")[2] for part in parts if part.file} == {
+                "vae": f"{vae}.safetensors (bf16), found", clip.component: "clip_l.safetensors (fp16), found",
+                t5.component: "t5xxl_fp8_e4m3fn_scaled.safetensors (scaled fp8), found"}
+        bases.append(recognize(str(first.path), first.name, configs=str(folder),
+                               others=[str(part.file.path) for part in parts if part.file]))
+    assert [base.storage for base in bases] == ["int8", ""] and {base.family for base in bases} == {family}
+    for load in (kind.load_vae, lambda base: kind.load_denoiser(base, torch.float32),
+                 lambda base: kind.load_text(base, torch.float32)):
+        ours, expected = (load(base).state_dict() for base in bases)
+        assert ours.keys() == expected.keys() and len(ours) > 30
+        assert max(float((ours[name] - expected[name]).abs().max()) for name in ours) < 1e-6
