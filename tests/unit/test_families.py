@@ -97,6 +97,11 @@ def test_files_that_are_no_base(tmp_path):
     pickled = tmp_path / "model.ckpt"
     pickled.touch()
     assert "Only .safetensors" in refusal(pickled)
+    alone, text_alone = tmp_path / "alone.safetensors", tmp_path / "text_alone.safetensors"
+    save_file({"input_blocks.0.0.weight": torch.zeros(4, 4, 3, 3)}, alone)
+    assert "holds a denoiser (fp32) alone" in refusal(alone) and "Base Model from Parts" in refusal(alone)
+    save_file({"text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(4, 4)}, text_alone)
+    assert "holds a CLIP-L text encoder (fp32), and no denoiser" in refusal(text_alone)
     assert "is not there" in refusal(tmp_path / "missing.safetensors")
     (tmp_path / "folder").mkdir()
     assert "not a diffusers model" in refusal(tmp_path / "folder")

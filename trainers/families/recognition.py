@@ -11,7 +11,9 @@ from ..spec import BaseModelSpec
 from ..spec.base_model import PredictionType
 from . import FAMILIES
 from .component_configs import config_file
+from .component_recognition import components_of
 from .model_parts import ModelSource
+from .separate_files import held_in_words
 from .sizes import unpacked_configs
 
 PredictionChoice = PredictionType | Literal["auto"]
@@ -62,6 +64,12 @@ def _unknown(source: ModelSource) -> UserError:
         configs = [f"{component}/{config_file(component)}" for component in ("unet", "scheduler")]
         missing = next((config for config in configs if not (source.path / config).is_file()), "model_index.json")
         return UserError(f"The folder {source.name!r} is not a diffusers model: {missing} is missing.")
+    held = components_of(read_header(source.path)[0])
+    if any(each.kind == "denoiser" for each in held):
+        return UserError(f"{source.name!r} holds {held_in_words(held)} alone. Put it into models/diffusion_models and use the "
+                         "node Base Model from Parts, which takes each part from its own file.")
+    if held:
+        return UserError(f"{source.name!r} holds {held_in_words(held)}, and no denoiser. Choose a full checkpoint.")
     return UserError(f"{source.name!r} is not a Stable Diffusion checkpoint: it holds no {DENOISER}… weights.")
 
 

@@ -142,7 +142,7 @@ def _recognize_file(source: ModelSource, wanted: str) -> Recognized | None:
     if family != wanted:
         return None
     if not any(key.startswith(VAE) for key in tensors):
-        raise UserError(f"{name!r} holds no VAE. Choose a full checkpoint.")
+        raise UserError(f"{name!r} holds no VAE. Choose a full checkpoint, or use the node Base Model from Parts.")
     return _recognized(source, family, tensors, metadata, in_file(path, {"unet": UNET, "vae": VAE, **TEXT[family]}))
 
 
@@ -195,7 +195,8 @@ def _family_of_file(tensors: Mapping[str, dict], name: str) -> str:
         return "sd2"
     if any(key.startswith("cond_stage_model.transformer.") for key in tensors):
         return "sd1"
-    raise UserError(f"{name!r} holds a denoiser but no text encoder. Choose a full checkpoint.")
+    raise UserError(f"{name!r} holds a denoiser but no text encoder. Choose a full checkpoint, or use the node Base Model "
+                    "from Parts.")
 
 
 def other_objective(tensors: Iterable[str], metadata: Mapping[str, str], prefix: str = UNET) -> str:
