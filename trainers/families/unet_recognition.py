@@ -142,7 +142,7 @@ def _recognize_file(source: ModelSource, wanted: str) -> Recognized | None:
     if family != wanted:
         return None
     if not any(key.startswith(VAE) for key in tensors):
-        raise UserError(f"{name!r} holds no VAE. Choose a full checkpoint, or use the node Base Model from Parts.")
+        raise UserError(f"{name!r} holds no VAE. Choose a full checkpoint, or use Base Model from Parts.")
     return _recognized(source, family, tensors, metadata, in_file(path, {"unet": UNET, "vae": VAE, **TEXT[family]}))
 
 
