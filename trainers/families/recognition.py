@@ -66,8 +66,8 @@ def _unknown(source: ModelSource) -> UserError:
         return UserError(f"The folder {source.name!r} is not a diffusers model: {missing} is missing.")
     held = components_of(read_header(source.path)[0])
     if any(each.kind == "denoiser" for each in held):
-        return UserError(f"{source.name!r} holds {held_in_words(held)} alone. Put it into models/diffusion_models and use the "
-                         "node Base Model from Parts, which takes each part from its own file.")
+        return UserError(f"{source.name!r} holds {held_in_words(held)} alone. Put it into models/diffusion_models and use "
+                         "the node Base Model from Parts, which takes each part from its own file.")
     if held:
         return UserError(f"{source.name!r} holds {held_in_words(held)}, and no denoiser. Choose a full checkpoint.")
     return UserError(f"{source.name!r} is not a Stable Diffusion checkpoint: it holds no {DENOISER}… weights.")
