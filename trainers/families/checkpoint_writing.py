@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..artifacts.checkpoint import in_precision
 from ..artifacts.layer_names.unet import original_unet_name
 from ..artifacts.ldm_layout import open_clip_pieces, original_vae_tensors
+from ..artifacts.quantized.notes import HEADER
 from ..artifacts.tensor_files import Entry, entry_of, finite, read_entries
+from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..spec import BaseModelSpec
 from .sizes import UNET, VAE, unet_shape
@@ -82,6 +84,16 @@ def checkpoint_entries(trained: Pieces, base: BaseModelSpec, others: Callable[[]
         own = name_in(kept, name)
         entries[own] = in_precision(entry_of(own, each), dtype)
     return entries
+
+
+def untrained_entries(path: Path, numbers: Mapping[str, Entry], trained: tuple[str, ...],
+                      dtype: torch.dtype) -> dict[str, Entry]:
+    """The tensors of a file, as stored outside of the components with the prefixes `trained`, and inside of those as the
+    `numbers` that are left of them: a trained component has no scales any more."""
+    others = {name: entry for name, entry in numbers.items() if name.startswith(trained)}
+    if HEADER in read_header(path)[1]:
+        return others | {name: in_precision(entry, dtype) for name, entry in numbers.items() if name not in others}
+    return others | {name: entry for name, entry in read_entries(path).items() if not name.startswith(trained)}
 
 
 def name_in(stored: Mapping[str, Entry], name: str) -> str:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..memory.placement import Keeper, Place, as_they_are, assign
 from ..spec import BaseModelSpec, ComponentSpec
 from . import text_loading
-from .checkpoint_writing import plain, vae_pieces
+from .checkpoint_writing import plain, untrained_entries, vae_pieces
 from .component_configs import component_config, config_folder, read_object
 from .component_loading import explained
 from .component_recognition import components_of, is_full, storage_of
@@ -291,15 +291,18 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     def checkpoint_entries(self, base: BaseModelSpec, denoiser: nn.Module, encoders: Mapping[str, nn.Module],
                            dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:
         """All-in-one where the base is, or where text encoders were trained; else the denoiser alone, as ComfyUI's Load
-        Diffusion Model takes it. What was not trained stays as the base's file has it."""
+        Diffusion Model takes it. Components that were not trained stay as an all-in-one file stores them, scales and notes
+        of quantized layers included, unless its header holds the notes: then they become numbers in `dtype`."""
         trained = self._native_tensors(denoiser) | {
             self.text_parts[encoder].prefix + name: tensor for encoder, module in encoders.items()
             for name, tensor in _text_tensors(module).items()}
         written = {name: in_precision(entry_of(name, [tensor]), dtype) for name, tensor in trained.items()}
         if base.layout == "single_file":
-            stored = Weights.of_file(Path(base.path))
-            own = {_name_in(stored.entries, name): entry for name, entry in written.items()}
-            kept = {name: finite(entry, base.name) for name, entry in stored.entries.items() if name not in own}
+            numbers = Weights.of_file(Path(base.path)).entries
+            own = {_name_in(numbers, name): entry for name, entry in written.items()}
+            kept = untrained_entries(Path(base.path), numbers, (
+                ModelParts.of(base)[TRANSFORMER].prefix, *(self.text_parts[encoder].prefix for encoder in encoders)), dtype)
+            kept = {name: finite(entry, base.name) for name, entry in kept.items() if name not in own}
             return list((kept | {name: replace(entry, name=name) for name, entry in own.items()}).values())
         if not encoders:
             return list(written.values())
