@@ -21,6 +21,7 @@ from finetune.trainers.spec.class_images import ClassImagesSpec
 from finetune.trainers.training.preparation import length_notes
 from finetune.trainers.training.run import train_run
 from safetensors import safe_open
+from safetensors.torch import save_file
 from support import tiny_flow
 from support.toy_family import Toy, make_files
 
@@ -95,6 +96,21 @@ def test_notes_of_a_base_and_no_other_reach_the_report(guided, make_spec):
     assert told["ss_weighting_scheme"] == "none" and "ss_discrete_flow_shift" not in told
     assert "the toy is distilled from another" in notes
     assert not any("is not read" in note for note in notes)
+
+
+def test_schnell_is_told_no_guidance_and_says_what_it_is(tmp_path, make_spec):
+    """The same file as dev's but for the layers that read guidance."""
+    folder = tiny_flow.make_folder("flux", tmp_path / "dev")
+    weights = tiny_flow.single_file_weights("flux", folder)
+    save_file({name: tensor for name, tensor in weights.items() if ".guidance_in." not in name}, tmp_path / "x.safetensors")
+    base, dev = (recognize(str(path), "model", configs=str(folder)) for path in (tmp_path / "x.safetensors", folder))
+    family = families.get("flux")
+    assert (family.sampler(base).guidance, family.usual_sampling(base).steps) == ("none", 4)
+    assert (family.sampler(dev).guidance, family.usual_sampling(dev).guidance) == ("distilled", 3.5)
+    assert [family.noise_shift(each).shift(128, 128) for each in (base, dev)] == pytest.approx([1, math.exp(1.15)])
+    _, notes = train(flow_spec(make_spec, base, training={"guidance": 2.0, "clip_skip": 2, "steps": 1}))
+    assert any("distilled to make images in four steps" in note for note in notes) and family.base_notes(dev) == []
+    assert sum(note.startswith(("training_guidance is not read", "clip_skip is not read")) for note in notes) == 2
 
 
 def test_models_without_these_inputs_say_so(tiny_bases, make_spec):

@@ -140,6 +140,10 @@ class Flux(TransformerFamily):
         return ["FLUX.1 schnell was distilled to make images in four steps, and training undoes that bit by bit: images "
                 "become soft or noisy. Train on FLUX.1 dev, whose LoRAs work with schnell too, or keep the run short"]
 
+    def reads_clip_skip(self, base: BaseModelSpec) -> bool:
+        """Of CLIP only the pooled state is read."""
+        return False
+
     def is_dev(self, base: BaseModelSpec) -> bool:
         return GUIDANCE in self.native_shapes(base)
 

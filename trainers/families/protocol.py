@@ -192,6 +192,10 @@ class Family(Protocol[Vae, Denoiser]):
         """The text encoders of a base, or only some; `place` puts their weights where they belong."""
         ...
 
+    def reads_clip_skip(self, base: BaseModelSpec) -> bool:
+        """Whether `TextEncoders.clip_skip` counts: token states of CLIP reach the denoiser."""
+        return True
+
     def reads_text_length(self, base: BaseModelSpec) -> bool:
         """Whether a text encoder of this base takes captions of any length, so that `TextEncoders.text_length` counts."""
         return False

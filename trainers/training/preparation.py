@@ -194,6 +194,8 @@ def unread_notes(family: Family, spec: RunSpec, distilled: bool) -> list[str]:
     if spec.training.guidance != 1 and not distilled:
         notes.append(f"training_guidance is not read: {spec.base.name} has no input for guidance, as models with distilled "
                      "guidance have, for example Flux.1 [dev]")
+    if spec.training.clip_skip and not family.reads_clip_skip(spec.base):
+        notes.append(f"clip_skip is not read: of CLIP {family.title} reads what the last layer says of the whole caption")
     if spec.training.text_length and not family.reads_text_length(spec.base):
         notes.append(f"text_length is not read: {spec.base.name} has no T5 text encoder, and CLIP takes 77 tokens")
     return notes
