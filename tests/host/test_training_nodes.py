@@ -90,6 +90,31 @@ def test_settings_nodes_reach_the_run(results):
     assert results["special"]["previews alone"]["every"] == 300, "five times in 1500 steps"
 
 
+def test_flow_models_have_presets_by_method_and_goal(results):
+    special = results["special"]
+    full, [line] = special["flow"]["FineTuneTrainDreamBooth"]
+    assert full["optimizer"]["name"] == "adafactor" and "optimizer adafactor" in line and "min-SNR" not in line
+    assert special["flow"]["FineTuneTrainLora"][0]["optimizer"]["name"] == "adamw"
+    assert special["own optimizer"] == "prodigy"
+    quick, [line] = special["goals"]["quick try"]
+    assert (quick["training"]["resolution"], quick["optimizer"]["learning_rate"]) == (512, 3e-4) and "kohya" in line
+    usual, [_, note] = special["goals"]["style"]
+    assert usual == results["presets"]["FineTuneTrainLora"]["large"][0]
+    assert "no recipe for a style on Stable Diffusion XL" in note
+
+
+def test_inputs_of_flow_models_reach_the_run(results):
+    spec = results["special"]["T5"]
+    assert spec["method"]["embedding"]["train_t5"] and not spec["method"]["lora"]["train_t5"]
+    assert (spec["training"]["guidance"], spec["training"]["text_length"]) == (2.0, 256)
+
+
+def test_memory_fits_a_base_that_is_connected(results):
+    assert "connect the base of the Train node" in results["special"]["fit without a base"]
+    fitted = results["special"]["fit"]
+    assert fitted["swapped_blocks"] == 0 and fitted["cache_days"] == 3, "the widgets that fit_into decides are not read"
+
+
 def test_a_resolution_that_does_not_fit_is_said_before_the_run(results):
     [note] = results["special"]["too small"]
     assert "for images of 1024 pixels, and this run trains at 512" in note

@@ -27,6 +27,7 @@ FOLDER = Path(sys.argv[2])
 folder_paths.set_output_directory(str(FOLDER))
 
 from finetune import nodes  # noqa: E402
+from finetune.nodes import host  # noqa: E402
 from finetune.nodes.train import run_training  # noqa: E402
 from finetune.nodes.widgets import widget  # noqa: E402
 from finetune.trainers import spec as specs  # noqa: E402
@@ -42,6 +43,7 @@ DATASET = scan_folder(str(ROOT / "example_datasets" / "openmoji"), "openmoji", "
 SMALL = recognize(str(ROOT / "demo_base"), "demo_base")
 LARGE = specs.BaseModelSpec(family="sdxl", path="model.safetensors", name="large", layout="single_file",
                             prediction_type="epsilon", fingerprint="0")
+FLOW = LARGE.model_copy(update={"family": "flux", "prediction_type": "flow", "name": "flow"})
 WIDGETS = (io.Int.Input, io.Float.Input, io.String.Input, io.Boolean.Input, io.Combo.Input)
 
 
@@ -54,6 +56,7 @@ def ask(spec, node_id, load_check, lines=()):
 
 
 run_training.run_training = ask
+host.NodeProgress.show = lambda *texts: None  # there is no page
 
 
 def queue(name: str, **inputs) -> io.NodeOutput:
@@ -127,11 +130,6 @@ def special() -> dict:
                                                     "validation_fraction": 0.2, "negative_prompt": " gray "}),
     }.items()}
     lora, prompts = "FineTuneTrainLora", {"preview_prompts": "a lion\n\na cup", "preset": "custom"}
-    try:
-        queue("FineTuneClassImages", base=SMALL)
-        refused = ""
-    except UserError as problem:
-        refused = str(problem)
     return {
         "prodigy": asked("FineTuneTrainPivotal", LARGE, optimizer=settings["prodigy"])[0],
         "no snr": asked(lora, LARGE, objective=settings["no snr"])[0]["objective"]["min_snr_gamma"],
@@ -143,8 +141,23 @@ def special() -> dict:
         "class images": asked("FineTuneTrainDreamBooth", LARGE, class_images=DATASET)[0]["training"]["steps"],
         "too small": asked(lora, LARGE, preset="custom", resolution=512)[1],
         "fitting": asked(lora, LARGE, preset="custom", resolution=768)[1],
-        "no prompt": refused,
+        "no prompt": refusal("FineTuneClassImages", base=SMALL),
+        "flow": {node: asked(node, FLOW) for node in ("FineTuneTrainLora", "FineTuneTrainDreamBooth")},
+        "own optimizer": asked("FineTuneTrainDreamBooth", FLOW, optimizer=settings["prodigy"])[0]["optimizer"]["name"],
+        "goals": {goal: asked(lora, base, preset=f"recommended for a {goal}")
+                  for goal, base in (("quick try", FLOW), ("style", LARGE))},
+        "T5": asked("FineTuneTrainPivotal", FLOW, word_in_t5=True, training_guidance=2.0, text_length="256")[0],
+        "fit without a base": refusal("FineTuneMemory", fit_into="8 GB"),
+        "fit": queue("FineTuneMemory", fit_into="8 GB", base=SMALL, swapped_blocks=9, cache_days=3).args[0].model_dump(),
     }
+
+
+def refusal(name: str, **inputs) -> str:
+    try:
+        queue(name, **inputs)
+    except UserError as problem:
+        return str(problem)
+    return ""
 
 
 class Toy(specs.Part):

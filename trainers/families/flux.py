@@ -110,7 +110,8 @@ class Flux(TransformerFamily):
                            source="diffusers' DreamBooth README for FLUX.1: 500 steps of 4 images, with the rate of "
                                   "ai-toolkit's and kohya's examples in place of prodigy"),
         "quick try": replace(lora_preset, learning_rate=3e-4, steps=1000, resolution=512,
-                             source="bmaltais' preset for FLUX.1: rank and alpha 16, 3e-4, 1000 steps of 512 pixels"),
+                             source="the kohya interface's preset for FLUX.1: rank and alpha 16, 3e-4, 1000 steps of 512 "
+                                    "pixels"),
     })
     metadata = MappingProxyType({
         "ss_base_model_version": "flux1", "ss_v2": "False", "modelspec.architecture": "flux-1-dev"})
