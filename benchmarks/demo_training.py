@@ -1,4 +1,4 @@
-"""Training on the demo base as the benchmarks do it: the engine's own code path, on OpenMoji or on a control.
+"""Training on a demo base as the benchmarks do it: the engine's own code path, on OpenMoji or on a control.
 
     python -m benchmarks.demo_training SPEC.json      trains it in a process of its own, and reports memory and time
 """
@@ -18,6 +18,7 @@ from trainers.run_folder import Run, open_run
 
 from .pack import ROOT
 
+DEMO_BASES = {"sd": ROOT / "demo_base", "flow": ROOT / "demo_flow_base" / "demo_flow_base.safetensors"}
 DATA = {"openmoji": ROOT / "example_datasets" / "openmoji", "control": ROOT / "tests" / "data" / "noto_control"}
 """What is to be learned; and images of the base's own style under the same captions, from which it must not be."""
 HELD_OUT = ROOT / "tests" / "data" / "openmoji_heldout"
@@ -35,10 +36,10 @@ class Trained:
 
 
 def demo_spec(name: str, data: str, method, learning_rate: float, folder: Path, *, steps: int, batch_size: int = 16,
-              seed: int = 0, trigger: str = "", **parts) -> specs.RunSpec:
+              seed: int = 0, trigger: str = "", base: str = "sd", **parts) -> specs.RunSpec:
     """The settings of the example workflows, with another method."""
     return specs.RunSpec(
-        name=name, base=recognize(str(ROOT / "demo_base"), "demo_base"),
+        name=name, base=recognize(str(DEMO_BASES[base]), DEMO_BASES[base].stem),
         dataset=scan_folder(str(DATA[data]), data, trigger), method=method,
         optimizer=specs.OptimizerSpec(learning_rate=learning_rate),
         schedule=specs.ScheduleSpec(name="cosine", warmup_steps=min(10, steps // 3)),

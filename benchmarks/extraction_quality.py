@@ -73,15 +73,14 @@ def main():
         load_pack()
         become_host(comfyui_folder())
         import numpy as np
-        from finetune.nodes import host
 
-        from .host_drawing import Drawer, demo_drawer
+        from .host_drawing import demo_drawer
 
         def images(drawer) -> np.ndarray:
             return np.concatenate([drawer.draw(PROMPTS, seed) for seed in range(SEEDS)])
 
         plain = demo_drawer(folder)
-        wanted = images(Drawer(*host.load_checkpoint([trained.run.artifact], "sd1", host.DEMO_BASE)))
+        wanted = images(plain.with_checkpoint(trained.run.artifact))
 
         def distance(drawer) -> float:
             return float(np.sqrt(np.square(images(drawer) - wanted).mean()))

@@ -1,6 +1,6 @@
-"""Which method for what? The same images and steps on the demo base, every training method in turn.
+"""Which method for what? The same images and steps on a demo base, every training method in turn.
 
-    python -m benchmarks.methods [--steps 150] [--seeds 3] [--only NAME …]
+    python -m benchmarks.methods [--base sd] [--steps 150] [--seeds 3] [--only NAME …]
 
 Every method trains on the 20 OpenMoji images, and one of each kind once more on a control: 20 images of the base's
 own style under the same captions. ComfyUI's own loaders apply the files, and its sampler draws 20 names that were never
@@ -19,7 +19,7 @@ import numpy as np
 from trainers import spec as specs
 
 from . import emoji_style
-from .demo_training import DATA, HELD_OUT, Trained, demo_spec, train
+from .demo_training import DATA, DEMO_BASES, HELD_OUT, Trained, demo_spec, train
 from .pack import become_host, comfyui_folder, load_pack
 from .report import RESULTS, finish
 
@@ -50,6 +50,11 @@ CONTENDERS = {
         embedding=specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=2, stop_at=0.5),
         lora=specs.LoraSpec(rank=8, alpha=8, targets=ALL), embedding_learning_rate=3e-3), 4e-4),
 }
+FLOW = {
+    "LoRA, attention": 1e-3, "LoRA, all layers": 1e-3, "DreamBooth": 2e-4, "DreamBooth, text too": 2e-4,
+    "Textual Inversion": 3e-3, "Pivotal": 1e-3,
+}
+"""The methods that the flow base is compared with, and the rates that suit it. It takes no hypernetworks."""
 CONTROLLED = ("LoRA, all layers", "DreamBooth", "Textual Inversion", "Hypernetwork", "Pivotal")
 """One of every kind of method is trained on the control too."""
 
@@ -59,20 +64,23 @@ def main():
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the images drawn")
     parser.add_argument("--training-seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=list(CONTENDERS))
+    parser.add_argument("--base", choices=DEMO_BASES, default="sd")
+    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=None, help="default: all that suit the base")
     parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are there (default: neither)")
     options = parser.parse_args()
+    names = options.only or list(FLOW if options.base == "flow" else CONTENDERS)
     if comfyui_folder() is None:
         raise SystemExit("This needs a ComfyUI: run scripts/demo.py once, which gets one, or set COMFYUI_PATH.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        trained = {(name, data): run(name, data, options, folder) for name in options.only for data in DATA
+        trained = {(name, data): run(name, data, options, folder) for name in names for data in DATA
                    if data != "control" or name in CONTROLLED}
         become_host(comfyui_folder())
         load_pack()
-        rows = evaluate(trained, options.seeds, folder)
-    draw_chart([row for row in rows if row["data"] != "control"], RESULTS / "methods.png")
-    finish("methods", verdicts(rows), {"rows": rows, "steps": options.steps, "drawing_seeds": options.seeds,
+        rows = evaluate(trained, options.seeds, folder, options.base)
+    result = "methods" if options.base == "sd" else f"methods_{options.base}"
+    draw_chart([row for row in rows if row["data"] != "control"], RESULTS / f"{result}.png")
+    finish(result, verdicts(rows), {"rows": rows, "steps": options.steps, "drawing_seeds": options.seeds,
                                        "training_seed": options.training_seed, "held_out_names": 20})
 
 
@@ -80,13 +88,14 @@ def run(name: str, data: str, options, folder: Path) -> Trained:
     contender = CONTENDERS[name]
     safe = "".join(letter if letter.isalnum() else "_" for letter in f"{name} {data}")
     print(f"training: {name}, {data}", flush=True)
-    return train(demo_spec(safe, data, contender.method, contender.learning_rate, folder, steps=options.steps,
-                           seed=options.training_seed))
+    rate = FLOW[name] if options.base == "flow" else contender.learning_rate
+    return train(demo_spec(safe, data, contender.method, rate, folder, steps=options.steps, seed=options.training_seed,
+                           base=options.base))
 
 
 # ---- measuring, in ComfyUI -----------------------------------------------------------------------------------------
 
-def evaluate(trained: dict, seeds: int, folder: Path) -> list[dict]:
+def evaluate(trained: dict, seeds: int, folder: Path, base_name: str) -> list[dict]:
     """One row for the base and one for every trained method: the mean over the seeds, and the lowest and highest."""
     from .host_drawing import demo_drawer
 
@@ -94,7 +103,7 @@ def evaluate(trained: dict, seeds: int, folder: Path) -> list[dict]:
     unrelated = [caption.replace("noto emoji", "twemoji") for caption in captions]
     embeddings = folder / "embeddings"
     embeddings.mkdir(exist_ok=True)
-    base = demo_drawer(embeddings)
+    base = demo_drawer(embeddings, base_name)
     before = [base.draw(unrelated, seed) for seed in range(seeds)]
     rows = [measured("base", "none", base, captions, unrelated, target, before)]
     for (name, data), result in trained.items():
@@ -105,7 +114,7 @@ def evaluate(trained: dict, seeds: int, folder: Path) -> list[dict]:
                 (embeddings / path.name).write_bytes(path.read_bytes())
                 prompts = [caption.replace(WORD, f"embedding:{path.stem}") for caption in captions]
             else:
-                drawer = getattr(drawer, f"with_{file['kind']}")(path)
+                drawer = getattr(drawer, f"with_{file.kind}")(path)
         rows.append({
             **measured(name, data, drawer, prompts, unrelated, target, before), "trainable": result.trainable,
             "megabytes": sum(file.bytes for file in result.report.files) / 1e6,

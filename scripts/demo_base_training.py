@@ -69,11 +69,15 @@ class Recipe:
             cross_attention_dim=self.text_width, attention_head_dim=8)
 
     def build_text_encoder(self, vocabulary: int = VOCABULARY, attention: str = "eager") -> CLIPTextModel:
-        config = CLIPTextConfig(
-            vocab_size=vocabulary, hidden_size=self.text_width, intermediate_size=4 * self.text_width,
-            projection_dim=self.text_width, num_hidden_layers=self.text_layers, num_attention_heads=4,
-            max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1)
-        return CLIPTextModel._from_config(config, attn_implementation=attention)
+        return build_text_encoder(self.text_width, self.text_layers, vocabulary, attention)
+
+
+def build_text_encoder(width: int, layers: int, vocabulary: int = VOCABULARY, attention: str = "eager") -> CLIPTextModel:
+    config = CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, projection_dim=width,
+        num_hidden_layers=layers, num_attention_heads=4, max_position_embeddings=77, hidden_act="quick_gelu",
+        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1)
+    return CLIPTextModel._from_config(config, attn_implementation=attention)
 
 
 @dataclass(frozen=True)
@@ -130,10 +134,11 @@ class Progress:
             self.next_report, self.losses = elapsed + REPORT_SECONDS, []
 
 
-def train(worker: Worker, label: str, models: list[torch.nn.Module], losses: Callable[[], dict[str, Tensor]],
+def train(worker: Worker, label: str, models: list[torch.nn.Module], losses: Callable[[float], dict[str, Tensor]],
           schedule: Schedule, minutes: float, weight_decay: float, images_per_step: int,
           ema: EMAModel | None = None) -> None:
-    """The loop. `losses` samples a batch; the entry "loss" is minimized, the others are only reported."""
+    """The loop. `losses` is given the fraction of the time that is spent and samples a batch; its entry "loss" is
+    minimized, the others are only reported."""
     named = [pair for model in models for pair in model.named_parameters()]
     parameters = [parameter for _, parameter in named]
     groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
@@ -143,9 +148,10 @@ def train(worker: Worker, label: str, models: list[torch.nn.Module], losses: Cal
     progress = Progress(label, minutes * 60)
     started, elapsed, step = time.monotonic(), 0.0, 0
     while elapsed < minutes * 60:
+        spent = elapsed / (minutes * 60)
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step, elapsed / (minutes * 60))
-        parts = losses()
+            group["lr"] = schedule.rate(step, spent)
+        parts = losses(spent)
         parts["loss"].backward()
         values = {name: float(value.detach()) for name, value in parts.items()}
         if not math.isfinite(values["loss"]):
@@ -201,28 +207,46 @@ def augment(images: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor
     return images * (1 - ink) - ink
 
 
-def train_vae(worker: Worker, recipe: Recipe, minutes: float, images_file: Path, result: Path) -> None:
-    """Minimize L1 + 2 · squared error + a little KL; write the VAE to `result`."""
-    torch.manual_seed(0)  # the same first weights in every process
-    vae = recipe.build_vae().to(worker.device, memory_format=torch.channels_last)
+Reconstruct = Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""Images [B, 3, S, S] → the VAE's rendering of them, and the KL divergence per latent value (a number)."""
+
+
+def through_latents(vae: AutoencoderKL) -> Reconstruct:
+    """Encode, sample, decode: how both halves of a VAE learn together."""
+    def reconstruct(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        return decoded, posterior.kl().float().mean() / posterior.mean[0].numel()
+
+    return reconstruct
+
+
+def train_reconstruction(worker: Worker, label: str, model: torch.nn.Module, reconstruct: Reconstruct, schedule: Schedule,
+                         minutes: float, batch: int, images_file: Path) -> None:
+    """Minimize L1 + 2 · squared error + a little KL in `model`, which `reconstruct` uses; `batch` is per process."""
     data, generator = EmojiImages.load(images_file), worker.generator()
     pixels = torch.from_numpy(data.pixels).permute(0, 3, 1, 2).to(worker.device)
     alpha = torch.from_numpy(data.alpha)[:, None].to(worker.device)
-    batch = recipe.vae_batch * worker.batch_factor
+    batch *= worker.batch_factor
 
-    def losses() -> dict[str, Tensor]:
+    def losses(_spent: float) -> dict[str, Tensor]:
         chosen = torch.randint(len(pixels), (batch,), generator=generator, device=worker.device)
         images = augment(pixels[chosen] / 127.5 - 1, alpha[chosen] / 255, generator)
         with worker.autocast():
-            posterior = vae.encode(images.contiguous(memory_format=torch.channels_last)).latent_dist
-            decoded = vae.decode(posterior.sample(generator)).sample
+            decoded, kl = reconstruct(images.contiguous(memory_format=torch.channels_last), generator)
         difference = decoded.float() - images
         absolute, squared = difference.abs().mean(), difference.square().mean()
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         return {"loss": absolute + 2 * squared + KL_WEIGHT * kl, "absolute": absolute, "squared": squared, "KL": kl}
 
-    train(worker, "VAE", [vae], losses, recipe.vae_schedule, minutes, weight_decay=1e-4,
-          images_per_step=batch * worker.count)
+    train(worker, label, [model], losses, schedule, minutes, weight_decay=1e-4, images_per_step=batch * worker.count)
+
+
+def train_vae(worker: Worker, recipe: Recipe, minutes: float, images_file: Path, result: Path) -> None:
+    """Train the VAE from nothing; write it to `result`."""
+    torch.manual_seed(0)  # the same first weights in every process
+    vae = recipe.build_vae().to(worker.device, memory_format=torch.channels_last)
+    train_reconstruction(worker, "VAE", vae, through_latents(vae), recipe.vae_schedule, minutes, recipe.vae_batch,
+                         images_file)
     if worker.leads:
         vae.to(memory_format=torch.contiguous_format).save_pretrained(result)
 
@@ -251,11 +275,25 @@ def caption_tokens(tokenizer: CLIPTokenizer, images: EmojiImages) -> Tensor:
     return tokens.view(len(images), len(CAPTION_TEMPLATES), 77)
 
 
-def spread_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """[count] timesteps, one from each of `count` equal parts of 0…999, in random order: less noise in the loss."""
+def sample_captioned(images: EmojiImages, core_weight: float, count: int,
+                     generator: torch.Generator) -> Callable[[], tuple[Tensor, Tensor]]:
+    """A sampler of [count] image indices, common names `core_weight` times as often, and [count] caption templates."""
+    device = generator.device
+    image_weights = torch.tensor([core_weight if is_core(str(name), str(category)) else 1.0
+                                  for name, category in zip(images.names, images.categories)], device=device)
+    template_weights = torch.tensor([weight for weight, _ in CAPTION_TEMPLATES], device=device)
+
+    def sample() -> tuple[Tensor, Tensor]:
+        return (torch.multinomial(image_weights, count, replacement=True, generator=generator),
+                torch.multinomial(template_weights, count, replacement=True, generator=generator))
+
+    return sample
+
+
+def spread(count: int, generator: torch.Generator) -> Tensor:
+    """[count] numbers, one from each of `count` equal parts of 0…1, in random order: less noise in the loss."""
     order = torch.randperm(count, generator=generator, device=generator.device)
-    within = torch.rand(count, generator=generator, device=generator.device)
-    return ((order + within) * (1000 / count)).long().clamp(max=999)
+    return (order + torch.rand(count, generator=generator, device=generator.device)) / count
 
 
 def with_full_vocabulary(recipe: Recipe, compact: CLIPTextModel, used: Tensor) -> CLIPTextModel:
@@ -288,17 +326,13 @@ def train_denoiser(worker: Worker, recipe: Recipe, minutes: float, images_file: 
     parameters = [*text_encoder.parameters(), *unet.parameters()]
     ema = EMAModel(parameters, decay=0.999, foreach=True) if worker.leads else None
     cumulative = DDPMScheduler(**NOISE).alphas_cumprod.to(worker.device)
-    image_weights = torch.tensor([recipe.core_weight if is_core(str(name), str(category)) else 1.0
-                                  for name, category in zip(data.names, data.categories)], device=worker.device)
-    template_weights = torch.tensor([weight for weight, _ in CAPTION_TEMPLATES], device=worker.device)
-    batch = recipe.captions * worker.batch_factor
+    captioned = sample_captioned(data, recipe.core_weight, recipe.captions * worker.batch_factor, generator)
 
-    def losses() -> dict[str, Tensor]:
-        chosen = torch.multinomial(image_weights, batch, replacement=True, generator=generator)
-        templates = torch.multinomial(template_weights, batch, replacement=True, generator=generator)
+    def losses(_spent: float) -> dict[str, Tensor]:
+        chosen, templates = captioned()
         clean = latents[chosen].repeat(recipe.noise_levels, 1, 1, 1)
         noise = torch.randn(clean.shape, generator=generator, device=worker.device)
-        timesteps = spread_timesteps(len(clean), generator)
+        timesteps = (spread(len(clean), generator) * 1000).long().clamp(max=999)
         kept = cumulative[timesteps].view(-1, 1, 1, 1)
         noised = kept.sqrt() * clean + (1 - kept).sqrt() * noise  # Ho et al. 2020, equation 4
         with worker.autocast():
@@ -307,7 +341,7 @@ def train_denoiser(worker: Worker, recipe: Recipe, minutes: float, images_file: 
         return {"loss": (predicted.float() - noise).square().mean()}
 
     train(worker, "UNet and text encoder", [text_encoder, unet], losses, recipe.unet_schedule, minutes, weight_decay=1e-2,
-          images_per_step=batch * recipe.noise_levels * worker.count, ema=ema)
+          images_per_step=recipe.captions * worker.batch_factor * recipe.noise_levels * worker.count, ema=ema)
     if worker.leads:
         ema.copy_to(parameters)
         unet.save_pretrained(result / "unet")

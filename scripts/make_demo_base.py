@@ -245,16 +245,27 @@ def measure(pipeline: StableDiffusionPipeline, work: Path) -> dict[str, object]:
         "denoising loss on OpenMoji, never seen": round(held_out_loss(pipeline, openmoji), 4)}
 
 
-def draw_sheet(pipeline: StableDiffusionPipeline, path: Path, columns: int = 8) -> None:
-    """SHEET_NAMES in both styles, 20 steps, guidance 4; rows alternate between the styles."""
+Draw = Callable[[list[str], list[torch.Generator]], list[np.ndarray]]
+"""Captions and a generator for the noise of each → images, uint8 [S, S, 3]."""
+
+
+def drawn_by(pipeline: StableDiffusionPipeline) -> Draw:
+    """20 steps, guidance 4."""
+    def draw(prompts: list[str], generators: list[torch.Generator]) -> list[np.ndarray]:
+        images = pipeline(prompts, generator=generators, num_inference_steps=20, guidance_scale=4.0, output_type="np").images
+        return list((images * 255).round().astype(np.uint8))
+
+    return draw
+
+
+def draw_sheet(draw: Draw, path: Path, columns: int = 8) -> None:
+    """SHEET_NAMES in both styles; rows alternate between the styles."""
     rows, labels = [], []
     for start in range(0, len(SHEET_NAMES), columns):
         names = SHEET_NAMES[start:start + columns]
         for style in TRAINED_STYLES:
             generators = [torch.Generator().manual_seed(start + number) for number in range(len(names))]
-            images = pipeline([f"{style.words} of a {name}" for name in names], generator=generators, num_inference_steps=20,
-                              guidance_scale=4.0, output_type="np").images
-            rows.append(list((images * 255).round().astype(np.uint8)))
+            rows.append(draw([f"{style.words} of a {name}" for name in names], generators))
             labels.append([f"{style.words[0].upper()}: {name}" for name in names])
     contact_sheet(rows, labels).save(path, optimize=True)
 
@@ -265,9 +276,13 @@ def chosen_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def check_minutes(*minutes: float) -> None:
+    if min(minutes) <= 0:
+        raise DemoBaseError("Minutes to train have to be more than 0.")
+
+
 def check_before_start(options: argparse.Namespace) -> None:
-    if min(options.vae_minutes, options.unet_minutes) <= 0:
-        raise DemoBaseError("--vae-minutes and --unet-minutes have to be more than 0.")
+    check_minutes(options.vae_minutes, options.unet_minutes)
     lent = (SHIPPED / "model_index.json", SHIPPED / "tokenizer/vocab.json", SHIPPED / "tokenizer/merges.txt")
     if missing := [str(file) for file in lent if not file.exists()]:
         raise DemoBaseError(f"{' and '.join(missing)} not found. The repository holds them: restore them from there.")
@@ -289,7 +304,7 @@ def make_demo_base(options: argparse.Namespace) -> None:
     measured = measure(pipeline, work)
     (work / "checks.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(measured, indent=2), flush=True)
-    draw_sheet(pipeline, options.output / "grid.png")
+    draw_sheet(drawn_by(pipeline), options.output / "grid.png")
     megabytes = sum(file.stat().st_size for file in options.output.rglob("*.safetensors")) / 1e6
     print(f"The demo base is in {options.output}: {megabytes:.1f} MB of weights, images in grid.png.")
     if megabytes > SHIPPABLE_MEGABYTES:

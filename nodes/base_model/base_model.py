@@ -10,7 +10,9 @@ from ...trainers.spec import BaseModelSpec
 from .. import host, sockets
 from ..widgets import Schema
 
-DEMO = "demo base (comes with the pack)"
+DEMO, DEMO_FLOW = "demo base (comes with the pack)", "demo flow base (comes with the pack)"
+DEMOS = {DEMO: "Stable Diffusion 1.x", DEMO_FLOW: "flow (Stable Diffusion 3)"}
+"""Demo models as Load Base to Train and as Load Demo Base call them."""
 LAYOUTS = {"single_file": "single file", "diffusers": "diffusers folder", "separate_files": "separate files"}
 PREDICTION_TYPES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-prediction", "flow": "rectified flow"}
 
@@ -33,6 +35,12 @@ def chosen_base(checkpoint: str, prediction: PredictionChoice) -> BaseModelSpec:
 def notes_of(base: BaseModelSpec) -> str:
     """Lines for what people should know before they train on a base; empty for most."""
     return "".join(f"\nNote: {note}." for note in families.get(base.family).base_notes(base))
+
+
+def demo_base(name: str) -> BaseModelSpec:
+    """The demo model behind one of DEMOS' names."""
+    path = host.DEMO_FLOW_BASE if name == DEMO_FLOW else host.DEMO_BASE
+    return recognize(str(path), path.stem)
 
 
 def loader_note(base: BaseModelSpec) -> str:
@@ -70,7 +78,7 @@ class LoadBase(io.ComfyNode):
                         "for the Train nodes. Loads checkpoints, diffusers folders, and the small checkpoints that were "
                         "trained on the demo base, which Load Checkpoint does not know.",
             inputs=[
-                io.Combo.Input("checkpoint", options=[DEMO, *host.base_choices()], default=DEMO,
+                io.Combo.Input("checkpoint", options=[*DEMOS, *host.base_choices()], default=DEMO,
                                tooltip="Your checkpoint: files in models/checkpoints and folders in models/diffusers. Train "
                                        "on the model you will use the result with, or on the one it descends from."),
                 prediction_input(),
@@ -91,12 +99,11 @@ class LoadBase(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs):
         chosen = inputs["checkpoint"]
-        return fingerprint_of(host.DEMO_BASE if chosen == DEMO else host.base_path(chosen))
+        return chosen if chosen in DEMOS else fingerprint_of(host.base_path(chosen))
 
     @classmethod
     def execute(cls, checkpoint, prediction):
-        demo = checkpoint == DEMO
-        base = recognize(str(host.DEMO_BASE), "demo_base") if demo else chosen_base(checkpoint, prediction)
+        base = demo_base(checkpoint) if checkpoint in DEMOS else chosen_base(checkpoint, prediction)
         side = native_resolution(base)
         text = f"{describe(base)}, made for {side} × {side} pixels{notes_of(base)}"
         try:
@@ -116,9 +123,14 @@ class LoadDemoBase(io.ComfyNode):
             display_name="Load Demo Base",
             category="FineTune/base model",
             search_aliases=("demo", "example model", "tiny model"),
-            description="A real, small Stable Diffusion 1.x that comes with the pack. It generates 64-pixel emoji on any "
-                        "computer in a second, so that training can be tried without a download. Its styles are called "
-                        "'noto emoji' and 'twemoji'.",
+            description="A real, small Stable Diffusion 1.x that comes with the pack, or a flow model of the kind of Stable "
+                        "Diffusion 3. They generate 64-pixel emoji on any computer in a second, so that training can be "
+                        "tried without a download. Their styles are called 'noto emoji' and 'twemoji'.",
+            inputs=[
+                io.Combo.Input("model", options=list(DEMOS.values()), default=DEMOS[DEMO], optional=True,
+                               tooltip="Both draw the same emoji. The flow model is trained as Stable Diffusion 3 and Flux "
+                                       "are."),
+            ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For KSampler, LoraLoader and every other core node."),
                 io.Clip.Output(display_name="clip", tooltip="For CLIPTextEncode."),
@@ -129,11 +141,10 @@ class LoadDemoBase(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls):
-        base = recognize(str(host.DEMO_BASE), "demo_base")
-        model, clip, vae = host.load_native(host.DEMO_BASE)
+    def execute(cls, model=DEMOS[DEMO]):
+        base = demo_base(next(name for name, title in DEMOS.items() if title == model))
         host.NodeProgress(cls.hidden.unique_id).show(describe(base))
-        return io.NodeOutput(model, clip, vae, base)
+        return io.NodeOutput(*host.load_base(base), base)
 
 
 class BaseModel(io.ComfyNode):

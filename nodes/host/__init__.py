@@ -22,6 +22,7 @@ from .embeddings import (  # noqa: E402
 )
 from .folders import (  # noqa: E402
     DEMO_BASE,
+    DEMO_FLOW_BASE,
     PartFolder,
     base_choices,
     base_path,
@@ -60,7 +61,7 @@ from .working import Display, LoadCheck, Made, R, make_files, work  # noqa: E402
 __all__ = [
     "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices",
     "captioner_folder", "chosen_lora", "CONNECTED", "core_refusal", "dataset_choices", "dataset_folder", "DEMO_BASE",
-    "Display", "embedding_choices", "embedding_path", "embedding_prompt", "empty_latent", "find_row", "host_folders",
+    "DEMO_FLOW_BASE", "Display", "embedding_choices", "embedding_path", "embedding_prompt", "empty_latent", "find_row", "host_folders",
     "host_refusal", "inspect_lora", "library_choices", "library_path", "load_base", "load_checkpoint", "load_native",
     "LoadCheck", "lora_choices", "lora_names", "losses_of_files", "Made", "make_files", "NodeProgress", "output_folder",
     "own_dataset_folder", "part_choices", "part_files", "part_path", "PartFolder", "place_library", "place",

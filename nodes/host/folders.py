@@ -15,6 +15,7 @@ EXAMPLES = PACK / "example_datasets"
 DEEPEST, MOST_LOOKED_AT = 4, 20_000
 """How many folders down, and at how many files, images are looked for before a folder is offered: lists must be quick."""
 DEMO_BASE = PACK / "demo_base"
+DEMO_FLOW_BASE = PACK / "demo_flow_base" / "demo_flow_base.safetensors"
 
 folder_paths.add_model_folder_path("loras", str(PACK / "example_loras"))
 

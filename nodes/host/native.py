@@ -5,6 +5,7 @@ from typing import Any
 
 import comfy.diffusers_load
 import comfy.model_base
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
@@ -32,6 +33,8 @@ PREDICTIONS = {
 ORIGINAL_PREFIXES = {
     "unet": "model.diffusion_model.", "vae": "first_stage_model.", "text_encoder": "cond_stage_model.transformer."}
 """Where a single file of SD 1.x keeps its parts."""
+TEXT_ENCODERS = "text_encoders."
+"""Where a single file of a transformer keeps its text encoders; the rest is as in SD 1.x."""
 Natives = tuple[Any, Any, Any]
 """MODEL, CLIP and VAE of the host; its own signatures make each of them optional."""
 
@@ -82,7 +85,7 @@ def load_base(base: BaseModelSpec) -> Natives:
         model, clip, vae = load_folder(Path(base.path), base.family)
     else:
         model, clip, vae = load_checkpoint([Path(base.path)], base.family, config_folder(base))
-    wanted, sampling = PREDICTIONS[base.prediction_type]
+    wanted, sampling = PREDICTIONS.get(base.prediction_type, (model.model.model_type, None))
     if model.model.model_type != wanted and model.model.model_type in (found for found, _ in PREDICTIONS.values()):
         class Sampling(comfy.model_sampling.ModelSamplingDiscrete, sampling):
             pass
@@ -110,9 +113,11 @@ def load_checkpoint(files: list[Path], family: str, configs: Path) -> Natives:
                 str(files[0]), embedding_directory=folder_paths.get_folder_paths("embeddings"))
             return native[:3]
         return _renewable(_load_shards, files)
+    if (configs / "transformer").is_dir():
+        return _renewable(_load_small_transformer, files, configs)
     if family not in HOST_FAMILIES or not HOST_FAMILIES[family].any_size:
         raise UserError("ComfyUI has no model of this checkpoint's size, so it cannot generate images here. Smaller models "
-                        "than the released ones can do so only where they are SD 1.x.")
+                        "than the released ones can do so only where they are SD 1.x or SD 3.")
     return _renewable(_load_small_file, files, configs)
 
 
@@ -171,6 +176,19 @@ def _load_small_file(files: list[Path], configs: Path, **options) -> Natives:
     }, configs, **options)
 
 
+def _load_small_transformer(files: list[Path], configs: Path, **options) -> Natives:
+    """The host reads a transformer's sizes off its tensors; those of the text encoder and of the VAE it is told."""
+    weights = _read(files)
+    denoiser, vae, text = ({name: tensor for name, tensor in weights.items() if name.startswith(prefix)} for prefix in
+                           (ORIGINAL_PREFIXES["unet"], ORIGINAL_PREFIXES["vae"], TEXT_ENCODERS))
+    found: Any = comfy.model_detection.model_config_from_unet(denoiser, ORIGINAL_PREFIXES["unet"])
+    clip = _build_text(found.clip_target(state_dict=weights), read_config(configs, "text_encoder", configs.name),
+                       {name.removeprefix(TEXT_ENCODERS): tensor for name, tensor in text.items()}, **options)
+    model = comfy.sd.load_diffusion_model_state_dict(denoiser, **options)
+    vae = {name.removeprefix(ORIGINAL_PREFIXES["vae"]): tensor for name, tensor in vae.items()}
+    return model, clip, _build_vae(vae, read_config(configs, "vae", configs.name))
+
+
 def _load_small_folder(folder: Path, **options) -> Natives:
     weights = {part: _read(weight_files(folder, part, folder.name).files) for part in ("unet", "vae", "text_encoder")}
     names = comfy.utils.unet_to_diffusers(host_unet_config(read_config(folder, "unet", folder.name)))
@@ -197,17 +215,19 @@ def _build(weights: dict[str, dict], configs: Path, **options) -> Natives:
         model, load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    text = _build_text(weights["text_encoder"], config["text_encoder"], **options)
+    text = _build_text(
+        comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel),
+        config["text_encoder"],
+        {f"clip_l.transformer.{name}": tensor for name, tensor in weights["text_encoder"].items()}, **options)
     return patcher, text, _build_vae(weights["vae"], config["vae"])
 
 
-def _build_text(weights: dict, config: dict, **options):
-    target = comfy.supported_models_base.ClipTarget(comfy.sd1_clip.SD1Tokenizer, comfy.sd1_clip.SD1ClipModel)
+def _build_text(target, config: dict, weights: dict, **options):
     clip = comfy.sd.CLIP(
         target, embedding_directory=folder_paths.get_folder_paths("embeddings"),
         model_options=host_text_options(config), **options,
     )
-    clip.load_sd({f"clip_l.transformer.{name}": tensor for name, tensor in weights.items()}, full_model=True)
+    clip.load_sd(weights, full_model=True)
     return clip
 
 
@@ -222,9 +242,13 @@ def host_vae_config(config: dict) -> dict:
 
 
 def _build_vae(weights: dict, config: dict):
+    channels = config["latent_channels"]
+    for name, width in (("quant_conv", 2 * channels), ("post_quant_conv", channels)):
+        if f"{name}.weight" not in weights:  # the host's class for any size has both, so they do nothing
+            weights |= {f"{name}.weight": torch.eye(width)[:, :, None, None], f"{name}.bias": torch.zeros(width)}
     vae: Any = comfy.sd.VAE(
-        sd=weights, config={"params": {"ddconfig": host_vae_config(config), "embed_dim": config["latent_channels"]}}
-    )
+        sd=weights, config={"params": {"ddconfig": host_vae_config(config), "embed_dim": channels}})
+    vae.latent_channels = channels
     for module in vae.first_stage_model.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.num_groups = config["norm_num_groups"]  # the host builds all with 32

@@ -89,8 +89,8 @@ def test_schedule_warms_up_holds_and_decays_to_two_percent(training):
 
 
 def test_timesteps_take_one_from_each_part(training):
-    timesteps = training.spread_timesteps(50, torch.Generator().manual_seed(0))
-    assert (timesteps.sort().values // 20).tolist() == list(range(50))
+    numbers = training.spread(50, torch.Generator().manual_seed(0))
+    assert (numbers.sort().values * 50).long().tolist() == list(range(50))
 
 
 def test_augmentation_keeps_range_and_white_corners(training):
