@@ -33,7 +33,10 @@ export async function baseFamily(node, library) {
       seen.add(model);
       model = source(model, "model");
     }
-    if (model?.comfyClass === "FineTuneLoadDemoBase") return "sd1";
+    if (model?.comfyClass === "FineTuneLoadDemoBase") {
+      const chosen = model.widgets?.find((widget) => widget.name === "model")?.value;
+      return String(chosen).startsWith("flow") ? "sd3" : "sd1";
+    }
     const file = model?.widgets?.find((widget) => widget.name === "ckpt_name")?.value;
     return typeof file === "string" ? library.baseFamily(file) : "";
   }
