@@ -61,10 +61,10 @@ def detected_parts(files: list[Path]) -> dict[str, Part]:
 def detected_denoiser(tensors: dict[str, torch.Tensor]):
     """The host's model for the tensors of a file, on the meta device. Raises Refused."""
     with silence():
-        return _denoiser(tensors)[2]
+        return described_denoiser(tensors)[2]
 
 
-def _denoiser(tensors: dict[str, torch.Tensor]) -> tuple[str, Any, Any]:
+def described_denoiser(tensors: dict[str, torch.Tensor]) -> tuple[str, Any, Any]:
     """(what stands before the denoiser's names, the host's description of the model, the model)"""
     prefix = comfy.model_detection.unet_prefix_from_state_dict(tensors)
     prefix = prefix if any(name.startswith(prefix) for name in tensors) else ""
@@ -80,8 +80,8 @@ def _denoiser(tensors: dict[str, torch.Tensor]) -> tuple[str, Any, Any]:
 
 
 def _detected_parts(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
-    prefix, config, model = _denoiser(tensors)
-    parts = {"UNet": Part(model.diffusion_model.state_dict(), _under(prefix, tensors))}
+    prefix, config, model = described_denoiser(tensors)
+    parts = {"UNet": Part(model.diffusion_model.state_dict(), under(prefix, tensors))}
     prefixes = {each: "" for each in config.vae_key_prefix}
     vae = comfy.utils.state_dict_prefix_replace(dict(tensors), prefixes, filter_keys=True)
     vae = config.process_vae_state_dict(vae)
@@ -135,5 +135,5 @@ def other_shapes(part: Part) -> list[str]:
             if name in part.found and part.found[name].shape != tensor.shape]
 
 
-def _under(prefix: str, tensors: dict) -> dict:
+def under(prefix: str, tensors: dict) -> dict:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

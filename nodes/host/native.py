@@ -22,7 +22,7 @@ from ...trainers.errors import UserError
 from ...trainers.families.component_configs import config_folder, read_config
 from ...trainers.families.weight_files import weight_files
 from ...trainers.spec import BaseModelSpec
-from .detection import folder_refusal, host_refusal
+from .detection import folder_refusal, host_refusal, under
 from .host_families import HOST_FAMILIES, SMALL
 
 PREDICTIONS = {
@@ -170,23 +170,18 @@ def _load_full_folder(folder: Path, **options) -> Natives:
 
 def _load_small_file(files: list[Path], configs: Path, **options) -> Natives:
     weights = _read(files)
-    return _build({
-        part: {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        for part, prefix in ORIGINAL_PREFIXES.items()
-    }, configs, **options)
+    return _build({part: under(prefix, weights) for part, prefix in ORIGINAL_PREFIXES.items()}, configs, **options)
 
 
 def _load_small_transformer(files: list[Path], configs: Path, **options) -> Natives:
     """The host reads a transformer's sizes off its tensors; those of the text encoder and of the VAE it is told."""
     weights = _read(files)
-    denoiser, vae, text = ({name: tensor for name, tensor in weights.items() if name.startswith(prefix)} for prefix in
-                           (ORIGINAL_PREFIXES["unet"], ORIGINAL_PREFIXES["vae"], TEXT_ENCODERS))
-    found: Any = comfy.model_detection.model_config_from_unet(denoiser, ORIGINAL_PREFIXES["unet"])
+    prefix = ORIGINAL_PREFIXES["unet"]
+    found: Any = comfy.model_detection.model_config_from_unet(weights, prefix)
     clip = _build_text(found.clip_target(state_dict=weights), read_config(configs, "text_encoder", configs.name),
-                       {name.removeprefix(TEXT_ENCODERS): tensor for name, tensor in text.items()}, **options)
-    model = comfy.sd.load_diffusion_model_state_dict(denoiser, **options)
-    vae = {name.removeprefix(ORIGINAL_PREFIXES["vae"]): tensor for name, tensor in vae.items()}
-    return model, clip, _build_vae(vae, read_config(configs, "vae", configs.name))
+                       under(TEXT_ENCODERS, weights), **options)
+    vae = _build_vae(under(ORIGINAL_PREFIXES["vae"], weights), read_config(configs, "vae", configs.name))
+    return comfy.sd.load_diffusion_model_state_dict(under(prefix, weights), **options), clip, vae
 
 
 def _load_small_folder(folder: Path, **options) -> Natives:

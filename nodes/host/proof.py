@@ -11,7 +11,16 @@ from comfy_extras.nodes_hypernetwork import load_hypernetwork_patch
 
 from ...trainers.artifacts.layer_names import is_text
 from ...trainers.families.component_configs import read_config
-from .detection import Part, detected_denoiser, detected_parts, host_refusal, other_shapes, stored_shapes
+from .detection import (
+    Part,
+    described_denoiser,
+    detected_denoiser,
+    detected_parts,
+    host_refusal,
+    other_shapes,
+    stored_shapes,
+    under,
+)
 from .host_families import HOST_FAMILIES
 from .native import host_model, host_text_options, host_vae_config
 
@@ -131,19 +140,39 @@ def _problems(files: list[Path], family: str, configs: Path) -> list[str]:
 
 def _built_parts(files: list[Path], family: str, configs: Path) -> dict[str, Part]:
     """The parts that the pack builds itself, for sizes that the host does not detect."""
+    if (configs / "transformer").is_dir():
+        return _parts_of_transformer(stored_shapes(files), configs)
     config = {part: read_config(configs, part, configs.name) for part in ("unet", "vae", "text_encoder")}
     model_config, model = host_model(config["unet"], family, {}, device="meta")
     with torch.device("meta"):
         vae = comfy.ldm.models.autoencoder.AutoencoderKL(
             ddconfig=host_vae_config(config["vae"]), embed_dim=config["vae"]["latent_channels"])
     tensors = stored_shapes(files)
-    found = {prefix: {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-             for prefix in ("model.diffusion_model.", "first_stage_model.")}
     return {
-        "UNet": Part(model.diffusion_model.state_dict(), found["model.diffusion_model."]),
-        "VAE": Part(vae.state_dict(), found["first_stage_model."]),
+        "UNet": Part(model.diffusion_model.state_dict(), under("model.diffusion_model.", tensors)),
+        "VAE": Part(vae.state_dict(), under("first_stage_model.", tensors)),
         "text encoder": Part(_text_model(family, config["text_encoder"]).state_dict(),
                              model_config.process_clip_state_dict(dict(tensors))),
+    }
+
+
+def _parts_of_transformer(tensors: dict[str, torch.Tensor], configs: Path) -> dict[str, Part]:
+    """The host detects the denoiser of every size; what it cannot know are those of the VAE and of the text encoder."""
+    prefix, found, denoiser = described_denoiser(tensors)
+    text, config = found.clip_target(state_dict=tensors), read_config(configs, "vae", configs.name)
+    options = host_text_options(read_config(configs, "text_encoder", configs.name))
+    with torch.device("meta"):
+        vae = comfy.ldm.models.autoencoder.AutoencoderKL(
+            ddconfig=host_vae_config(config), embed_dim=config["latent_channels"]).state_dict()
+    unused = () if config.get("use_quant_conv", True) else ("quant_conv.", "post_quant_conv.")
+    vae_prefix = found.vae_key_prefix[0]
+    return {
+        "denoiser": Part(denoiser.diffusion_model.state_dict(), under(prefix, tensors)),
+        "VAE": Part({name: tensor for name, tensor in vae.items() if not name.startswith(unused)},
+                    under(vae_prefix, tensors)),
+        "text encoder": Part(
+            text.clip(**text.params, device="meta", dtype=torch.float32, model_options=options).state_dict(),
+            found.process_clip_state_dict(dict(tensors))),
     }
 
 
