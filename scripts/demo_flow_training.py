@@ -31,7 +31,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 LATENT_CHANNELS = 16
 SCALE, SHIFT = 1.5305, 0.0609  # as in SD3: the denoiser sees (latent - SHIFT) * SCALE
 DECODER_NOISE = 0.1  # standard deviations added to latents while the decoder learns alone: what a denoiser leaves behind
-ENCODER_PART = 0.7  # of the VAE's minutes; the decoder learns alone in the rest
+ENCODER_PART = 0.5  # of the VAE's minutes; the decoder learns alone in the rest
 PATCH = 2
 HEAD = 64  # the host reads the number of layers off the width: both the layers and the heads are width / 64
 TOKENS = 77  # ComfyUI gives the denoiser all of them, padding included

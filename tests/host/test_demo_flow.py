@@ -1,6 +1,7 @@
 """The demo flow base in a real ComfyUI: it is drawn with, trained on, and its files load there."""
 import numpy as np
 import pytest
+from support.core_nodes import SUPPLIES, prompt_for
 from support.graphs import dreambooth, images_of, sampling, training, with_lora
 
 FLOW = {"class_type": "FineTuneLoadDemoBase", "inputs": {"model": "flow (Stable Diffusion 3)"}}
@@ -27,6 +28,14 @@ def test_load_base_draws_the_same_and_says_what_it_loaded(host, drawn):
     assert np.array_equal(images_of(host, outputs, "by name/save"), drawn)
     text = outputs["demo"]["text"][0]
     assert text.startswith("Stable Diffusion 3, rectified flow, single file, made for 64 × 64 pixels")
+
+
+def test_core_nodes_take_it(host):
+    taking = ("ModelMergeSimple", "CLIPMergeSimple", "KSamplerAdvanced", "SamplerCustomAdvanced", "VAEEncode", "VAEDecodeTiled",
+              "ModelSave", "CLIPSave", "VAESave", "CheckpointSave", "LoraSave", "TrainLoraNode")
+    prompt = prompt_for(FLOW, host.object_info())
+    outputs = host.run({name: node for name, node in prompt.items() if name.split("/")[0] in {"base", *SUPPLIES, *taking}})
+    assert {f"{node}/show" for node in taking if f"{node}/show" in prompt} <= outputs.keys()
 
 
 def test_core_loaders_apply_a_lora_and_strength_zero_restores_the_base(host, log, drawn):

@@ -10,7 +10,8 @@ from finetune.trainers.families.recognition import recognize
 
 KINDS = {part.model_fields["kind"].default: part for part in (
     specs.LoraSpec, specs.FullSpec, specs.TextualInversionSpec, specs.HypernetworkSpec, specs.PivotalSpec)}
-DEMO = Path(__file__).resolve().parents[2] / "demo_base"
+ROOT = Path(__file__).resolve().parents[2]
+DEMOS = {"sd1": ROOT / "demo_base", "sd3": ROOT / "demo_flow_base" / "demo_flow_base.safetensors"}
 
 
 def released(family: str, prediction_type: str = "epsilon") -> specs.BaseModelSpec:
@@ -28,9 +29,11 @@ def test_released_models_are_trained_at_the_size_they_make(family, prediction_ty
     assert (preset.batch_size, preset.method["targets"], preset.steps, preset.min_snr_gamma) == (1, "attention", 1500, 5)
 
 
+@pytest.mark.parametrize("family", DEMOS)
 @pytest.mark.parametrize("images, batch", [(20, 16), (16, 16), (3, 3), (1, 1)])
-def test_the_demo_base_is_not_trained_as_a_large_model(images, batch):
-    base = recognize(str(DEMO), "demo_base")
+def test_the_demo_bases_are_not_trained_as_large_models(images, batch, family):
+    base = recognize(str(DEMOS[family]), "demo")
+    assert base.family == family
     preset = recommended(base, "lora", images)
     assert (preset.resolution, preset.batch_size, preset.steps, preset.method["rank"]) == (64, batch, 150, 8)
     assert preset.method["targets"] == "all with convolutions"
