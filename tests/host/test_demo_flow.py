@@ -31,8 +31,8 @@ def test_load_base_draws_the_same_and_says_what_it_loaded(host, drawn):
 
 
 def test_core_nodes_take_it(host):
-    taking = ("ModelMergeSimple", "CLIPMergeSimple", "KSamplerAdvanced", "SamplerCustomAdvanced", "VAEEncode", "VAEDecodeTiled",
-              "ModelSave", "CLIPSave", "VAESave", "CheckpointSave", "LoraSave", "TrainLoraNode")
+    taking = ("ModelMergeSimple", "CLIPMergeSimple", "KSamplerAdvanced", "SamplerCustomAdvanced", "VAEEncode",
+              "VAEDecodeTiled", "ModelSave", "CLIPSave", "VAESave", "CheckpointSave", "LoraSave", "TrainLoraNode")
     prompt = prompt_for(FLOW, host.object_info())
     outputs = host.run({name: node for name, node in prompt.items() if name.split("/")[0] in {"base", *SUPPLIES, *taking}})
     assert {f"{node}/show" for node in taking if f"{node}/show" in prompt} <= outputs.keys()
