@@ -61,8 +61,8 @@ from .working import Display, LoadCheck, Made, R, make_files, work  # noqa: E402
 __all__ = [
     "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices",
     "captioner_folder", "chosen_lora", "CONNECTED", "core_refusal", "dataset_choices", "dataset_folder", "DEMO_BASE",
-    "DEMO_FLOW_BASE", "Display", "embedding_choices", "embedding_path", "embedding_prompt", "empty_latent", "find_row", "host_folders",
-    "host_refusal", "inspect_lora", "library_choices", "library_path", "load_base", "load_checkpoint", "load_native",
+    "DEMO_FLOW_BASE", "Display", "embedding_choices", "embedding_path", "embedding_prompt", "empty_latent", "find_row",
+    "host_folders", "host_refusal", "inspect_lora", "library_choices", "library_path", "load_base", "load_checkpoint", "load_native",
     "LoadCheck", "lora_choices", "lora_names", "losses_of_files", "Made", "make_files", "NodeProgress", "output_folder",
     "own_dataset_folder", "part_choices", "part_files", "part_path", "PartFolder", "place_library", "place",
     "place_meanwhile", "quick_card", "R", "read_lora", "require_packages", "run_folders", "saved_image", "saved_model",
