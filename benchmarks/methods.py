@@ -19,7 +19,7 @@ import numpy as np
 from trainers import spec as specs
 
 from . import emoji_style
-from .demo_training import DATA, DEMO_BASES, HELD_OUT, Trained, demo_spec, train
+from .demo_training import DATA, HELD_OUT, Trained, demo_spec, train
 from .pack import become_host, comfyui_folder, load_pack
 from .report import RESULTS, finish
 
@@ -50,11 +50,19 @@ CONTENDERS = {
         embedding=specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=2, stop_at=0.5),
         lora=specs.LoraSpec(rank=8, alpha=8, targets=ALL), embedding_learning_rate=3e-3), 4e-4),
 }
+_WORDS = specs.TextualInversionSpec(token=WORD, initial_text=WORD, vectors=4)
 FLOW = {
-    "LoRA, attention": 1e-3, "LoRA, all layers": 1e-3, "DreamBooth": 2e-4, "DreamBooth, text too": 2e-4,
-    "Textual Inversion": 3e-3, "Pivotal": 1e-3,
+    "LoRA, attention": Contender(specs.LoraSpec(rank=8, alpha=8), 1e-3),
+    "LoRA, all layers": Contender(specs.LoraSpec(rank=8, alpha=8, targets=ALL), 1e-3),
+    "DreamBooth": Contender(specs.FullSpec(), 2e-4),
+    "DreamBooth, text too": Contender(specs.FullSpec(text_encoder_learning_rate=1e-4), 2e-4),
+    "Textual Inversion": Contender(_WORDS, 5e-3),
+    "Pivotal": Contender(specs.PivotalSpec(
+        embedding=_WORDS.model_copy(update={"stop_at": 0.5}), embedding_learning_rate=5e-3,
+        lora=specs.LoraSpec(rank=8, alpha=8, targets=ALL)), 1e-3),
 }
-"""The methods that the flow base is compared with, and the rates that suit it. It takes no hypernetworks."""
+"""The same for the demo flow base, which takes no hypernetworks and wants other rates."""
+BASES = {"sd": CONTENDERS, "flow": FLOW}
 CONTROLLED = ("LoRA, all layers", "DreamBooth", "Textual Inversion", "Hypernetwork", "Pivotal")
 """One of every kind of method is trained on the control too."""
 
@@ -64,11 +72,11 @@ def main():
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the images drawn")
     parser.add_argument("--training-seed", type=int, default=0)
-    parser.add_argument("--base", choices=DEMO_BASES, default="sd")
-    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=None, help="default: all that suit the base")
+    parser.add_argument("--base", choices=BASES, default="sd")
+    parser.add_argument("--only", nargs="*", choices=CONTENDERS, default=None, help="default: all that the base takes")
     parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are there (default: neither)")
     options = parser.parse_args()
-    names = options.only or list(FLOW if options.base == "flow" else CONTENDERS)
+    names = options.only or list(BASES[options.base])
     if comfyui_folder() is None:
         raise SystemExit("This needs a ComfyUI: run scripts/demo.py once, which gets one, or set COMFYUI_PATH.")
     with tempfile.TemporaryDirectory() as temporary:
@@ -85,12 +93,11 @@ def main():
 
 
 def run(name: str, data: str, options, folder: Path) -> Trained:
-    contender = CONTENDERS[name]
+    contender = BASES[options.base][name]
     safe = "".join(letter if letter.isalnum() else "_" for letter in f"{name} {data}")
     print(f"training: {name}, {data}", flush=True)
-    rate = FLOW[name] if options.base == "flow" else contender.learning_rate
-    return train(demo_spec(safe, data, contender.method, rate, folder, steps=options.steps, seed=options.training_seed,
-                           base=options.base))
+    return train(demo_spec(safe, data, contender.method, contender.learning_rate, folder, steps=options.steps,
+                           seed=options.training_seed, base=options.base))
 
 
 # ---- measuring, in ComfyUI -----------------------------------------------------------------------------------------
