@@ -71,7 +71,7 @@ def test_goals_are_those_of_the_recipes():
     assert (style.learning_rate, style.method["rank"], style.resolution, style.steps) == (1e-4, 32, 1024, 3000)
     for base, goal in ((sd3, "subject"), (released("sdxl"), "style")):
         assert not has_goal(base, goal) and recommended(base, "lora", 20, goal=goal) == recommended(base, "lora", 20)
-    assert not has_goal(recognize(str(DEMO), "demo_base"), "style")
+    assert not has_goal(recognize(str(DEMOS["sd1"]), "demo_base"), "style")
 
 
 @pytest.mark.parametrize("base", FLOWS, ids=["sd3", "flux"])
