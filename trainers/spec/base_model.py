@@ -39,7 +39,8 @@ class BaseModelSpec(Part):
     zero_terminal_snr: bool = False
     """The file says that its noise schedule ends in pure noise."""
     storage: str = ""
-    """How the file keeps its weights where that is not in full: "scaled fp8" or "fp8"."""
+    """How the file keeps its weights where that is not in full: "fp8", "scaled fp8", "int8", "mxfp8" or
+    "nvfp4"."""
 
 
 def check_resolution(base: BaseModelSpec, resolution: int):
