@@ -92,3 +92,22 @@ def test_a_denoiser_in_a_file_of_its_own(family, folder, tmp_path):
         own if each.name == own.name else each for each in one.components)})
     expected = {DENOISER + name.replace("_norm.weight", "_norm.scale"): tensor for name, tensor in denoiser.items()}
     assert same(saved(base, tmp_path, text=False), expected)
+
+
+def test_a_folder_trained_with_its_text_becomes_one_file_that_is_a_base_by_its_name(family, tiny_bases, tmp_path):
+    """Small as it is: the file tells its sizes. Every weight is read as it was trained."""
+    base, kind = tiny_bases[family], families.get(family)
+    parts = Parts(kind, kind.load_denoiser(base, torch.float32), kind.load_text(base, torch.float32), base)
+    with torch.no_grad():
+        for parameter in {*parts.denoiser.parameters(), *parts.text.parameters()}:
+            parameter.add_(0.01)
+    spec = specs.FullSpec(text_encoder_learning_rate=1e-4, file_precision="fp32", train_t5=True)
+    report = methods.make(spec, 1e-4, kind).save(parts, tmp_path, "tuned", {})
+    again = recognize(str(tmp_path / "tuned.safetensors"), "tuned")
+    assert (again.family, again.layout, bool(again.configs)) == (family, "single_file", True)
+    for one, other in ((parts.denoiser, kind.load_denoiser(again, torch.float32)),
+                       (parts.text, kind.load_text(again, torch.float32)), (kind.load_vae(base), kind.load_vae(again))):
+        one, other = one.state_dict(), other.state_dict()
+        assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    count = sum(each.numel() for each in {*parts.denoiser.parameters(), *parts.text.parameters()})
+    assert report.change_norm == pytest.approx(0.01 * count**0.5, rel=1e-3)
