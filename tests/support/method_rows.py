@@ -21,17 +21,17 @@ METHODS = {
     "DoRA": specs.LoraSpec(adapter="dora", rank=2, alpha=2, targets="all with convolutions", dropout=0.1,
                            text_encoder_learning_rate=1e-3),
     "LoHa": specs.LoraSpec(adapter="loha", rank=2, alpha=2, targets="all with convolutions", dropout=0.1,
-                           text_encoder_learning_rate=1e-3),
+                           text_encoder_learning_rate=1e-3, train_t5=True),
     "LoKr": specs.LoraSpec(adapter="lokr", rank=2, alpha=1, targets="all with convolutions", dropout=0.1,
                            kronecker_factor=4, text_encoder_learning_rate=1e-3),
-    "new word": specs.TextualInversionSpec(token="square", vectors=2),
+    "new word": specs.TextualInversionSpec(token="square", vectors=2, train_t5=True),
     "new word, fixed length": specs.TextualInversionSpec(
         token="square", vectors=3, initial_text="red dog", norm="fixed", cosine_weight=0.1),
     "new word and LoRA": specs.PivotalSpec(
         embedding=specs.TextualInversionSpec(token="square", vectors=2, initial_text="red"),
         lora=specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3)),
     "full": lambda blocks: specs.FullSpec(frozen_blocks=(blocks[0], blocks[2])),
-    "full with text encoder": specs.FullSpec(text_encoder_learning_rate=1e-3, file_precision="fp32"),
+    "full with text encoder": specs.FullSpec(text_encoder_learning_rate=1e-3, file_precision="fp32", train_t5=True),
 }
 """By name; those that speak of blocks are made for the blocks of a base."""
 
