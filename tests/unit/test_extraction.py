@@ -235,3 +235,14 @@ def test_models_that_predict_different_things_are_noted(tuned, base, said, files
     report = extract(asked(tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"), tmp_path / "lora.safetensors")
     notes = " ".join(report.notes)
     assert said in notes if said else "predicts" not in notes
+
+
+@pytest.mark.parametrize("rank", [1, 8])
+def test_a_matrix_of_a_lower_rank_than_asked_for_comes_back(rank):
+    """The sketch's further columns are rounding, and must not speak of anything twice."""
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn((1536, rank), generator=draw) @ torch.randn((rank, 1536), generator=draw)
+    factors = decompose(matrix, 32)
+    made = (factors.left * factors.values) @ factors.right
+    assert (made - matrix).norm() < 1e-4 * matrix.norm()
+    assert factors.kept == pytest.approx(1, abs=1e-4)

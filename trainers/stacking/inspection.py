@@ -1,4 +1,5 @@
 """The size of a LoRA's change in every block, as numbers and as an image."""
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from ..artifacts.changes import change_norm, with_scale
 from ..artifacts.layer_names import place, split_key
-from ..artifacts.layer_names.blocks import ATTENTION, BASE, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER, SMALLEST
+from ..artifacts.layer_names.blocks import ATTENTION, BLOCKS, CONVOLUTION, FEED_FORWARD, OTHER, SMALLEST
 from ..drawing.fonts import fitted, font_and_text
 
 COLORS = {ATTENTION: (74, 144, 226), FEED_FORWARD: (240, 160, 64), CONVOLUTION: (98, 178, 92), OTHER: (160, 160, 168)}
@@ -64,7 +65,7 @@ def draw_norms(norms: Mapping[str, Mapping[str, float]], title: str, lines: list
             pen.rectangle((left + slot * 0.12, y - piece, left + slot * 0.88, y), COLORS[kind])
             y -= piece
         if slot >= 26 or number % 3 == 0:
-            label = block if slot >= 42 or block in (BASE, "MID") else block.replace("OUT", "O").replace("IN", "I")
+            label = block if slot >= 42 else re.sub(r"(?<=^[A-Z])[A-Z]+(?=\d)", "", block)
             pen.text((left + slot / 2, bottom + 6), label, INK, small, anchor="ma")
     present = [kind for kind in COLORS if any(kind in kinds for kinds in norms.values())]
     for number, kind in enumerate(present):

@@ -49,7 +49,7 @@ def decompose(matrix: Tensor, rank: int, exact: bool = False, seed: int = 0) -> 
     inner = [(wide.T @ newest).T]  # this way round in half of the time
     while len(inner) < DEPTH:
         newest = wide @ inner[-1].T
-        for _ in range(2):  # once leaves parts of the old in what is nearly within it
+        for _ in range(3):  # once leaves parts of the old in what is nearly within it, twice in what is rounding alone
             newest = torch.linalg.qr(newest - basis @ (basis.T @ newest)).Q
         basis = torch.cat([basis, newest], dim=1)
         inner.append((wide.T @ newest).T)

@@ -18,6 +18,7 @@ from ..errors import Cancelled, UserError
 from ..events import Emit, PhaseEvent
 from ..families.component_configs import config_folder
 from ..families.conditioning import Conditioning
+from ..families.latent_diffusion import LatentDiffusion
 from ..families.protocol import Family
 from ..families.recognition import recognize
 from ..files import UNFINISHED, ensure_space
@@ -67,6 +68,9 @@ def export(spec: OnnxSpec, folder: Path, emit: Emit, stop_requested: StopRequest
     phase("loading the model", "loading")
     base = recognize(spec.base, Path(spec.base).stem, configs=spec.configs)
     family, dtype = families.get(base.family), {"fp32": torch.float32, "fp16": torch.float16}[spec.file_precision]
+    if not isinstance(family, LatentDiffusion):
+        raise UserError(f"{base.name!r} is a {family.title} model, and only UNets (SD 1.x, SD 2.x and SDXL) are exported to "
+                        "ONNX. Bake LoRAs makes a checkpoint of it with its LoRAs.")
     conditioning = family.encode_captions(family.load_text(base, torch.float32), [""])
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
         baked, source = None, base
