@@ -41,8 +41,12 @@ def diffusers_layers(release):
 def native_shapes(release):
     """Name → shape of every tensor of the original file."""
     family, model, config = RELEASES[release]
-    key_map = families.get(family).layer_names.key_map
     with torch.device("meta"):
-        native = model(**config)
-        to_native_layout(native, key_map)
-    return {key_map.native_tensor(name): tuple(tensor.shape) for name, tensor in native.state_dict().items()}
+        return shapes_of(family, model(**config))
+
+
+def shapes_of(family, model):
+    """The same of diffusers' model on the meta device, which becomes another."""
+    key_map = families.get(family).layer_names.key_map
+    to_native_layout(model, key_map)
+    return {key_map.native_tensor(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
