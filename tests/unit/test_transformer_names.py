@@ -322,6 +322,19 @@ def test_other_kinds_of_rows(kind, tmp_path):
     torch.testing.assert_close(merged["lora_unet_double_blocks_0_img_attn_qkv"][4:8], change, rtol=1e-4, atol=1e-6)
 
 
+def test_a_base_without_text_encoders_does_not_cost_a_lora_its_own(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    save_file({"double_blocks.0.img_attn.qkv.weight": noise(draw, 12, WIDE), "double_blocks.0.img_attn.norm.key_norm.scale":
+               noise(draw, 4)}, tmp_path / "base.safetensors")
+    keys = ["lora_te1_text_model_encoder_layers_3_mlp_fc1", "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
+            "lora_unet_double_blocks_0_img_attn_qkv"]
+    save_file({f"{key}.lora_{part}.weight": noise(draw, *shape) for key in keys
+               for part, shape in (("down", (2, WIDE)), ("up", (12, 2)))}, tmp_path / "lora.safetensors")
+    made = read_lora(done("convert", tmp_path / "made", lora=str(tmp_path / "lora.safetensors"), names="comfyui",
+                          base=str(tmp_path / "base.safetensors")))
+    assert {key.split(".")[1] for key in made.layers} == {"clip_l", "t5xxl", "double_blocks"}
+
+
 def test_rows_that_do_not_fit_together_are_named(tmp_path):
     save_file({f"transformer.single_transformer_blocks.0.attn.to_{letter}.lora_{factor}.weight": torch.zeros(shape)
                for letter, out in (("q", 4), ("k", 6)) for factor, shape in (("A", (2, WIDE)), ("B", (out, 2)))},

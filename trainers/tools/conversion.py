@@ -8,7 +8,7 @@ from torch import Tensor
 from ..artifacts.adapters.format import scalar
 from ..artifacts.adapters.lora import LoraWeight
 from ..artifacts.changes import rank_of
-from ..artifacts.layer_names import LayerNames
+from ..artifacts.layer_names import LayerNames, family_names
 from ..artifacts.layer_names.parts import ALPHA, DORA
 from ..artifacts.lora import PRECISIONS, write_lora
 from ..artifacts.lora_file import FileLayer, LoraFile, read_lora
@@ -70,13 +70,21 @@ def in_form(file: LoraFile, names: str, base: str = "") -> Renamed:
     names as they are; those of diffusers, who has had several, become today's."""
     if base and names != "same":
         model = weights_of(Path(base))
-        return renamed(file, LayerNames.of_checkpoint(model.shapes()), names, repr(model.title))
+        return renamed(file, _with_text(LayerNames.of_checkpoint(model.shapes())), names, repr(model.title))
     table = names_for([file]) if names != "same" or maker_of(file.layers) == "diffusers" else None
     if table:
         return renamed(file, table, "diffusers" if names == "same" else names)
     if names != "same":
         raise UserError(f"{file.name!r} is {describe(file)}; such names are read from the model itself. Choose it as base.")
     return Renamed(file)
+
+
+def _with_text(model: LayerNames) -> LayerNames:
+    """With the family's text encoders where the model's lie in files of their own."""
+    released = family_names(model.family)
+    if released is None or any(layer.is_text for layer in model.layers):
+        return model
+    return LayerNames.of(model.family, [*model.layers, *(layer for layer in released.layers if layer.is_text)])
 
 
 def converted(layer: FileLayer, form: str, precision: str) -> dict[str, Tensor]:
