@@ -94,9 +94,9 @@ def test_clip_learns_beside_what_t5_said_before(flow, make_spec, monkeypatch):
     name CLIP-L te1, CLIP-G te2, which Flux lacks, and T5 te3."""
     loaded, load, second = [], TransformerFamily.load_text, ["te2"] * (flow.family == "sd3")
 
-    def load_text(family, base, dtype, only=None):
+    def load_text(family, base, dtype, only, *others):
         loaded.append(list(only))
-        return load(family, base, dtype, only)
+        return load(family, base, dtype, only, *others)
 
     monkeypatch.setattr(TransformerFamily, "load_text", load_text)
     losses = {}
