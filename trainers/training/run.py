@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from .. import families, methods
 from ..accelerator import accelerated, dtype_of
 from ..artifacts.metadata import training_metadata
+from ..caches.freed_memory import give_back_freed_memory
 from ..errors import Cancelled, UserError
 from ..events import (
     CheckpointEvent,
@@ -135,8 +136,10 @@ class Training:
         spec = self.spec
         self.emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser = self.family.load_denoiser(spec.base, self.placement.base, self.placement.keeper)
+        give_back_freed_memory()  # layers of other types and sizes, one after the other, leave holes
         self.parts = Parts(self.family, denoiser, self.data.text or TextEncoders({}, {}), spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
+        give_back_freed_memory()
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
         if spec.memory.compile:
             denoiser.compile()  # in place: names of weights stay as they are
