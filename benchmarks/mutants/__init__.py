@@ -1,7 +1,21 @@
 """Changes of the pack that a test must notice, each as a real fault would look: a sign, a step forgotten, an argument that
 nobody reads. One file per part of the pack."""
-from . import data, files, folders, foreign, host, methods, models, names, numbers, page, stopping, training
+from . import (
+    data,
+    files,
+    flow_models,
+    folders,
+    foreign,
+    host,
+    methods,
+    models,
+    names,
+    numbers,
+    page,
+    stopping,
+    training,
+)
 from .mutation import Mutation
 
-PARTS = training, numbers, methods, data, files, foreign, folders, models, names, stopping, page, host
+PARTS = (training, numbers, methods, data, files, foreign, folders, models, flow_models, names, stopping, page, host)
 ALL: list[Mutation] = [each for part in PARTS for each in part.MUTATIONS]
