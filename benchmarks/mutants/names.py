@@ -6,6 +6,7 @@ SPELLING, PARTS = "trainers/artifacts/layer_names/spelling.py", "trainers/artifa
 TABLE, PEFT = "trainers/artifacts/layer_names/table.py", "trainers/artifacts/peft_config.py"
 CHANGES, RENAMING = "trainers/artifacts/changes.py", "trainers/artifacts/lora_renaming.py"
 FILE, ADAPTERS = "trainers/artifacts/lora_file.py", "trainers/artifacts/adapters"
+KEY_MAP, ROWS = "trainers/artifacts/layer_names/key_map.py", "trainers/artifacts/lora_rows.py"
 T, S = "unit/test_layer_names.py", "unit/test_lora_scales.py"
 
 MUTATIONS = [
@@ -123,4 +124,27 @@ MUTATIONS = [
     Mutation("Tucker's middle is left out", f"{ADAPTERS}/lora.py",
              "        if MID in tensors:\n            return scale", "        if False:\n            return scale",
              "unit/test_lora_scales.py::test_a_tucker_layer_changes_a_weight_as_its_three_convolutions_do"),
+    # ---- layers that makers cut otherwise --------------------------------------------------------------------------------
+    Mutation("shift and scale are never swapped", KEY_MAP,
+             'if self.swapped == "always" or', 'if',
+             "unit/test_transformer_names.py::test_any_spelling_gives_the_same_numbers"),
+    Mutation("every block's shift and scale are swapped", KEY_MAP,
+             'self.swapped == "last" and rows == 2 * columns', 'self.swapped == "last"',
+             "unit/test_transformer_names.py::test_any_spelling_gives_the_same_numbers"),
+    Mutation("rows all begin at the first", KEY_MAP,
+             "return slice(rows * self.start // self.of, rows * self.stop // self.of)",
+             "return slice(0, rows * (self.stop - self.start) // self.of)",
+             "unit/test_transformer_names.py::test_every_layer_of_a_released_model_is_found_by_diffusers_names"),
+    Mutation("the same down is kept three times", ROWS,
+             "same_down = all(torch.equal(each.down, factors[0].down) for each in factors)", "same_down = False",
+             "unit/test_transformer_names.py::test_three_layers_with_the_same_down_are_one_of_the_same_rank"),
+    Mutation("alpha of joined layers is that of the first", ROWS,
+             "torch.tensor(scales[0] * rank if same_scale else float(rank))", "torch.tensor(factors[0].alpha)",
+             "unit/test_transformer_names.py::test_any_spelling_gives_the_same_numbers"),
+    Mutation("cut layers keep all ranks", ROWS,
+             ".any(dim=1).nonzero().flatten()", ".any(dim=1).ge(0).nonzero().flatten()",
+             "unit/test_transformer_names.py::test_to_diffusers_names_and_back_nothing_is_rounded"),
+    Mutation("the sketch is made orthogonal twice only", "trainers/tools/decomposition.py",
+             "for _ in range(3):", "for _ in range(2):",
+             "unit/test_extraction.py::test_a_matrix_of_a_lower_rank_than_asked_for_comes_back"),
 ]
