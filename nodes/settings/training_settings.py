@@ -235,7 +235,7 @@ class MemorySettings(io.ComfyNode):
                                "just in time. Two of them are there at once, so 1 and 2 save nothing. On the CPU they wait "
                                "on the disk. Results stay the same."),
                 widget(MemorySpec, "offload_activations", expert=True,
-                       tooltip="What gradient_checkpointing remembers waits in main memory. Saves about 2 GB with Flux at "
+                       tooltip="What gradient_checkpointing remembers waits in main memory. Saves about 1.5 GB with Flux at "
                                "1024 pixels. Results stay the same. Only on a GPU."),
                 widget(MemorySpec, "text_precision", expert=True,
                        tooltip="How the weights of text encoders are stored while captions are encoded beforehand: same as "
