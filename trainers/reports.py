@@ -12,8 +12,8 @@ from .files import read_json, write_json
 
 VERSION = 1
 """Of the form of reports. Those without a version are older and read too."""
-FileKind = Literal["lora", "checkpoint", "shard", "embedding", "hypernetwork", "onnx"]
-"""What a file is to loaders. A "shard" is of use only together with the others."""
+FileKind = Literal["lora", "checkpoint", "diffusion_model", "shard", "embedding", "hypernetwork", "onnx"]
+"""What a file is to loaders. A "diffusion_model" is a denoiser alone; a "shard" is of use only together with the others."""
 
 
 def _writable(text: Any) -> Any:

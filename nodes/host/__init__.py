@@ -24,6 +24,7 @@ from .folders import (  # noqa: E402
     DEMO_BASE,
     DEMO_FLOW_BASE,
     PartFolder,
+    artifact_folder,
     base_choices,
     base_path,
     dataset_choices,
@@ -38,7 +39,14 @@ from .folders import (  # noqa: E402
     saved_image,
 )
 from .lora_files import find_row, lora_names, quick_card, read_lora, signature  # noqa: E402
-from .native import core_refusal, empty_latent, load_base, load_checkpoint, load_native  # noqa: E402
+from .native import (  # noqa: E402
+    core_refusal,
+    empty_latent,
+    load_base,
+    load_checkpoint,
+    load_native,
+    load_trained,
+)
 from .placing import losses_of_files, place, place_meanwhile  # noqa: E402
 from .proof import unloaded_widths, unmatched_keys, unmatched_tensors  # noqa: E402
 from .running import NodeProgress, blocked, require_packages, training_device  # noqa: E402
@@ -59,13 +67,13 @@ from .weights import (  # noqa: E402
 from .working import Display, LoadCheck, Made, R, make_files, work  # noqa: E402
 
 __all__ = [
-    "apply_stack", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices",
+    "apply_stack", "artifact_folder", "base_choices", "base_files", "base_of", "base_path", "blocked", "captioner_choices",
     "captioner_folder", "chosen_lora", "CONNECTED", "core_refusal", "dataset_choices", "dataset_folder", "DEMO_BASE",
     "DEMO_FLOW_BASE", "Display", "embedding_choices", "embedding_path", "embedding_prompt", "empty_latent", "find_row",
     "host_folders", "host_refusal", "inspect_lora", "library_choices", "library_path", "load_base", "load_checkpoint",
-    "load_native", "LoadCheck", "lora_choices", "lora_names", "losses_of_files", "Made", "make_files", "NodeProgress",
-    "output_folder", "own_dataset_folder", "part_choices", "part_files", "part_path", "PartFolder", "place_library", "place",
-    "place_meanwhile", "quick_card", "R", "read_lora", "require_packages", "run_folders", "saved_image", "saved_model",
-    "shard_choices", "shard_index", "signature", "training_device", "unloaded_keys", "unloaded_lora_keys",
+    "load_native", "load_trained", "LoadCheck", "lora_choices", "lora_names", "losses_of_files", "Made", "make_files",
+    "NodeProgress", "output_folder", "own_dataset_folder", "part_choices", "part_files", "part_path", "PartFolder", "place",
+    "place_library", "place_meanwhile", "quick_card", "R", "read_lora", "require_packages", "run_folders", "saved_image",
+    "saved_model", "shard_choices", "shard_index", "signature", "training_device", "unloaded_keys", "unloaded_lora_keys",
     "unloaded_tensors", "unloaded_vectors", "unloaded_widths", "unmatched_keys", "unmatched_tensors", "work",
 ]

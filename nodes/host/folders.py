@@ -40,9 +40,9 @@ def saved_image(path: Path) -> dict[str, str]:
 
 
 def artifact_folder(kind: str) -> Path:
-    """Where finished files go, by kind ("lora", "checkpoint", "embedding", "hypernetwork"): `output/loras` and
-    `output/checkpoints`, which the host puts on its search paths when it starts; for the others the models' folders."""
-    if kind in ("lora", "checkpoint"):
+    """Where finished files go, by kind ("lora", "checkpoint", "diffusion_model", "embedding", "hypernetwork"): for the first
+    three folders of `output`, which the host puts on its search paths when it starts; for the others the models' folders."""
+    if kind in ("lora", "checkpoint", "diffusion_model"):
         return Path(folder_paths.get_output_directory()) / f"{kind}s"
     return Path(folder_paths.get_folder_paths(f"{kind}s")[0])
 

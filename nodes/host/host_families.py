@@ -32,6 +32,8 @@ HOST_FAMILIES = {
 }
 TEXT_ALONE = SMALL = "sd1"
 """Of which family a CLIP without a model counts as, and small models are that are built here."""
+CLIP_TYPES = {"sd3": "SD3", "flux": "FLUX"}
+"""What the host's Load CLIP calls text encoders of a family; all others are of the kind STABLE_DIFFUSION."""
 TRANSFORMERS = ((comfy.model_base.Flux, "flux"), (comfy.model_base.SD3, "sd3"))
 """Classes of the host's models whose LoRAs are stacked, and no more."""
 

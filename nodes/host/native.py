@@ -24,6 +24,7 @@ from ...trainers.families.weight_files import weight_files
 from ...trainers.spec import BaseModelSpec
 from .detection import folder_refusal, host_refusal, under
 from .host_families import HOST_FAMILIES, SMALL
+from .separate_parts import load_parts
 
 PREDICTIONS = {
     "epsilon": (comfy.model_base.ModelType.EPS, comfy.model_sampling.EPS),
@@ -75,12 +76,16 @@ def host_text_options(config: dict) -> dict:
 def core_refusal(base: BaseModelSpec) -> str:
     """Why the host's own loaders would not load a base; empty when they would."""
     path = Path(base.path)
+    if base.layout == "separate_files" or (_is_transformer(base) and base.layout == "diffusers"):
+        return ""  # by Load Diffusion Model, Load CLIP and Load VAE; what they refuse is said when they are asked
     return host_refusal([path]) if base.layout == "single_file" else folder_refusal(path)
 
 
 def load_base(base: BaseModelSpec) -> Natives:
     """Any base that can be trained as native (MODEL, CLIP, VAE). The model predicts what the base says: where the host
     found another thing in the files, its sampling is replaced, as its own ModelSamplingDiscrete does."""
+    if base.layout == "separate_files" or (base.layout == "diffusers" and _is_transformer(base)):
+        return _renewable(load_parts, base)
     if base.layout == "diffusers":
         model, clip, vae = load_folder(Path(base.path), base.family)
     else:
@@ -93,6 +98,17 @@ def load_base(base: BaseModelSpec) -> Natives:
         model = model.clone()
         model.add_object_patch("model_sampling", Sampling(model.model.model_config))
     return model, clip, vae
+
+
+def _is_transformer(base: BaseModelSpec) -> bool:
+    return any(part.name == "transformer" for part in base.components)
+
+
+def load_trained(files: list[Path], base: BaseModelSpec, alone: bool) -> Natives:
+    """A checkpoint that was trained on a base; `alone`: its denoiser without the base's other parts."""
+    if alone:
+        return _renewable(load_parts, base, files[0])
+    return load_checkpoint(files, base.family, config_folder(base))
 
 
 def empty_latent(base: BaseModelSpec, side: int) -> dict:

@@ -27,7 +27,7 @@ def place(kind: str, file: Path, stem: str) -> Path:
     Checkpoints are linked rather than copied where the disk can: they are gigabytes.
     """
     folder, *others = _folders(kind)
-    return place_copy(file, folder, stem, others, kind == "checkpoint")
+    return place_copy(file, folder, stem, others, kind in ("checkpoint", "diffusion_model"))
 
 
 def _folders(kind: str) -> list[Path]:

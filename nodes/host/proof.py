@@ -13,11 +13,13 @@ from ...trainers.artifacts.layer_names import is_text
 from ...trainers.families.component_configs import read_config
 from .detection import (
     Part,
+    Refused,
     described_denoiser,
     detected_denoiser,
     detected_parts,
     host_refusal,
     other_shapes,
+    silence,
     stored_shapes,
     under,
 )
@@ -122,15 +124,28 @@ def _text_model(family: str, config: dict):
     return own.text_model(device="meta", dtype=torch.float32, model_options=options)
 
 
-def unmatched_tensors(files: list[Path], base_files: list[Path], family: str, configs: Path) -> list[str]:
+def unmatched_tensors(files: list[Path], base_files: list[Path], family: str, configs: Path,
+                      alone: bool = False) -> list[str]:
     """What is wrong with a checkpoint for the host: tensors that its models miss in the file, do not know, or have in
     another shape. Its models are those that it detects from the file, as Load Checkpoint does; for sizes that it does not
     detect those that `native.load_checkpoint` builds from these diffusers and transformers configs.
 
-    Only headers are read. What was wrong with the base's own single file already was loaded then, and is now.
+    `alone`: the file holds a denoiser and nothing else. Only headers are read. What was wrong with the base's own single
+    file already was loaded then, and is now.
     """
+    if alone:
+        try:
+            return _differences("denoiser", _denoiser_alone(stored_shapes(files)))
+        except Refused as reason:
+            return [f"denoiser: {reason}"]
     before = set(_problems(base_files, family, configs) if base_files else [])
     return [problem for problem in _problems(files, family, configs) if problem not in before]
+
+
+def _denoiser_alone(tensors: dict[str, torch.Tensor]) -> Part:
+    with silence():
+        prefix, _, model = described_denoiser(tensors)
+    return Part(model.diffusion_model.state_dict(), under(prefix, tensors))
 
 
 def _problems(files: list[Path], family: str, configs: Path) -> list[str]:

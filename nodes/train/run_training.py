@@ -82,8 +82,8 @@ def run_training(spec: RunSpec, node_id: str, load_check: host.LoadCheck[RunRepo
     return Finished(made.run, made.report, made.names, progress, spec, lines)
 
 
-KINDS = {"lora": ("lora",), "full": ("checkpoint",), "textual_inversion": ("embedding",), "hypernetwork": ("hypernetwork",),
-         "pivotal": ("lora", "embedding")}
+KINDS = {"lora": ("lora",), "full": ("checkpoint", "diffusion_model"), "textual_inversion": ("embedding",),
+         "hypernetwork": ("hypernetwork",), "pivotal": ("lora", "embedding")}
 """The files that a method makes."""
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 from comfy_api.latest import io
 
+from ...trainers.errors import UserError
 from ...trainers.families.component_configs import config_folder
 from ...trainers.families.recognition import recognize
 from ...trainers.reports import RunReport
@@ -93,12 +94,17 @@ class TrainDreamBooth(io.ComfyNode):
         spec = make_spec(base, dataset, name, method, **widgets)
         configs, own = config_folder(base), [Path(base.path)] if base.layout == "single_file" else []
         finished = run_training.run_training(spec, cls.hidden.unique_id, lambda run, report: host.unmatched_tensors(
-            tensor_files(run, report), own, base.family, configs), choice.lines)
+            tensor_files(run, report), own, base.family, configs, is_alone(report)), choice.lines)
         summary = summarize(finished, method)
         finished.show(summary)
         files = tensor_files(finished.run, finished.report)
-        model, clip, vae = host.load_checkpoint(files, base.family, configs)
-        if "checkpoint" in finished.names:
+        alone = is_alone(finished.report)
+        model, clip, vae = natives(files, base, alone)
+        if alone:
+            ckpt_name = finished.names["diffusion_model"]
+            trained = recognize(str(host.artifact_folder("diffusion_model") / ckpt_name), ckpt_name, configs=base.configs,
+                                others=[part.path for part in base.components[1:]])
+        elif "checkpoint" in finished.names:
             ckpt_name = finished.names["checkpoint"]
             trained = recognize(str(host.base_path(ckpt_name)), ckpt_name, base.prediction_type,
                                 str(configs) if base.layout == "diffusers" else base.configs)
@@ -112,18 +118,33 @@ class TrainDreamBooth(io.ComfyNode):
         )
 
 
+def is_alone(report: RunReport) -> bool:
+    """Whether the file is a denoiser without text encoders and VAE."""
+    return any(file.kind == "diffusion_model" for file in report.files)
+
+
+def natives(files: list[Path], base: BaseModelSpec, alone: bool):
+    """What was trained as native (MODEL, CLIP, VAE); blocked outputs where the host has no model of its size."""
+    try:
+        return host.load_trained(files, base, alone)
+    except UserError as reason:
+        return [host.blocked(str(reason))] * 3
+
+
 def tensor_files(run: Run, report: RunReport) -> list[Path]:
     return [run.folder / file.name for file in report.files if file.name.endswith(".safetensors")]
 
 
 def summarize(finished: run_training.Finished, method: FullSpec) -> str:
     report, spec = finished.report, finished.spec
-    saved = finished.names.get("checkpoint") or f"{len(report.files) - 1} shards in {finished.run.name}"
+    placed = finished.names.get("checkpoint") or finished.names.get("diffusion_model")
+    saved = placed or f"{len(report.files) - 1} shards in {finished.run.name}"
     prior = spec.prior and f"{counted(len(spec.prior.dataset.images), 'class image')}, weight {spec.prior.weight:g}"
     frozen = f"{', '.join(method.frozen_blocks)} frozen" if method.frozen_blocks else "all blocks"
     text = f"text encoder at {method.text_encoder_learning_rate:g}" if method.text_encoder_learning_rate else "denoiser only"
     return finished.summarize(
-        load_line(saved, tensor_files(finished.run, report), report.keys),
+        f"{saved}: a denoiser for Load Diffusion Model, all {report.keys} tensors as they should be"
+        if is_alone(report) else load_line(saved, tensor_files(finished.run, report), report.keys),
         f"Weights moved by {report.relative_change:.2%} of their length; {text}, {frozen}; "
         f"{prior or 'no class images'}.",
         f"{report.bytes / 1e9:.2f} GB in {method.file_precision}.",

@@ -39,16 +39,15 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def save_checkpoint(folder: Path, name: str, entries: Sequence[Entry], metadata: Mapping[str, str],
-                    shard_size: float = 0.0) -> tuple[SavedFile, ...]:
-    """Write a checkpoint, one tensor in memory at a time. `shard_size` is in GB; 0 writes one file, and so does
-    a size that the whole of it fits in.
+                    shard_size: float = 0.0, kind: FileKind = "checkpoint") -> tuple[SavedFile, ...]:
+    """Write a checkpoint, or a denoiser alone (`kind`), one tensor in memory at a time. `shard_size` is in GB; 0 writes one
+    file, and so does a size that the whole of it fits in.
 
-    The files are of the kind "checkpoint"; those of a sharded one are of the kind "shard", because only all of them
-    together can be loaded.
+    The files of a sharded one are of the kind "shard", because only all of them together can be loaded.
     """
     shards = _shards(entries, int(shard_size * 1e9)) if shard_size else [list(entries)]
     files, places, several = [], {}, len(shards) > 1
-    kind: FileKind = "shard" if several else "checkpoint"
+    kind = "shard" if several else kind
     for number, shard in enumerate(shards, start=1):
         stem = f"{name}-{number:05}-of-{len(shards):05}" if several else name
         write_entries(folder / f"{stem}.safetensors", shard, metadata)

@@ -18,6 +18,7 @@ from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
 from ..memory.placement import Keeper, Place, as_they_are, assign
 from ..objectives.noise import FamilyShift
+from ..reports import FileKind
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .model_parts import ModelParts, ModelSource, Recognized
@@ -298,6 +299,10 @@ class Family(Protocol[Vae, Denoiser]):
         in `encoders`), all else as the base has it. Tensors are read when they are written. `zero_terminal`: trained with
         a noise schedule that ends in pure noise."""
         return [entry_of(name, [tensor.to(dtype)]) for name, tensor in denoiser.state_dict().items()]
+
+    def checkpoint_kind(self, base: BaseModelSpec, with_text: bool) -> FileKind:
+        """What `checkpoint_entries` are to loaders. `with_text`: text encoders were trained too."""
+        return "checkpoint"
 
     def trained_and_base(self, base: BaseModelSpec, denoiser: Denoiser,
                          encoders: Mapping[str, nn.Module]) -> Iterator[tuple[Tensor, Tensor]]:

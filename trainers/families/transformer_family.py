@@ -15,6 +15,7 @@ from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..errors import UserError
 from ..memory.placement import Keeper, Place, as_they_are, assign
+from ..reports import FileKind
 from ..spec import BaseModelSpec, ComponentSpec
 from . import text_loading
 from .checkpoint_writing import plain, untrained_entries, vae_pieces
@@ -288,11 +289,15 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
+    def checkpoint_kind(self, base: BaseModelSpec, with_text: bool) -> FileKind:
+        """Whoever has the parts in files of their own gets a denoiser that fits beside them."""
+        return "diffusion_model" if base.layout == "separate_files" and not with_text else "checkpoint"
+
     def checkpoint_entries(self, base: BaseModelSpec, denoiser: nn.Module, encoders: Mapping[str, nn.Module],
                            dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:
-        """All-in-one where the base is, or where text encoders were trained; else the denoiser alone, as ComfyUI's Load
-        Diffusion Model takes it. Components that were not trained stay as an all-in-one file stores them, scales and notes
-        of quantized layers included, unless its header holds the notes: then they become numbers in `dtype`."""
+        """All-in-one, or the denoiser alone, as ComfyUI's Load Diffusion Model takes it (`checkpoint_kind`). Components that
+        were not trained stay as an all-in-one file stores them, scales and notes of quantized layers included, unless its
+        header holds the notes: then they become numbers in `dtype`."""
         trained = self._native_tensors(denoiser) | {
             self.text_parts[encoder].prefix + name: tensor for encoder, module in encoders.items()
             for name, tensor in _text_tensors(module).items()}
@@ -304,7 +309,7 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
                 ModelParts.of(base)[TRANSFORMER].prefix, *(self.text_parts[encoder].prefix for encoder in encoders)), dtype)
             kept = {name: finite(entry, base.name) for name, entry in kept.items() if name not in own}
             return list((kept | {name: replace(entry, name=name) for name, entry in own.items()}).values())
-        if not encoders:
+        if self.checkpoint_kind(base, bool(encoders)) == "diffusion_model":
             return list(written.values())
         others = {self.vae_prefix + name.removeprefix("first_stage_model."): entry_of(name, pieces)
                   for name, pieces in vae_pieces(self.load_vae(base)).items()}
