@@ -1,10 +1,11 @@
 """Base Model from Parts on a real server: the demo base as ComfyUI's loaders would have it, each part in its folder."""
 import pytest
+from finetune.trainers.artifacts.tensor_header import read_header
 from finetune.trainers.families.sizes import stated_sizes
 from host_server import NodeFailed, PromptRejected
 from safetensors.torch import load_file, save_file
 from support import tiny
-from support.graphs import DEMO_BASE, training
+from support.graphs import DEMO_BASE, dreambooth, training
 
 AUTO = "auto (find what fits)"
 PARTS = {"model.diffusion_model.": "unet/demo/demo denoiser.safetensors",
@@ -58,3 +59,27 @@ def test_what_is_wrong_is_a_sentence(host, models, widgets, words):
     with pytest.raises((NodeFailed, PromptRejected), match=words):
         host.run({"base": from_parts(**widgets), "show": {"class_type": "PreviewAny", "inputs": {"source": ["base", 1]}}})
     assert host.is_running()
+
+
+FLOW_PARTS = {"model.diffusion_model.": "diffusion_models/flow denoiser.safetensors",
+              "text_encoders.clip_l.transformer.": "text_encoders/flow text.safetensors",
+              "first_stage_model.": "vae/flow vae.safetensors"}
+
+
+def test_dreambooth_on_separate_files_ends_in_a_denoiser_that_fits_beside_them(host, models):
+    file = DEMO_BASE.parent / "demo_flow_base" / "demo_flow_base.safetensors"
+    whole, metadata = load_file(file), read_header(file)[1]
+    for prefix, place in FLOW_PARTS.items():
+        (models / place).parent.mkdir(parents=True, exist_ok=True)
+        save_file({name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)},
+                  models / place, metadata)
+    prompt = dreambooth(name="flow parts", steps=2, learning_rate=1e-4, text_encoder_learning_rate=0.0, file_precision="fp16")
+    prompt["demo"] = from_parts(denoiser="flow denoiser.safetensors")
+    prompt["train"]["inputs"]["base"] = ["demo", 0]
+    prompt["load"] = {"class_type": "UNETLoader", "inputs": {"unet_name": ["train", 4], "weight_dtype": "default"}}
+    prompt["again"] = {"class_type": "PreviewAny", "inputs": {"source": ["load", 0]}}
+    outputs = host.run(prompt)
+    assert "flow parts.safetensors: a denoiser for Load Diffusion Model" in outputs["train"]["text"][0]
+    made = host.output / "diffusion_models" / "flow parts.safetensors"
+    stored = {name for name in whole if name.startswith("model.diffusion_model.")}
+    assert set(read_header(made)[0]) == stored

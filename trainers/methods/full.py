@@ -78,7 +78,7 @@ class Full:
         entries = family.checkpoint_entries(base, parts.denoiser, encoders, dtype, self.zero_terminal)
         files = save_checkpoint(folder, name, entries, {
             "format": "pt", **metadata, **family.size_metadata(base)}, self.spec.shard_size,
-            family.checkpoint_kind(base, self.trains_text()))
+            family.checkpoint_kind(base, self.trains_text))
         note = family.prediction_note(base, parts.denoiser)
         norm, relative = change(family.trained_and_base(base, parts.denoiser, encoders), dtype)
         return Saved(files=files, keys=len(entries), change_norm=norm, relative_change=relative,
