@@ -73,7 +73,7 @@ def test_dreambooth_on_separate_files_ends_in_a_denoiser_that_fits_beside_them(h
         (models / place).parent.mkdir(parents=True, exist_ok=True)
         save_file({name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)},
                   models / place, metadata)
-    prompt = dreambooth(name="flow parts", steps=2, learning_rate=1e-4, text_encoder_learning_rate=0.0, file_precision="fp16")
+    prompt = dreambooth(name="flow parts", steps=2, learning_rate=1e-4, text_encoder_learning_rate=0.0)
     prompt["demo"] = from_parts(denoiser="flow denoiser.safetensors")
     prompt["train"]["inputs"]["base"] = ["demo", 0]
     prompt["load"] = {"class_type": "UNETLoader", "inputs": {"unet_name": ["train", 4], "weight_dtype": "default"}}
