@@ -74,7 +74,8 @@ def test_dreambooth_on_separate_files_ends_in_a_denoiser_that_fits_beside_them(h
         save_file({name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)},
                   models / place, metadata)
     prompt = dreambooth(name="flow parts", steps=2, learning_rate=1e-4, text_encoder_learning_rate=0.0)
-    prompt["demo"] = from_parts(denoiser="flow denoiser.safetensors")
+    prompt["demo"] = from_parts(denoiser="flow denoiser.safetensors", text_encoder="flow text.safetensors",
+                                text_encoder_2="none", text_encoder_3="none", vae="flow vae.safetensors")
     prompt["train"]["inputs"]["base"] = ["demo", 0]
     prompt["load"] = {"class_type": "UNETLoader", "inputs": {"unet_name": ["train", 4], "weight_dtype": "default"}}
     prompt["again"] = {"class_type": "PreviewAny", "inputs": {"source": ["load", 0]}}
