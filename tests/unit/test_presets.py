@@ -35,7 +35,9 @@ def test_the_demo_bases_are_not_trained_as_large_models(images, batch, family):
     base = recognize(str(DEMOS[family]), "demo")
     assert base.family == family
     preset = recommended(base, "lora", images)
-    assert (preset.resolution, preset.batch_size, preset.steps, preset.method["rank"]) == (64, batch, 150, 8)
+    steps, rate = (100, 5e-4) if family == "sd3" else (150, 2e-4)
+    assert (preset.resolution, preset.batch_size, preset.method["rank"]) == (64, batch, 8)
+    assert (preset.steps, preset.learning_rate) == (steps, rate)
     assert preset.method["targets"] == "all with convolutions"
     assert {recommended(base, method, images).batch_size for method in SMALL_PRESETS} == {batch}
 

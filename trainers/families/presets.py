@@ -82,6 +82,12 @@ SMALL_PRESETS = {
         source=_OURS),
     "hypernetwork": Preset(steps=60, learning_rate=3e-4, batch_size=16, source=_OURS),
 }
+_OURS_FLOW = "the mean rates of the cosine schedules in benchmarks/methods.py on the demo flow base"
+SMALL_FLOW_PRESETS = {
+    "lora": replace(SMALL_PRESETS["lora"], steps=100, learning_rate=5e-4, source=_OURS_FLOW),
+    "full": replace(SMALL_PRESETS["full"], steps=80, learning_rate=1e-4, source=_OURS_FLOW),
+    "textual_inversion": replace(SMALL_PRESETS["textual_inversion"], steps=80, learning_rate=2.5e-3, source=_OURS_FLOW),
+}
 
 
 def native_resolution(base: BaseModelSpec) -> int:
@@ -108,7 +114,7 @@ def recommended(base: BaseModelSpec, method: str, images: int, class_images: boo
     """Starting values for a kind of method on this base with this many images; for a LoRA, for a goal."""
     family, resolution = get(base.family), native_resolution(base)
     if family.is_small(base):
-        preset = SMALL_PRESETS[method]
+        preset = (SMALL_PRESETS | SMALL_FLOW_PRESETS if base.prediction_type == "flow" else SMALL_PRESETS)[method]
     elif method == "lora":
         preset = _lora(family.lora_goals.get(goal, family.lora_preset))
         if has_goal(base, goal):
