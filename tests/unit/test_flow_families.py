@@ -1,13 +1,18 @@
 """SD3 and FLUX.1: what they load is what diffusers loads, from every layout; captions of any length; names of tensors."""
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
 from finetune.trainers import families
 from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.families.recognition import recognize
+from PIL import Image
 from safetensors.torch import load_file
 from support import tiny_flow
 
+ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["a cat", "a dog on a hill"]
 LONG = "one word after the other " * 80
 
@@ -95,3 +100,24 @@ def test_nothing_of_a_forward_pass_stays(flow):
     joined = [module.joined for module in denoiser.modules() if hasattr(module, "joined")]
     assert len(joined) > 10
     assert all(each.given is None and not each.parts for each in joined)
+
+
+@torch.no_grad()
+def test_a_vae_works_in_tiles_where_the_memory_is_full(monkeypatch):
+    """Whole images are refused as by a full GPU: what comes back from tiles looks as what comes back from the whole."""
+    monkeypatch.setattr("finetune.trainers.families.kl_latents.TILE", 128)
+    kind, base = families.get("sd3"), recognize(str(ROOT / "demo_flow_base" / "demo_flow_base.safetensors"), "demo")
+    form, vae = kind.latent_format(base), kind.load_vae(base)
+    image = Image.open(next((ROOT / "example_datasets" / "openmoji").glob("*.png"))).convert("RGB").resize((256, 192))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    whole = kind.decode_latents(vae, kind.encode_images(vae, pixels, form), form)
+    for part in (vae.encoder, vae.decoder):
+        part.register_forward_pre_hook(_refuse_whole_images)
+    tiled = kind.decode_latents(vae, kind.encode_images(vae, pixels, form), form)
+    assert tiled.shape == pixels.shape
+    assert (tiled - whole).square().mean() < 0.25 * (whole - pixels).square().mean()
+
+
+def _refuse_whole_images(module, arguments):
+    if max(arguments[0].shape[-2:]) > (128 if arguments[0].shape[1] == 3 else 16):
+        raise torch.OutOfMemoryError
