@@ -5,6 +5,7 @@
 JOB is JSON: {"family", "depth", "checkpoint", "configs", "images", "folder", "latent", "rank", "steps"}. All use batches of
 one image.
 """
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -110,7 +111,11 @@ def native(job: dict, turn: Callable[[], None], dtype: str, checkpointing: bool)
         latents, text = rival.latents(job, "cpu", torch.float32), rival.text("cpu", torch.float32)
         said = [[text["hidden"], {"pooled_output": text["pooled"]} if "pooled" in text else {}]]
         images = [{"samples": latents}, {"samples": latents}]  # with a single one, version 0.3.75 fails
+        newer = dict(quantized_backward=[False], checkpoint_depth=[1], offloading=[False], bucket_mode=[False],
+                     bypass_mode=[False])
+        known = inspect.signature(TrainLoraNode.execute).parameters
         TrainLoraNode.PREPARE_CLASS_CLONE(None).execute(
+            **{name: value for name, value in newer.items() if name in known},
             model=[model], latents=images, positive=[said], batch_size=[1],
             steps=[job["steps"]], grad_accumulation_steps=[1], learning_rate=[LEARNING_RATE], rank=[job["rank"]],
             optimizer=["AdamW"], loss_function=["MSE"], seed=[0], training_dtype=[dtype], lora_dtype=[dtype],
