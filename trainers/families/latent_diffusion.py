@@ -22,6 +22,7 @@ from .protocol import Family, LoraPreset
 from .samplers import DiscreteSampler
 from .separate_files import WantedPart
 from .sizes import UNET, stated_sizes
+from .text_states import CLIP_LORA_TARGET, clip_key, clip_token_count
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -40,7 +41,6 @@ LORA_TARGETS = MappingProxyType({
 (its Transformer2DModel modules); the third what kohya adds with `conv_dim`."""
 SMALL = 160
 """UNets whose first width is below this are no released model but a small one, such as the demo base (64)."""
-TEXT_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 
 
 class LatentDiffusion(KlLatents, Family[nn.Module, "UNet2DConditionModel"]):
@@ -113,20 +113,16 @@ class LatentDiffusion(KlLatents, Family[nn.Module, "UNet2DConditionModel"]):
         return DiscreteSampler(component_loading.load_sampler(base, zero_terminal_snr))
 
     def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
-        """Two places of the encoder's length go to the start and end tokens."""
-        tokenizer = next(iter(tokenizers.values()))
-        count = len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2
-        return count, tokenizer.model_max_length - 2
+        return clip_token_count(tokenizers, caption)
 
     def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
         return tuple(self.text_places)
 
     def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
-        return TEXT_LORA_TARGET
+        return CLIP_LORA_TARGET
 
     def text_key(self, encoder_name: str, module_name: str) -> str:
-        """Since transformers 5.6 the names of CLIPTextModel's modules lack `text_model.`."""
-        return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
+        return clip_key(encoder_name, module_name)
 
     def checkpoint_entries(self, base: BaseModelSpec, denoiser: "UNet2DConditionModel", encoders: Mapping[str, nn.Module],
                            dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:

@@ -3,7 +3,6 @@
 An adapter on such a layer is one that every program knows by the layer's native name, and one product is faster than three.
 The code of diffusers' blocks stays as it is: where it asks for q, k or v, it gets rows of what the joined layer gave.
 """
-import re
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -52,13 +51,9 @@ def to_native_layout(model: nn.Module, key_map: KeyMap):
             shift, scale = self.linear(self.silu(conditioning_embedding).to(x.dtype)).chunk(2, dim=1)
             return self.norm(x) * (1 + scale)[:, None] + shift[:, None]
 
-    first = [(re.compile(re.escape(rule.rows[0].module).replace(r"\{\}", r"(\d+)")), rule) for rule in key_map.rules
-             if rule.rows]
     for name, _ in list(model.named_modules()):
-        for pattern, rule in first:
-            if match := pattern.fullmatch(name):
-                numbers = match.groups()
-                _join(model, rule.module.format(*numbers), [rows.module.format(*numbers) for rows in rule.rows])
+        if (parts := key_map.parts_from(name)) is not None:
+            _join(model, *parts)
     for name, module in model.named_modules():
         rule = key_map.rule_of(f"{name}.linear")
         if rule is not None and rule.swapped != "never" and type(module) is AdaLayerNormContinuous:

@@ -13,10 +13,10 @@ from ..memory.placement import Place, assign
 from ..spec import BaseModelSpec
 from . import text_loading
 from .conditioning import Conditioning
-from .latent_diffusion import TEXT_LORA_TARGET, LatentDiffusion
+from .latent_diffusion import LatentDiffusion
 from .protocol import LoraPreset, TextEncoders
 from .sizes import unet_shape
-from .text_states import clip_states
+from .text_states import CLIP_LORA_TARGET, clip_states
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -96,8 +96,8 @@ class StableDiffusionXL(LatentDiffusion):
     def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
         """The last layer of the first encoder is passed over: SDXL reads the one before it."""
         if encoder_name == "te1":
-            return rf"layers\.(?!{encoder.config.num_hidden_layers - 1}\.)\d+\.({TEXT_LORA_TARGET})"
-        return TEXT_LORA_TARGET
+            return rf"layers\.(?!{encoder.config.num_hidden_layers - 1}\.)\d+\.({CLIP_LORA_TARGET})"
+        return CLIP_LORA_TARGET
 
 
 SDXL = StableDiffusionXL()

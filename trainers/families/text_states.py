@@ -1,5 +1,5 @@
 """What text encoders say of captions, and loading T5: tensor after tensor, since it is larger than most denoisers."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,16 +16,29 @@ from .model_parts import ModelParts
 from .protocol import TextEncoders
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, T5EncoderModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
 
 TIED = {"encoder.embed_tokens.weight": "shared.weight"}
 """T5's module has its vocabulary under two names, files have it under one."""
+CLIP_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 T5_LORA_TARGET = r"SelfAttention\.(q|k|v|o)$|DenseReluDense\.(wi_0|wi_1|wo)$"
 
 
 def clip_states(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Any:
     """CLIP's output with all hidden states, for tokens cut and padded to its length."""
     return text.encoders[encoder](text_loading.tokenize(text, encoder, captions), output_hidden_states=True)
+
+
+def clip_token_count(tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
+    """(tokens of the caption, tokens that fit). Two places of CLIP's length go to the start and end tokens."""
+    tokenizer = next(iter(tokenizers.values()))
+    return len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2, tokenizer.model_max_length - 2
+
+
+def clip_key(encoder_name: str, module_name: str) -> str:
+    """The name of CLIP's layer in LoRA files. Since transformers 5.6 the names of CLIPTextModel's modules lack
+    `text_model.`."""
+    return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
 
 
 def final_norm(encoder: "PreTrainedModel") -> nn.Module:

@@ -30,7 +30,7 @@ from .protocol import Family, Guidance, LoraPreset, TextEncoders
 from .samplers import FlowSampler
 from .separate_files import WantedPart, separate_components
 from .sizes import stated_sizes
-from .text_states import T5_LORA_TARGET, load_t5, t5_ids
+from .text_states import CLIP_LORA_TARGET, T5_LORA_TARGET, clip_key, clip_token_count, load_t5, t5_ids
 from .weight_files import weight_files
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ DENOISER = "model.diffusion_model."
 LATENT_CHANNELS = 16
 SMALL_VAE = 64
 """VAEs whose first width is below this are of no released model but of a small one, such as a demo base."""
-CLIP_LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -271,13 +270,12 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
                 for name, part in self._present(base).items()}
 
     def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
-        """Of T5, which has one token more for the end, and where there is none of CLIP, which has two."""
+        """Of T5, which has one token more for the end; where there is none, of CLIP."""
         t5 = next((name for name, part in self.text_parts.items() if part.kind == "t5" and name in tokenizers), None)
         if t5 is not None:
             ids = t5_ids(TextEncoders({t5: tokenizers[t5]}, {}), t5, [caption], 0)
             return ids.shape[1] - 1, self.longest_text - 1
-        tokenizer = next(iter(tokenizers.values()))
-        return len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2, tokenizer.model_max_length - 2
+        return clip_token_count(tokenizers, caption)
 
     def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
         return T5_LORA_TARGET if self.text_parts[encoder_name].kind == "t5" else CLIP_LORA_TARGET
@@ -285,7 +283,7 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     def text_key(self, encoder_name: str, module_name: str) -> str:
         if self.text_parts[encoder_name].kind == "t5":
             return f"lora_{encoder_name}_{module_name.replace('.', '_')}"
-        return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
+        return clip_key(encoder_name, module_name)
 
     # ---- files -----------------------------------------------------------------------------------------------------
 

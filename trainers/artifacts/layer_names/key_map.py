@@ -168,6 +168,11 @@ class KeyMap:
         return next(((_filled(rule.module, match), number) for pattern, rule, number in self._rows
                      if (match := pattern.fullmatch(diffusers))), None)
 
+    def parts_from(self, first: str) -> tuple[str, list[str]] | None:
+        """(module's name of a joined layer, diffusers' of all its parts in their order), by the first part's name."""
+        return next(((_filled(rule.module, match), [_filled(rows.module, match) for rows in rule.rows])
+                     for pattern, rule, number in self._rows if number == 0 and (match := pattern.fullmatch(first))), None)
+
     def is_swapped(self, module: str, last: int) -> bool:
         """Whether diffusers has the halves of a layer's rows the other way round, in a model whose last block is `last`."""
         for pattern, rule in self._module:
