@@ -79,7 +79,7 @@ class StableDiffusion3(TransformerFamily):
         marker="joint_blocks.0.context_block.attn.qkv.weight", numbered=MappingProxyType({"joint_blocks": "JOINT"}),
         text=(clip_l("te1", projection=True), clip_g("te2"), t5("te3", "text_encoder_3")),
         absent=r"joint_blocks\.(1[3-9]|[23]\d)\.x_block\.attn2\..+|joint_blocks\.37\.context_block\.(attn\.proj|mlp\..+)",
-        widths=frozenset({1536, 2432}), smaller=(24,), stated=("sd3", "stable-diffusion-3"))
+        widths=frozenset({1536, 2432}), smaller=(MappingProxyType({"JOINT": 24}),), stated=("sd3", "stable-diffusion-3"))
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",), required=False),
         "te2": TextPart("text_encoder_2", "clip_g", "clip_g", ("clip_g.safetensors",), "!", required=False),

@@ -1,5 +1,6 @@
 """What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be
 missing, an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..artifacts.checkpoint import in_precision
+from ..artifacts.layer_names import underscored
 from ..artifacts.layer_names.transformer import TransformerNames
 from ..artifacts.tensor_files import Entry, entry_of, finite
 from ..artifacts.tensor_header import read_header
@@ -213,18 +215,19 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         native = self.layer_names.key_map.native_layer(module_name)
         assert native is not None, module_name
-        return f"lora_unet_{native.replace('.', '_')}"
+        return f"diffusion_model.{native}" if self.layer_names.written == "comfyui" else f"lora_unet_{underscored(native)}"
 
     def block_of(self, module_name: str) -> str:
         """ "joint.3", "double.3", "single.3", or "other"."""
-        native = self.layer_names.key_map.native_layer(module_name) or self.layer_names.key_map.native_tensor(module_name)
-        first, _, rest = (native or "").partition(".")
-        return f"{first.removesuffix('_blocks')}.{rest.split('.')[0]}" if first in self.layer_names.numbered else "other"
+        key_map = self.layer_names.key_map
+        native = key_map.native_layer(module_name) or key_map.native_tensor(module_name) or ""
+        numbered = re.fullmatch(r"(\D+)(\d+)", self.layer_names.block(underscored(native)))
+        return f"{numbered[1].lower()}.{int(numbered[2])}" if numbered else "other"
 
     def block_names(self, base: BaseModelSpec) -> list[str]:
-        shapes = self.native_shapes(base)
-        counts = ((name, self.layer_names.key_map.blocks(shapes, name)) for name in self.layer_names.numbered)
-        return [*(f"{name.removesuffix('_blocks')}.{number}" for name, count in counts for number in range(count)), "other"]
+        names, shapes = self.layer_names, self.native_shapes(base)
+        counts = ((title, names.key_map.blocks(shapes, name)) for name, title in names.numbered.items())
+        return [*(f"{title.lower()}.{number}" for title, count in counts for number in range(count)), "other"]
 
     def swappable_blocks(self, denoiser: nn.Module) -> Sequence[nn.Module]:
         return [block for name, blocks in denoiser.named_children() if name.endswith("transformer_blocks")

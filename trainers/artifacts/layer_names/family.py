@@ -3,7 +3,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ...errors import UserError
-from .brought import BROUGHT
+from .brought import BROUGHT, FamilyNames
 from .parts import DOWN, split_key
 from .spelling import is_text, read_spelling, underscored
 
@@ -71,8 +71,8 @@ def family_of_lora(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
     if str(metadata.get("ss_v2")) == "True":
         return "sd2"
     stated = stated_base(metadata)
-    if own := next((each.family for each in BROUGHT.values() if any(word in stated for word in each.stated)), ""):
-        return own
+    if own := named_in(stated, BROUGHT.values()):
+        return own[0].family
     never = any(_NEVER_SDXL.search(core) for part, core in spelled if part == "unet")
     family = next((family for text, family in _BASE_VERSIONS if text in stated), "")
     if family and not (family == "sdxl" and never):
@@ -92,6 +92,13 @@ def stated_base(metadata: Mapping[str, str]) -> str:
     """What metadata say of the base, in small letters."""
     said = (str(metadata.get(key, "")) for key in ("ss_base_model_version", "modelspec.architecture"))
     return " ".join(said).lower().strip()
+
+
+def named_in(stated: str, families: Iterable[FamilyNames]) -> list[FamilyNames]:
+    """The families that are named by the longest of their words in what metadata say of a base: "flux-2" is more than
+    "flux"."""
+    lengths = {each.family: max((len(word) for word in each.stated if word in stated), default=0) for each in families}
+    return [BROUGHT[family] for family, length in lengths.items() if length and length == max(lengths.values())]
 
 
 def is_unet_layer(name: str) -> bool:

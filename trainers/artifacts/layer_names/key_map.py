@@ -8,6 +8,7 @@ names correspond one to one. *diffusers*: its folders and LoRA files, where a jo
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
 from types import MappingProxyType
@@ -56,6 +57,11 @@ class Split:
         """Whether it is just another name for the layer."""
         return self.stop - self.start == self.of and self.swapped == "never"
 
+    @property
+    def fraction(self) -> Fraction:
+        """Of all rows."""
+        return Fraction(self.stop - self.start, self.of)
+
     def native_rows(self, count: int) -> int | None:
         """How many rows the native layer has whose part has so many; None where the shares do not fit."""
         share = self.stop - self.start
@@ -75,7 +81,8 @@ class Rule:
 
     `rows` are the layers that diffusers has in place of a joined one. `swapped`: diffusers has the two halves of its rows
     (shift and scale) the other way round. `tensors` are the endings of module → native names. `kernel` is that of a
-    convolution. `others` are further names in LoRA files.
+    convolution. `others` are further names in LoRA files. `ratio` is that of the native weight's rows to its columns, where
+    families call layers of different ones alike; 0: not told.
     """
 
     native: str
@@ -85,6 +92,7 @@ class Rule:
     tensors: Mapping[str, str] = field(default_factory=lambda: WEIGHT_AND_BIAS)
     kernel: tuple[int, ...] = ()
     others: tuple[Split, ...] = ()
+    ratio: Fraction = Fraction()
 
     @property
     def is_layer(self) -> bool:
@@ -181,9 +189,10 @@ class KeyMap:
         return False
 
     def blocks(self, names: Iterable[str], block: str) -> int:
-        """How many blocks a model has, by its native names: `block` is for example "joint_blocks"."""
-        numbers = {int(name.split(".")[1]) for name in names
-                   if name.startswith(f"{block}.") and name.split(".")[1].isdecimal()}
+        """How many blocks a model has, by its native names: `block` is for example "joint_blocks" or, where blocks stand in
+        groups, "content_mode_blocks.image"."""
+        rest = (name.removeprefix(f"{block}.").partition(".")[0] for name in names if name.startswith(f"{block}."))
+        numbers = {int(number) for number in rest if number.isdecimal()}
         return max(numbers) + 1 if numbers else 0
 
 

@@ -5,6 +5,7 @@ tensors; no model is built. UNets of SD 1.x and 2.x get diffusers' names from ko
 """
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -55,6 +56,8 @@ class Layer:
     read_only: tuple[Split, ...] = ()
     """Names of other programs for the layer or rows of it, which are not written."""
     split: Split | None = None
+    ratio: Fraction = Fraction()
+    """Of the native weight's rows to its columns; 0: not told."""
 
     @cached_property
     def views(self) -> dict[str, "Layer"]:
@@ -66,6 +69,11 @@ class Layer:
         by_rows = {split.share: own[split.name] for split in self.splits}
         return own | {split.name: self if split.is_whole else by_rows.get(split.share) or replace(
             self, diffusers="", split=split) for split in self.read_only}
+
+    def may_have(self, shape: tuple[int, int]) -> bool:
+        """Whether its weight, or the rows of it that it is a view of, may have this shape, whatever the model's widths."""
+        own = self.ratio * (self.split.fraction if self.split else 1)
+        return not own or Fraction(*shape) == own
 
     @property
     def block(self) -> str:

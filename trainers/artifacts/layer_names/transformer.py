@@ -4,12 +4,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Literal
 
 from .blocks import ATTENTION, EXTRA
 from .brought import BROUGHT, FamilyNames
-from .family import stated_base
+from .family import named_in, stated_base
 from .key_map import KeyMap, Rule, Split
-from .parts import DOWN, split_key
+from .parts import DOWN, UP, split_key
 from .spelling import UNET, read_spelling, underscored
 from .table import Layer, LayerNames, released_text, text_layers
 from .text import Encoder
@@ -37,13 +38,20 @@ class TransformerNames(FamilyNames):
     """Layers by their native names, underscored, that count as attention though they do not say so."""
     widths: frozenset[int] = frozenset()
     """Of the released models' streams; they tell LoRA files apart whose names alone do not."""
-    smaller: tuple[int, ...] = ()
-    """Numbers of blocks of released models that have fewer than `blocks`."""
+    smaller: tuple[Mapping[str, int], ...] = ()
+    """Of released models that have fewer blocks: how many of each kind, by `numbered`'s words for them."""
     stated: tuple[str, ...] = ()
+    written: Literal["kohya", "comfyui"] = "kohya"
+    """Whose names LoRA files get that are trained here: those that most programs of the family write and read."""
 
     @property
     def lists(self) -> tuple[tuple[str, ...], ...]:
-        return (self.blocks[:-1], *(self.blocks[:1 + count] for count in self.smaller))
+        return (self.blocks[:-1], *(tuple(block for block in self.blocks[:-1] if self._has_block(counts, block))
+                                    for counts in self.smaller))
+
+    def _has_block(self, counts: Mapping[str, int], block: str) -> bool:
+        word = block.rstrip("0123456789")
+        return word not in counts or int(block.removeprefix(word)) < counts[word]
 
     # ---- whose file it is ------------------------------------------------------------------------------------------
 
@@ -60,24 +68,47 @@ class TransformerNames(FamilyNames):
         return self.prefix(names) is not None
 
     def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
-        """By native names of its blocks. diffusers' have to be those of layers of this family, all of them; where they are
-        those of others too, the metadata's word counts, or the width of what goes into a layer."""
-        cores, widths = set(), set()
+        """By the names of its layers: the family that knows most of them. Where several know as many, the shapes of layers
+        tell that are cut otherwise in each, then the metadata's word, then the width of what goes into a layer. Names that
+        only diffusers uses are those of too many models to tell anything without that."""
+        layers = {}
         for key, shape in shapes.items():
-            if split := split_key(key):
-                spelled = read_spelling(split.layer)
-                cores |= {spelled.core} if spelled.part == UNET else set()
-                widths |= {shape[1]} if split.part == DOWN and len(shape) > 1 else set()
-        if any(re.match(rf"({'|'.join(self.numbered)})_\d", core) for core in cores):
-            return True
-        if not cores or not all(map(self.knows, cores)):
-            return False
-        others = [each for each in BROUGHT.values() if isinstance(each, TransformerNames) and each is not self]
-        if any(not any(each.knows(core) for each in others) for core in cores):
-            return True
-        if stated := stated_base(metadata):
-            return any(word in stated for word in self.stated)
-        return bool(widths & self.widths)
+            if (split := split_key(key)) and (spelled := read_spelling(split.layer)).part == UNET:
+                layers.setdefault(spelled.core, {})[split.part] = shape
+        known = [(each, each._claimed(layers)) for each in BROUGHT.values() if isinstance(each, TransformerNames)]
+        most = max((count for _, count in known), default=0)
+        claiming = [each for each, count in known if count == most > 0]
+        if self not in claiming or len(claiming) == 1:
+            return self in claiming
+        claiming = [each for each in claiming if each._may_have(layers)] or claiming
+        is_native = any(each._is_native(core) for each in claiming for core in layers)
+        if len(claiming) > 1 and (stated := stated_base(metadata)):
+            named = named_in(stated, claiming)
+            claiming = named or (claiming if is_native else [])
+        if len(claiming) > 1:
+            widths = {parts[DOWN][1] for parts in layers.values() if len(parts.get(DOWN, ())) > 1}
+            as_wide = [each for each in claiming if isinstance(each, TransformerNames) and widths & each.widths]
+            claiming = as_wide or (claiming if is_native else [])
+        return self in claiming[:1]
+
+    def _claimed(self, layers: Collection[str]) -> int:
+        """How many of a file's layers it knows; none where the file may not be its own: names of diffusers' have to be its
+        layers', all of them."""
+        count = sum(map(self.knows, layers))
+        return count if count == len(layers) or any(map(self._is_native, layers)) else 0
+
+    def _is_native(self, core: str) -> bool:
+        return self._native_blocks.match(core) is not None
+
+    @cached_property
+    def _native_blocks(self) -> re.Pattern:
+        return re.compile(rf"({'|'.join(map(underscored, self.numbered))})_\d")
+
+    def _may_have(self, layers: Mapping[str, Mapping[str, tuple[int, ...]]]) -> bool:
+        """Whether low-rank factors have the shapes that its layers may have."""
+        found = ((self.table().index.get((UNET, core)), parts.get(UP, ()), parts.get(DOWN, ()))
+                 for core, parts in layers.items())
+        return all(layer.may_have((up[0], down[1])) for layer, up, down in found if layer and len(up) == len(down) == 2)
 
     def knows(self, core: str) -> bool:
         """Whether a name in a LoRA file, underscored and without prefixes, means a layer of its denoiser."""
@@ -104,7 +135,7 @@ class TransformerNames(FamilyNames):
         counts = {name: sum(block.startswith(title) for block in self.blocks) for name, title in self.numbered.items()}
         found = []
         for rule in self.key_map.rules:
-            ranges = [range(counts.get(rule.native.split(".")[0], 0))] * rule.native.count("{}")
+            ranges = [range(counts.get(rule.native.partition(".{}")[0], 0))] * rule.native.count("{}")
             found += [self._layer(rule, tuple(map(str, numbers)), rule.kernel) for numbers in product(*ranges)
                       if rule.is_layer and not re.fullmatch(self.absent, rule.native.format(*numbers))]
         found.sort(key=lambda layer: self.blocks.index(layer.block))
@@ -116,7 +147,7 @@ class TransformerNames(FamilyNames):
         native = rule.native.format(*numbers)
         return Layer(f"lora_unet_{underscored(native)}", f"transformer.{rule.module.format(*numbers)}",
                      f"diffusion_model.{native}", kernel, tensor, own_block=self.block(underscored(native)),
-                     splits=filled(rule.splits), read_only=filled(rule.read_only))
+                     ratio=rule.ratio, splits=filled(rule.splits), read_only=filled(rule.read_only))
 
     def encoders(self) -> Collection[str]:
         return [each.native for each in self.text]
@@ -136,11 +167,10 @@ class TransformerNames(FamilyNames):
 
     @cached_property
     def _titles(self) -> dict[str, str]:
-        """Native and diffusers' names of the kinds of blocks → how block weights call them."""
-        start = re.compile(r"(\w+)\.\{\}\.")
-        pairs = ((start.match(rule.native), start.match(rule.module)) for rule in self.key_map.rules)
-        same = {module[1]: self.numbered[native[1]] for native, module in pairs if native and module}
-        return {**same, **self.numbered}
+        """Native and diffusers' names of the kinds of blocks, underscored → how block weights call them."""
+        pairs = ((rule.native.partition(".{}.")[0], rule.module.partition(".{}.")[0]) for rule in self.key_map.rules)
+        same = {module: self.numbered[native] for native, module in pairs if native in self.numbered}
+        return {underscored(name): title for name, title in {**same, **self.numbered}.items()}
 
     @cached_property
     def _block_names(self) -> re.Pattern:
