@@ -7,7 +7,8 @@ Ours is a real run of the engine. It meets diffusers' own LoRA example, the floo
 and one backward pass to its input) and ComfyUI's TrainLoraNode, each in a duel: two processes that make single steps in
 alternating order, so that both meet the same disturbances. Batches of one image, rank 16; ours, diffusers and the floor
 adapt or pass the attention layers in float32 on a CPU and bfloat16 on a GPU. TrainLoraNode adapts every weight, which is
-its design, and is met at equal precision and checkpointing. Everything has random weights.
+its design, and is met at equal precision and checkpointing; on SD3 at its defaults only, and at full depth, because ComfyUI
+takes the number of blocks from the width. Everything has random weights.
 """
 import argparse
 import json
@@ -28,6 +29,8 @@ EXAMPLE, FLOOR = "diffusers and peft", "floor"
 NODE, NODE_FP32, NODE_FP32_CHECKPOINTED = (
     "TrainLoraNode", "TrainLoraNode fp32 not checkpointed", "TrainLoraNode fp32"
 )
+HOST_DEPTH, HOST_LATENT = {"sd3": 24}, 8
+"""Blocks that ComfyUI expects at the true width, and a side of latents at which their steps are short."""
 TITLES = {"sd1": "full-size SD 1.5", "sd3": "SD3", "flux": "FLUX.1"}
 LABELS = {
     OURS: "ours", EXAMPLE: "diffusers + peft", FLOOR: "floor: frozen denoiser,\nforward and input gradient",
@@ -125,15 +128,25 @@ def measure(family: str, depth: int, latent: int, repeats: int) -> Numbers:
         arena.duel(OURS, EXAMPLE, 2 * repeats)
         arena.duel(OURS, FLOOR, 2 * repeats)
         if comfyui_folder():
-            for meet, *names in ((arena.duel, OURS, NODE_FP32, repeats), (arena.duel, OURS_BF16, NODE, repeats),
-                                 (arena.alone, NODE_FP32_CHECKPOINTED, 2)):
-                try:
-                    meet(*names)
-                except RuntimeError as problem:  # that of ComfyUI 0.3.75 trains no model with norms of q and k
-                    print(f"It fails, and is left out: {str(problem).splitlines()[-1].strip()}")
+            meet_host(arena, repeats)
         else:
             print("ComfyUI is not here (scripts/demo.py gets it), so its TrainLoraNode is left out.")
     return numbers
+
+
+def meet_host(arena: Arena, repeats: int):
+    meetings = [(OURS, NODE_FP32), (OURS_BF16, NODE), (NODE_FP32_CHECKPOINTED,)]
+    depth = HOST_DEPTH.get(arena.family, arena.depth)
+    if depth != arena.depth:
+        arena.checkpoint.unlink()
+        own = arena.folder / "full depth"
+        own.mkdir()
+        arena, meetings = Arena(own, arena.family, depth, HOST_LATENT, arena.numbers), [(OURS_BF16, NODE)]
+    for names in meetings:
+        try:
+            arena.duel(*names, repeats) if len(names) == 2 else arena.alone(*names, 2)
+        except RuntimeError as problem:  # that of ComfyUI 0.3.75 trains no model with norms of q and k
+            print(f"It fails, and is left out: {str(problem).splitlines()[-1].strip()}")
 
 
 def judge(numbers: Numbers, goal: float) -> list[dict]:
@@ -164,6 +177,7 @@ def details(numbers: Numbers, family: str, depth: int, latent: int, repeats: int
 
     return {
         "family": family, "depth": depth if family != "sd1" else None, "latent": latent, "repeats": repeats,
+        "depth_and_latent_of_bf16": (HOST_DEPTH[family], HOST_LATENT) if family in HOST_DEPTH else None,
         "rank": RANK, "batch_size": 1,
         "device": "cuda" if torch.cuda.is_available() else "cpu", "threads": torch.get_num_threads(),
         "versions": library_versions("torch", "diffusers", "peft", "accelerate", "transformers"),
@@ -176,13 +190,14 @@ def details(numbers: Numbers, family: str, depth: int, latent: int, repeats: int
     }
 
 
-def draw(numbers: Numbers, title: str, latent: int, path: Path):
+def draw(numbers: Numbers, family: str, title: str, latent: int, path: Path):
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as pyplot
 
-    names = [name for name in reversed(LABELS) if name in numbers.seconds]
+    of_another_size = (OURS_BF16, NODE) if family in HOST_DEPTH else ()
+    names = [name for name in reversed(LABELS) if name in numbers.seconds and name not in of_another_size]
     colors = ["#d1495b" if name.startswith("ours") else "#8d99ae" for name in names]
     labels = [LABELS[name] for name in names]
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
@@ -224,8 +239,8 @@ def main():
         print(json.dumps({"name": name, "results": results}))
         return
     title = TITLES[family] if family == "sd1" else f"{TITLES[family]} of depth {depth}"
-    draw(numbers, title, latent, RESULTS / f"{name}.png")
     finish(name, results, details(numbers, family, depth, latent, repeats))
+    draw(numbers, family, title, latent, RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":
