@@ -79,6 +79,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         stable_diffusion.py         SD 1.x and SD 2.x
         sdxl.py                     Stable Diffusion XL
         transformer_family.py       what families of flow transformers have in common
+        variants.py                 the released models of a family, distilled or not
         sd3.py                      Stable Diffusion 3 and 3.5
         flux.py                     FLUX.1 dev and schnell
         native_layout.py            diffusers' transformers with the layers of the original file

@@ -19,7 +19,7 @@ PREDICTION_TYPES = {"epsilon": "noise prediction (epsilon)", "v_prediction": "v-
 
 def describe(base: BaseModelSpec) -> str:
     schedule = " with zero terminal SNR" if base.zero_terminal_snr else ""
-    return ", ".join([families.get(base.family).title, PREDICTION_TYPES[base.prediction_type] + schedule,
+    return ", ".join([families.get(base.family).base_title(base), PREDICTION_TYPES[base.prediction_type] + schedule,
                       LAYOUTS[base.layout], *([base.storage] if base.storage else [])])
 
 

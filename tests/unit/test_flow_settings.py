@@ -12,6 +12,7 @@ from finetune.trainers.events import StepEvent
 from finetune.trainers.families.protocol import UsualSampling
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.families.samplers import FlowSampler
+from finetune.trainers.families.variants import Released, Variant
 from finetune.trainers.memory.placement import Placement
 from finetune.trainers.objectives.noise import FamilyShift, unshifted
 from finetune.trainers.objectives.objective import chosen_shift
@@ -109,8 +110,38 @@ def test_schnell_is_told_no_guidance_and_says_what_it_is(tmp_path, make_spec):
     assert (family.sampler(dev).guidance, family.usual_sampling(dev).guidance) == ("distilled", 3.5)
     assert [family.noise_shift(each).shift(128, 128) for each in (base, dev)] == pytest.approx([1, math.exp(1.15)])
     _, notes = train(flow_spec(make_spec, base, training={"guidance": 2.0, "clip_skip": 2, "steps": 1}))
-    assert any("distilled to make images in four steps" in note for note in notes) and family.base_notes(dev) == []
+    assert any("distilled to make images in 4 steps" in note for note in notes) and family.base_notes(dev) == []
+    assert [family.base_title(each) for each in (base, dev)] == ["FLUX.1 schnell", "FLUX.1 dev"]
     assert sum(note.startswith(("training_guidance is not read", "clip_skip is not read")) for note in notes) == 2
+
+
+class OfOneShape(Released):
+    """Released models that no header tells apart, the distilled one named so; and one that its header does tell."""
+
+    title = "Toy"
+    variants = (Variant("Toy 2", fits=lambda shapes: "two" in shapes),
+                Variant("Toy Turbo", "turbo|lightning-[48]", fits=lambda shapes: "two" not in shapes, guidance="none",
+                        sampling=UsualSampling(steps=8), distilled=True, instead="Toy Base", assistant="somebody has one"),
+                Variant("Toy Base", fits=lambda shapes: "two" not in shapes))
+
+    def native_shapes(self, base):
+        return {"two": (1,)} if base.family == "two" else {}
+
+
+@pytest.mark.parametrize("name, said, title", [
+    ("toy_turbo.bf16.safetensors", "", "Toy Turbo (by its name)"), ("Toy-LIGHTNING 4.sft", "", "Toy Turbo (by its name)"),
+    ("toys/mine.safetensors", "", "Toy Base (by its name)"), ("toy_turbo.safetensors", "base", "Toy Base"),
+    ("mine.safetensors", "distilled", "Toy Turbo")])
+def test_what_a_header_does_not_tell_is_guessed_from_the_name_unless_somebody_says_it(name, said, title):
+    family, base = OfOneShape(), specs.BaseModelSpec(
+        family="one", path="x", name=name, layout="single_file", prediction_type="flow", fingerprint="x", variant=said)
+    assert family.base_title(base) == title and family.base_title(base.model_copy(update={"family": "two"})) == "Toy 2"
+    turbo = "Turbo" in title
+    assert (family.guidance(base), family.usual_sampling(base).steps) == (("none", 8) if turbo else ("classifier-free", 20))
+    assert family.base_notes(base) == ([
+        "Toy Turbo was distilled to make images in 8 steps, and training undoes that bit by bit: images become soft or "
+        "noisy. Train on Toy Base, put an assistant LoRA on it (the node Assistant LoRA; somebody has one), which is on "
+        "while training, off in previews and not in the result, or keep the run short"] if turbo else [])
 
 
 def test_models_without_these_inputs_say_so(tiny_bases, make_spec):

@@ -16,9 +16,10 @@ from ..objectives.noise import ShiftByLength
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .native_layout import to_native_layout
-from .protocol import Guidance, LoraPreset, TextEncoders, UsualSampling
+from .protocol import LoraPreset, TextEncoders, UsualSampling
 from .text_states import clip_states, t5_states
 from .transformer_family import T5_FILES, Shapes, TextPart, TransformerFamily, by_length
+from .variants import Variant
 
 HEAD = 128
 GUIDANCE = "guidance_in.in_layer.weight"
@@ -94,6 +95,14 @@ class Flux(TransformerFamily):
         "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",)),
         "te3": TextPart("text_encoder_2", "t5xxl", "t5", T5_FILES)})
     shortest_text, longest_text = 256, 512
+    variants = (
+        Variant("FLUX.1 dev", fits=lambda shapes: GUIDANCE in shapes, guidance="distilled",
+                sampling=UsualSampling(guidance=3.5)),
+        Variant("FLUX.1 schnell", fits=lambda shapes: GUIDANCE not in shapes, guidance="none",
+                sampling=UsualSampling(steps=4), distilled=True,
+                instead="FLUX.1 dev, whose LoRAs work with schnell too",
+                assistant="ostris publishes FLUX.1-schnell-training-adapter"),
+    )
     lora_targets = MappingProxyType({
         "attention": ATTENTION,
         "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
@@ -129,28 +138,13 @@ class Flux(TransformerFamily):
         to_native_layout(denoiser, KEY_MAP)
         return denoiser
 
-    def guidance(self, base: BaseModelSpec) -> Guidance:
-        return "distilled" if self.is_dev(base) else "none"
-
-    def usual_sampling(self, base: BaseModelSpec) -> UsualSampling:
-        return UsualSampling(guidance=3.5) if self.is_dev(base) else UsualSampling(steps=4)
-
-    def base_notes(self, base: BaseModelSpec) -> list[str]:
-        if self.is_dev(base):
-            return []
-        return ["FLUX.1 schnell was distilled to make images in four steps, and training undoes that bit by bit: images "
-                "become soft or noisy. Train on FLUX.1 dev, whose LoRAs work with schnell too, or keep the run short"]
-
     def reads_clip_skip(self, base: BaseModelSpec) -> bool:
         """Of CLIP only the pooled state is read."""
         return False
 
-    def is_dev(self, base: BaseModelSpec) -> bool:
-        return GUIDANCE in self.native_shapes(base)
-
     def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
         """dev's grows with the packed tokens, as its scheduler says; schnell has none."""
-        if not self.is_dev(base):
+        if self.variant(base).distilled:
             return lambda height, width: 1.0
         by_length = ShiftByLength()
         return lambda height, width: by_length(height // self.patch * (width // self.patch))

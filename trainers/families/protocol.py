@@ -153,6 +153,10 @@ class Family(Protocol[Vae, Denoiser]):
         """Whether a base is smaller than the released models of the family, and so wants other starting values."""
         return False
 
+    def base_title(self, base: BaseModelSpec) -> str:
+        """What people call a base: the family's title, or which of its released models it is."""
+        return self.title
+
     def base_notes(self, base: BaseModelSpec) -> list[str]:
         """What people should know before they train on this base, as clauses without a full stop."""
         return []

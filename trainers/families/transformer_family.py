@@ -28,11 +28,12 @@ from .conditioning import Conditioning
 from .filling import fill, without_weights
 from .kl_latents import KlLatents, content_of
 from .model_parts import TOKENIZERS, ModelPart, ModelParts, ModelSource, Recognized, in_folder
-from .protocol import Family, Guidance, LoraPreset, TextEncoders
+from .protocol import Family, LoraPreset, TextEncoders
 from .samplers import FlowSampler
 from .separate_files import WantedPart, separate_components
 from .sizes import stated_sizes
 from .text_states import CLIP_LORA_TARGET, T5_LORA_TARGET, clip_key, clip_token_count, load_t5, t5_ids
+from .variants import Released, Shapes
 from .weight_files import weight_files
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ DENOISER = "model.diffusion_model."
 LATENT_CHANNELS = 16
 SMALL_VAE = 64
 """VAEs whose first width is below this are of no released model but of a small one, such as a demo base."""
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TextPart:
         return f"text_encoders.{self.native}.transformer."
 
 
-class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
+class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
     """The half of the family protocol that does not differ."""
 
     name: str
@@ -93,9 +93,6 @@ class TransformerFamily(KlLatents, Family[nn.Module, nn.Module]):
     def make_denoiser(self, shapes: Shapes) -> nn.Module:
         """diffusers' model in native layout, for tensors of these native names and shapes; called on the meta device."""
         raise NotImplementedError
-
-    def guidance(self, base: BaseModelSpec) -> Guidance:
-        return "classifier-free"
 
     # ---- what it is ------------------------------------------------------------------------------------------------
 

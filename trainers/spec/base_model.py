@@ -41,6 +41,8 @@ class BaseModelSpec(Part):
     storage: str = ""
     """How the file keeps its weights where that is not in full: "fp8", "scaled fp8", "int8", "mxfp8" or
     "nvfp4"."""
+    variant: Literal["", "base", "distilled"] = ""
+    """What somebody says of a model whose file may be of either; empty: as its header and its name say."""
 
 
 def check_resolution(base: BaseModelSpec, resolution: int):
