@@ -92,11 +92,11 @@ def write_checkpoint(family: str, depth: int, path: Path):
     weights |= {kind.vae_prefix + name: tensor.bfloat16() for name, tensor in original_vae_tensors(vae.state_dict()).items()}
     for part in kind.text_parts.values():
         config = configs[part.component]
-        if part.kind == "t5":
+        if part.kind.kind == "t5":
             own = T5EncoderModel(T5Config.from_dict(config)).state_dict()
             own.pop("encoder.embed_tokens.weight")
         else:
-            clip = CLIPTextModelWithProjection if part.kind == "clip_g" else CLIPTextModel
+            clip = CLIPTextModelWithProjection if part.kind.kind == "clip_g" else CLIPTextModel
             own = with_prefix(clip(CLIPTextConfig.from_dict(config)).state_dict())
         weights |= {part.prefix + name: tensor.bfloat16() for name, tensor in own.items()}
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path, metadata={"format": "pt"})

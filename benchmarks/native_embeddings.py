@@ -44,7 +44,7 @@ def random_encoders(family: str) -> dict:
 
 
 def tokenizers(family: str) -> dict:
-    from finetune.trainers.families.text_loading import TOKENIZER
+    from finetune.trainers.families.text.clip import TOKENIZER
     from transformers import CLIPTokenizer
 
     end = "<|endoftext|>"

@@ -82,9 +82,13 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         variants.py                 the released models of a family, distilled or not
         sd3.py                      Stable Diffusion 3 and 3.5
         flux.py                     FLUX.1 dev and schnell
+        text/                       text encoders, a file for each kind
+            encoder_kind.py         what every kind offers
+            text_parts.py           the text encoders of a family
+            clip.py                 CLIP
+            t5.py                   T5
         native_layout.py            diffusers' transformers with the layers of the original file
         kl_latents.py               images as latents and back
-        text_states.py              what CLIP and T5 say of captions
         filling.py                  weights into a model, one tensor after the other
         recognition.py              what a model file is: every family is asked
         unet_recognition.py         whether it is a Stable Diffusion, and which
@@ -93,7 +97,6 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         parts_finding.py            which files go with a denoiser
         model_parts.py              which file or folder holds which component of a model
         component_loading.py        denoisers, VAEs and noise schedules
-        text_loading.py             tokenizers and text encoders
         component_configs.py        their configs, checked
         weight_files.py             which files of a folder are loaded
         sizes.py                    checkpoints of other sizes than the released ones

@@ -3,7 +3,7 @@ from .mutation import Mutation
 
 SD3, FLUX = "trainers/families/sd3.py", "trainers/families/flux.py"
 FAMILY, WRITING = "trainers/families/transformer_family.py", "trainers/families/checkpoint_writing.py"
-LATENTS, TEXT = "trainers/families/kl_latents.py", "trainers/families/text_states.py"
+LATENTS, TEXT = "trainers/families/kl_latents.py", "trainers/families/text/t5.py"
 LAYOUT, OBJECTIVES = "trainers/families/native_layout.py", "trainers/objectives/objective.py"
 LOSSES = "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"
 

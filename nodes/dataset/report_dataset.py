@@ -65,7 +65,7 @@ class DatasetReport(io.ComfyNode):
 def tokenizer_of(base: BaseModelSpec | None) -> tuple[Tokenizer, int]:
     """(tokenizer of a base's first text encoder, tokens that it takes of a caption)."""
     if base is None:
-        from ...trainers.families.text_loading import clip_tokenizer
+        from ...trainers.families.text.clip import clip_tokenizer
 
         return clip_tokenizer(), CLIP_TOKENS
     family = families.get(base.family)

@@ -22,7 +22,7 @@ from comfy.text_encoders.sd3_clip import T5XXLTokenizer  # noqa: E402
 from finetune.trainers.artifacts.quantized import without_scales  # noqa: E402
 from finetune.trainers.artifacts.tensor_files import NAMES, entry_of  # noqa: E402
 from finetune.trainers.families.component_recognition import components_of  # noqa: E402
-from finetune.trainers.families.text_loading import t5_tokenizer  # noqa: E402
+from finetune.trainers.families.text.t5 import t5_tokenizer  # noqa: E402
 
 torch.set_grad_enabled(False)
 TEXTS = ["", " ", "a cat", "a cat " * 300, "  two   spaces,\n\nlines ", "</s> <pad> <extra_id_7>text", "été — “quotes”…",

@@ -13,7 +13,7 @@ from diffusers import (
 from finetune.trainers import families
 from finetune.trainers.artifacts import ldm_layout
 from finetune.trainers.families.component_configs import CONFIGS
-from finetune.trainers.families.text_loading import t5_tokenizer
+from finetune.trainers.families.text.t5 import t5_tokenizer
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
 
@@ -90,7 +90,8 @@ def single_file_weights(family: str, folder: Path) -> dict[str, torch.Tensor]:
         part = kind.text_parts[name]
         own = encoder.state_dict()
         own.pop("encoder.embed_tokens.weight", None)
-        weights |= {part.prefix + each: tensor for each, tensor in (own if part.kind == "t5" else with_prefix(own)).items()}
+        own = own if part.kind.kind == "t5" else with_prefix(own)
+        weights |= {part.prefix + each: tensor for each, tensor in own.items()}
     return {name: tensor.clone().contiguous() for name, tensor in weights.items()}
 
 

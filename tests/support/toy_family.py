@@ -12,7 +12,7 @@ from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.families.model_parts import Recognized
 from finetune.trainers.families.protocol import Family, LatentFormat, LoraPreset, TextEncoders
 from finetune.trainers.families.samplers import FlowSampler
-from finetune.trainers.families.text_loading import clip_tokenizer
+from finetune.trainers.families.text.clip import clip_tokenizer
 from finetune.trainers.spec import ComponentSpec
 from safetensors.torch import save_file
 from torch import nn

@@ -2,7 +2,7 @@
 import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.data.report.lint import cut_at, frequencies, lint, tokens_of
-from finetune.trainers.families.text_loading import clip_tokenizer
+from finetune.trainers.families.text.clip import clip_tokenizer
 
 
 @pytest.fixture(scope="module")

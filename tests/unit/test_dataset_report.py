@@ -19,7 +19,7 @@ from finetune.trainers.drawing.dataset_report_pages import (
     draw_pages,
     wrapped,
 )
-from finetune.trainers.families.text_loading import clip_tokenizer
+from finetune.trainers.families.text.clip import clip_tokenizer
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from support.generated_images import photograph
 

@@ -9,7 +9,7 @@ from finetune.trainers.drawing import contact_sheets
 from finetune.trainers.drawing.dataset_report_pages import draw_pages
 from finetune.trainers.drawing.extraction_report import _Page
 from finetune.trainers.drawing.fonts import drawable, fitted, font_and_text
-from finetune.trainers.families.text_loading import clip_tokenizer
+from finetune.trainers.families.text.clip import clip_tokenizer
 from finetune.trainers.stacking.inspection import draw_norms
 from PIL import Image, ImageDraw
 from support.generated_images import photograph

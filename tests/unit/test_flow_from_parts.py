@@ -55,8 +55,8 @@ def test_it_is_the_model_of_the_same_numbers_in_full(family, tmp_path):
     """SD3 goes without CLIP-G here, which small models cannot be told to have."""
     folder = tiny_flow.make_folder(family, tmp_path / "folder")
     weights, kind = tiny_flow.single_file_weights(family, folder), families.get(family)
-    t5 = next(part for part in kind.text_parts.values() if part.kind == "t5")
-    clip = next(part for part in kind.text_parts.values() if part.kind == "clip_l")
+    t5 = next(part for part in kind.text_parts.values() if part.kind.kind == "t5")
+    clip = next(part for part in kind.text_parts.values() if part.kind.kind == "clip_l")
     denoiser, vae = FILES[family]
     layouts = {denoiser: ("model.diffusion_model.", int8_rotated), vae: (kind.vae_prefix, in_full(torch.bfloat16)),
                "clip_l": (clip.prefix, in_full(torch.float16)), "t5xxl_fp8_e4m3fn_scaled": (t5.prefix, scaled_fp8)}

@@ -8,7 +8,7 @@ from finetune.trainers import families
 from finetune.trainers.errors import UserError
 from finetune.trainers.families.component_loading import load_unet
 from finetune.trainers.families.recognition import fingerprint_of, recognize
-from finetune.trainers.families.text_loading import load_clip
+from finetune.trainers.families.text.clip import load_clip
 from finetune.trainers.families.unet_state_dict import weights_of
 from safetensors.torch import load_file, save_file
 from support import tiny

@@ -12,7 +12,7 @@ from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.embedding import load_embedding
 from finetune.trainers.errors import UserError
 from finetune.trainers.events import silent
-from finetune.trainers.families import text_loading
+from finetune.trainers.families.text import clip
 from finetune.trainers.methods.protocol import Parts
 from finetune.trainers.methods.textual_inversion import TextualInversion
 from finetune.trainers.run_folder import open_run
@@ -300,7 +300,7 @@ def test_a_name_that_no_prompt_can_call_is_refused(tiny_bases, make_spec):
 def test_aliases_are_whole_words(tiny_bases):
     _, parts, _ = attached(tiny_bases["sd1"], token="my-word")
     first = parts.text.encoders["te"].get_input_embeddings().first
-    ids = text_loading.tokenize(parts.text, "te", ["a My-Word, red", "a my-word-two", "my-wordy", "白いmy-word猫"])
+    ids = clip.tokenize(parts.text, "te", ["a My-Word, red", "a my-word-two", "my-wordy", "白いmy-word猫"])
     assert ids[0, 1:6].tolist() == [320, first, first + 1, 267, 736]
     assert (ids[1:3] < first).all() and ids[3].tolist().count(first) == 1
 

@@ -1,6 +1,6 @@
 """Tokenizers that come with the pack give the ids that ComfyUI's give. The ids here are those of its T5XXLTokenizer."""
 import pytest
-from finetune.trainers.families.text_loading import t5_tokenizer
+from finetune.trainers.families.text.t5 import t5_tokenizer
 
 IDS = {
     "": [1],

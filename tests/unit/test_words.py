@@ -9,7 +9,7 @@ from finetune.trainers.data.captions.text_replacement import Replacement, replac
 from finetune.trainers.data.captions.trigger_advice import class_notes
 from finetune.trainers.data.captions.trigger_word import with_trigger
 from finetune.trainers.data.report.lint import trigger_findings
-from finetune.trainers.families.text_loading import clip_tokenizer
+from finetune.trainers.families.text.clip import clip_tokenizer
 from finetune.trainers.words import WholeWord, counted, holds, listed, one_line, printable, shown, whole_word, words_of
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -8,17 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..artifacts.layer_names import text as names
 from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
 from ..artifacts.layer_names.key_map import SCALE, KeyMap, Rows, Rule, Split
-from ..artifacts.layer_names.text import clip_l, t5
 from ..artifacts.layer_names.transformer import TransformerNames
 from ..objectives.noise import ShiftByLength
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .native_layout import to_native_layout
-from .protocol import LoraPreset, TextEncoders, UsualSampling
-from .text_states import clip_states, t5_states
-from .transformer_family import T5_FILES, Shapes, TextPart, TransformerFamily, by_length
+from .protocol import LoraPreset, UsualSampling
+from .text import t5
+from .text.clip import CLIP_L
+from .text.encoder_kind import TextPart
+from .text.t5 import T5
+from .transformer_family import Shapes, TransformerFamily, by_length
 from .variants import Variant
 
 HEAD = 128
@@ -89,12 +92,11 @@ class Flux(TransformerFamily):
         marker="double_blocks.0.img_attn.norm.key_norm.scale",
         numbered=MappingProxyType({"double_blocks": "DOUBLE", "single_blocks": "SINGLE"}),
         without=("double_stream_modulation_img.lin.weight", "distilled_guidance_layer.norms.0.scale"),
-        text=(clip_l("te1"), t5("te3", "text_encoder_2")), attention=r"single_blocks_\d+_linear[12]",
+        text=(names.clip_l("te1"), names.t5("te3", "text_encoder_2")), attention=r"single_blocks_\d+_linear[12]",
         widths=frozenset({3072}), stated=("flux",))
     text_parts = MappingProxyType({
-        "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",)),
-        "te3": TextPart("text_encoder_2", "t5xxl", "t5", T5_FILES)})
-    shortest_text, longest_text = 256, 512
+        "te1": TextPart("text_encoder", "clip_l", CLIP_L, ("clip_l.safetensors",)),
+        "te3": TextPart("text_encoder_2", "t5xxl", T5(shortest=256, longest=512), t5.FILES)})
     variants = (
         Variant("FLUX.1 dev", fits=lambda shapes: GUIDANCE in shapes, guidance="distilled",
                 sampling=UsualSampling(guidance=3.5)),
@@ -148,12 +150,6 @@ class Flux(TransformerFamily):
             return lambda height, width: 1.0
         by_length = ShiftByLength()
         return lambda height, width: by_length(height // self.patch * (width // self.patch))
-
-    def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
-        """CLIP-L's pooled state without its projection; T5's last states, without a mask, as ComfyUI encodes."""
-        if encoder == "te3":
-            return Conditioning({"hidden": t5_states(text, encoder, captions, self.shortest_text)})
-        return Conditioning({"pooled": clip_states(text, encoder, captions).pooler_output})
 
     def joined(self, said: Mapping[str, Conditioning]) -> Conditioning:
         return said["te3"] | said["te1"]

@@ -22,7 +22,7 @@ from .protocol import Family, LoraPreset
 from .samplers import DiscreteSampler
 from .separate_files import WantedPart
 from .sizes import UNET, stated_sizes
-from .text_states import CLIP_LORA_TARGET, clip_key, clip_token_count
+from .text import clip
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -113,16 +113,16 @@ class LatentDiffusion(KlLatents, Family[nn.Module, "UNet2DConditionModel"]):
         return DiscreteSampler(component_loading.load_sampler(base, zero_terminal_snr))
 
     def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
-        return clip_token_count(tokenizers, caption)
+        return clip.token_count(next(iter(tokenizers.values())), caption)
 
     def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
         return tuple(self.text_places)
 
     def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
-        return CLIP_LORA_TARGET
+        return clip.LORA_TARGET
 
     def text_key(self, encoder_name: str, module_name: str) -> str:
-        return clip_key(encoder_name, module_name)
+        return clip.lora_key(encoder_name, module_name)
 
     def checkpoint_entries(self, base: BaseModelSpec, denoiser: "UNet2DConditionModel", encoders: Mapping[str, nn.Module],
                            dtype: torch.dtype, zero_terminal: bool = False) -> list[Entry]:

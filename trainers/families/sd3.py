@@ -8,16 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..artifacts.layer_names import text as names
 from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
 from ..artifacts.layer_names.key_map import NORM, WHOLE, KeyMap, Rows, Rule
-from ..artifacts.layer_names.text import clip_g, clip_l, t5
 from ..artifacts.layer_names.transformer import TransformerNames
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning
 from .native_layout import to_native_layout
 from .protocol import LoraPreset, TextEncoders, UsualSampling
-from .text_states import clip_states, t5_states
-from .transformer_family import T5_FILES, Shapes, TextPart, TransformerFamily, by_length
+from .text import clip, t5
+from .text.encoder_kind import TextPart
+from .text.t5 import T5
+from .transformer_family import Shapes, TransformerFamily, by_length
 
 HEAD = 64
 """Width of an attention head; SD3 has as many heads as blocks."""
@@ -77,15 +79,14 @@ class StableDiffusion3(TransformerFamily):
     layer_names = TransformerNames(
         "sd3", "Stable Diffusion 3", (BASE, *numbered("JOINT", 38), EXTRA), KEY_MAP,
         marker="joint_blocks.0.context_block.attn.qkv.weight", numbered=MappingProxyType({"joint_blocks": "JOINT"}),
-        text=(clip_l("te1", projection=True), clip_g("te2"), t5("te3", "text_encoder_3")),
+        text=(names.clip_l("te1", projection=True), names.clip_g("te2"), names.t5("te3", "text_encoder_3")),
         absent=r"joint_blocks\.(1[3-9]|[23]\d)\.x_block\.attn2\..+|joint_blocks\.37\.context_block\.(attn\.proj|mlp\..+)",
         widths=frozenset({1536, 2432}), smaller=(MappingProxyType({"JOINT": 24}),), stated=("sd3", "stable-diffusion-3"))
     text_parts = MappingProxyType({
-        "te1": TextPart("text_encoder", "clip_l", "clip_l", ("clip_l.safetensors",), required=False),
-        "te2": TextPart("text_encoder_2", "clip_g", "clip_g", ("clip_g.safetensors",), "!", required=False),
-        "te3": TextPart("text_encoder_3", "t5xxl", "t5", T5_FILES, required=False),
+        "te1": TextPart("text_encoder", "clip_l", clip.CLIP_L, ("clip_l.safetensors",), required=False),
+        "te2": TextPart("text_encoder_2", "clip_g", clip.CLIP_G, ("clip_g.safetensors",), required=False),
+        "te3": TextPart("text_encoder_3", "t5xxl", T5(shortest=77, longest=256), t5.FILES, required=False),
     })
-    shortest_text, longest_text = 77, 256
     lora_targets = MappingProxyType({
         "attention": ATTENTION,
         "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
@@ -136,26 +137,26 @@ class StableDiffusion3(TransformerFamily):
         """Penultimate states of both CLIPs, the pooled ones of CLIP-L without its projection (as the original code has
         it), those of CLIP-G with it; last states of T5, without a mask."""
         if encoder == "te3":
-            return Conditioning({"hidden": t5_states(text, encoder, captions, self.shortest_text)})
-        output = clip_states(text, encoder, captions)
+            return super().encode_with(text, encoder, captions)
+        output = clip.states(text, encoder, captions)
         pooled = output.pooler_output if encoder == "te1" else output.text_embeds
         return Conditioning({"hidden": output.hidden_states[-1 - max(text.clip_skip - 1, 1)], "pooled": pooled})
 
     def joined(self, said: Mapping[str, Conditioning]) -> Conditioning:
         """The states of both CLIPs side by side, zeros up to T5's width, and T5's tokens behind them; zeros for pooled
         states of what is missing, and no tokens for a missing T5: as ComfyUI does it."""
-        one, t5 = next(iter(said.values()))["hidden"], said.get("te3")
-        width = t5["hidden"].shape[-1] if t5 else WIDTH
+        one, tokens = next(iter(said.values()))["hidden"], said.get("te3")
+        width = tokens["hidden"].shape[-1] if tokens else WIDTH
         sequences, masks = [], {}
         if "te1" in said or "te2" in said:
             states = [said[name]["hidden"] for name in ("te1", "te2") if name in said]
             before = 0 if "te1" in said else CLIP_L
             both = torch.cat(states, dim=-1)
             sequences.append(F.pad(both, (before, width - before - both.shape[-1])))
-        if t5:
-            if t5.masks:  # captions of different lengths in one batch
-                masks["hidden"] = F.pad(t5.mask("hidden"), (sum(each.shape[1] for each in sequences), 0), value=True)
-            sequences.append(t5["hidden"])
+        if tokens:
+            if tokens.masks:  # captions of different lengths in one batch
+                masks["hidden"] = F.pad(tokens.mask("hidden"), (sum(each.shape[1] for each in sequences), 0), value=True)
+            sequences.append(tokens["hidden"])
         pooled = [said[name]["pooled"] if name in said else one.new_zeros(len(one), missing)
                   for name, missing in (("te1", CLIP_L), ("te2", CLIP_G))]
         return Conditioning({"hidden": torch.cat(sequences, dim=1), "pooled": torch.cat(pooled, dim=-1)}, masks)

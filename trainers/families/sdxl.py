@@ -11,12 +11,11 @@ from ..artifacts.tensor_files import Entry, entry_of
 from ..data.images.buckets import Crop
 from ..memory.placement import Place, assign
 from ..spec import BaseModelSpec
-from . import text_loading
 from .conditioning import Conditioning
 from .latent_diffusion import LatentDiffusion
 from .protocol import LoraPreset, TextEncoders
 from .sizes import unet_shape
-from .text_states import CLIP_LORA_TARGET, clip_states
+from .text import clip
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -50,18 +49,18 @@ class StableDiffusionXL(LatentDiffusion):
                   place: Place = assign) -> TextEncoders:
         """"te1" is CLIP ViT-L, "te2" OpenCLIP ViT-bigG; the second pads with "!" (token 0)."""
         return TextEncoders(self.load_tokenizers(base), {
-            name: text_loading.load_clip(base, self.text_places[name][0], dtype, name == "te2", place)
+            name: clip.load_clip(base, self.text_places[name][0], dtype, name == "te2", place)
             for name in self.text_places if only is None or name in only})
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
         return {
-            "te1": text_loading.load_tokenizer(base, "tokenizer", "<|endoftext|>"),
-            "te2": text_loading.load_tokenizer(base, "tokenizer_2", "!"),
+            "te1": clip.load_tokenizer(base, "tokenizer", "<|endoftext|>"),
+            "te2": clip.load_tokenizer(base, "tokenizer_2", "!"),
         }
 
     def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
         """Penultimate token states, and of the second encoder the projected end-of-text state."""
-        output = clip_states(text, encoder, captions)
+        output = clip.states(text, encoder, captions)
         hidden = Conditioning({"hidden": output.hidden_states[-1 - max(text.clip_skip - 1, 1)]})
         return hidden | Conditioning({"pooled": output.text_embeds}) if encoder == "te2" else hidden
 
@@ -96,8 +95,8 @@ class StableDiffusionXL(LatentDiffusion):
     def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
         """The last layer of the first encoder is passed over: SDXL reads the one before it."""
         if encoder_name == "te1":
-            return rf"layers\.(?!{encoder.config.num_hidden_layers - 1}\.)\d+\.({CLIP_LORA_TARGET})"
-        return CLIP_LORA_TARGET
+            return rf"layers\.(?!{encoder.config.num_hidden_layers - 1}\.)\d+\.({clip.LORA_TARGET})"
+        return clip.LORA_TARGET
 
 
 SDXL = StableDiffusionXL()

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..memory.placement import Place, assign
 from ..spec import BaseModelSpec
-from . import checkpoint_writing, text_loading
+from . import checkpoint_writing
 from .conditioning import Conditioning
 from .latent_diffusion import LatentDiffusion
 from .protocol import LoraPreset, TextEncoders
-from .text_states import clip_states, final_norm
+from .text import clip
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -49,11 +49,11 @@ class StableDiffusion(LatentDiffusion):
     def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None,
                   place: Place = assign) -> TextEncoders:
         wanted = only is None or "te" in only
-        encoders = {"te": text_loading.load_clip(base, "text_encoder", dtype, place=place)} if wanted else {}
+        encoders = {"te": clip.load_clip(base, "text_encoder", dtype, place=place)} if wanted else {}
         return TextEncoders(self.load_tokenizers(base), encoders)
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
-        return {"te": text_loading.load_tokenizer(base, "tokenizer", self.pad_token)}
+        return {"te": clip.load_tokenizer(base, "tokenizer", self.pad_token)}
 
     @property
     def text_places(self) -> Mapping[str, tuple[str, str]]:
@@ -75,10 +75,10 @@ class StableDiffusion(LatentDiffusion):
 
     def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
         """SD 2.x's penultimate layer is the last one here: its encoder is stored without the layer after it."""
-        output, skipped = clip_states(text, encoder, captions), text.clip_skip - self.own_layer
+        output, skipped = clip.states(text, encoder, captions), text.clip_skip - self.own_layer
         if skipped <= 0:
             return Conditioning({"hidden": output.last_hidden_state})
-        return Conditioning({"hidden": final_norm(text.encoders[encoder])(output.hidden_states[-1 - skipped])})
+        return Conditioning({"hidden": clip.final_norm(text.encoders[encoder])(output.hidden_states[-1 - skipped])})
 
     def predict(self, denoiser: "UNet2DConditionModel", latents: Tensor, timesteps: Tensor,
                 conditioning: Conditioning) -> Tensor:

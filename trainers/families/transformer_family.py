@@ -1,10 +1,10 @@
 """What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be
 missing, an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,57 +16,33 @@ from ..artifacts.tensor_files import Entry, entry_of, finite
 from ..artifacts.tensor_header import read_header
 from ..artifacts.weights import Weights
 from ..errors import UserError
-from ..memory.placement import Keeper, Place, as_they_are, assign
+from ..memory.placement import Keeper, as_they_are
 from ..reports import FileKind
 from ..spec import BaseModelSpec, ComponentSpec
-from . import text_loading
 from .checkpoint_writing import plain, untrained_entries, vae_pieces
 from .component_configs import component_config, config_folder, read_object
 from .component_loading import explained
 from .component_recognition import components_of, is_full, storage_of
 from .conditioning import Conditioning
 from .filling import fill, without_weights
-from .kl_latents import KlLatents, content_of
-from .model_parts import TOKENIZERS, ModelPart, ModelParts, ModelSource, Recognized, in_folder
-from .protocol import Family, LoraPreset, TextEncoders
+from .kl_latents import KlLatents
+from .model_parts import ModelPart, ModelParts, ModelSource, Recognized, in_folder
+from .protocol import Family, LoraPreset
 from .samplers import FlowSampler
 from .separate_files import WantedPart, separate_components
 from .sizes import stated_sizes
-from .text_states import CLIP_LORA_TARGET, T5_LORA_TARGET, clip_key, clip_token_count, load_t5, t5_ids
+from .text.text_parts import TextParts
 from .variants import Released, Shapes
 from .weight_files import weight_files
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 TRANSFORMER, VAE = "transformer", "vae"
-T5_FILES = ("t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn_scaled.safetensors", "t5xxl_fp8_e4m3fn.safetensors")
-"""Names that people have T5-XXL's encoder by, the best first (ComfyUI's documentation)."""
 DENOISER = "model.diffusion_model."
 LATENT_CHANNELS = 16
 SMALL_VAE = 64
 """VAEs whose first width is below this are of no released model but of a small one, such as a demo base."""
 
 
-@dataclass(frozen=True)
-class TextPart:
-    """A text encoder of a family: its component, where an all-in-one file keeps it (ComfyUI's name for it), what it is, and
-    the token that captions are padded with."""
-
-    component: str
-    native: str
-    kind: Literal["clip_l", "clip_g", "t5"]
-    files: tuple[str, ...]
-    """Names that people have it by, the best first."""
-    pad_token: str = "<|endoftext|>"
-    required: bool = True
-
-    @property
-    def prefix(self) -> str:
-        return f"text_encoders.{self.native}.transformer."
-
-
-class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
+class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Module]):
     """The half of the family protocol that does not differ."""
 
     name: str
@@ -74,19 +50,12 @@ class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
     layer_names: TransformerNames
     class_name: ClassVar[str]
     """diffusers' class of the denoiser."""
-    text_parts: ClassVar[Mapping[str, TextPart]]
-    """By the names that LoRA files give text encoders ("te1", …)."""
     vae_prefix: ClassVar[str]
     """Of the VAE in an all-in-one file."""
     vae_files: ClassVar[tuple[str, ...]]
     """Names that people have the VAE by, the best first."""
-    shortest_text: ClassVar[int]
-    """Tokens that T5 reads at least, as ComfyUI pads them."""
-    longest_text: ClassVar[int]
-    """Tokens that T5 was trained with; more are read, and known less well."""
     patch = 2
     lora_preset: LoraPreset
-    capabilities = frozenset({"lora", "full", "text_encoder", "textual_inversion"})
 
     # ---- what a family adds ----------------------------------------------------------------------------------------
 
@@ -100,13 +69,9 @@ class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
         return {**self.metadata, "modelspec.implementation": "diffusers"}
 
     @property
-    def embedding_keys(self) -> Mapping[str, str]:
-        return {name: part.native for name, part in self.text_parts.items()}
-
-    @property
     def separate_parts(self) -> Sequence[WantedPart]:
         vae = WantedPart(VAE, "vae", self.vae_files, channels=LATENT_CHANNELS)
-        return [vae, *(WantedPart(part.component, part.kind, part.files, required=part.required)
+        return [vae, *(WantedPart(part.component, part.kind.kind, part.files, required=part.required)
                        for part in self.text_parts.values())]
 
     def native_resolution(self, base: BaseModelSpec) -> int:
@@ -206,8 +171,8 @@ class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
         parts, key_map = ModelParts.of(base), self.layer_names.key_map
         named = ((key_map.native_tensor(name), entry) for name, entry in self.module_entries(parts[TRANSFORMER]).items())
         return {DENOISER + native: entry for native, entry in named if native} | {
-            part.prefix + _with_text_model(part, name): entry for part in self._present(base).values()
-            for name, entry in parts[part.component].entries().items()}
+            part.prefix + own: entry for part in self.present(base).values()
+            for name, entry in parts[part.component].entries().items() if (own := part.kind.file_name(name))}
 
     def denoiser_key(self, denoiser: nn.Module, module_name: str) -> str:
         native = self.layer_names.key_map.native_layer(module_name)
@@ -235,56 +200,6 @@ class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> FlowSampler:
         return FlowSampler(self.timestep_shift(base), self.guidance(base))
 
-    # ---- text ------------------------------------------------------------------------------------------------------
-
-    def caption_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
-        parts = ModelParts.of(base)
-        encoders = [part.component for part in self.text_parts.values() if part.component in parts]
-        tokenizers = [parts[name].fingerprint(memory) for name in TOKENIZERS if name in parts]
-        return [self.name, tokenizers, *content_of(base, memory, encoders)]
-
-    def _present(self, base: BaseModelSpec) -> dict[str, TextPart]:
-        parts = ModelParts.of(base)
-        return {name: part for name, part in self.text_parts.items() if part.component in parts}
-
-    def reads_text_length(self, base: BaseModelSpec) -> bool:
-        return any(part.kind == "t5" for part in self._present(base).values())
-
-    @property
-    def large_encoders(self) -> tuple[str, ...]:
-        return tuple(name for name, part in self.text_parts.items() if part.kind == "t5")
-
-    def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
-        return tuple(self._present(base))
-
-    def load_text(self, base: BaseModelSpec, dtype: torch.dtype, only: Collection[str] | None = None,
-                  place: Place = assign) -> TextEncoders:
-        return TextEncoders(self.load_tokenizers(base), {
-            name: load_t5(base, part.component, dtype, place) if part.kind == "t5" else
-            text_loading.load_clip(base, part.component, dtype, part.kind == "clip_g", place)
-            for name, part in self._present(base).items() if only is None or name in only})
-
-    def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
-        return {name: text_loading.t5_tokenizer() if part.kind == "t5" else
-                text_loading.load_tokenizer(base, part.component.replace("text_encoder", "tokenizer"), part.pad_token)
-                for name, part in self._present(base).items()}
-
-    def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
-        """Of T5, which has one token more for the end; where there is none, of CLIP."""
-        t5 = next((name for name, part in self.text_parts.items() if part.kind == "t5" and name in tokenizers), None)
-        if t5 is not None:
-            ids = t5_ids(TextEncoders({t5: tokenizers[t5]}, {}), t5, [caption], 0)
-            return ids.shape[1] - 1, self.longest_text - 1
-        return clip_token_count(tokenizers, caption)
-
-    def text_lora_target(self, encoder_name: str, encoder: "PreTrainedModel") -> str:
-        return T5_LORA_TARGET if self.text_parts[encoder_name].kind == "t5" else CLIP_LORA_TARGET
-
-    def text_key(self, encoder_name: str, module_name: str) -> str:
-        if self.text_parts[encoder_name].kind == "t5":
-            return f"lora_{encoder_name}_{module_name.replace('.', '_')}"
-        return clip_key(encoder_name, module_name)
-
     # ---- files -----------------------------------------------------------------------------------------------------
 
     def checkpoint_kind(self, base: BaseModelSpec, with_text: bool) -> FileKind:
@@ -298,7 +213,7 @@ class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
         header holds the notes: then they become numbers in `dtype`."""
         trained = self._native_tensors(denoiser) | {
             self.text_parts[encoder].prefix + name: tensor for encoder, module in encoders.items()
-            for name, tensor in _text_tensors(module).items()}
+            for name, tensor in self.text_tensors(encoder, module).items()}
         written = {name: in_precision(entry_of(name, [tensor]), dtype) for name, tensor in trained.items()}
         if base.layout == "single_file":
             numbers = Weights.of_file(Path(base.path)).entries
@@ -311,7 +226,7 @@ class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
             return list(written.values())
         others = {self.vae_prefix + name.removeprefix("first_stage_model."): entry_of(name, pieces)
                   for name, pieces in vae_pieces(self.load_vae(base)).items()}
-        untrained = tuple(part.prefix for name, part in self._present(base).items() if name not in encoders)
+        untrained = tuple(part.prefix for name, part in self.present(base).items() if name not in encoders)
         others |= {name: entry for name, entry in self.native_entries(base).items() if name.startswith(untrained)}
         return [*written.values(), *(in_precision(replace(entry, name=name), dtype) for name, entry in others.items())]
 
@@ -330,7 +245,7 @@ class TransformerFamily(KlLatents, Released, Family[nn.Module, nn.Module]):
         yield from ((tensor, stored[name].tensor()) for name, tensor in denoiser.state_dict().items())
         for encoder, module in encoders.items():
             own = {plain(name): entry for name, entry in parts[self.text_parts[encoder].component].entries().items()}
-            yield from ((tensor, own[plain(name)].tensor()) for name, tensor in _text_tensors(module).items()
+            yield from ((tensor, own[plain(name)].tensor()) for name, tensor in self.text_tensors(encoder, module).items()
                         if plain(name) in own)
 
     def attention_widths(self, base: BaseModelSpec) -> dict[str, frozenset[int]]:
@@ -357,19 +272,6 @@ def by_length(predict: Callable[[Conditioning, Tensor], Tensor], conditioning: C
 def _cut(conditioning: Conditioning, sequence: str, length: int) -> Conditioning:
     return Conditioning({name: tensor[:, :length] if name == sequence else tensor
                          for name, tensor in conditioning.tensors.items()})
-
-
-def _text_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Of a text encoder, by the names that files of their own have."""
-    named = module.state_dict()
-    if "shared.weight" in named:
-        return {name: tensor for name, tensor in named.items() if name != "encoder.embed_tokens.weight"}
-    return {name if name.startswith("text_projection") else f"text_model.{plain(name)}": tensor
-            for name, tensor in named.items() if not name.endswith("position_ids")}
-
-
-def _with_text_model(part: TextPart, name: str) -> str:
-    return name if part.kind == "t5" or name.startswith("text_projection") else f"text_model.{plain(name)}"
 
 
 def _name_in(stored: Mapping[str, Entry], name: str) -> str:

@@ -1,33 +1,42 @@
-"""Loads tokenizers and text encoders from wherever a model's parts lie, offline, by transformers.
+"""CLIP's text encoders, in transformers' or in OpenCLIP's layout.
 
 transformers is imported where it is needed, as `component_loading` says.
 """
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..artifacts.ldm_layout import transformers_clip_tensors
-from ..errors import UserError
-from ..memory.placement import Place, assign, settle
-from ..spec import BaseModelSpec
-from ..words import whole_word
-from .component_configs import CONFIGS, component_config
-from .component_loading import explained
-from .model_parts import ModelParts
-from .protocol import TextEncoders
+from ...artifacts.ldm_layout import transformers_clip_tensors
+from ...errors import UserError
+from ...memory.placement import Place, assign, settle
+from ...spec import BaseModelSpec
+from ...words import whole_word
+from ..checkpoint_writing import plain
+from ..component_configs import CONFIGS, component_config
+from ..component_loading import explained
+from ..conditioning import Conditioning
+from ..kl_latents import content_of
+from ..model_parts import ModelParts
+from ..protocol import TextEncoders
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedTokenizerBase
+    from transformers import (
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
 TOKENIZER = CONFIGS / "clip_tokenizer"
 """CLIP's vocabulary is the same for every encoder of these families; only the padding token differs."""
-T5_TOKENIZER = CONFIGS / "t5_tokenizer"
-"""T5's vocabulary is the same for encoders of every size."""
+LORA_TARGET = r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 LONGEST_VOCABULARY = 50_000_000
 """Bytes of a file of a tokenizer; CLIP's has one million."""
 
@@ -98,15 +107,6 @@ def clip_tokenizer(pad_token: str = "<|endoftext|>") -> "CLIPTokenizer":
     return CLIPTokenizer.from_pretrained(TOKENIZER, pad_token=pad_token, local_files_only=True)
 
 
-def t5_tokenizer() -> "PreTrainedTokenizerBase":
-    """T5's vocabulary, without any base model: 32100 tokens, "</s>" (1) at the end of a text, padded with "<pad>" (0), of
-    any length unless a call says `max_length`. The class is ComfyUI's, so that ids are the same in every version of it."""
-    import transformers
-
-    library: Any = transformers  # whose types do not know the class since version 5
-    return library.T5TokenizerFast.from_pretrained(T5_TOKENIZER, local_files_only=True)
-
-
 def tokenize(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Tensor:
     """Token ids, int64 [batch, 77], cut at the encoder's length, on the encoder's device."""
     tokenizer, module = text.tokenizers[encoder], text.encoders[encoder]
@@ -115,3 +115,62 @@ def tokenize(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Tenso
     batch = tokenizer(list(captions), padding="max_length", max_length=module.config.max_position_embeddings,
                       truncation=True, return_tensors="pt")
     return batch.input_ids.to(next(module.parameters()).device)
+
+
+def states(text: TextEncoders, encoder: str, captions: Sequence[str]) -> Any:
+    """The encoder's output with all hidden states, for tokens cut and padded to its length."""
+    return text.encoders[encoder](tokenize(text, encoder, captions), output_hidden_states=True)
+
+
+def token_count(tokenizer: "PreTrainedTokenizerBase", caption: str) -> tuple[int, int]:
+    """(tokens of the caption, tokens that fit). Two places of CLIP's length go to the start and end tokens."""
+    return len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2, tokenizer.model_max_length - 2
+
+
+def lora_key(encoder_name: str, module_name: str) -> str:
+    """The name of a layer in LoRA files. Since transformers 5.6 the names of CLIPTextModel's modules lack `text_model.`."""
+    return f"lora_{encoder_name}_text_model_" + module_name.removeprefix("text_model.").replace(".", "_")
+
+
+def final_norm(encoder: "PreTrainedModel") -> nn.Module:
+    """The layer norm after the last layer; transformers 5.6 moved it up from `text_model`."""
+    return getattr(encoder, "text_model", encoder).get_submodule("final_layer_norm")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """CLIP as a kind of text encoder of transformer families."""
+
+    kind: Literal["clip_l", "clip_g"]
+    pad_token: str = "<|endoftext|>"
+    projection: bool = False
+    """Of the pooled state."""
+    learns, is_large, takes_length, cuts = True, False, False, True
+    lora_target = LORA_TARGET
+
+    def identity(self, base: BaseModelSpec, component: str, memory: Path) -> Sequence:
+        return content_of(base, memory, [component])[0]
+
+    def load(self, base: BaseModelSpec, component: str, dtype: torch.dtype, place: Place) -> "PreTrainedModel":
+        return load_clip(base, component, dtype, self.projection, place)
+
+    def load_tokenizer(self, base: BaseModelSpec, component: str) -> "PreTrainedTokenizerBase":
+        return load_tokenizer(base, component.replace("text_encoder", "tokenizer"), self.pad_token)
+
+    def token_count(self, tokenizer: "PreTrainedTokenizerBase", caption: str) -> tuple[int, int]:
+        return token_count(tokenizer, caption)
+
+    def encode(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
+        """The pooled state, without the projection."""
+        return Conditioning({"pooled": states(text, encoder, captions).pooler_output})
+
+    def lora_key(self, encoder_name: str, module_name: str) -> str:
+        return lora_key(encoder_name, module_name)
+
+    def file_name(self, name: str) -> str | None:
+        if name.endswith("position_ids"):
+            return None
+        return name if name.startswith("text_projection") else f"text_model.{plain(name)}"
+
+
+CLIP_L, CLIP_G = Clip("clip_l"), Clip("clip_g", "!", projection=True)
