@@ -89,6 +89,9 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
             t5.py                   T5
         native_layout.py            diffusers' transformers with the layers of the original file
         kl_latents.py               images as latents and back
+        flux2_latents.py            the same with FLUX.2's autoencoder
+        qwen_latents.py             the same with those of Qwen-Image
+        vae_filling.py              autoencoders filled from files of either naming
         filling.py                  weights into a model, one tensor after the other
         recognition.py              what a model file is: every family is asked
         unet_recognition.py         whether it is a Stable Diffusion, and which
@@ -176,6 +179,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         metadata.py                 what headers tell
         checkpoint.py               whole models
         ldm_layout.py               VAE and text encoders of the original layout
+        wan_layout.py               autoencoders of Qwen-Image in theirs
         lora.py                     LoRA files as kohya writes them
         lora_file.py                LoRA files of any maker, as layers
         lora_renaming.py            files of different makers under one's names

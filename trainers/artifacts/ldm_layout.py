@@ -5,6 +5,7 @@ trees. Tensors are the same, apart from those that `*_tensors` functions reshape
 """
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,21 +22,35 @@ PROJECTION = "text_projection.weight"
 """Transformers' name of the weight that OpenCLIP keeps transposed."""
 
 
-def original_vae_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A diffusers AutoencoderKL's weights under their original names, without the `first_stage_model.` prefix.
+@dataclass(frozen=True)
+class Original:
+    """What the original file calls a tensor, and the shape that it has there: of the same numbers in the same order."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def original_vae_places(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Original]:
+    """The place in the original file of every tensor of diffusers' AutoencoderKL or AutoencoderKLFlux2, by its name there.
 
     The middle block's attention was made of 1×1 convolutions: its weights get two trailing dimensions.
     """
-    blocks = 1 + max(int(match[1]) for name in weights if (match := re.match(r"decoder\.up_blocks\.(\d+)\.", name)))
-    renamed = {}
-    for name, tensor in weights.items():
+    blocks = 1 + max(int(match[1]) for name in shapes if (match := re.match(r"decoder\.up_blocks\.(\d+)\.", name)))
+    places = {}
+    for name, shape in shapes.items():
+        own = name
         for diffusers, original in VAE_PARTS:
-            name = name.replace(diffusers, original)
-        name = re.sub(r"decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{blocks - 1 - int(match[1])}", name)
-        if ".attn_1." in name and name.endswith("weight") and tensor.ndim == 2:
-            tensor = tensor[:, :, None, None]
-        renamed[name] = tensor
-    return renamed
+            own = own.replace(diffusers, original)
+        own = re.sub(r"decoder\.up_blocks\.(\d+)", lambda match: f"decoder.up.{blocks - 1 - int(match[1])}", own)
+        kernel = (1, 1) if ".attn_1." in own and own.endswith("weight") and len(shape) == 2 else ()
+        places[name] = Original(own, (*shape, *kernel))
+    return places
+
+
+def original_vae_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A diffusers AutoencoderKL's weights under their original names, without the `first_stage_model.` prefix."""
+    places = original_vae_places({name: tuple(tensor.shape) for name, tensor in weights.items()})
+    return {place.name: weights[name].reshape(place.shape) for name, place in places.items()}
 
 
 def open_clip_tensors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

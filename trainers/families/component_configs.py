@@ -35,12 +35,15 @@ def config_file(component: str) -> str:
 
 
 def read_config(folder: Path, component: str, title: str) -> dict:
-    """The config of a component in a model's folder, with every field of `FIELDS` as it says. UserError names the field."""
+    """The config of a component in a model's folder, with every field of `FIELDS` as it says, or of
+    `CLASS_FIELDS` where its class is there. UserError names the field."""
     name = f"{component}/{config_file(component)}"
     content = read_object(folder / component / config_file(component))
     if content is None:
         raise UserError(f"{title!r} lacks {name}, or it is damaged. Download the model again.")
-    for field, (required, is_right, words) in FIELDS[re.sub(r"_\d$", "", component)].items():
+    kind = content.get("_class_name")
+    rules = CLASS_FIELDS.get(kind) if isinstance(kind, str) else None
+    for field, (required, is_right, words) in (rules or FIELDS[re.sub(r"_\d$", "", component)]).items():
         value = content.get(field)
         if value is None and not required:
             content.pop(field, None)
@@ -64,8 +67,8 @@ def _number(low: float, high: float) -> Callable[[Any], bool]:
     return lambda value: type(value) in (int, float) and math.isfinite(value) and low <= value <= high
 
 
-def _list(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and 1 <= len(value) <= 8 and all(map(is_right, value))
+def _list(is_right: Callable[[Any], bool], longest: int = 8) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and 1 <= len(value) <= longest and all(map(is_right, value))
 
 
 def _either(*rules: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -81,7 +84,8 @@ def _truth(value: Any) -> bool:
 
 
 _WIDTH, _LAYERS = _whole(1, 8192), _whole(1, 16)
-FIELDS: Mapping[str, Mapping[str, tuple[bool, Callable[[Any], bool], str]]] = {
+Rules = Mapping[str, tuple[bool, Callable[[Any], bool], str]]
+FIELDS: Mapping[str, Rules] = {
     "unet": {
         "in_channels": (False, _whole(1, 64), "a number of channels"),
         "out_channels": (False, _whole(1, 64), "a number of channels"),
@@ -135,3 +139,33 @@ FIELDS: Mapping[str, Mapping[str, tuple[bool, Callable[[Any], bool], str]]] = {
     },
 }
 """Component → field → (whether it must be there, what it must be, the same in words)."""
+_KL: Rules = FIELDS["vae"]
+_WAN: Rules = {
+    "base_dim": (True, _WIDTH, "a width of up to 8192"),
+    "z_dim": (True, _whole(1, 64), "a number of channels"),
+    "dim_mult": (True, _list(_whole(1, 16)), "a list of up to 8 factors"),
+    "num_res_blocks": (True, _LAYERS, "a number of up to 16 layers"),
+    "attn_scales": (False, lambda value: value == [], "empty"),
+    "temperal_downsample": (True, _list(_truth), "a list of up to 8 times true or false"),
+    "latents_mean": (True, _list(_number(-1e4, 1e4), 64), "a list of up to 64 numbers"),
+    "latents_std": (True, _list(_number(1e-4, 1e4), 64), "a list of up to 64 numbers above 0"),
+}
+CLASS_FIELDS: Mapping[str, Rules] = {
+    "AutoencoderKLFlux2": {
+        **_KL,
+        "decoder_block_out_channels": (False, _list(_WIDTH), "a list of up to 8 widths"),
+        "batch_norm_eps": (False, _number(0, 1), "a number from 0 to 1"),
+        "patch_size": (False, lambda value: value == [2, 2], "[2, 2]"),
+    },
+    "AutoencoderKLQwenImage": {**_WAN, "input_channels": (False, _whole(3, 3), "3")},
+    "AutoencoderKLQwenImage21": {
+        **_WAN,
+        "decoder_base_dim": (False, _WIDTH, "a width of up to 8192"),
+        "is_residual": (False, lambda value: value is True, "true"),
+        "in_channels": (False, _whole(4, 4), "4"),
+        "out_channels": (False, _whole(4, 4), "4"),
+        "patch_size": (False, lambda value: value is None, "null"),
+        "scale_factor_spatial": (False, _whole(1, 64), "a factor of up to 64"),
+    },
+}
+"""The same of autoencoders of other kinds than AutoencoderKL, by diffusers' class."""

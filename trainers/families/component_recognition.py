@@ -2,24 +2,27 @@
 (`detect_te_model`, `VAE`) and `comfy.model_detection`."""
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from ..artifacts.layer_names import BROUGHT
 
-Kind = Literal["denoiser", "clip_l", "clip_h", "clip_g", "t5", "other text encoder", "vae"]
+Kind = Literal["denoiser", "clip_l", "clip_h", "clip_g", "t5", "other text encoder", "vae", "flux2_vae", "qwen_vae",
+               "qwen_21_vae", "other vae"]
 TITLES: Mapping[Kind, str] = {
     "denoiser": "denoiser", "clip_l": "CLIP-L text encoder", "clip_h": "CLIP-H text encoder",
     "clip_g": "CLIP-G text encoder", "t5": "T5 text encoder", "other text encoder": "text encoder of another kind",
-    "vae": "VAE",
+    "vae": "VAE", "flux2_vae": "FLUX.2 VAE", "qwen_vae": "Qwen-Image VAE", "qwen_21_vae": "Qwen-Image-2.1 VAE",
+    "other vae": "VAE of another kind",
 }
+VAES = frozenset[Kind](("vae", "flux2_vae", "qwen_vae", "qwen_21_vae", "other vae"))
 DENOISERS = ("model.diffusion_model.", "diffusion_model.", "")
 """What may stand before the names of a denoiser."""
 CLIP, OPEN_CLIP = "encoder.layers.0.mlp.fc1.weight", "transformer.resblocks.0.mlp.c_fc.weight"
 T5, LANGUAGE_MODEL = "encoder.block.0.layer.0.SelfAttention.k.weight", "model.layers.0.self_attn.k_proj.weight"
-VAE = "decoder.conv_in.weight"
+VAE, WAN_VAE = "decoder.conv_in.weight", "decoder.middle.0.residual.0.gamma"
 CLIP_H_LAYERS, CLIP_G_LAYERS = 23, 31
 """CLIP-L has 12 layers, CLIP-H 24, of which the last is often left out, CLIP-G 32."""
 T5_VOCABULARY, T5_XXL_WIDTH = range(32100, 32129), 4096
@@ -47,7 +50,7 @@ class FoundComponent:
     def title(self) -> str:
         """What people call it, for example "VAE with 16 latent channels (fp32)"."""
         name = TITLES[self.kind]
-        if self.kind == "vae":
+        if self.kind in VAES:
             name += f" with {self.width} latent channels"
         if self.kind == "t5" and self.width == T5_XXL_WIDTH:
             name = "T5-XXL text encoder"
@@ -112,12 +115,10 @@ def _denoisers(tensors: Mapping[str, dict]) -> Iterator[FoundComponent]:
 def _component_at(name: str, tensors: Mapping[str, dict]) -> FoundComponent | None:
     """The component whose mark a tensor is."""
     shape = tensors[name]["shape"]
-    if len(shape) not in (2, 4):
+    if len(shape) not in (2, 4, 5):
         return None
-    if name.endswith(VAE) and len(shape) == 4:
-        start = name.removesuffix(VAE)
-        layout = "diffusers" if f"{start}decoder.up_blocks.0.resnets.0.norm1.weight" in tensors else "original"
-        return FoundComponent("vae", start, storage_of(tensors, start), layout, width=shape[1])
+    if name.endswith((VAE, WAN_VAE)):
+        return _vae(name.removesuffix(VAE).removesuffix(WAN_VAE), tensors)
     if name.endswith((CLIP, OPEN_CLIP)) and not re.search(r"(^|\.)(vision_model|visual)\.", name):
         mark = CLIP if name.endswith(CLIP) else OPEN_CLIP
         start = name.removesuffix(mark)
@@ -130,6 +131,35 @@ def _component_at(name: str, tensors: Mapping[str, dict]) -> FoundComponent | No
         start = name.removesuffix(LANGUAGE_MODEL)
         return FoundComponent("other text encoder", start, storage_of(tensors, start), "diffusers", width=shape[1])
     return None
+
+
+def _vae(start: str, tensors: Mapping[str, dict]) -> FoundComponent | None:
+    """Video autoencoders have kernels with an axis for time; those of Wan have norms with a gamma."""
+    def shape(name: str) -> list[int]:
+        return tensors.get(start + name, {}).get("shape", [])
+    storage = storage_of(tensors, start)
+    if start + WAN_VAE in tensors:
+        kind, layout, width = _wan_kind(shape, "encoder.conv1.weight", "decoder.head.2.weight",
+                                        "decoder.upsamples.0.upsamples.0.residual.2.weight"), "original", "conv2.weight"
+    elif start + "decoder.mid_block.resnets.0.norm1.gamma" in tensors:
+        kind, layout, width = _wan_kind(shape, "encoder.conv_in.weight", "decoder.conv_out.weight",
+                                        "decoder.up_blocks.0.upsampler.resample.1.weight"), "diffusers", VAE
+    else:
+        kind: Kind = "flux2_vae" if start + "bn.running_mean" in tensors else "vae"
+        diffusers = f"{start}decoder.up_blocks.0.resnets.0.norm1.weight" in tensors
+        layout, width = "diffusers" if diffusers else "original", VAE
+        if len(shape(VAE)) != 4:
+            kind = "other vae"
+    return FoundComponent(kind, start, storage, layout, width=[*shape(width), 0, 0][1])
+
+
+def _wan_kind(shape: Callable[[str], list[int]], first: str, last: str, levels: str) -> Kind:
+    """Wan 2.2's have blocks of levels, as Qwen-Image-2.1's, whose kernels see one frame. There are relatives of
+    Qwen-Image's with transparency, and with larger images out than in."""
+    channels, frames = (shape(first)[1:2], shape(last)[:1]), shape(last)[2:-2]
+    if shape(levels):
+        return "qwen_21_vae" if frames in ([], [1]) and channels == ([4], [4]) else "other vae"
+    return "qwen_vae" if channels == ([3], [3]) else "other vae"
 
 
 def _clip_kind(layers: str, tensors: Mapping[str, dict]) -> Kind:

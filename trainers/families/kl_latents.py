@@ -1,21 +1,27 @@
-"""Latents of an `AutoencoderKL`, whose config says how they are shifted and scaled: most families have one."""
-from collections.abc import Callable, Sequence
+"""Latents of an `AutoencoderKL`, whose config says how they are shifted and scaled: most families have one. Those of other
+autoencoders (`flux2_latents`, `qwen_latents`) differ in some of its functions."""
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..artifacts.tensor_files import Entry, entry_of
+from ..errors import UserError
 from ..spec import BaseModelSpec
 from . import component_loading
-from .component_configs import component_config
+from .checkpoint_writing import vae_pieces
+from .component_configs import CLASS_FIELDS, component_config
+from .component_recognition import Kind
 from .model_parts import ModelParts
 from .protocol import LatentFormat
+from .sizes import VAE
 
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
+Autoencoder: TypeAlias = Any
+"""One of diffusers' autoencoders: they have no type in common that says how they encode."""
+Result = TypeVar("Result")
 TILE = 512
 """Side in pixels of the tiles in which a VAE works where memory does not hold a whole image; they overlap by a quarter."""
 LIBRARY_FIELDS = ("torch_dtype", "dtype", "transformers_version")
@@ -27,9 +33,26 @@ class KlLatents:
 
     name: str
     patch = 1
+    vae_kind: ClassVar[Kind] = "vae"
+    vae_class: ClassVar[str] = "AutoencoderKL"
+    """diffusers' class of the autoencoder."""
+    vae_channels: ClassVar[int] = 0
+    """Of the autoencoder; 0: any."""
+
+    def vae_config(self, base: BaseModelSpec) -> dict:
+        config = component_config(base, "vae")
+        found = config.get("_class_name", self.vae_class)
+        if found != self.vae_class and {found, self.vae_class} & CLASS_FIELDS.keys():
+            raise UserError(f"{base.name!r} has another VAE than models of its family: vae/config.json says {found}, and "
+                            f"{self.vae_class} belongs there. Download the model again.")
+        return config
+
+    def vae_width(self, base: BaseModelSpec) -> int:
+        """Channels of its first layer."""
+        return self.vae_config(base)["block_out_channels"][0]
 
     def latent_format(self, base: BaseModelSpec) -> LatentFormat:
-        config = component_config(base, "vae")
+        config = self.vae_config(base)
         downscale = 2 ** (len(config["block_out_channels"]) - 1)
         return LatentFormat(
             channels=config["latent_channels"],
@@ -42,40 +65,43 @@ class KlLatents:
     def latent_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
         return [self.name, asdict(self.latent_format(base)), *content_of(base, memory, ["vae"])]
 
-    def load_vae(self, base: BaseModelSpec) -> "AutoencoderKL":
+    def load_vae(self, base: BaseModelSpec) -> Autoencoder:
         return component_loading.load_vae(base)
 
+    def vae_entries(self, base: BaseModelSpec) -> Mapping[str, Entry]:
+        """Its tensors under the names of the original file, as all-in-one files have them behind a prefix."""
+        return {name.removeprefix(VAE): entry_of(name, pieces) for name, pieces in vae_pieces(self.load_vae(base)).items()}
+
     @torch.no_grad()
-    def encode_images(self, vae: "AutoencoderKL", pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+    def encode_images(self, vae: Autoencoder, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         """The mode of the posterior: its spread is a hundredth of the latents', and the mode can be cached."""
-        posterior = whole_or_tiled(vae, lambda: vae.encode(pixels, return_dict=False)[0], latent_format.downscale)
+        posterior = self.whole_or_tiled(
+            vae, lambda: vae.encode(pixels, return_dict=False)[0], latent_format.downscale)
         return (posterior.mode() - latent_format.shift) * latent_format.scale
 
     @torch.no_grad()
-    def decode_latents(self, vae: "AutoencoderKL", latents: Tensor, latent_format: LatentFormat) -> Tensor:
+    def decode_latents(self, vae: Autoencoder, latents: Tensor, latent_format: LatentFormat) -> Tensor:
         latents = latents / latent_format.scale + latent_format.shift
-        found = whole_or_tiled(vae, lambda: vae.decode(
-            latents, return_dict=False),  # pyright: ignore[reportArgumentType]  # any Tensor, not FloatTensor
-            latent_format.downscale)
+        found = self.whole_or_tiled(vae, lambda: vae.decode(latents, return_dict=False), latent_format.downscale)
         return found[0].clamp(-1, 1)
 
-
-Result = TypeVar("Result")
-
-
-def whole_or_tiled(vae: "AutoencoderKL", work: Callable[[], Result], downscale: int) -> Result:
-    """What `work` does with the VAE; again in tiles, from then on, when the memory is full. Tiles know nothing of each
-    other, so that latents differ a little from those of whole images; what fits is never cut."""
-    try:
+    def whole_or_tiled(self, vae: Autoencoder, work: Callable[[], Result], downscale: int) -> Result:
+        """What `work` does with the VAE; again in tiles, from then on, when the memory is full. Tiles know nothing of each
+        other, so that latents differ a little from those of whole images; what fits is never cut. `downscale` is that of
+        the VAE."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if vae.use_tiling:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.use_tiles(vae, TILE, downscale)
         return work()
-    except torch.OutOfMemoryError:
-        if vae.use_tiling:
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    vae.enable_tiling()
-    vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // downscale
-    return work()
+
+    def use_tiles(self, vae: Autoencoder, side: int, downscale: int):
+        vae.enable_tiling()
+        vae.tile_sample_min_size, vae.tile_latent_min_size = side, side // downscale
 
 
 def content_of(base: BaseModelSpec, memory: Path, components: Sequence[str]) -> Sequence:

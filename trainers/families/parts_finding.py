@@ -86,10 +86,10 @@ def find_parts(denoiser: Candidate, chosen: Sequence[Candidate], offered: Sequen
                             "of them.")
         taken |= {want.component: TakenPart(want, file, file is not denoiser) for want in free}
     for want in family.separate_parts:
-        if want.component not in taken and (want.kind == "vae" or text_encoders):
+        if want.component not in taken and (want.is_vae or text_encoders):
             file = _best(want, offered, family)
             taken[want.component] = TakenPart(want, file, False)
-            text_encoders -= want.kind != "vae" and file is not None
+            text_encoders -= not want.is_vae and file is not None
         if want.required and (want.component not in taken or taken[want.component].file is None):
             raise missing_part(denoiser.name, want)
     return tuple(taken.get(want.component, TakenPart(want, None, False)) for want in family.separate_parts)
@@ -101,9 +101,9 @@ def _best(want: WantedPart, offered: Iterable[Candidate], family: Family) -> Can
     named = [file for file in fits if file.stem in usual]
     if named:
         return min(named, key=lambda file: (usual.index(file.stem), file.name))
-    if want.kind != "vae":
+    if not want.is_vae:
         return min(fits, key=lambda file: (_rounding(fits[file].storage), file.name), default=None)
-    of_others = {stem for each in FAMILIES.values() for other in each.separate_parts if other.kind == "vae"
+    of_others = {stem for each in FAMILIES.values() for other in each.separate_parts if other.is_vae
                  for stem in _stems(other)}
     rest = sorted(file.name for file in fits if file.stem not in of_others)
     if len(rest) > 1:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..spec import ComponentSpec
-from .component_recognition import TITLES, FoundComponent, Kind, components_of
+from .component_recognition import TITLES, VAES, FoundComponent, Kind, components_of
 from .model_parts import ModelSource
 
 
@@ -28,8 +28,12 @@ class WantedPart:
         return f"{TITLES[self.kind]} with {self.channels} latent channels" if self.channels else TITLES[self.kind]
 
     @property
+    def is_vae(self) -> bool:
+        return self.kind in VAES
+
+    @property
     def folder(self) -> str:
-        return "models/vae" if self.kind == "vae" else "models/text_encoders"
+        return "models/vae" if self.is_vae else "models/text_encoders"
 
     def fits(self, found: FoundComponent) -> bool:
         return found.kind == self.kind and (not self.channels or found.width == self.channels)

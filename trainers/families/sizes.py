@@ -22,7 +22,7 @@ LARGEST = 100_000
 COMPONENTS = {name: config_file(name) for name in ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
                                                    "text_encoder_3", "scheduler")}
 WIDTHS = (("unet", "block_out_channels"), ("unet", "layers_per_block"), ("unet", "cross_attention_dim"),
-          ("vae", "block_out_channels"), ("vae", "layers_per_block"), ("text_encoder", "hidden_size"))
+          ("vae", "block_out_channels"), ("vae", "layers_per_block"), ("vae", "base_dim"), ("text_encoder", "hidden_size"))
 """What tells a model of another size from the released one of its family."""
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TOKENS = ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
@@ -65,7 +65,7 @@ def unpacked_configs(metadata: Mapping[str, str]) -> str:
         return ""
     if not isinstance(configs, dict) or not all(isinstance(config, dict) for config in configs.values()) \
             or not {"vae", "scheduler"} <= configs.keys() <= COMPONENTS.keys() \
-            or not all(_plain(configs[part].get(field)) for part, field in WIDTHS if part in configs):
+            or not _are_sizes(configs):
         return ""
     user = re.sub(r"\W", "_", _user())
     folder = Path(tempfile.gettempdir()) / f"finetune-configs-{user}" / hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -75,6 +75,13 @@ def unpacked_configs(metadata: Mapping[str, str]) -> str:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_json(path, config)
     return str(folder)
+
+
+def _are_sizes(configs: Mapping[str, dict]) -> bool:
+    """Whether every part that has a width says it."""
+    stated = [(part, field) for part, field in WIDTHS if field in configs.get(part, {})]
+    return {part for part, _ in WIDTHS} & configs.keys() == {part for part, _ in stated} \
+        and all(_plain(configs[part][field]) for part, field in stated)
 
 
 def _plain(value: Any) -> bool:

@@ -19,8 +19,8 @@ from ..errors import UserError
 from ..memory.placement import Keeper, as_they_are
 from ..reports import FileKind
 from ..spec import BaseModelSpec, ComponentSpec
-from .checkpoint_writing import plain, untrained_entries, vae_pieces
-from .component_configs import component_config, config_folder, read_object
+from .checkpoint_writing import plain, untrained_entries
+from .component_configs import config_folder, read_object
 from .component_loading import explained
 from .component_recognition import components_of, is_full, storage_of
 from .conditioning import Conditioning
@@ -37,7 +37,6 @@ from .weight_files import weight_files
 
 TRANSFORMER, VAE = "transformer", "vae"
 DENOISER = "model.diffusion_model."
-LATENT_CHANNELS = 16
 SMALL_VAE = 64
 """VAEs whose first width is below this are of no released model but of a small one, such as a demo base."""
 
@@ -54,7 +53,7 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
     """Of the VAE in an all-in-one file."""
     vae_files: ClassVar[tuple[str, ...]]
     """Names that people have the VAE by, the best first."""
-    patch = 2
+    patch, vae_channels = 2, 16
     lora_preset: LoraPreset
 
     # ---- what a family adds ----------------------------------------------------------------------------------------
@@ -70,7 +69,7 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
 
     @property
     def separate_parts(self) -> Sequence[WantedPart]:
-        vae = WantedPart(VAE, "vae", self.vae_files, channels=LATENT_CHANNELS)
+        vae = WantedPart(VAE, self.vae_kind, self.vae_files, channels=self.vae_channels)
         return [vae, *(WantedPart(part.component, part.kind.kind, part.files, required=part.required)
                        for part in self.text_parts.values())]
 
@@ -79,7 +78,7 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         return side * self.latent_format(base).downscale if isinstance(side, int) else self.lora_preset.resolution
 
     def is_small(self, base: BaseModelSpec) -> bool:
-        return bool(self._stated(base)) and component_config(base, VAE)["block_out_channels"][0] < SMALL_VAE
+        return bool(self._stated(base)) and self.vae_width(base) < SMALL_VAE
 
     def _stated(self, base: BaseModelSpec) -> dict:
         """What a folder or a small checkpoint says of its denoiser; released files say nothing and need not."""
@@ -224,8 +223,7 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
             return list((kept | {name: replace(entry, name=name) for name, entry in own.items()}).values())
         if self.checkpoint_kind(base, bool(encoders)) == "diffusion_model":
             return list(written.values())
-        others = {self.vae_prefix + name.removeprefix("first_stage_model."): entry_of(name, pieces)
-                  for name, pieces in vae_pieces(self.load_vae(base)).items()}
+        others = {self.vae_prefix + name: entry for name, entry in self.vae_entries(base).items()}
         untrained = tuple(part.prefix for name, part in self.present(base).items() if name not in encoders)
         others |= {name: entry for name, entry in self.native_entries(base).items() if name.startswith(untrained)}
         return [*written.values(), *(in_precision(replace(entry, name=name), dtype) for name, entry in others.items())]

@@ -1,0 +1,94 @@
+"""Latents of the autoencoders of Qwen-Image and Qwen-Image-2.1: those of Wan's video models, used with one frame, with mean
+and deviation of each channel in the config. Krea 2 and Anima have Qwen-Image's."""
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..artifacts.tensor_files import Entry
+from ..artifacts.wan_layout import wan_vae_places
+from ..errors import UserError
+from ..spec import BaseModelSpec
+from .kl_latents import Autoencoder, KlLatents
+from .protocol import LatentFormat
+from .vae_filling import VaeFiles
+
+
+class QwenLatents(KlLatents):
+    """What families with Qwen-Image's autoencoder offer for their images; first of a family's bases."""
+
+    vae_kind, vae_class, vae_channels = "qwen_vae", "AutoencoderKLQwenImage", 16
+
+    def vae_config(self, base: BaseModelSpec) -> dict:
+        config = super().vae_config(base)
+        if not len(config["latents_mean"]) == len(config["latents_std"]) == config["z_dim"]:
+            raise UserError(f"{base.name!r} is damaged: latents_mean and latents_std in vae/config.json must have a number "
+                            f"for each of {config['z_dim']} channels. Download the model again.")
+        return config
+
+    def vae_width(self, base: BaseModelSpec) -> int:
+        return self.vae_config(base)["base_dim"]
+
+    def latent_format(self, base: BaseModelSpec) -> LatentFormat:
+        config = self.vae_config(base)
+        downscale = 2 ** (len(config["dim_mult"]) - 1)
+        return LatentFormat(config["z_dim"], 1.0, downscale=downscale, multiple=downscale * self.patch)
+
+    def make_vae(self, config: dict) -> Autoencoder:
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+        return AutoencoderKLQwenImage.from_config(config)
+
+    def load_vae(self, base: BaseModelSpec) -> Autoencoder:
+        return self._vae_files(base).load(base)
+
+    def vae_entries(self, base: BaseModelSpec) -> Mapping[str, Entry]:
+        return self._vae_files(base).original(base)
+
+    def _vae_files(self, base: BaseModelSpec) -> VaeFiles:
+        config = self.vae_config(base)
+        return VaeFiles(lambda: self.make_vae(config), wan_vae_places, {})
+
+    def opaque(self, pixels: Tensor) -> Tensor:
+        """Images with the channels that the VAE takes."""
+        return pixels
+
+    @torch.no_grad()
+    def encode_images(self, vae: Autoencoder, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
+        frames = self.opaque(pixels).unsqueeze(2)
+        posterior = self.whole_or_tiled(
+            vae, lambda: vae.encode(frames, return_dict=False)[0], latent_format.downscale)
+        mean, deviation = _statistics(vae, pixels)
+        return (posterior.mode()[:, :, 0] - mean) / deviation
+
+    @torch.no_grad()
+    def decode_latents(self, vae: Autoencoder, latents: Tensor, latent_format: LatentFormat) -> Tensor:
+        mean, deviation = _statistics(vae, latents)
+        frames = (latents * deviation + mean).unsqueeze(2)
+        found = self.whole_or_tiled(
+            vae, lambda: vae.decode(frames, return_dict=False)[0], latent_format.downscale)
+        return found[:, :3, 0].clamp(-1, 1)
+
+    def use_tiles(self, vae: Autoencoder, side: int, downscale: int):
+        vae.enable_tiling(side, side, 3 * side // 4, 3 * side // 4)
+
+
+class Qwen21Latents(QwenLatents):
+    """The same of Qwen-Image-2.1, whose VAE knows transparency: images are opaque. `patch` is 2 because the denoiser counts
+    squares of 2 × 2 latents as one place."""
+
+    patch = 2
+    vae_kind, vae_class, vae_channels = "qwen_21_vae", "AutoencoderKLQwenImage21", 64
+
+    def make_vae(self, config: dict) -> Autoencoder:
+        from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import AutoencoderKLQwenImage21
+        return AutoencoderKLQwenImage21.from_config(config)
+
+    def opaque(self, pixels: Tensor) -> Tensor:
+        return torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+
+
+def _statistics(vae: Autoencoder, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of latents, [1, channels, 1, 1]."""
+    mean, deviation = (torch.tensor(each, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+                       for each in (vae.config.latents_mean, vae.config.latents_std))
+    return mean, deviation
