@@ -82,6 +82,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         variants.py                 the released models of a family, distilled or not
         sd3.py                      Stable Diffusion 3 and 3.5
         flux.py                     FLUX.1 dev and schnell
+        z_image.py                  Z-Image and Z-Image Turbo
         text/                       text encoders, a file for each kind
             encoder_kind.py         what every kind offers
             text_parts.py           the text encoders of a family

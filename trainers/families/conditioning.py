@@ -49,6 +49,10 @@ class Conditioning:
         """Each sample `count` times, one after the other."""
         return self._each(lambda tensor: tensor.repeat_interleave(count, 0))
 
+    def of(self, samples: Tensor) -> "Conditioning":
+        """Some samples, by their numbers, int64."""
+        return self._each(lambda tensor: tensor[samples])
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         return Conditioning({name: change(tensor) for name, tensor in self.tensors.items()},
                             {name: change(mask) for name, mask in self.masks.items()})
@@ -114,3 +118,33 @@ class Conditioning:
 def _lengthened(tensor: Tensor, tokens: int) -> Tensor:
     """[batch, tokens, …] with zeros (False) behind."""
     return F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, tokens - tensor.shape[1]))
+
+
+def by_length(predict: Callable[[Conditioning, Tensor], Tensor], conditioning: Conditioning, sequence: str,
+              multiple: int = 1) -> Tensor:
+    """A prediction for captions of different lengths: each length is a batch of its own, because the denoiser has no mask
+    for its text. `predict` takes the conditioning of some samples and their numbers, int64 [samples].
+
+    A denoiser that fills captions up to a `multiple` of tokens by itself gets those together that it makes equally long; its
+    `conditioning.lengths` says how many tokens of each are words.
+    """
+    device = conditioning[sequence].device
+    filled = [-(-length // multiple) for length in conditioning.lengths(sequence)]
+    if len(set(filled)) == 1:
+        return predict(_cut(conditioning, sequence), torch.arange(len(filled), device=device))
+    order, found = [], []
+    for each in sorted(set(filled)):
+        chosen = torch.tensor([number for number, own in enumerate(filled) if own == each], device=device)
+        found.append(predict(_cut(conditioning.of(chosen), sequence), chosen))
+        order.append(chosen)
+    return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def _cut(conditioning: Conditioning, sequence: str) -> Conditioning:
+    """As long as its longest sequence; without a mask where all are."""
+    lengths = conditioning.lengths(sequence)
+    longest = max(lengths)
+    masks = {name: mask for name, mask in conditioning.masks.items() if name != sequence}
+    if len(set(lengths)) > 1:
+        masks[sequence] = conditioning.masks[sequence][:, :longest]
+    return Conditioning({**conditioning.tensors, sequence: conditioning[sequence][:, :longest]}, masks)

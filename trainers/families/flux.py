@@ -3,6 +3,7 @@ T5-XXL and the pooled state of CLIP-L. dev is told how closely to follow the pro
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,13 @@ from ..artifacts.layer_names.key_map import SCALE, KeyMap, Rows, Rule, Split
 from ..artifacts.layer_names.transformer import TransformerNames
 from ..objectives.noise import ShiftByLength
 from ..spec import BaseModelSpec
-from .conditioning import Conditioning
-from .native_layout import to_native_layout
+from .conditioning import Conditioning, by_length
 from .protocol import LoraPreset, UsualSampling
 from .text import t5
 from .text.clip import CLIP_L
 from .text.encoder_kind import TextPart
 from .text.t5 import T5
-from .transformer_family import Shapes, TransformerFamily, by_length
+from .transformer_family import Shapes, TransformerFamily
 from .variants import Variant
 
 HEAD = 128
@@ -127,18 +127,14 @@ class Flux(TransformerFamily):
     metadata = MappingProxyType({
         "ss_base_model_version": "flux1", "ss_v2": "False", "modelspec.architecture": "flux-1-dev"})
 
-    def make_denoiser(self, shapes: Shapes) -> nn.Module:
-        from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-
+    def denoiser_config(self, shapes: Shapes) -> Mapping[str, Any]:
         width = shapes["img_in.weight"][0]
-        denoiser = FluxTransformer2DModel(
+        return dict(
             in_channels=shapes["img_in.weight"][1], out_channels=shapes["final_layer.linear.weight"][0],
             num_layers=KEY_MAP.blocks(shapes, "double_blocks"), num_single_layers=KEY_MAP.blocks(shapes, "single_blocks"),
             attention_head_dim=HEAD, num_attention_heads=width // HEAD, joint_attention_dim=shapes["txt_in.weight"][1],
             pooled_projection_dim=shapes["vector_in.in_layer.weight"][1], guidance_embeds=GUIDANCE in shapes,
             axes_dims_rope=AXES)
-        to_native_layout(denoiser, KEY_MAP)
-        return denoiser
 
     def reads_clip_skip(self, base: BaseModelSpec) -> bool:
         """Of CLIP only the pooled state is read."""

@@ -3,6 +3,7 @@ their own and attend together, told by CLIP-L, CLIP-G and T5-XXL, each of which 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,12 @@ from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
 from ..artifacts.layer_names.key_map import NORM, WHOLE, KeyMap, Rows, Rule
 from ..artifacts.layer_names.transformer import TransformerNames
 from ..spec import BaseModelSpec
-from .conditioning import Conditioning
-from .native_layout import to_native_layout
+from .conditioning import Conditioning, by_length
 from .protocol import LoraPreset, TextEncoders, UsualSampling
 from .text import clip, t5
 from .text.encoder_kind import TextPart
 from .text.t5 import T5
-from .transformer_family import Shapes, TransformerFamily, by_length
+from .transformer_family import Shapes, TransformerFamily
 
 HEAD = 64
 """Width of an attention head; SD3 has as many heads as blocks."""
@@ -108,23 +108,19 @@ class StableDiffusion3(TransformerFamily):
     metadata = MappingProxyType({
         "ss_base_model_version": "sd3_m", "ss_v2": "False", "modelspec.architecture": "stable-diffusion-3-medium"})
 
-    def make_denoiser(self, shapes: Shapes) -> nn.Module:
-        from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-
+    def denoiser_config(self, shapes: Shapes) -> Mapping[str, Any]:
         def count(name: str, axis: int) -> int:
             return shapes[name][axis]
 
         width, depth = count("x_embedder.proj.weight", 0), KEY_MAP.blocks(shapes, "joint_blocks")
         dual = tuple(number for number in range(depth) if f"joint_blocks.{number}.x_block.attn2.qkv.weight" in shapes)
-        denoiser = SD3Transformer2DModel(
+        return dict(
             in_channels=count("x_embedder.proj.weight", 1), out_channels=count("final_layer.linear.weight", 0) // 4,
             num_layers=depth, attention_head_dim=HEAD, num_attention_heads=width // HEAD,
             joint_attention_dim=count("context_embedder.weight", 1), caption_projection_dim=width,
             pooled_projection_dim=count("y_embedder.mlp.0.weight", 1),
             pos_embed_max_size=round(count("pos_embed", 1) ** 0.5), dual_attention_layers=dual,
             qk_norm="rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in shapes else None)
-        to_native_layout(denoiser, KEY_MAP)
-        return denoiser
 
     def usual_sampling(self, base: BaseModelSpec) -> UsualSampling:
         """As Stability's cards say."""

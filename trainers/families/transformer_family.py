@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,16 @@ from ..artifacts.weights import Weights
 from ..errors import UserError
 from ..memory.placement import Keeper, as_they_are
 from ..reports import FileKind
+from ..required_packages import require_version
 from ..spec import BaseModelSpec, ComponentSpec
 from .checkpoint_writing import plain, untrained_entries
 from .component_configs import config_folder, read_object
 from .component_loading import explained
 from .component_recognition import components_of, is_full, storage_of
-from .conditioning import Conditioning
 from .filling import fill, without_weights
 from .kl_latents import KlLatents
 from .model_parts import ModelPart, ModelParts, ModelSource, Recognized, in_folder
-from .protocol import Family, LoraPreset
+from .native_layout import to_native_layout
 from .samplers import FlowSampler
 from .separate_files import WantedPart, separate_components
 from .sizes import stated_sizes
@@ -49,6 +50,10 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
     layer_names: TransformerNames
     class_name: ClassVar[str]
     """diffusers' class of the denoiser."""
+    needs_diffusers: ClassVar[str] = ""
+    """The first version that has the class, where it is newer than what the pack requires."""
+    refused: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Native names of tensors → what a model is that has them: a relative with the same layers, which is not trained."""
     vae_prefix: ClassVar[str]
     """Of the VAE in an all-in-one file."""
     vae_files: ClassVar[tuple[str, ...]]
@@ -58,9 +63,17 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
 
     # ---- what a family adds ----------------------------------------------------------------------------------------
 
-    def make_denoiser(self, shapes: Shapes) -> nn.Module:
-        """diffusers' model in native layout, for tensors of these native names and shapes; called on the meta device."""
+    def denoiser_config(self, shapes: Shapes) -> Mapping[str, Any]:
+        """What diffusers' class is made with, for tensors of these native names and shapes."""
         raise NotImplementedError
+
+    def make_denoiser(self, shapes: Shapes) -> nn.Module:
+        """diffusers' model in native layout; called on the meta device."""
+        import diffusers
+
+        denoiser = getattr(diffusers, self.class_name)(**self.denoiser_config(shapes))
+        to_native_layout(denoiser, self.layer_names.key_map)
+        return denoiser
 
     # ---- what it is ------------------------------------------------------------------------------------------------
 
@@ -88,12 +101,19 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         return stated_sizes(config_folder(base), self.name)
 
     def recognize(self, source: ModelSource) -> Recognized | None:
-        if source.layout == "diffusers":
-            return self._recognize_folder(source)
+        found = self._recognize_folder(source) if source.layout == "diffusers" else self._recognize_file(source)
+        if found is not None and self.needs_diffusers:
+            require_version("diffusers", self.needs_diffusers, self.title)
+        return found
+
+    def _recognize_file(self, source: ModelSource) -> Recognized | None:
         tensors, _ = read_header(source.path)
         prefix = self.layer_names.prefix(tensors)
         if prefix is None:
             return None
+        if relative := next((what for mark, what in self.refused.items() if prefix + mark in tensors), ""):
+            raise UserError(f"{source.name!r} is {relative}, which is not trained here. Choose a {self.title} model that "
+                            "makes images out of captions alone.")
         if source.others:
             beside = separate_components(source, self.title, self.separate_parts)
         else:
@@ -191,8 +211,7 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         return [*(f"{title.lower()}.{number}" for title, count in counts for number in range(count)), "other"]
 
     def swappable_blocks(self, denoiser: nn.Module) -> Sequence[nn.Module]:
-        return [block for name, blocks in denoiser.named_children() if name.endswith("transformer_blocks")
-                for block in blocks.children()]
+        return [block for name in self.layer_names.block_lists.values() for block in denoiser.get_submodule(name).children()]
 
     # ---- noise levels ----------------------------------------------------------------------------------------------
 
@@ -250,26 +269,6 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         return {"self-attention": frozenset(), "cross-attention": frozenset()}
 
 
-def by_length(predict: Callable[[Conditioning, Tensor], Tensor], conditioning: Conditioning, sequence: str) -> Tensor:
-    """A prediction for captions of different lengths: each length is a batch of its own, because the denoiser has no mask
-    for its text. `predict` takes the conditioning of some samples and their numbers, int64 [samples]."""
-    lengths = conditioning.lengths(sequence)
-    if len(set(lengths)) == 1:
-        cut = _cut(conditioning, sequence, lengths[0])
-        return predict(cut, torch.arange(len(lengths), device=conditioning[sequence].device))
-    device = conditioning[sequence].device
-    order, found = [], []
-    for length in sorted(set(lengths)):
-        chosen = torch.tensor([number for number, each in enumerate(lengths) if each == length], device=device)
-        some = Conditioning({name: tensor[chosen] for name, tensor in conditioning.tensors.items()})
-        found.append(predict(_cut(some, sequence, length), chosen))
-        order.append(chosen)
-    return torch.cat(found)[torch.cat(order).argsort()]
-
-
-def _cut(conditioning: Conditioning, sequence: str, length: int) -> Conditioning:
-    return Conditioning({name: tensor[:, :length] if name == sequence else tensor
-                         for name, tensor in conditioning.tensors.items()})
 
 
 def _name_in(stored: Mapping[str, Entry], name: str) -> str:

@@ -43,6 +43,9 @@ class TransformerNames(FamilyNames):
     stated: tuple[str, ...] = ()
     written: Literal["kohya", "comfyui"] = "kohya"
     """Whose names LoRA files get that are trained here: those that most programs of the family write and read."""
+    shared: bool = False
+    """Whether models that are not known here have layers of the same names: a LoRA of other widths is of such a one, unless
+    it says otherwise."""
 
     @property
     def lists(self) -> tuple[tuple[str, ...], ...]:
@@ -78,15 +81,17 @@ class TransformerNames(FamilyNames):
         known = [(each, each._claimed(layers)) for each in BROUGHT.values() if isinstance(each, TransformerNames)]
         most = max((count for _, count in known), default=0)
         claiming = [each for each, count in known if count == most > 0]
+        widths, stated = _widths(layers), stated_base(metadata)
+        if self.shared and widths and not widths & self.widths and not named_in(stated, [self]):
+            return False
         if self not in claiming or len(claiming) == 1:
             return self in claiming
         claiming = [each for each in claiming if each._may_have(layers)] or claiming
         is_native = any(each._is_native(core) for each in claiming for core in layers)
-        if len(claiming) > 1 and (stated := stated_base(metadata)):
+        if len(claiming) > 1 and stated:
             named = named_in(stated, claiming)
             claiming = named or (claiming if is_native else [])
         if len(claiming) > 1:
-            widths = {parts[DOWN][1] for parts in layers.values() if len(parts.get(DOWN, ())) > 1}
             as_wide = [each for each in claiming if isinstance(each, TransformerNames) and widths & each.widths]
             claiming = as_wide or (claiming if is_native else [])
         return self in claiming[:1]
@@ -95,7 +100,8 @@ class TransformerNames(FamilyNames):
         """How many of a file's layers it knows; none where the file may not be its own: names of diffusers' have to be its
         layers', all of them."""
         count = sum(map(self.knows, layers))
-        return count if count == len(layers) or any(map(self._is_native, layers)) else 0
+        may_have_others = not self.shared and any(map(self._is_native, layers))
+        return count if count == len(layers) or may_have_others else 0
 
     def _is_native(self, core: str) -> bool:
         return self._native_blocks.match(core) is not None
@@ -166,12 +172,22 @@ class TransformerNames(FamilyNames):
         return ATTENTION if self.attention and re.fullmatch(self.attention, name) else ""
 
     @cached_property
+    def block_lists(self) -> Mapping[str, str]:
+        """Native names of the kinds of blocks, in the order of the data flow → the modules that hold them."""
+        names = {rule.native.partition(".{}.")[0]: rule.module.partition(".{}.")[0] for rule in self.key_map.rules}
+        return {native: names[native] for native in self.numbered}
+
+    @cached_property
     def _titles(self) -> dict[str, str]:
         """Native and diffusers' names of the kinds of blocks, underscored → how block weights call them."""
-        pairs = ((rule.native.partition(".{}.")[0], rule.module.partition(".{}.")[0]) for rule in self.key_map.rules)
-        same = {module: self.numbered[native] for native, module in pairs if native in self.numbered}
-        return {underscored(name): title for name, title in {**same, **self.numbered}.items()}
+        return {underscored(name): title for native, title in self.numbered.items()
+                for name in (self.block_lists[native], native)}
 
     @cached_property
     def _block_names(self) -> re.Pattern:
         return re.compile(rf"({'|'.join(sorted(self._titles, key=len, reverse=True))})_(\d{{1,3}})(?:_|$)")
+
+
+def _widths(layers: Mapping[str, Mapping[str, tuple[int, ...]]]) -> set[int]:
+    """Of what goes into the layers of a LoRA file."""
+    return {parts[DOWN][1] for parts in layers.values() if len(parts.get(DOWN, ())) > 1}
