@@ -29,6 +29,7 @@ from .filling import fill, without_weights
 from .kl_latents import KlLatents
 from .model_parts import ModelPart, ModelParts, ModelSource, Recognized, in_folder
 from .native_layout import to_native_layout
+from .protocol import Family, LoraPreset
 from .samplers import FlowSampler
 from .separate_files import WantedPart, separate_components
 from .sizes import stated_sizes
@@ -267,8 +268,6 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
 
     def attention_widths(self, base: BaseModelSpec) -> dict[str, frozenset[int]]:
         return {"self-attention": frozenset(), "cross-attention": frozenset()}
-
-
 
 
 def _name_in(stored: Mapping[str, Entry], name: str) -> str:
