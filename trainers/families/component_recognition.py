@@ -44,7 +44,8 @@ class FoundComponent:
     family: str = ""
     """Of a denoiser, as specs name it."""
     width: int = 0
-    """Channels of a VAE's latents, or the width of what a text encoder says."""
+    """Channels of a VAE's latents; the width of what a text encoder says, or of what a denoiser reads, where models of its
+    family differ in that."""
 
     @property
     def title(self) -> str:
@@ -106,7 +107,9 @@ def _denoisers(tensors: Mapping[str, dict]) -> Iterator[FoundComponent]:
         brought = (each.family for each in BROUGHT.values() if each.owns_model(names))
         family = unet_family(tensors, prefix) or next(brought, "")
         if family:
-            yield FoundComponent("denoiser", prefix, storage_of(tensors, prefix), family=family)
+            shapes = {name: facts["shape"] for name, facts in tensors.items()}
+            width = BROUGHT[family].read_width(shapes, prefix) if family in BROUGHT else 0
+            yield FoundComponent("denoiser", prefix, storage_of(tensors, prefix), family=family, width=width)
             return
 
 

@@ -2,6 +2,7 @@
 T5-XXL and the pooled state of CLIP-L. dev is told how closely to follow the prompt; schnell is distilled for few steps."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from types import MappingProxyType
 from typing import Any
 
@@ -47,9 +48,9 @@ def _stream(native: str, joined: str, rows: Sequence[str], out: str, norms: str,
         _double(f"{native}_attn.norm.query_norm", f"attn.norm_{norms}q", tensors=SCALE),
         _double(f"{native}_attn.norm.key_norm", f"attn.norm_{norms}k", tensors=SCALE),
         _double(f"{native}_mod.lin", f"{modulation}.linear"),
-        _double(f"{native}_mlp.0", f"{feed_forward}.net.0.proj",
+        _double(f"{native}_mlp.0", f"{feed_forward}.net.0.proj", ratio=Fraction(4),
                 others=(Split(f"transformer_blocks.{{}}.{feed_forward}.linear_in"),)),
-        _double(f"{native}_mlp.2", f"{feed_forward}.net.2",
+        _double(f"{native}_mlp.2", f"{feed_forward}.net.2", ratio=Fraction(1, 4),
                 others=(Split(f"transformer_blocks.{{}}.{feed_forward}.linear_out"),)),
     )
 
@@ -66,8 +67,8 @@ KEY_MAP = KeyMap((
              "added_", "norm1_context", "ff_context"),
     _single("linear1", "linear1", rows=(Rows(f"{_SINGLE}attn.to_q"), Rows(f"{_SINGLE}attn.to_k"),
                                         Rows(f"{_SINGLE}attn.to_v"), Rows(f"{_SINGLE}proj_mlp", 4)),
-            others=(Split("single_blocks.{}.linear1_qkv", 0, 3, 7),)),
-    _single("linear2", "proj_out"),
+            others=(Split("single_blocks.{}.linear1_qkv", 0, 3, 7),), ratio=Fraction(7)),
+    _single("linear2", "proj_out", ratio=Fraction(1, 5)),
     _single("norm.query_norm", "attn.norm_q", tensors=SCALE), _single("norm.key_norm", "attn.norm_k", tensors=SCALE),
     _single("modulation.lin", "norm.linear"),
     Rule("img_in", "x_embedder", others=(Split("img_in.proj"),)), Rule("txt_in", "context_embedder"),

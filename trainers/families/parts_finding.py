@@ -78,21 +78,22 @@ def find_parts(denoiser: Candidate, chosen: Sequence[Candidate], offered: Sequen
     fewer bits; VAEs look alike in their headers, so that of several others none is taken. Raises UserError.
     """
     family, taken = family_of(denoiser), dict[str, TakenPart]()
+    wanted = family.parts_beside(next(each.width for each in denoiser.held if each.family == family.name))
     for file in [*chosen, denoiser]:
-        wants = [want for want in family.separate_parts if file.part(want)]
+        wants = [want for want in wanted if file.part(want)]
         free = [want for want in wants if want.component not in taken]
         if wants and not free and file is not denoiser:
             raise UserError(f"{file.name!r} holds {held_in_words(file.held)}, and another chosen file does too. Choose one "
                             "of them.")
         taken |= {want.component: TakenPart(want, file, file is not denoiser) for want in free}
-    for want in family.separate_parts:
+    for want in wanted:
         if want.component not in taken and (want.is_vae or text_encoders):
             file = _best(want, offered, family)
             taken[want.component] = TakenPart(want, file, False)
             text_encoders -= not want.is_vae and file is not None
         if want.required and (want.component not in taken or taken[want.component].file is None):
             raise missing_part(denoiser.name, want)
-    return tuple(taken.get(want.component, TakenPart(want, None, False)) for want in family.separate_parts)
+    return tuple(taken.get(want.component, TakenPart(want, None, False)) for want in wanted)
 
 
 def _best(want: WantedPart, offered: Iterable[Candidate], family: Family) -> Candidate | None:

@@ -134,6 +134,10 @@ class Family(Protocol[Vae, Denoiser]):
         """What lies beside a denoiser in a file of its own; empty where such files are not read."""
         return ()
 
+    def parts_beside(self, width: int) -> Sequence[WantedPart]:
+        """The same of a denoiser that reads states of text of this width: models of a family may differ in that."""
+        return self.separate_parts
+
     metadata: Mapping[str, str]
     """Base-model strings that LoRA managers read: `ss_base_model_version`, `modelspec.architecture`, …"""
 

@@ -1,7 +1,7 @@
 """What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be
 missing, an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,7 @@ from .protocol import Family, LoraPreset
 from .samplers import FlowSampler
 from .separate_files import WantedPart, separate_components
 from .sizes import stated_sizes
+from .text.encoder_kind import TextPart
 from .text.text_parts import TextParts
 from .variants import Released, Shapes
 from .weight_files import weight_files
@@ -83,9 +84,17 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
 
     @property
     def separate_parts(self) -> Sequence[WantedPart]:
+        return self._beside(self.text_parts.values())
+
+    def parts_beside(self, width: int) -> Sequence[WantedPart]:
+        return self._beside(self.read_by(width).values())
+
+    def _beside(self, text: Iterable[TextPart]) -> Sequence[WantedPart]:
         vae = WantedPart(VAE, self.vae_kind, self.vae_files, channels=self.vae_channels)
-        return [vae, *(WantedPart(part.component, part.kind.kind, part.files, required=part.required)
-                       for part in self.text_parts.values())]
+        return [vae, *(WantedPart(part.component, part.kind.kind, part.files, required=part.required) for part in text)]
+
+    def read_width(self, base: BaseModelSpec) -> int:
+        return self.layer_names.read_width(self.native_shapes(base)) if self.layer_names.reads else 0
 
     def native_resolution(self, base: BaseModelSpec) -> int:
         side = self._stated(base).get("sample_size")
@@ -115,17 +124,19 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         if relative := next((what for mark, what in self.refused.items() if prefix + mark in tensors), ""):
             raise UserError(f"{source.name!r} is {relative}, which is not trained here. Choose a {self.title} model that "
                             "makes images out of captions alone.")
+        width = self.layer_names.read_width({name: facts["shape"] for name, facts in tensors.items()}, prefix)
+        wanted, text = self.parts_beside(width), self.read_by(width).values()
         if source.others:
-            beside = separate_components(source, self.title, self.separate_parts)
+            beside = separate_components(source, self.title, wanted)
         else:
             # An all-in-one file says by its prefixes which text encoder is which, however small they are.
-            own = {part.component: part.prefix for part in self.text_parts.values()}
+            own = {part.component: part.prefix for part in text}
             beside = {want.component: ComponentSpec(name=want.component, path=str(source.path), prefix=each.prefix)
-                      for want in self.separate_parts for each in components_of(tensors)
+                      for want in wanted for each in components_of(tensors)
                       if (each.prefix == own[want.component] if want.component in own else want.fits(each))}
-        missing = next((want for want in self.separate_parts if want.required and want.component not in beside), None)
-        if missing is None and not any(part.component in beside for part in self.text_parts.values()):
-            missing = next(want for want in self.separate_parts if want.component != VAE)
+        missing = next((want for want in wanted if want.required and want.component not in beside), None)
+        if missing is None and not any(part.component in beside for part in text):
+            missing = next(want for want in wanted if want.component != VAE)
         if missing is not None:
             raise UserError(f"{source.name!r} is a {self.title} model without its {missing.title}. Use the node Base Model "
                             f"from Parts with the file of it in {missing.folder} (usually {' or '.join(missing.usual)}), or "
@@ -140,7 +151,7 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
             return None
         text = [part.component for part in self.text_parts.values()
                 if part.required or (source.path / part.component / "config.json").is_file()]
-        components = [TRANSFORMER, VAE, *text]
+        components = list(dict.fromkeys([TRANSFORMER, VAE, *text]))
         files = {source.path / TRANSFORMER / "config.json"}
         for component in components:
             weights = weight_files(source.path, component, source.name)

@@ -1,5 +1,5 @@
 """Names that a model family brings with it: what the others ask where a file is of no UNet."""
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -24,6 +24,11 @@ class FamilyNames(Protocol):
     def owns_model(self, names: Collection[str]) -> bool:
         """Whether a file with tensors of these names holds a denoiser of the family."""
         ...
+
+    def read_width(self, shapes: Mapping[str, Sequence[int]], prefix: str = "") -> int:
+        """Width of the states of text that a denoiser reads, whose names in the file begin with `prefix`; 0 where models of
+        the family do not differ in it."""
+        return 0
 
     def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
         """Whether a LoRA file with these tensors is for the family."""

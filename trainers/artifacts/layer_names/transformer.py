@@ -1,6 +1,6 @@
 """Names of the layers of a transformer family, out of its key map: what `FamilyNames` asks of a family."""
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -41,6 +41,8 @@ class TransformerNames(FamilyNames):
     smaller: tuple[Mapping[str, int], ...] = ()
     """Of released models that have fewer blocks: how many of each kind, by `numbered`'s words for them."""
     stated: tuple[str, ...] = ()
+    reads: str = ""
+    """The layer (by its native name) that reads what text encoders say, where models of the family differ in them."""
     written: Literal["kohya", "comfyui"] = "kohya"
     """Whose names LoRA files get that are trained here: those that most programs of the family write and read."""
     shared: bool = False
@@ -69,6 +71,10 @@ class TransformerNames(FamilyNames):
 
     def owns_model(self, names: Collection[str]) -> bool:
         return self.prefix(names) is not None
+
+    def read_width(self, shapes: Mapping[str, Sequence[int]], prefix: str = "") -> int:
+        shape = shapes.get(f"{prefix}{self.reads}.weight", ()) if self.reads else ()
+        return shape[1] if len(shape) == 2 else 0
 
     def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
         """By the names of its layers: the family that knows most of them. Where several know as many, the shapes of layers

@@ -84,6 +84,8 @@ class TextPart:
     files: tuple[str, ...]
     """Names that people have it by, the best first."""
     required: bool = True
+    read: int = 0
+    """Width of what the denoiser reads of it, where models of the family differ in that and in their text encoders."""
 
     @property
     def prefix(self) -> str:

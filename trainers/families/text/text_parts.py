@@ -37,10 +37,23 @@ class TextParts:
     def large_encoders(self) -> tuple[str, ...]:
         return tuple(name for name, part in self.text_parts.items() if part.kind.is_large)
 
+    def read_by(self, width: int) -> dict[str, TextPart]:
+        """Those of models whose denoiser reads states of this width. Of several for the same component it is the one for
+        that, and the first where none is."""
+        chosen: dict[str, str] = {}
+        for name, part in self.text_parts.items():
+            if part.component not in chosen or part.read == width:
+                chosen[part.component] = name
+        return {name: self.text_parts[name] for name in chosen.values()}
+
+    def read_width(self, base: BaseModelSpec) -> int:
+        """Of the states that the denoiser reads; 0 where the family's models do not differ in it."""
+        raise NotImplementedError
+
     def present(self, base: BaseModelSpec) -> dict[str, TextPart]:
         """Those that a base has."""
         parts = ModelParts.of(base)
-        return {name: part for name, part in self.text_parts.items() if part.component in parts}
+        return {name: part for name, part in self.read_by(self.read_width(base)).items() if part.component in parts}
 
     def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
         return tuple(self.present(base))
