@@ -88,6 +88,10 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
             text_parts.py           the text encoders of a family
             clip.py                 CLIP
             t5.py                   T5
+            language_model.py       Qwen and Mistral, as far as they are read
+            taps.py                 what denoisers read of them
+            qwen_words.py           Qwen's vocabulary
+            tekken.py               Mistral's
         native_layout.py            diffusers' transformers with the layers of the original file
         kl_latents.py               images as latents and back
         flux2_latents.py            the same with FLUX.2's autoencoder
@@ -97,6 +101,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         recognition.py              what a model file is: every family is asked
         unet_recognition.py         whether it is a Stable Diffusion, and which
         component_recognition.py    which components a file holds, by its header
+        language_model_recognition.py  which language model it is
         separate_files.py           parts of a model in files of their own
         parts_finding.py            which files go with a denoiser
         model_parts.py              which file or folder holds which component of a model

@@ -8,24 +8,25 @@ from math import prod
 from typing import Literal
 
 from ..artifacts.layer_names import BROUGHT
+from .language_model_recognition import LANGUAGE_TITLES, RELEASED, LanguageKind, language_model_at
 
 Kind = Literal["denoiser", "clip_l", "clip_h", "clip_g", "t5", "other text encoder", "vae", "flux2_vae", "qwen_vae",
-               "qwen_21_vae", "other vae"]
+               "qwen_21_vae", "other vae"] | LanguageKind
 TITLES: Mapping[Kind, str] = {
     "denoiser": "denoiser", "clip_l": "CLIP-L text encoder", "clip_h": "CLIP-H text encoder",
     "clip_g": "CLIP-G text encoder", "t5": "T5 text encoder", "other text encoder": "text encoder of another kind",
     "vae": "VAE", "flux2_vae": "FLUX.2 VAE", "qwen_vae": "Qwen-Image VAE", "qwen_21_vae": "Qwen-Image-2.1 VAE",
-    "other vae": "VAE of another kind",
+    "other vae": "VAE of another kind", **LANGUAGE_TITLES,
 }
 VAES = frozenset[Kind](("vae", "flux2_vae", "qwen_vae", "qwen_21_vae", "other vae"))
 DENOISERS = ("model.diffusion_model.", "diffusion_model.", "")
 """What may stand before the names of a denoiser."""
 CLIP, OPEN_CLIP = "encoder.layers.0.mlp.fc1.weight", "transformer.resblocks.0.mlp.c_fc.weight"
-T5, LANGUAGE_MODEL = "encoder.block.0.layer.0.SelfAttention.k.weight", "model.layers.0.self_attn.k_proj.weight"
+T5 = "encoder.block.0.layer.0.SelfAttention.k.weight"
 VAE, WAN_VAE = "decoder.conv_in.weight", "decoder.middle.0.residual.0.gamma"
 CLIP_H_LAYERS, CLIP_G_LAYERS = 23, 31
 """CLIP-L has 12 layers, CLIP-H 24, of which the last is often left out, CLIP-G 32."""
-T5_VOCABULARY, T5_XXL_WIDTH = range(32100, 32129), 4096
+T5_VOCABULARY = range(32100, 32129)
 """T5 has 32100 tokens, and tables of up to 32128 rows; multilingual and byte-level relatives have others."""
 _FULL = {"F64": "fp64", "F32": "fp32", "BF16": "bf16", "F16": "fp16"}
 
@@ -50,11 +51,9 @@ class FoundComponent:
     @property
     def title(self) -> str:
         """What people call it, for example "VAE with 16 latent channels (fp32)"."""
-        name = TITLES[self.kind]
+        name = RELEASED.get((self.kind, self.width), TITLES[self.kind])
         if self.kind in VAES:
             name += f" with {self.width} latent channels"
-        if self.kind == "t5" and self.width == T5_XXL_WIDTH:
-            name = "T5-XXL text encoder"
         return f"{name} ({self.storage})"
 
 
@@ -130,9 +129,9 @@ def _component_at(name: str, tensors: Mapping[str, dict]) -> FoundComponent | No
     if name.endswith(T5):
         start = name.removesuffix(T5)
         return FoundComponent(_t5_kind(start, tensors), start, storage_of(tensors, start), "diffusers", width=shape[1])
-    if name.endswith(LANGUAGE_MODEL):
-        start = name.removesuffix(LANGUAGE_MODEL)
-        return FoundComponent("other text encoder", start, storage_of(tensors, start), "diffusers", width=shape[1])
+    if language := language_model_at(name, tensors):
+        return FoundComponent(language.kind or "other text encoder", language.start, storage_of(tensors, language.start),
+                              "diffusers", width=language.width)
     return None
 
 

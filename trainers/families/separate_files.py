@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..artifacts.tensor_header import read_header
 from ..errors import UserError
 from ..spec import ComponentSpec
-from .component_recognition import TITLES, VAES, FoundComponent, Kind, components_of
+from .component_recognition import RELEASED, TITLES, VAES, FoundComponent, Kind, components_of
 from .model_parts import ModelSource
 
 
@@ -21,11 +21,14 @@ class WantedPart:
     """Names of the files in which people have it, the best first."""
     channels: int = 0
     """Of a VAE's latents; 0: any."""
+    width: int = 0
+    """Of what a text encoder says; 0: any."""
     required: bool = True
 
     @property
     def title(self) -> str:
-        return f"{TITLES[self.kind]} with {self.channels} latent channels" if self.channels else TITLES[self.kind]
+        name = RELEASED.get((self.kind, self.width), TITLES[self.kind])
+        return f"{name} with {self.channels} latent channels" if self.channels else name
 
     @property
     def is_vae(self) -> bool:
@@ -36,7 +39,8 @@ class WantedPart:
         return "models/vae" if self.is_vae else "models/text_encoders"
 
     def fits(self, found: FoundComponent) -> bool:
-        return found.kind == self.kind and (not self.channels or found.width == self.channels)
+        wanted = self.channels or self.width
+        return found.kind == self.kind and (not wanted or found.width == wanted)
 
 
 def separate_components(source: ModelSource, title: str, wanted: Sequence[WantedPart]) -> dict[str, ComponentSpec]:
