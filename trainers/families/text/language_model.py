@@ -103,8 +103,8 @@ class LanguageModel:
         import transformers
 
         if not hasattr(transformers, f"{self.architecture.library}Model"):
-            raise UserError(f"This text encoder needs transformers 4.51, and {transformers.__version__} is installed: "
-                            "pip install -U transformers")
+            raise UserError(f"The text encoder of {self.architecture.kind} models needs transformers 4.51, and "
+                            f"{transformers.__version__} is installed. Update it.")
 
         def rows(name: str) -> int:
             return entries[name].shape[0]
