@@ -39,6 +39,7 @@ from finetune.trainers.run_folder import open_run  # noqa: E402
 from finetune.trainers.training.run import Training  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from support import tiny, tiny_flow  # noqa: E402
+from support.flow_models.clip_and_t5 import T5_WIDTH, t5_config  # noqa: E402
 
 SIGMAS = (0.02, 0.25, 0.5, 0.75, 0.98)
 PREFIX = "model.diffusion_model."
@@ -97,7 +98,7 @@ class HostText:
             return dict(hidden_size=tiny.WIDTH, intermediate_size=2 * tiny.WIDTH, num_hidden_layers=layers,
                         num_attention_heads=4, hidden_act=activation)
 
-        t5 = tiny_flow.t5_config()
+        t5 = t5_config()
         made = {
             "clip_l_model_config": options(3 if family == "sd3" else 2, "quick_gelu"),
             "clip_g_model_config": options(3, "gelu"),
@@ -144,7 +145,7 @@ def host_velocity(model, latents, sigma: float, conditioning: Conditioning) -> t
 
 def some_conditioning(kind, guidance: float | None) -> Conditioning:
     draw = torch.Generator().manual_seed(5)
-    hidden = torch.randn((2, 100, tiny_flow.T5_WIDTH), generator=draw)
+    hidden = torch.randn((2, 100, T5_WIDTH), generator=draw)
     said = Conditioning({"hidden": hidden, "pooled": torch.randn((2, POOLED[kind.name]), generator=draw)})
     return said if guidance is None else said | Conditioning.guidance(guidance, 2)
 
@@ -260,7 +261,7 @@ def method_effect(name: str, family: str, base, base_file: Path, images, folder:
 def main():
     folder, results = Path(sys.argv[2]), {"text": {}, "velocity": {}, "latents": {}, "methods": {}}
     images = scan_folder(str(tiny.make_images(folder / "squares")), "squares")
-    for family in tiny_flow.FAMILIES:
+    for family in SUBSETS:
         kind = families.get(family)
         for plain in (False, True):
             name = f"{family}{', plain' if plain else ''}"

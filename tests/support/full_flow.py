@@ -2,26 +2,13 @@
 from functools import lru_cache
 
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from finetune.trainers import families
 from finetune.trainers.families.native_layout import to_native_layout
 
+from .flow_models import FLOW_MODELS
 
-def _sd3(layers, positions, **more):
-    return SD3Transformer2DModel, dict(
-        sample_size=128, num_layers=layers, num_attention_heads=layers, attention_head_dim=64, joint_attention_dim=4096,
-        caption_projection_dim=64 * layers, pooled_projection_dim=2048, pos_embed_max_size=positions, in_channels=16,
-        out_channels=16, **more)
-
-
-RELEASES = {
-    "SD3 Medium": ("sd3", *_sd3(24, 192)),
-    "SD3.5 Medium": ("sd3", *_sd3(24, 384, qk_norm="rms_norm", dual_attention_layers=tuple(range(13)))),
-    "SD3.5 Large": ("sd3", *_sd3(38, 192, qk_norm="rms_norm")),
-    "FLUX.1 dev": ("flux", FluxTransformer2DModel, dict(guidance_embeds=True)),
-    "FLUX.1 schnell": ("flux", FluxTransformer2DModel, dict(guidance_embeds=False)),
-}
-"""Family, diffusers' class and what its config says (the published configs; Flux' are the class's defaults)."""
+RELEASES = {release: (each.name, *model) for each in FLOW_MODELS.values() for release, model in each.releases.items()}
+"""Family, diffusers' class and what its config says (the published configs)."""
 
 
 @lru_cache(maxsize=1)

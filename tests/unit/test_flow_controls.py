@@ -3,7 +3,6 @@ class images as prior, caption dropout, weightings and densities, the mean of th
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from finetune.trainers import families, randomness
 from finetune.trainers import spec as specs
 from finetune.trainers.data.manifest import scan_folder
@@ -15,6 +14,7 @@ from finetune.trainers.training.run import train_run
 from PIL import Image
 from safetensors.torch import load_file
 from support import tiny, tiny_flow
+from support.flow_models import FLOW_MODELS
 from support.plain_flow import plain_validation
 from support.running import losses_of, losses_with_a_stop
 
@@ -66,7 +66,7 @@ def test_validation_equals_plain_diffusers(family, tiny_bases, make_spec, square
 
 @pytest.mark.parametrize("family", tiny_flow.FAMILIES)
 def test_class_images_are_what_diffusers_draws(family, tiny_bases, tmp_path):
-    """SD3 with a negative prompt, dev with the strength as its input, each with its own shift."""
+    """With a negative prompt, dev with the strength as its input, each with its own shift."""
     base, kind = tiny_bases[family], families.get(family)
     folders = specs.FolderSpec(runs=str(tmp_path / "runs"), caches=str(tmp_path / "caches"))
     [image] = make_class_images(specs.checked(ClassImagesSpec, **dict(
@@ -75,16 +75,12 @@ def test_class_images_are_what_diffusers_draws(family, tiny_bases, tmp_path):
     text = kind.load_text(base, torch.float32)
     with torch.no_grad():
         said, negative = (kind.encode_captions(text, [prompt]) for prompt in ("a photo of a dog", "a cat"))
-    pipeline = tiny_flow.PIPELINES[family].from_pretrained(base.path)
+    pipeline = FLOW_MODELS[family].pipeline.from_pretrained(base.path)
     pipeline.set_progress_bar_config(disable=True)
-    noise = torch.randn((1, 16, 8, 8), generator=randomness.generator(SEED, randomness.CLASS_IMAGES, 0))
-    common = dict(prompt_embeds=said["hidden"], pooled_prompt_embeds=said["pooled"], guidance_scale=4.0, height=64, width=64,
-                  num_inference_steps=5, sigmas=torch.linspace(1, 0.2, 5).tolist())
-    if family == "sd3":
-        drawn = pipeline(**common, negative_prompt_embeds=negative["hidden"], latents=noise,
-                         negative_pooled_prompt_embeds=negative["pooled"]).images[0]
-    else:
-        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
-        drawn = pipeline(**common, latents=pipeline._pack_latents(noise, *noise.shape)).images[0]
+    form = kind.latent_format(base)
+    shape = 1, form.channels, 64 // form.downscale, 64 // form.downscale
+    noise = torch.randn(shape, generator=randomness.generator(SEED, randomness.CLASS_IMAGES, 0))
+    drawn = FLOW_MODELS[family].drawn(pipeline, said, negative, noise, guidance_scale=4.0, height=64, width=64,
+                                      num_inference_steps=5, sigmas=torch.linspace(1, 0.2, 5).tolist())
     found, expected = (np.asarray(each, np.int16) for each in (Image.open(image.path), drawn))
     assert np.abs(found - expected).max() <= 1 and found.std() > 1

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
 from finetune.trainers import families
 from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.families.recognition import recognize
 from PIL import Image
 from safetensors.torch import load_file
 from support import tiny_flow
+from support.flow_models import FLOW_MODELS
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["a cat", "a dog on a hill"]
@@ -27,31 +27,21 @@ def flow(request, tmp_path_factory):
             recognize(str(one), "one.safetensors", configs=str(folder)))
 
 
-def latents_and_timesteps():
+def latents_and_timesteps(kind, base):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2, 16, 8, 8, generator=generator), torch.tensor([300.0, 700.0])
-
-
-def plain_prediction(kind, base, latents, timesteps, conditioning):
-    """diffusers' own model, with the layers that its folder has."""
-    plain = tiny_flow.PIPELINES[kind.name].from_pretrained(base.path).transformer
-    if kind.name == "sd3":
-        return plain(latents, conditioning["hidden"], conditioning["pooled"], timesteps).sample
-    packed = FluxPipeline._pack_latents(latents, *latents.shape)
-    places = FluxPipeline._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32)
-    found = plain(hidden_states=packed, encoder_hidden_states=conditioning["hidden"],
-                  pooled_projections=conditioning["pooled"], timestep=timesteps / 1000, img_ids=places,
-                  txt_ids=torch.zeros(conditioning["hidden"].shape[1], 3), guidance=torch.ones(2)).sample
-    return FluxPipeline._unpack_latents(found, 64, 64, 8)
+    channels = kind.latent_format(base).channels
+    return torch.randn(2, channels, 8, 8, generator=generator), torch.tensor([300.0, 700.0])
 
 
 @torch.no_grad()
 def test_a_prediction_is_that_of_diffusers_own_model(flow):
     kind, base, _ = flow
-    latents, timesteps = latents_and_timesteps()
+    latents, timesteps = latents_and_timesteps(kind, base)
     conditioning = kind.encode_captions(kind.load_text(base, torch.float32), CAPTIONS)
     ours = kind.predict(kind.load_denoiser(base, torch.float32), latents, timesteps, conditioning)
-    plain = plain_prediction(kind, base, latents, timesteps, conditioning)
+    model = FLOW_MODELS[kind.name]
+    own = model.pipeline.from_pretrained(base.path).transformer  # with the layers that its folder has
+    plain = model.velocity(own, latents, timesteps / 1000, conditioning)
     assert plain.std() > 0.1  # not all zeros, as fresh models predict
     assert torch.allclose(ours, plain, atol=1e-5)
 
@@ -71,7 +61,7 @@ def test_one_file_holds_the_same_model_as_its_folder(flow):
 @torch.no_grad()
 def test_captions_of_different_lengths_are_predicted_as_if_each_were_alone(flow):
     kind, base, _ = flow
-    latents, timesteps = latents_and_timesteps()
+    latents, timesteps = latents_and_timesteps(kind, base)
     denoiser, text = kind.load_denoiser(base, torch.float32), kind.load_text(base, torch.float32)
     each = [kind.encode_captions(text, [caption]) for caption in ("a cat", LONG)]
     assert each[0]["hidden"].shape[1] < each[1]["hidden"].shape[1]
@@ -93,7 +83,7 @@ def test_names_lead_back(flow):
 def test_nothing_of_a_forward_pass_stays(flow):
     """The joined layers' results are let go, also where gradients flow."""
     kind, base, _ = flow
-    latents, timesteps = latents_and_timesteps()
+    latents, timesteps = latents_and_timesteps(kind, base)
     denoiser = kind.load_denoiser(base, torch.float32)
     conditioning = kind.encode_captions(kind.load_text(base, torch.float32), CAPTIONS)
     kind.predict(denoiser, latents.requires_grad_(), timesteps, conditioning).sum().backward()

@@ -1,6 +1,7 @@
-"""A flow model in separate files as people have them: an int8 denoiser with rotated weights, T5 in scaled fp8, CLIP-L in
-fp16, the VAE in bf16. It is the model that the same numbers in full precision are."""
+"""A flow model in separate files as people have them: an int8 denoiser with rotated weights, large text encoders in scaled
+fp8, CLIP-L in fp16, the VAE in bf16. It is the model that the same numbers in full precision are."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +10,12 @@ from finetune.trainers.families.parts_finding import Candidate, find_parts
 from finetune.trainers.families.recognition import recognize
 from safetensors.torch import save_file
 from support import tiny_flow
+from support.flow_models import FLOW_MODELS
 
 FOUR = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]).float()
 ROTATION = torch.kron(FOUR, FOUR) / 4
 NOTE = torch.tensor(list(json.dumps({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}).encode()),
                     dtype=torch.uint8)
-FILES = {"sd3": ("sd3.5_medium", "sd3_vae"), "flux": ("flux1-dev", "ae")}
 
 
 def int8_rotated(tensors: dict) -> tuple[dict, dict]:
@@ -36,7 +37,7 @@ def scaled_fp8(tensors: dict) -> tuple[dict, dict]:
     small, plain = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}, dict(tensors)
     for name, tensor in tensors.items():
         small[name] = tensor
-        if tensor.ndim == 2 and ".layer." in name:
+        if tensor.ndim == 2 and ".layer" in name:
             scale = tensor.abs().max() / 448
             small |= {name: (tensor / scale).to(torch.float8_e4m3fn), name.removesuffix("weight") + "scale_weight": scale}
             plain[name] = small[name].float() * scale
@@ -50,16 +51,19 @@ def in_full(dtype):
     return stored
 
 
-@pytest.mark.parametrize("family", FILES)
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
 def test_it_is_the_model_of_the_same_numbers_in_full(family, tmp_path):
     """SD3 goes without CLIP-G here, which small models cannot be told to have."""
     folder = tiny_flow.make_folder(family, tmp_path / "folder")
     weights, kind = tiny_flow.single_file_weights(family, folder), families.get(family)
-    t5 = next(part for part in kind.text_parts.values() if part.kind.kind == "t5")
-    clip = next(part for part in kind.text_parts.values() if part.kind.kind == "clip_l")
-    denoiser, vae = FILES[family]
-    layouts = {denoiser: ("model.diffusion_model.", int8_rotated), vae: (kind.vae_prefix, in_full(torch.bfloat16)),
-               "clip_l": (clip.prefix, in_full(torch.float16)), "t5xxl_fp8_e4m3fn_scaled": (t5.prefix, scaled_fp8)}
+    denoiser, vae = FLOW_MODELS[family].files
+    layouts = {denoiser: ("model.diffusion_model.", int8_rotated), vae: (kind.vae_prefix, in_full(torch.bfloat16))}
+    words = {"vae": f"{vae}.safetensors (bf16), found"}
+    for part in kind.text_parts.values():
+        name = next((name for name in part.files if "fp8" in name), part.files[0]) if part.kind.is_large else part.files[0]
+        if part.kind.kind != "clip_g":
+            layouts[Path(name).stem] = part.prefix, scaled_fp8 if part.kind.is_large else in_full(torch.float16)
+            words[part.component] = f"{name} ({'scaled fp8' if part.kind.is_large else 'fp16'}), found"
     bases = []
     for place in ("small", "plain"):
         (tmp_path / place).mkdir()
@@ -71,9 +75,7 @@ def test_it_is_the_model_of_the_same_numbers_in_full(family, tmp_path):
         first, *offered = (Candidate.of(file.name, file) for file in files)
         parts = find_parts(first, [], offered, 3)
         if place == "small":
-            assert {part.want.component: part.words.partition(": ")[2] for part in parts if part.file} == {
-                "vae": f"{vae}.safetensors (bf16), found", clip.component: "clip_l.safetensors (fp16), found",
-                t5.component: "t5xxl_fp8_e4m3fn_scaled.safetensors (scaled fp8), found"}
+            assert {part.want.component: part.words.partition(": ")[2] for part in parts if part.file} == words
         bases.append(recognize(str(first.path), first.name, configs=str(folder),
                                others=[str(part.file.path) for part in parts if part.file]))
     assert [base.storage for base in bases] == ["int8", ""] and {base.family for base in bases} == {family}

@@ -1,0 +1,6 @@
+"""Tiny real models of the families of flow transformers: a new family is a file here and its name in a line."""
+from .flow_model import FlowModel
+from .flux import FLUX
+from .sd3 import SD3
+
+FLOW_MODELS: dict[str, FlowModel] = {each.name: each for each in (SD3, FLUX)}
