@@ -14,10 +14,11 @@ def test_as_many_weights_wait_as_in_kohyas_table_for_flux(gigabytes, kohya):
     """Half of kohya's blocks are double blocks, the other half are pairs of single ones. Ours are spread evenly, and two of
     them are on the GPU."""
     away = kohya // 2 * DOUBLE + (kohya - kohya // 2) * 2 * SINGLE
-    memory = fitted(FLUX, 57, gigabytes, has_t5=True)
+    memory = fitted(FLUX, 57, gigabytes, text_billions=4.76)
     assert max(0, memory.swapped_blocks - 2) * FLUX / 57 == pytest.approx(away, abs=0.5)
     assert memory.frozen_precision == "int8" and memory.gradient_checkpointing
     assert memory.text_precision == ("int8" if gigabytes == 8 else "same")
+    assert fitted(4, 25, gigabytes, text_billions=8.2).text_precision == ("int8" if gigabytes < 17 else "same")
 
 
 def test_smaller_memory_takes_more_measures_and_smaller_models_fewer():
@@ -34,7 +35,7 @@ def test_smaller_memory_takes_more_measures_and_smaller_models_fewer():
 
 @pytest.mark.parametrize("family", ["sd1", *tiny_flow.FAMILIES])
 def test_the_weights_of_a_base_are_counted(family, tiny_bases, tmp_path):
-    """Tiny models need nothing but T5 in 8 bits where memory is short."""
+    """Tiny models need nothing, however large their kind of text encoder is."""
     base = tiny_bases[family] if family == "sd1" else recognize(str(tiny_flow.make_folder(family, tmp_path / "x")), family)
     small, large = fitting_memory(base, 8), fitting_memory(base, 24)
-    assert in_words(large) == [] and in_words(small) == ([] if family == "sd1" else ["T5 in int8"])
+    assert in_words(large) == [] and in_words(small) == []

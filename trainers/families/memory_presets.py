@@ -15,8 +15,9 @@ their optimizer, what CUDA itself takes. With it kohya's table for FLUX.1 comes 
 its 12 GB of weights in 8 bits stay whole on 24 GB, give up 5 GB (16 of kohya's blocks) on 12 GB and 9 GB (28) on 8 GB."""
 LIGHT = 1 / 8
 """Where weights in 16 bits take no more of the memory, activations may stay."""
-SHORT = 10
-"""GB. Below, kohya advises 8 bits for T5 too."""
+TEXT_RESERVE = 0.5
+"""GB beside the weights of a text encoder, which has the GPU to itself. With it T5 is in 8 bits below 10 GB, as kohya
+advises."""
 IN_ROOM = 2
 """Swapped blocks that are on the GPU at any time."""
 DENOISERS = "transformer", "unet", "denoiser"
@@ -29,10 +30,11 @@ def fitting_memory(base: BaseModelSpec, gigabytes: int) -> MemorySpec:
     name = next(each for each in DENOISERS if each in parts)
     weights = sum(prod(entry.shape) for entry in parts[name].entries().values())
     blocks = [each for each in family.block_names(base) if each != "other"]
-    return fitted(weights / 1e9, len(blocks), gigabytes, family.reads_text_length(base), "fp8" in base.storage)
+    return fitted(weights / 1e9, len(blocks), gigabytes, family.large_text_weights(base) / 1e9, "fp8" in base.storage)
 
 
-def fitted(billions: float, blocks: int, gigabytes: int, has_t5: bool = False, in_fp8: bool = False) -> MemorySpec:
+def fitted(billions: float, blocks: int, gigabytes: int, text_billions: float = 0.0,
+           in_fp8: bool = False) -> MemorySpec:
     """The same for so many weights in so many blocks of about one size. A file that is in fp8 stays so."""
     room, eight_bit = gigabytes - RESERVE, "fp8" if in_fp8 else "int8"
     settings: dict[str, Any] = {"gradient_checkpointing": 2 * billions > LIGHT * gigabytes}
@@ -40,7 +42,7 @@ def fitted(billions: float, blocks: int, gigabytes: int, has_t5: bool = False, i
         settings["frozen_precision"] = eight_bit
     if billions > room:
         settings["swapped_blocks"] = min(blocks, ceil((billions - room) / (billions / blocks)) + IN_ROOM)
-    if has_t5 and gigabytes < SHORT:
+    if 2 * text_billions + TEXT_RESERVE > gigabytes:
         settings["text_precision"] = eight_bit
     return MemorySpec.model_validate(settings)
 
@@ -49,5 +51,6 @@ def in_words(memory: MemorySpec) -> Sequence[str]:
     """What differs from the defaults."""
     named = {
         "gradient_checkpointing": "gradient checkpointing", "frozen_precision": f"denoiser in {memory.frozen_precision}",
-        "swapped_blocks": f"{memory.swapped_blocks} blocks swapped", "text_precision": f"T5 in {memory.text_precision}"}
+        "swapped_blocks": f"{memory.swapped_blocks} blocks swapped",
+        "text_precision": f"text encoder in {memory.text_precision}"}
     return [words for field, words in named.items() if getattr(memory, field) != MemorySpec.model_fields[field].default]

@@ -206,8 +206,16 @@ class Family(Protocol[Vae, Denoiser]):
         return True
 
     def reads_text_length(self, base: BaseModelSpec) -> bool:
-        """Whether a text encoder of this base takes captions of any length, so that `TextEncoders.text_length` counts."""
+        """Whether a text encoder of this base is told how long captions are, so that `TextEncoders.text_length` counts."""
         return False
+
+    def cuts_captions(self, base: BaseModelSpec) -> bool:
+        """Whether captions with more tokens than fit are cut where no length is said; else they are read whole."""
+        return not self.reads_text_length(base)
+
+    def large_text_weights(self, base: BaseModelSpec) -> int:
+        """Numbers in the largest text encoder of this base, where it may be too large for a GPU on its own."""
+        return 0
 
     def load_denoiser(self, base: BaseModelSpec, dtype: torch.dtype, keeper: Keeper = as_they_are) -> Denoiser:
         """The denoiser, frozen, on the CPU; what `keeper` makes of `swappable_blocks` puts its weights where they belong."""

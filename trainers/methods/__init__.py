@@ -20,7 +20,8 @@ LACKING = {
                     "instead (Train LoRA)",
     "textual_inversion": "a new word needs a text encoder of CLIP, which {family} does not have. Train a LoRA instead "
                          "(Train LoRA)",
-    "text_encoder": "the text encoder of {family} is left as it is. Set text_encoder_learning_rate to 0",
+    "text_encoder": "the text encoder of {family} is a language model, which is left as it is: the denoiser was trained on "
+                    "what it says, and no two programs agree on names for its LoRAs. Set text_encoder_learning_rate to 0",
 }
 """Why a family that lacks a capability cannot be trained so, and what to do."""
 

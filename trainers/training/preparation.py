@@ -195,9 +195,11 @@ def unread_notes(family: Family, spec: RunSpec, distilled: bool) -> list[str]:
         notes.append(f"training_guidance is not read: {spec.base.name} has no input for guidance, as models with distilled "
                      "guidance have, for example Flux.1 [dev]")
     if spec.training.clip_skip and not family.reads_clip_skip(spec.base):
-        notes.append(f"clip_skip is not read: of CLIP {family.title} reads what the last layer says of the whole caption")
+        notes.append(f"clip_skip is not read: {family.title} has no CLIP, or reads what its last layer says of the whole "
+                     "caption")
     if spec.training.text_length and not family.reads_text_length(spec.base):
-        notes.append(f"text_length is not read: {spec.base.name} has no T5 text encoder, and CLIP takes 77 tokens")
+        notes.append(f"text_length is not read: {spec.base.name} has no T5 text encoder, and others take captions as they "
+                     "are")
     return notes
 
 
@@ -211,17 +213,17 @@ def tidy(spec: RunSpec, emit: Emit):
 
 def length_notes(family: Family, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], spec: RunSpec) -> list[str]:
     """Which captions are cut because they have more tokens than the text encoder takes, in their longest template. T5 takes
-    any number, unless text_length cuts."""
-    any_length, length = family.reads_text_length(spec.base), spec.training.text_length
+    any number, unless text_length cuts; language models take any."""
+    length = spec.training.text_length if family.reads_text_length(spec.base) else 0
     counts = [(*family.token_count(tokenizers, image.variation.longest(image.caption)), image.name)
               for image in spec.dataset.images]
-    if any_length and length:
+    if length:
         counts = [(count, length - 1, name) for count, _, name in counts]  # one is the end
     long = [each for each in counts if each[0] > each[1]]
     if not long:
         return []
     count, room, name = max(long)
-    fate = "the model was made for, and read whole, as by ComfyUI" if any_length and not length else \
-        "the text encoder takes, and cut"
+    cut = length or family.cuts_captions(spec.base)
+    fate = "the text encoder takes, and cut" if cut else "the model was made for, and read whole, as by ComfyUI"
     return [clause(len(long), "caption", f"are longer than the {room} tokens that {fate}, that of {name} the most ({count} "
                    "tokens)")]

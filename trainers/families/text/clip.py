@@ -4,6 +4,7 @@ transformers is imported where it is needed, as `component_loading` says.
 """
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -147,6 +148,9 @@ class Clip:
     """Of the pooled state."""
     learns, is_large, takes_length, cuts = True, False, False, True
     lora_target = LORA_TARGET
+
+    def weights(self, base: BaseModelSpec, component: str) -> int:
+        return sum(prod(entry.shape) for entry in ModelParts.of(base)[component].entries().values())
 
     def identity(self, base: BaseModelSpec, component: str, memory: Path) -> Sequence:
         return content_of(base, memory, [component])[0]

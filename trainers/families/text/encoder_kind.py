@@ -42,6 +42,10 @@ class EncoderKind(Protocol):
         """Captions with more tokens than fit are cut."""
         ...
 
+    def weights(self, base: BaseModelSpec, component: str) -> int:
+        """How many numbers are loaded, by the header."""
+        ...
+
     def identity(self, base: BaseModelSpec, component: str, memory: Path) -> Sequence:
         """What its states depend on besides captions and tokenizers in the base, as JSON."""
         ...

@@ -6,7 +6,7 @@ three of transformers' classes serve all models here.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +33,10 @@ from .tekken import tekken_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-KEY = "layers.0.self_attn.k_proj.weight"
+READ = re.compile(r"^(?:model\.language_model\.|language_model\.model\.|language_model\.|model\.)?"
+                  r"((?:layers\.\d{1,3}|embed_tokens|norm)\.[\w.]+)$")
+"""Names of what reads text, wherever a model that sees images keeps it."""
+KEY, WORDS, LAYER = "layers.0.self_attn.k_proj.weight", "embed_tokens.weight", re.compile(r"layers\.(\d{1,3})\.")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class LanguageModel:
     def kind(self) -> LanguageKind:
         return self.architecture.kind
 
+    def weights(self, base: BaseModelSpec, component: str) -> int:
+        entries = _text_layers(ModelParts.of(base)[component].entries())
+        return sum(prod(entry.shape) for name, entry in entries.items()
+                   if name == WORDS or ((layer := LAYER.match(name)) and int(layer[1]) < self._layers(entries)[0]))
+
     def identity(self, base: BaseModelSpec, component: str, memory: Path) -> Sequence:
         return [ModelParts.of(base)[component].fingerprint(memory), asdict(self.architecture), asdict(self.tap),
                 self._theta(base, component)]
@@ -85,10 +93,9 @@ class LanguageModel:
         title = component.replace("_", " ")
         with explained(title, base):
             entries = _text_layers(ModelParts.of(base)[component].entries())
-            if "embed_tokens.weight" not in entries or KEY not in entries:
+            if WORDS not in entries or KEY not in entries:
                 raise UserError(f"{base.name!r} holds no whole language model as its {title}. Download its file again.")
-            there = 1 + max(int(found[1]) for name in entries if (found := re.match(r"layers\.(\d+)\.", name)))
-            last = max(state if state >= 0 else there + 1 + state for state in self.tap.states)
+            last, there = self._layers(entries)
             if not 0 < last <= there:
                 raise UserError(f"The {title} of {base.name!r} has {there} layers, and what layer {last} says is read. "
                                 "Choose the whole model.")
@@ -98,6 +105,11 @@ class LanguageModel:
             model.rotary_emb = type(model.rotary_emb)(config=model.config)
             fill(model, entries, dtype, base.name, place)
         return model.requires_grad_(False).eval()
+
+    def _layers(self, entries: Mapping[str, Entry]) -> tuple[int, int]:
+        """(layers that are read, layers that there are)."""
+        there = 1 + max((int(layer[1]) for name in entries if (layer := LAYER.match(name))), default=-1)
+        return max(state if state >= 0 else there + 1 + state for state in self.tap.states), there
 
     def _empty(self, entries: Mapping[str, Entry], layers: int, theta: float) -> Any:
         import transformers
@@ -109,7 +121,7 @@ class LanguageModel:
         def rows(name: str) -> int:
             return entries[name].shape[0]
 
-        words, width = entries["embed_tokens.weight"].shape
+        words, width = entries[WORDS].shape
         norm = entries.get("layers.0.self_attn.q_norm.weight")
         head = norm.shape[0] if norm else self.architecture.head
         config = getattr(transformers, f"{self.architecture.library}Config")(
@@ -178,13 +190,14 @@ class LanguageModel:
         raise ValueError("language models learn nothing")
 
     def file_name(self, name: str) -> str | None:
-        return name
+        """As ComfyUI has it in all-in-one files, without what sees images and what writes."""
+        read = READ.search(name)
+        return f"model.{read[1]}" if read else None
 
 
 def _text_layers(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """Those of the layers that read text, by transformers' names: without "model." and "language_model." before them."""
-    start = min((name.removesuffix(KEY) for name in entries if name.endswith(KEY) and "vis" not in name), default="")
-    return {name.removeprefix(start): entry for name, entry in entries.items() if name.startswith(start)}
+    return {read[1]: entry for name, entry in entries.items() if (read := READ.search(name))}
 
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

@@ -1,6 +1,7 @@
 """T5's encoder: read tensor after tensor, since it is larger than most denoisers, and told captions of any length."""
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,9 @@ class T5:
     learns = is_large = takes_length = True
     cuts = False
     lora_target = r"SelfAttention\.(q|k|v|o)$|DenseReluDense\.(wi_0|wi_1|wo)$"
+
+    def weights(self, base: BaseModelSpec, component: str) -> int:
+        return sum(prod(entry.shape) for entry in ModelParts.of(base)[component].entries().values())
 
     def identity(self, base: BaseModelSpec, component: str, memory: Path) -> Sequence:
         return content_of(base, memory, [component])[0]

@@ -61,6 +61,16 @@ class TextParts:
     def reads_text_length(self, base: BaseModelSpec) -> bool:
         return any(part.kind.takes_length for part in self.present(base).values())
 
+    def reads_clip_skip(self, base: BaseModelSpec) -> bool:
+        return any(part.kind.kind in ("clip_l", "clip_g") for part in self.present(base).values())
+
+    def cuts_captions(self, base: BaseModelSpec) -> bool:
+        return all(part.kind.cuts for part in self.present(base).values())
+
+    def large_text_weights(self, base: BaseModelSpec) -> int:
+        return max((part.kind.weights(base, part.component) for part in self.present(base).values() if part.kind.is_large),
+                   default=0)
+
     def caption_identity(self, base: BaseModelSpec, memory: Path) -> Sequence:
         parts = ModelParts.of(base)
         tokenizers = [parts[name].fingerprint(memory) for name in TOKENIZERS if name in parts]
