@@ -16,9 +16,10 @@ def velocity(latents, timestep):
     return torch.sin(latents) + timestep / 700
 
 
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_is_sampled_as_by_diffusers(shift):
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+@pytest.mark.parametrize("shift, last", [(1.0, 0.0), (3.0, 0.0), (2.0, 0.02)])
+def test_flow_is_sampled_as_by_diffusers(shift, last):
+    """Qwen-Image's schedule is stretched, which leaves 0.02 before the last step."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, shift_terminal=last or None)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7))
     theirs = NOISE
     for timestep in scheduler.timesteps:
@@ -29,7 +30,7 @@ def test_flow_is_sampled_as_by_diffusers(shift):
         asked.append((height, width))
         return shift
 
-    ours = FlowSampler(shift_of).sample(velocity, NOISE, 7)
+    ours = FlowSampler(shift_of, last_sigma=last).sample(velocity, NOISE, 7)
     torch.testing.assert_close(ours, theirs)
     assert asked == [(6, 8)]
 
@@ -53,11 +54,11 @@ class Asked:
         return torch.zeros_like(latents) + conditioning["hidden"].mean(dim=(1, 2))[:, None, None, None]
 
 
-def asked_by(guidance) -> tuple[torch.Tensor, list]:
+def asked_by(guidance, strength=2.5) -> tuple[torch.Tensor, list]:
     family = Asked()
     positive = Conditioning({"hidden": torch.full((2, 5, 3), 4.0)})
     negative = Conditioning({"hidden": torch.full((2, 3, 3), 1.0)})
-    predict = guided(family, None, FlowSampler(lambda height, width: 1.0, guidance), positive, negative, 2.5)
+    predict = guided(family, None, FlowSampler(lambda height, width: 1.0, guidance), positive, negative, strength)
     return predict(NOISE, torch.tensor(300.0)), family.calls
 
 
@@ -69,9 +70,9 @@ def test_classifier_free_guidance_asks_for_both_prompts_in_one_call():
     torch.testing.assert_close(prediction, torch.full_like(NOISE, without + 2.5 * (4 - without)))
 
 
-@pytest.mark.parametrize("guidance", ["distilled", "none"])
-def test_other_guidance_asks_for_the_prompt_alone(guidance):
-    prediction, [(latents, timesteps, conditioning)] = asked_by(guidance)
+@pytest.mark.parametrize("guidance, strength", [("distilled", 2.5), ("none", 2.5), ("classifier-free", 1.0)])
+def test_other_guidance_asks_for_the_prompt_alone(guidance, strength):
+    prediction, [(latents, timesteps, conditioning)] = asked_by(guidance, strength)
     assert torch.equal(latents, NOISE) and timesteps.tolist() == [300.0] * 2 and (prediction == 4).all()
     if guidance == "distilled":
         assert conditioning["guidance"].tolist() == [2.5, 2.5]

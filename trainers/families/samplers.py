@@ -30,13 +30,18 @@ class DiscreteSampler:
 @dataclass(frozen=True)
 class FlowSampler:
     """Euler steps along the velocity of a rectified flow, over sigmas from 1 to 0 that `shift(height, width)` of the latents
-    moves towards noise (Esser et al. 2024, arXiv:2403.03206, eq. 23). Timesteps are 1000 sigma, as in the objective."""
+    moves towards noise (Esser et al. 2024, arXiv:2403.03206, eq. 23). Timesteps are 1000 sigma, as in the objective.
+
+    With `last_sigma`, those above 0 are stretched so that the last of them is that (diffusers' `shift_terminal`)."""
 
     shift: Callable[[int, int], float]
     guidance: Guidance = "classifier-free"
+    last_sigma: float = 0.0
 
     def sample(self, predict: Predict, noise: Tensor, steps: int) -> Tensor:
         sigmas = shifted(torch.linspace(1, 0, steps + 1, device=noise.device), self.shift(*noise.shape[-2:]))
+        if self.last_sigma and steps > 1:
+            sigmas[:-1] = 1 - (1 - sigmas[:-1]) * (1 - self.last_sigma) / (1 - sigmas[-2])
         latents = noise
         for sigma, following in pairwise(sigmas):
             latents = latents + (following - sigma) * predict(latents, 1000 * sigma)

@@ -59,8 +59,9 @@ def make_images(
 
 def guided(family: Family, denoiser: nn.Module, sampler: Sampler, positive: Conditioning, negative: Conditioning,
            guidance: float) -> Predict:
-    """The denoiser as a sampler asks it, with the strength `guidance` in the sampler's kind of guidance."""
-    if sampler.guidance == "classifier-free":
+    """The denoiser as a sampler asks it, with the strength `guidance` in the sampler's kind of guidance; classifier-free
+    guidance of strength 1 is none."""
+    if sampler.guidance == "classifier-free" and guidance != 1:
         both = Conditioning.collated([negative, positive])
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
