@@ -22,7 +22,6 @@ become_host(Path(sys.argv[1]))
 import comfy.model_detection  # noqa: E402
 import comfy.supported_models  # noqa: E402
 from finetune.trainers import families  # noqa: E402
-from finetune.trainers import spec as specs  # noqa: E402
 from finetune.trainers.families.conditioning import Conditioning  # noqa: E402
 from support import tiny_denoisers  # noqa: E402
 
@@ -60,7 +59,7 @@ def main():
     results = {}
     for family in SMALL:
         kind = families.get(family)
-        denoiser, file = tiny_denoisers.in_a_file(family, Path(sys.argv[2]))
+        denoiser = tiny_denoisers.loaded(family, Path(sys.argv[2]))
         weights = {kind.layer_names.key_map.native_tensor(name): tensor.clone()
                    for name, tensor in denoiser.state_dict().items()}
         model, draw = host_model(family, weights), torch.Generator().manual_seed(6)

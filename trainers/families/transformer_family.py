@@ -176,21 +176,21 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         return without_weights(lambda: self.make_denoiser(self.native_shapes(base)))
 
     def module_entries(self, part: ModelPart) -> dict[str, Entry]:
-        """The denoiser's tensors by the names they have in memory, wherever they lie."""
+        """The denoiser's tensors by the names they have in memory, wherever they lie. In a file of its own, too, joined layers
+        may be as diffusers has them."""
         stored, key_map = part.entries(), self.layer_names.key_map
-        if not part.is_folder:
-            named = ((key_map.module_tensor(name), entry) for name, entry in stored.items())
-            return {name: entry for name, entry in named if name is not None}
         last = max((int(name.split(".")[1]) for name in stored if name.startswith("transformer_blocks.")), default=0)
         found, joined = {}, {}
         for name, entry in stored.items():
             layer, _, ending = name.rpartition(".")
-            place = key_map.joined(layer)
-            if place is None:
+            own = None if part.is_folder else key_map.module_tensor(name)
+            if own is not None:
+                found[own] = entry
+            elif place := key_map.joined(layer):
+                joined.setdefault(f"{place[0]}.{ending}", {})[place[1]] = entry
+            elif part.is_folder:
                 swapped = key_map.is_swapped(layer, last)
                 found[name] = replace(entry, pieces=_halves_swapped(entry)) if swapped else entry
-            else:
-                joined.setdefault(f"{place[0]}.{ending}", {})[place[1]] = entry
         return found | {name: _one_after_the_other(name, rows) for name, rows in joined.items()}
 
     def native_shapes(self, base: BaseModelSpec) -> dict[str, tuple[int, ...]]:
