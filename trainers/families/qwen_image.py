@@ -1,5 +1,6 @@
 """Qwen-Image (Wu et al. 2025, arXiv:2508.02324), also its version of December 2025 (2512): blocks in which text and image
 have weights of their own and attend together, told by the last states of Qwen2.5-VL-7B."""
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
@@ -13,17 +14,27 @@ from torch import Tensor, nn
 from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
 from ..artifacts.layer_names.key_map import NORM, KeyMap, Rule
 from ..artifacts.layer_names.transformer import TransformerNames
-from ..objectives.noise import ShiftByLength
+from ..objectives.noise import FamilyShift, ShiftByLength
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning, by_length
+from .model_parts import ModelSource
 from .protocol import LoraPreset, UsualSampling
 from .samplers import FlowSampler
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import TransformerFamily
+from .variants import Shapes, Variant
 
 HEAD, AXES = 128, (16, 56, 56)
 """Width of an attention head, and its parts that are turned by a token's position: (frame, row, column)."""
 SHIFT, LAST_SIGMA = ShiftByLength(second=(8192, 0.9)), 0.02
 """Of the scheduler that comes with the model: the line of its shift, and the noise that is left before the last step."""
+
+SAMPLING = UsualSampling(guidance=3.0, steps=25)
+"""As ai-toolkit's example; the model's card has 50 steps with 4."""
+UNDISTILLED = "Qwen-Image or Qwen-Image-2512: a LoRA made on them works together with a Lightning LoRA"
+EDIT = re.compile(r"qwen.?image.?edit", re.IGNORECASE)
+"""Qwen-Image-Edit and Edit-2509 have the layers of Qwen-Image; only their names tell."""
+MAGE_FLOW = 2560
+"""Width of its text states; it is a relative of Microsoft's with the same names of layers."""
 
 
 def _same(name: str, **how) -> Rule:
@@ -58,6 +69,14 @@ class QwenImage(TransformerFamily):
         "qwen_image", "Qwen-Image", (BASE, *numbered("BLOCK", 60), EXTRA), KEY_MAP, marker="txt_norm.weight",
         numbered=MappingProxyType({"transformer_blocks": "BLOCK"}), widths=frozenset({3072, 12288}),
         stated=("qwen_image", "qwen-image", "qwenimage"), written="comfyui")
+    variants = (
+        Variant("Qwen-Image-Distill", "distill", guidance="none", sampling=UsualSampling(steps=15), distilled=True,
+                instead=UNDISTILLED),
+        Variant("Qwen-Image with Lightning", "lightning|rapid|[48]-?steps?", guidance="none",
+                sampling=UsualSampling(steps=8), distilled=True, instead=UNDISTILLED),
+        Variant("Qwen-Image-2512", "2512", sampling=SAMPLING),
+        Variant("Qwen-Image", sampling=SAMPLING),
+    )
     refused = MappingProxyType({
         "__index_timestep_zero__": "Qwen-Image-Edit 2511",
         "time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered",
@@ -84,7 +103,6 @@ class QwenImage(TransformerFamily):
     })
     metadata = MappingProxyType({
         "ss_base_model_version": "qwen_image", "ss_v2": "False", "modelspec.architecture": "qwen-image"})
-    capabilities = frozenset({"lora", "full"})
 
     def denoiser_config(self, shapes: Shapes) -> Mapping[str, Any]:
         return dict(
@@ -102,15 +120,20 @@ class QwenImage(TransformerFamily):
             denoiser.pos_embed = QwenEmbedRope(theta=10000, axes_dim=list(AXES), scale_rope=True)
         return denoiser
 
-    def usual_sampling(self, base: BaseModelSpec) -> UsualSampling:
-        """As ai-toolkit's example; the model's card has 50 steps with 4."""
-        return UsualSampling(guidance=3.0, steps=25)
+    def relative(self, source: ModelSource, tensors: Mapping[str, dict], prefix: str) -> str:
+        if tensors[f"{prefix}txt_norm.weight"]["shape"] == [MAGE_FLOW]:
+            return "Mage-Flow"
+        edit = "Qwen-Image-Edit (by its name)" if EDIT.search(source.name) else ""
+        return super().relative(source, tensors, prefix) or edit
 
     def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
         return lambda height, width: SHIFT(height // self.patch * (width // self.patch))
 
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> FlowSampler:
         return replace(super().sampler(base, zero_terminal_snr), last_sigma=LAST_SIGMA)
+
+    def noise_shift(self, base: BaseModelSpec) -> FamilyShift:
+        return replace(super().noise_shift(base), line=SHIFT)
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Latents become tokens of 2 × 2, whose places count from the middle of the image. Text begins where the longer

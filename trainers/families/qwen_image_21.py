@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from ..artifacts.layer_names.blocks import BASE, EXTRA, numbered
 from ..artifacts.layer_names.key_map import NORM, KeyMap, Rows, Rule
 from ..artifacts.layer_names.transformer import TransformerNames
+from ..objectives.noise import FamilyShift
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning, by_length
 from .protocol import LoraPreset, UsualSampling
 from .qwen_image import AXES, HEAD, LAST_SIGMA, SHIFT
 from .samplers import FlowSampler
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import TransformerFamily
+from .variants import Shapes, Variant
 
 
 def _same(name: str, **how) -> Rule:
@@ -48,6 +50,8 @@ class QwenImage21(TransformerFamily):
         marker="txt_in.text_norm.weight", numbered=MappingProxyType({"transformer_blocks": "BLOCK"}),
         widths=frozenset({4096, 12288}), written="comfyui",
         stated=("qwen_image_2.1", "qwen-image-2.1", "qwen_image_21", "qwenimage21"))
+    variants = (Variant("Qwen-Image-2.1", sampling=UsualSampling(guidance=1.0, steps=40)),)
+    """Sampled as the model's card says."""
     lora_targets = MappingProxyType({
         "attention": ATTENTION,
         "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
@@ -67,9 +71,6 @@ class QwenImage21(TransformerFamily):
     })
     metadata = MappingProxyType({
         "ss_base_model_version": "qwen_image_2.1", "ss_v2": "False", "modelspec.architecture": "qwen-image-2.1"})
-    capabilities = frozenset({"lora", "full"})
-    patch = 2
-    """Latents are tokens themselves; the model was made for images in which they come in groups of 2 × 2."""
 
     def denoiser_config(self, shapes: Shapes) -> Mapping[str, Any]:
         width = shapes["img_in.weight"][0]
@@ -116,15 +117,19 @@ class QwenImage21(TransformerFamily):
             denoiser.time_text_embed.time_proj = QwenImage21TemporalTimesteps(timestep_dim=256)
         return denoiser
 
-    def usual_sampling(self, base: BaseModelSpec) -> UsualSampling:
-        """As the model's card: without guidance."""
-        return UsualSampling(guidance=1.0, steps=40)
+    def base_notes(self, base: BaseModelSpec) -> list[str]:
+        return [*super().base_notes(base), "Qwen-Image-2.1 makes images without guidance (CFG 1); with a LoRA that changes much "
+                "they may need a guidance of about 4"]
 
     def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
         return lambda height, width: SHIFT(height * width)
 
     def sampler(self, base: BaseModelSpec, zero_terminal_snr: bool = False) -> FlowSampler:
         return replace(super().sampler(base, zero_terminal_snr), last_sigma=LAST_SIGMA)
+
+    def noise_shift(self, base: BaseModelSpec) -> FamilyShift:
+        """Latents are tokens themselves; that images come in groups of 2 × 2 of them changes no length."""
+        return replace(super().noise_shift(base), line=SHIFT, patch=1)
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         size, tokens = latents.shape[-2:], latents.flatten(2).transpose(1, 2)
