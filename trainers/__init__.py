@@ -83,6 +83,8 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         sd3.py                      Stable Diffusion 3 and 3.5
         flux.py                     FLUX.1 dev and schnell
         z_image.py                  Z-Image and Z-Image Turbo
+        qwen_image.py               Qwen-Image
+        qwen_image_21.py            Qwen-Image-2.1
         text/                       text encoders, a file for each kind
             encoder_kind.py         what every kind offers
             text_parts.py           the text encoders of a family

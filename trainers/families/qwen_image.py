@@ -67,8 +67,8 @@ class QwenImage(TransformerFamily):
     vae_files = ("qwen_image_vae.safetensors",)
     layer_names = TransformerNames(
         "qwen_image", "Qwen-Image", (BASE, *numbered("BLOCK", 60), EXTRA), KEY_MAP, marker="txt_norm.weight",
-        numbered=MappingProxyType({"transformer_blocks": "BLOCK"}), widths=frozenset({3072, 12288}),
-        stated=("qwen_image", "qwen-image", "qwenimage"), written="comfyui")
+        numbered=MappingProxyType({"transformer_blocks": "BLOCK"}), widths=frozenset({3072, 3584, 12288}),
+        stated=("qwen_image", "qwen-image", "qwenimage"), written="comfyui", shared=True)
     variants = (
         Variant("Qwen-Image-Distill", "distill", guidance="none", sampling=UsualSampling(steps=15), distilled=True,
                 instead=UNDISTILLED),
@@ -80,6 +80,8 @@ class QwenImage(TransformerFamily):
     refused = MappingProxyType({
         "__index_timestep_zero__": "Qwen-Image-Edit 2511",
         "time_text_embed.addition_t_embedding.weight": "Qwen-Image-Layered",
+        "QwenImageEditPipeline": "Qwen-Image-Edit", "QwenImageEditPlusPipeline": "Qwen-Image-Edit",
+        "QwenImageLayeredPipeline": "Qwen-Image-Layered",
     })
     lora_targets = MappingProxyType({
         "attention": ATTENTION,

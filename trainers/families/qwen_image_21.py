@@ -48,7 +48,7 @@ class QwenImage21(TransformerFamily):
     layer_names = TransformerNames(
         "qwen_image_21", "Qwen-Image-2.1", (BASE, *numbered("BLOCK", 32), EXTRA), KEY_MAP,
         marker="txt_in.text_norm.weight", numbered=MappingProxyType({"transformer_blocks": "BLOCK"}),
-        widths=frozenset({4096, 12288}), written="comfyui",
+        widths=frozenset({4096, 12288}), written="comfyui", shared=True,
         stated=("qwen_image_2.1", "qwen-image-2.1", "qwen_image_21", "qwenimage21"))
     variants = (Variant("Qwen-Image-2.1", sampling=UsualSampling(guidance=1.0, steps=40)),)
     """Sampled as the model's card says."""

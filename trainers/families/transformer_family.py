@@ -55,7 +55,8 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
     needs_diffusers: ClassVar[str] = ""
     """The first version that has the class, where it is newer than what the pack requires."""
     refused: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Native names of tensors → what a model is that has them: a relative with the same layers, which is not trained."""
+    """Native names of tensors, or diffusers' pipelines → what a model is that has them: a relative with the same layers,
+    which is not trained."""
     vae_prefix: ClassVar[str]
     """Of the VAE in an all-in-one file."""
     vae_files: ClassVar[tuple[str, ...]]
@@ -121,9 +122,7 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         prefix = self.layer_names.prefix(tensors)
         if prefix is None:
             return None
-        if relative := next((what for mark, what in self.refused.items() if prefix + mark in tensors), ""):
-            raise UserError(f"{source.name!r} is {relative}, which is not trained here. Choose a {self.title} model that "
-                            "makes images out of captions alone.")
+        self._require_own(source, self.relative(source, tensors, prefix))
         width = self.layer_names.read_width({name: facts["shape"] for name, facts in tensors.items()}, prefix)
         wanted, text = self.parts_beside(width), self.read_by(width).values()
         if source.others:
@@ -145,10 +144,21 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         return Recognized("flow", (ComponentSpec(name=TRANSFORMER, path=str(source.path), prefix=prefix), *beside.values()),
                           (source.path, *source.others), storage="" if is_full(kept) else kept)
 
+    def relative(self, source: ModelSource, tensors: Mapping[str, dict], prefix: str) -> str:
+        """What a file with the family's layers is that is no model of it; else ""."""
+        return next((what for mark, what in self.refused.items() if prefix + mark in tensors), "")
+
+    def _require_own(self, source: ModelSource, relative: str):
+        if relative:
+            raise UserError(f"{source.name!r} is {relative}, which is not trained here. Choose a {self.title} model that "
+                            "makes images out of captions alone.")
+
     def _recognize_folder(self, source: ModelSource) -> Recognized | None:
         config = read_object(source.path / TRANSFORMER / "config.json")
         if config is None or config.get("_class_name") != self.class_name:
             return None
+        pipeline = (read_object(source.path / "model_index.json") or {}).get("_class_name")
+        self._require_own(source, self.refused.get(str(pipeline), ""))
         text = [part.component for part in self.text_parts.values()
                 if part.required or (source.path / part.component / "config.json").is_file()]
         components = list(dict.fromkeys([TRANSFORMER, VAE, *text]))

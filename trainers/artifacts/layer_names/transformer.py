@@ -106,11 +106,11 @@ class TransformerNames(FamilyNames):
         """How many of a file's layers it knows; none where the file may not be its own: names of diffusers' have to be its
         layers', all of them."""
         count = sum(map(self.knows, layers))
-        may_have_others = not self.shared and any(map(self._is_native, layers))
-        return count if count == len(layers) or may_have_others else 0
+        return count if count == len(layers) or any(map(self._is_native, layers)) else 0
 
     def _is_native(self, core: str) -> bool:
-        return self._native_blocks.match(core) is not None
+        """Whether a layer's name tells the family by the block it begins with."""
+        return not self.shared and self._native_blocks.match(core) is not None
 
     @cached_property
     def _native_blocks(self) -> re.Pattern:
