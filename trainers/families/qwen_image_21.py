@@ -118,8 +118,8 @@ class QwenImage21(TransformerFamily):
         return denoiser
 
     def base_notes(self, base: BaseModelSpec) -> list[str]:
-        return [*super().base_notes(base), "Qwen-Image-2.1 makes images without guidance (CFG 1); with a LoRA that changes much "
-                "they may need a guidance of about 4"]
+        return [*super().base_notes(base), "Qwen-Image-2.1 makes images without guidance (CFG 1); with a LoRA that changes "
+                "much they may need a guidance of about 4"]
 
     def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
         return lambda height, width: SHIFT(height * width)

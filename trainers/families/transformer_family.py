@@ -186,8 +186,8 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         return without_weights(lambda: self.make_denoiser(self.native_shapes(base)))
 
     def module_entries(self, part: ModelPart) -> dict[str, Entry]:
-        """The denoiser's tensors by the names they have in memory, wherever they lie. In a file of its own, too, joined layers
-        may be as diffusers has them."""
+        """The denoiser's tensors by the names they have in memory, wherever they lie. Joined layers may be as diffusers has
+        them in a file of its own too."""
         stored, key_map = part.entries(), self.layer_names.key_map
         last = max((int(name.split(".")[1]) for name in stored if name.startswith("transformer_blocks.")), default=0)
         found, joined = {}, {}
