@@ -91,7 +91,7 @@ class QwenImage(TransformerFamily):
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0,
-        source="ai-toolkit's example for Qwen-Image: rank and alpha 16, 1e-4, 2000 steps; musubi-tuner's documentation for it: "
+        source="ai-toolkit's example for Qwen-Image: rank and alpha 16, 1e-4, 2000 steps; musubi-tuner's documentation: "
                "rank 16, 5e-5")
     lora_goals = MappingProxyType({
         "style": replace(lora_preset, rank=32, alpha=32, steps=3000,
