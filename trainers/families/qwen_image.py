@@ -19,6 +19,7 @@ from ..spec import BaseModelSpec
 from .conditioning import Conditioning, by_length
 from .model_parts import ModelSource
 from .protocol import LoraPreset, UsualSampling
+from .qwen_latents import QwenLatents
 from .samplers import FlowSampler
 from .transformer_family import TransformerFamily
 from .variants import Shapes, Variant
@@ -61,7 +62,7 @@ FEED_FORWARD = r"(img|txt)_mlp\.net\.(0\.proj|2)$"
 MODULATION = r"(img|txt)_mod\.1$"
 
 
-class QwenImage(TransformerFamily):
+class QwenImage(QwenLatents, TransformerFamily):
     name, title = "qwen_image", "Qwen-Image"
     class_name, vae_prefix = "QwenImageTransformer2DModel", "vae."
     vae_files = ("qwen_image_vae.safetensors",)

@@ -16,6 +16,7 @@ from ..spec import BaseModelSpec
 from .conditioning import Conditioning, by_length
 from .protocol import LoraPreset, UsualSampling
 from .qwen_image import AXES, HEAD, LAST_SIGMA, SHIFT
+from .qwen_latents import Qwen21Latents
 from .samplers import FlowSampler
 from .transformer_family import TransformerFamily
 from .variants import Shapes, Variant
@@ -41,7 +42,7 @@ ATTENTION = r"attn\.to_([qkv]|out\.0)$"
 FEED_FORWARD = r"img_mlp\.(gate_up|out)$"
 
 
-class QwenImage21(TransformerFamily):
+class QwenImage21(Qwen21Latents, TransformerFamily):
     name, title = "qwen_image_21", "Qwen-Image-2.1"
     class_name, vae_prefix, needs_diffusers = "QwenImage21Transformer2DModel", "vae.", "0.41"
     vae_files = ("qwen_image_2.1_vae_bf16.safetensors", "qwen_image_2.1_vae.safetensors")
@@ -102,15 +103,14 @@ class QwenImage21(TransformerFamily):
                 is_image = torch.arange(joint.shape[1], device=joint.device) >= words
                 embedded = self.time_text_embed(torch.cat([timesteps, timesteps.new_zeros(1)]), image)
                 modulation, segments = self.modulation(embedded), [(0, words, True)]
+                checkpoints = torch.is_grad_enabled() and self.gradient_checkpointing
+                checkpointed: Any = self._gradient_checkpointing_func
                 for block in self.transformer_blocks:
                     inputs = joint, modulation, turns, None, is_image, None, None, None, segments, None
-                    if torch.is_grad_enabled() and self.gradient_checkpointing:
-                        joint = self._gradient_checkpointing_func(block, *inputs)
-                    else:
-                        joint = block(*inputs)
+                    joint = checkpointed(block, *inputs) if checkpoints else block(*inputs)
                 return self.proj_out(self.norm_out(joint[:, words:], embedded[:-1]))
 
-        denoiser = super().make_denoiser(shapes)
+        denoiser: Any = super().make_denoiser(shapes)
         denoiser.__class__ = OfCaptions
         with torch.device("cpu"):  # what is in no file needs its numbers
             denoiser.pos_embed = QwenImage21Rope(theta=10000, axes_dim=list(AXES))
