@@ -21,6 +21,9 @@ from .model_parts import ModelSource
 from .protocol import LoraPreset, UsualSampling
 from .qwen_latents import QwenLatents
 from .samplers import FlowSampler
+from .text import taps
+from .text.encoder_kind import TextPart
+from .text.language_model import QWEN25_VL, LanguageModel
 from .transformer_family import TransformerFamily
 from .variants import Shapes, Variant
 
@@ -70,6 +73,9 @@ class QwenImage(QwenLatents, TransformerFamily):
         "qwen_image", "Qwen-Image", (BASE, *numbered("BLOCK", 60), EXTRA), KEY_MAP, marker="txt_norm.weight",
         numbered=MappingProxyType({"transformer_blocks": "BLOCK"}), widths=frozenset({3072, 3584, 12288}),
         stated=("qwen_image", "qwen-image", "qwenimage"), written="comfyui", shared=True)
+    text_parts = MappingProxyType({"te1": TextPart(
+        "text_encoder", "qwen25_7b", LanguageModel(QWEN25_VL, taps.QWEN_IMAGE),
+        ("qwen_2.5_vl_7b.safetensors", "qwen_2.5_vl_7b_fp8_scaled.safetensors"))})
     variants = (
         Variant("Qwen-Image-Distill", "distill", guidance="none", sampling=UsualSampling(steps=15), distilled=True,
                 instead=UNDISTILLED),

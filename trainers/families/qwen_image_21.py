@@ -18,6 +18,9 @@ from .protocol import LoraPreset, UsualSampling
 from .qwen_image import AXES, HEAD, LAST_SIGMA, SHIFT
 from .qwen_latents import Qwen21Latents
 from .samplers import FlowSampler
+from .text import taps
+from .text.encoder_kind import TextPart
+from .text.language_model import QWEN3_VL, LanguageModel
 from .transformer_family import TransformerFamily
 from .variants import Shapes, Variant
 
@@ -51,6 +54,9 @@ class QwenImage21(Qwen21Latents, TransformerFamily):
         marker="txt_in.text_norm.weight", numbered=MappingProxyType({"transformer_blocks": "BLOCK"}),
         widths=frozenset({4096, 12288}), written="comfyui", shared=True,
         stated=("qwen_image_2.1", "qwen-image-2.1", "qwen_image_21", "qwenimage21"))
+    text_parts = MappingProxyType({"te1": TextPart(
+        "text_encoder", "qwen3vl_8b", LanguageModel(QWEN3_VL, taps.QWEN_IMAGE_21),
+        ("qwen3vl_8b_bf16.safetensors", "qwen3vl_8b_int8_convrot.safetensors"))})
     variants = (Variant("Qwen-Image-2.1", sampling=UsualSampling(guidance=1.0, steps=40)),)
     """Sampled as the model's card says."""
     lora_targets = MappingProxyType({
