@@ -3,6 +3,7 @@
 The pack is imported as the package `finetune`, and the repository's root stays off `sys.path`: its `nodes` package
 would hide ComfyUI's module of that name.
 """
+import gc
 import importlib.util
 import os
 import sys
@@ -25,6 +26,13 @@ def _import_pack():
 
 
 _import_pack()
+
+
+def pytest_collection_finish():
+    """Every run of the engine collects garbage at its end. What tests have imported by now is none: with it each collection
+    would take 0.3 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

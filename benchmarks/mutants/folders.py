@@ -54,7 +54,7 @@ MUTATIONS = [
              "unit/test_dataset_folders.py::test_the_closest_name_counts"),
     Mutation("inexact names are not told", PAIRING,
              "                pairing.inexact.append(file)\n", "                pass\n",
-             "unit/test_dataset_folders.py::test_a_caption_file_that_clearly_means_a_image_is_read_and_named"),
+             "unit/test_dataset_folders.py::test_a_caption_file_that_clearly_means_an_image_is_read_and_named"),
     Mutation("regularization images are trained", PROJECTS,
              "return [path for path in below if path not in classes], False", "return list(below), False",
              "unit/test_dataset_folders.py::test_regularization_images_beside_numbered_folders_are_not_trained"),

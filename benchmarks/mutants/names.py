@@ -106,7 +106,7 @@ MUTATIONS = [
              "if len(missing) >= max(1, len(found)):",
              "if False:", "unit/test_layer_names.py::test_what_mostly_fits_nothing_is_refused_and_named"),
     Mutation("a layer that is spelled twice counts once", RENAMING,
-             "        target[name] = layer\n    first", "        parts[0][name] = layer\n    first",
+             "target[name] = replace(layer, key=name)", "parts[0][name] = replace(layer, key=name)",
              "unit/test_layer_names.py::test_a_layer_that_one_file_spells_twice_is_added"),
     Mutation("a configuration of any size is read", PEFT,
              'beside.stat().st_size <= LARGEST_FILE else ""',

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
 
-from . import tiny_flow
+from . import tiny
 
 METHODS = {
     "attention": specs.LoraSpec(rank=2, alpha=2),
@@ -57,6 +57,6 @@ def requires(name: str) -> frozenset[str]:
 ROWS = [(family, name) for family in families.NAMES for name in METHODS
         if requires(name) <= families.get(family).capabilities]
 OTHER_STATE = ("DoRA", "new word and LoRA", "full", "full with text encoder")
-RESUMED = [(family, name) for family, name in ROWS if family not in tiny_flow.FAMILIES or name in OTHER_STATE]
+RESUMED = [(family, name) for family, name in ROWS if family in tiny.FAMILIES or name in OTHER_STATE]
 """Rows that are stopped and resumed, three runs for each: all of the first families, and of families of transformers those
 whose checkpoints hold something that no other row's does."""

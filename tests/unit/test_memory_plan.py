@@ -6,35 +6,33 @@ import torch
 from finetune.trainers import spec as specs
 from finetune.trainers.errors import Cancelled
 from finetune.trainers.families import get as get_family
-from finetune.trainers.families.recognition import recognize
 from finetune.trainers.memory.alive_bytes import AliveBytes
 from finetune.trainers.memory.block_swap import BlockSwap, chosen
 from finetune.trainers.memory.placement import placing
 from finetune.trainers.memory.plan import pack_without_weights, plan_step
 from finetune.trainers.memory.quantization import PACKED
 from finetune.trainers.training import memory_advice
-from support import tiny_flow
 from support.running import training_of
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory, tiny_bases):
-    folder = tmp_path_factory.mktemp("flow")
-    return {**tiny_bases, **{name: recognize(str(tiny_flow.make_folder(name, folder / name)), name)
-                             for name in tiny_flow.FAMILIES}}
+LORA, TEXT = specs.LoraSpec(rank=2, alpha=2), specs.LoraSpec(rank=2, alpha=2, text_encoder_learning_rate=1e-3)
+WORD = specs.TextualInversionSpec(token="square", vectors=2, initial_text="red", train_t5=True)
 
 
-@pytest.mark.parametrize("family, memory", [
-    ("sd1", dict()), ("sdxl", dict(gradient_checkpointing=True)), ("sd3", dict(frozen_precision="int8")),
-    ("sd3", dict(gradient_checkpointing=True)), ("flux", dict()),
-    ("flux", dict(gradient_checkpointing=True, frozen_precision="fp8")),
+@pytest.mark.parametrize("family, method, memory", [
+    ("sd1", LORA, dict()), ("sdxl", LORA, dict(gradient_checkpointing=True)), ("sd3", LORA, dict(frozen_precision="int8")),
+    ("sd3", LORA, dict(gradient_checkpointing=True)), ("flux", LORA, dict()),
+    ("flux", LORA, dict(gradient_checkpointing=True, frozen_precision="fp8")),
+    ("sd1", specs.FullSpec(text_encoder_learning_rate=1e-3), dict()), ("sdxl", TEXT, dict()),
+    ("sd3", TEXT, dict(gradient_checkpointing=True)), ("flux", WORD, dict()),
 ])
-def test_a_step_needs_what_is_planned(family, memory, bases, make_spec):
-    """Counted in the second step, in which the optimizer has its state: weights to the byte, the rest within a tenth."""
+def test_a_step_needs_what_is_planned(family, method, memory, tiny_bases, make_spec):
+    """Counted in the second step, in which the optimizer has its state: weights to the byte, the rest within a tenth. With
+    text encoders that train, and with those that do not."""
     training = training_of(make_spec(
-        bases[family], method=specs.LoraSpec(rank=2, alpha=2), memory=specs.MemorySpec(**memory),
+        tiny_bases[family], method=method, memory=specs.MemorySpec(**memory),
         training=specs.TrainingSpec(steps=2, batch_size=2, resolution=256)))
     attach, after_step, plans, alive = training._attach, training._after_step, [], AliveBytes()
 
@@ -53,17 +51,17 @@ def test_a_step_needs_what_is_planned(family, memory, bases, make_spec):
 
     training._attach, training._after_step = planned_first, counted
     training.execute()
-    denoiser, plan = training.parts.denoiser, plans[0]
-    resident = sum(each.numel() * each.element_size() for each in (*denoiser.parameters(), *denoiser.buffers()))
+    model, plan = training.model, plans[0]
+    resident = sum(each.numel() * each.element_size() for each in (*model.parameters(), *model.buffers()))
     assert plan.weights(0) + plan.trained == resident + 8 * sum(value.numel() for value in training.parameters.values())
     assert plan.working == pytest.approx(alive.most, rel=0.1)
 
 
-def test_swapped_blocks_leave_room_for_two(bases, tmp_path):
+def test_swapped_blocks_leave_room_for_two(tiny_bases):
     """What is planned to be there is what is there: weights that stay, and the rooms."""
     kind = get_family("flux")
     for storage, swapped in (("same", 3), ("int8", 4), ("int8", 1)):
-        empty = kind.empty_denoiser(bases["flux"]).requires_grad_(False)
+        empty = kind.empty_denoiser(tiny_bases["flux"]).requires_grad_(False)
         pack_without_weights(empty, storage, torch.float32)
         plan = plan_step(empty, kind.swappable_blocks(empty), 0, lambda: 0)
         swaps = []
@@ -73,7 +71,7 @@ def test_swapped_blocks_leave_room_for_two(bases, tmp_path):
             swaps.append(BlockSwap(away, PACKED[storage], torch.float32, CPU, "memory"))
             return placing(storage, torch.float32, CPU, swaps[0])
 
-        denoiser = kind.load_denoiser(bases["flux"], torch.float32, keeper)
+        denoiser = kind.load_denoiser(tiny_bases["flux"], torch.float32, keeper)
         for number in range(swapped):
             swaps[0].on_device(number)
         there = [*denoiser.parameters(), *denoiser.buffers(), *(room for room, _ in swaps[0].there.values())]
@@ -82,8 +80,8 @@ def test_swapped_blocks_leave_room_for_two(bases, tmp_path):
     assert plan.weights(1) == plan.weights(0) > plan.weights(4)  # the room of one block is as large as that block
 
 
-def test_advice_names_the_first_settings_that_fit(bases, make_spec):
-    training = training_of(make_spec(bases["sd3"], method=specs.LoraSpec(rank=2, alpha=2)))
+def test_advice_names_the_first_settings_that_fit(tiny_bases, make_spec):
+    training = training_of(make_spec(tiny_bases["sd3"], method=specs.LoraSpec(rank=2, alpha=2)))
     sentences = []
 
     def asked():

@@ -1,6 +1,8 @@
 """How much memory a computation takes, found by running it on tensors that have sizes and no memory (the meta device)."""
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from .alive_bytes import AliveBytes
 
+Model = TypeVar("Model", bound=nn.Module)
 HALF = {F.linear, F.conv2d, torch.matmul, torch.bmm, torch.baddbmm, Tensor.__matmul__, Tensor.matmul}
 FULL = {F.layer_norm, F.group_norm, F.rms_norm, F.softmax, torch.softmax, Tensor.softmax, F.mse_loss, torch.pow, Tensor.pow}
 """What autocast computes in its own precision, and what in float32: of torch's lists for CUDA. The meta device has none."""
@@ -76,6 +79,14 @@ def _also_in_backward_passes(mode: TorchFunctionMode) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def empty_copy(model: Model) -> Model:
+    """A copy on the meta device."""
+    empty: dict[int, Tensor] = {id(each): torch.empty_like(each, device="meta") for each in model.buffers()}
+    for each in model.parameters():
+        empty[id(each)] = nn.Parameter(torch.empty_like(each, device="meta"), each.requires_grad)
+    return copy.deepcopy(model, empty)
 
 
 def peak_of(computation: Callable[[], object], autocast: torch.dtype | None) -> int:

@@ -49,12 +49,13 @@ class StepPlan:
         return next((count for count in counts if self.on_gpu(count) <= free), None)
 
 
-def plan_step(denoiser: nn.Module, blocks: Sequence[nn.Module], bytes_per_trained: int, step: Callable[[], int]) -> StepPlan:
-    """For a denoiser on the meta device, what trains attached, in the form in which it is kept. `bytes_per_trained`: of the
-    optimizer's state, and of a running mean, for each number that trains. `step` gives what it makes (`dry_run.peak_of`)."""
+def plan_step(model: nn.Module, blocks: Sequence[nn.Module], bytes_per_trained: int, step: Callable[[], int]) -> StepPlan:
+    """For a model on the meta device, what trains attached, in the form in which it is kept: a denoiser, or one with text
+    encoders. `blocks` are those of the denoiser that can be swapped. `bytes_per_trained`: of the optimizer's state, and of a
+    running mean, for each number that trains. `step` gives what it makes (`dry_run.peak_of`)."""
     swapped = tuple(sum(_bytes(_kept(layer)) for layer in block.modules()) for block in blocks)
-    all_frozen = _bytes(value for value in denoiser.parameters() if not value.requires_grad) + _bytes(denoiser.buffers())
-    trained = [value for value in denoiser.parameters() if value.requires_grad]
+    all_frozen = _bytes(value for value in model.parameters() if not value.requires_grad) + _bytes(model.buffers())
+    trained = [value for value in model.parameters() if value.requires_grad]
     return StepPlan(all_frozen - sum(swapped), swapped,
                     _bytes(trained) + bytes_per_trained * sum(value.numel() for value in trained), step())
 
@@ -66,7 +67,6 @@ def pack_without_weights(denoiser: nn.Module, storage: Storage, dtype: torch.dty
         shape = cast("nn.Linear", layer).weight.shape
         scale = torch.empty(shape[0], *[1] * (len(shape) - 1), device="meta")
         keep_packed(layer, torch.empty(shape, dtype=kind, device="meta"), scale, dtype)
-
 
 
 def _kept(layer: nn.Module) -> list[torch.Tensor]:

@@ -23,6 +23,11 @@ class ConditionedModel(nn.Module):
         with self.around():
             return self.family.predict(self.denoiser, latents, timesteps, conditioning)
 
+    def enable_gradient_checkpointing(self):
+        self.denoiser.enable_gradient_checkpointing()
+        for encoder in self.text.encoders.values() if self.text else ():
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
     def condition(self, captions: Sequence[str], known: Conditioning) -> Conditioning:
         """`known` with what is not known of captions beforehand, because text encoders train."""
         if not self.text:

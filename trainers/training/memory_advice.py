@@ -6,43 +6,53 @@ import torch
 
 from ..data.images.buckets import Crop
 from ..families.protocol import Family, TextEncoders
-from ..memory.dry_run import peak_of
+from ..memory.dry_run import empty_copy, peak_of
 from ..memory.placement import Placement
 from ..memory.plan import StepPlan, pack_without_weights, plan_step
 from ..methods.protocol import Method, Parts
 from ..optimization.optimizers import STATE_BYTES
 from ..spec import MemorySpec, RunSpec
+from .batches import Batch
+from .conditioned_model import ConditionedModel
 from .preparation import Prepared
 
 META = torch.device("meta")
 
 
 def plan_of(spec: RunSpec, family: Family, method: Method, placement: Placement, data: Prepared) -> StepPlan | None:
-    """The plan of a step with the largest images and the longest caption; None where a step cannot be run on sizes alone:
-    with text encoders that train, and for families that cannot make an empty denoiser."""
+    """The plan of a step with the largest images and the longest caption; None for families that cannot make an empty
+    denoiser."""
     denoiser = family.empty_denoiser(spec.base)
-    if denoiser is None or method.trained_encoders(family, spec.base):
+    if denoiser is None:
         return None
     pack_without_weights(denoiser.to(placement.base).requires_grad_(False), placement.storage, placement.frozen)
     blocks = family.swappable_blocks(denoiser)
-    method.attach(Parts(family, denoiser, TextEncoders({}, {}), spec.base), spec.training.seed)
+    text = data.text and _without_weights(data.text)
+    method.attach(Parts(family, denoiser, text or TextEncoders({}, {}), spec.base), spec.training.seed)
+    model = ConditionedModel(family, denoiser, text, family.encoder_names(spec.base), placement.around_forward).train()
     if spec.memory.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
     width, height = max(data.buckets, key=lambda size: size[0] * size[1])
     count, form = spec.training.batch_size, data.latent_format
     longest = max((image.variation.longest(image.caption) for image in data.trained), key=len)
-    known = data.conditioning([longest] * count, [Crop.whole(width, height)] * count).to(META)
+    captions = (longest,) * count
+    known = data.conditioning(captions, [Crop.whole(width, height)] * count).to(META)
 
     def step():
         latents = torch.empty(count, form.channels, height // form.downscale, width // form.downscale, device=META)
         timesteps = torch.empty(count, device=META)
-        with placement.around_forward():
-            prediction = family.predict(denoiser.train(), latents, timesteps, known)
-        prediction.float().square().mean().backward()
+        model(latents, timesteps, Batch(latents, captions, known, ())).float().square().mean().backward()
 
     state = STATE_BYTES[spec.optimizer.name] + (4 if spec.training.ema_decay else 0)
     autocast = None if placement.frozen == torch.float32 else placement.frozen
-    return plan_step(denoiser, blocks, state, lambda: peak_of(step, autocast))
+    return plan_step(model, blocks, state, lambda: peak_of(step, autocast))
+
+
+def _without_weights(text: TextEncoders) -> TextEncoders:
+    """The same encoders on the meta device, for words of their own."""
+    empty = TextEncoders(text.tokenizers, {name: empty_copy(encoder) for name, encoder in text.encoders.items()})
+    empty.clip_skip, empty.text_length, empty.aliases = text.clip_skip, text.text_length, dict(text.aliases)
+    return empty
 
 
 def advice(spec: RunSpec, family: Family, method: Method, placement: Placement, data: Prepared, free: int) -> str | None:

@@ -143,14 +143,12 @@ class Training:
         self.parameters = {f"{group.name}.{name}": each for group in groups for name, each in group.parameters.items()}
         if spec.memory.compile:
             denoiser.compile()  # in place: names of weights stay as they are
-        if spec.memory.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()
-            for encoder in self.parts.text.encoders.values():
-                encoder.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = make_optimizer(spec.optimizer, groups, spec.training.steps)
         self.schedule = make_schedule(spec.schedule, optimizer, spec.training.steps)
         model = ConditionedModel(self.family, denoiser, self.data.text, self.family.encoder_names(spec.base),
                                  self.placement.around_forward)
+        if spec.memory.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
         self.model, self.optimizer = self.accelerator.prepare(model.to(self.device), optimizer)
         count = sum(each.numel() for each in self.parameters.values())
         decay = spec.training.ema_decay
