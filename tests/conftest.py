@@ -6,6 +6,7 @@ would hide ComfyUI's module of that name.
 import gc
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def forgotten_accelerator():
 
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def preloaded():
+    """A launcher of workers that have the libraries in memory already."""
+    from support.preloaded import preloaded
+
+    with preloaded() as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def quick_workers(preloaded, monkeypatch):
+    """Workers of a test start without importing anything."""
+    monkeypatch.setenv("FINETUNE_LAUNCHER", shlex.join(preloaded))
 
 
 @pytest.fixture(scope="session")

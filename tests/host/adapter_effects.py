@@ -1,6 +1,6 @@
 """Does every kind of adapter act in ComfyUI as it did in training? Run by test_adapters.py in a process of its own.
 
-    python tests/host/adapter_effects.py <ComfyUI> <folder for files> <result.json>
+    python tests/host/adapter_effects.py <ComfyUI> <folder for files>
 
 Tiny models of two families and the demo base are trained for a few steps. Then, once for each layer, the weight that
 ComfyUI's own loader makes from the file is compared with the trained layer; and for the demo base a whole denoising call.
@@ -153,7 +153,7 @@ def main():
             with torch.enable_grad():
                 training = trained(demo, method, emoji, folder / f"{kind} demo", 3)
             results[kind]["demo"] = compare_denoising(training, folder, kind)
-    Path(sys.argv[3]).write_text(json.dumps(results), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run as a script with a folder of ComfyUI and a file for results: what the pack makes of files beside what ComfyUI does.
+"""Run as a script with a folder of ComfyUI and one for results: what the pack makes of files beside what ComfyUI does.
 
     python tests/host/file_content_effects.py COMFYUI RESULTS
 
@@ -88,5 +88,5 @@ def quantized_layers() -> dict:
     return found
 
 
-Path(sys.argv[2]).write_text(json.dumps({
+(Path(sys.argv[2]) / "results.json").write_text(json.dumps({
     "token_ids": token_ids(), "encoders": encoder_kinds(), "quantized": quantized_layers()}), encoding="utf-8")

@@ -1,6 +1,6 @@
 """Do flow models compute in ComfyUI what they compute here? Run by test_flow_effects.py in a process of its own.
 
-    python tests/host/flow_effects.py <ComfyUI> <folder for files> <result.json>
+    python tests/host/flow_effects.py <ComfyUI> <folder for files>
 
 Tiny models of SD3 and FLUX.1 in ComfyUI's own classes: what text encoders say of captions, latents, velocities, and the
 files that every method ends in. All errors are relative to what ComfyUI computes.
@@ -283,7 +283,7 @@ def main():
         single = recognize(str(one), family, configs=str(folder / family))
         for method in KINDS_OF[family]:
             results["methods"][f"{family}: {method}"] = method_effect(method, family, single, one, images, folder)
-    Path(sys.argv[3]).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,12 @@
 """Every kind of adapter acts in ComfyUI as it did in training, and the core's nodes take its file."""
-import json
 import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
-from environment import describe
 from PIL import Image
 from support.graphs import sampling, training, with_lora
 
-SCRIPT = Path(__file__).with_name("adapter_effects.py")
 KINDS = ("lora", "dora", "loha", "lokr", "lokr, whole factors")
 TEXT = {"sd1": ["te"], "sdxl": ["te1", "te2"]}
 
@@ -22,13 +17,8 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def effects(files):
-    """What the script found: ComfyUI's modules and those of the tests do not fit into one process."""
-    environment = describe()
-    command = [environment.python, SCRIPT, environment.comfyui, files, files / "result.json"]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0 and "ERROR lo" not in result.stderr, result.stderr[-3000:]
-    return json.loads((files / "result.json").read_text(encoding="utf-8"))
+def effects(found_by, files):
+    return found_by("adapter_effects", files, unsaid="ERROR lo")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,23 +1,11 @@
 """Files hold for the pack what they hold for ComfyUI: what file_content_effects.py found."""
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from environment import describe
-
-SCRIPT = Path(__file__).with_name("file_content_effects.py")
 
 
 @pytest.fixture(scope="module")
-def effects(tmp_path_factory):
-    results, environment = tmp_path_factory.mktemp("contents") / "results.json", {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(results)], env=environment,
-                            capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads(results.read_text(encoding="utf-8"))
+def effects(found_by):
+    return found_by("file_content_effects")
 
 
 def test_captions_become_the_same_tokens(effects):

@@ -1,24 +1,14 @@
 """SD3 and FLUX.1 compute in ComfyUI what they compute here, with the file of every method too."""
-import json
-import subprocess
-from pathlib import Path
 
 import pytest
-from environment import describe
 
-SCRIPT = Path(__file__).with_name("flow_effects.py")
 ROUNDING = 1e-5
 """Relative; a velocity is taken from the host's denoised latents, which costs some digits at little noise."""
 
 
 @pytest.fixture(scope="module")
-def effects(tmp_path_factory):
-    """What the script found: ComfyUI's modules and those of the tests do not fit into one process."""
-    environment, files = describe(), tmp_path_factory.mktemp("effects")
-    command = [environment.python, SCRIPT, environment.comfyui, files, files / "result.json"]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0 and "lora key not loaded" not in result.stderr, result.stderr[-3000:]
-    return json.loads((files / "result.json").read_text(encoding="utf-8"))
+def effects(found_by):
+    return found_by("flow_effects", unsaid="lora key not loaded")
 
 
 def test_captions_are_encoded_as_the_host_does(effects):

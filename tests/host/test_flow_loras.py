@@ -1,24 +1,12 @@
 """LoRAs of SD3 as kohya's trainer, ai-toolkit and OneTrainer write them inspect, stack, convert and load: what
 flow_lora_effects.py found."""
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from environment import describe
-
-SCRIPT = Path(__file__).with_name("flow_lora_effects.py")
 
 
 @pytest.fixture(scope="module")
-def effects(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("flow_loras")
-    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(folder)], capture_output=True,
-                            env={**os.environ, "HF_HUB_OFFLINE": "1"}, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+def effects(found_by):
+    return found_by("flow_lora_effects")
 
 
 @pytest.mark.parametrize("trainer, keys", [("kohya", 12), ("ai-toolkit", 12), ("OneTrainer", 18), ("OneTrainer, older", 18)])

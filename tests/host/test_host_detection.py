@@ -1,23 +1,11 @@
 """What the host would load, as host_detection.py found it in a process of its own."""
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from environment import describe
-
-SCRIPT = Path(__file__).with_name("host_detection.py")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder, environment = tmp_path_factory.mktemp("detection"), {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(folder)], env=environment,
-                            capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+def found(found_by):
+    return found_by("host_detection")
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

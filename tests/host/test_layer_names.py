@@ -1,24 +1,12 @@
 """The table of layer names is ComfyUI's own, and peft's scales are peft's own: what layer_name_effects.py found."""
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from environment import describe
 from support import full_flow
-
-SCRIPT = Path(__file__).with_name("layer_name_effects.py")
 
 
 @pytest.fixture(scope="module")
-def effects(tmp_path_factory):
-    folder, environment = tmp_path_factory.mktemp("names"), {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(folder)], env=environment,
-                            capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+def effects(found_by):
+    return found_by("layer_name_effects")
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

@@ -1,23 +1,11 @@
 """Stacks on small native models: what stack_effects.py found, in a process of its own."""
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from environment import describe
-
-SCRIPT = Path(__file__).with_name("stack_effects.py")
 
 
 @pytest.fixture(scope="module")
-def effects(tmp_path_factory):
-    folder, environment = tmp_path_factory.mktemp("stacks"), {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(folder)], env=environment,
-                            capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+def effects(found_by):
+    return found_by("stack_effects")
 
 
 def test_a_stack_is_the_chain_of_the_hosts_loaders(effects):

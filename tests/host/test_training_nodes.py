@@ -1,25 +1,14 @@
 """Train and settings nodes inside ComfyUI: what training_nodes.py found, in a process of its own."""
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from environment import describe
 
-SCRIPT = Path(__file__).with_name("training_nodes.py")
 METHODS = {"FineTuneTrainLora": "lora", "FineTuneTrainDreamBooth": "full", "FineTuneTrainPivotal": "pivotal",
            "FineTuneTrainTextualInversion": "textual_inversion", "FineTuneTrainHypernetwork": "hypernetwork"}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder, environment = tmp_path_factory.mktemp("training nodes"), {**os.environ, "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(describe().comfyui), str(folder)], env=environment,
-                            capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr[-4000:]
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+def results(found_by):
+    return found_by("training_nodes")
 
 
 def test_a_settings_node_with_its_defaults_changes_nothing(results):

@@ -23,6 +23,7 @@ from finetune.trainers.errors import Cancelled, UserError
 from finetune.trainers.events import silent
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.memory.placement import Placement
+from finetune.trainers.process.parent import SCRIPT
 from finetune.trainers.run_folder import open_run
 from finetune.trainers.training.run import train_run
 from PIL import Image
@@ -31,7 +32,6 @@ from support import tiny
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
-
 
 
 def make_noise(folder, count: int):
@@ -150,26 +150,16 @@ def test_keys_follow_everything_that_changes_pixels(tiny_bases, make_spec, squar
 
 # ---- killed, and two at once ---------------------------------------------------------------------------------------
 
-FILL = """
-import sys
-sys.path.insert(0, {tests!r})
-import conftest, test_caches, torch
-from finetune.trainers.spec import RunSpec
-from pathlib import Path
-spec = RunSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
-test_caches.latent_cache(spec).fill(test_caches.plain_views(spec.dataset), torch.device("cpu"), test_caches.silent)
-"""
-
-
-def test_a_killed_process_and_two_at_once_leave_a_whole_cache(tiny_bases, make_spec, tmp_path):
+def test_a_killed_process_and_two_at_once_leave_a_whole_cache(preloaded, tiny_bases, make_spec, tmp_path):
     """Two processes fill one cache; one of them is killed in the middle of it."""
     dataset = make_noise(tmp_path / "images", 120)
     spec = make_spec(tiny_bases["sd1"], dataset=dataset)
-    path = tmp_path / "spec.json"
-    path.write_text(spec.model_dump_json(), encoding="utf-8")
-    command = [sys.executable, "-c", FILL.format(tests=os.path.dirname(os.path.dirname(__file__))), str(path)]
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
+    processes = []
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.json"
+        path.write_text(spec.model_copy(update={"name": name}).model_dump_json(), encoding="utf-8")
+        processes.append(subprocess.Popen([*preloaded, str(SCRIPT), "train", str(path)], stdout=subprocess.DEVNULL,
+                                          stderr=subprocess.DEVNULL))
     cache, views = latent_cache(spec), plain_views(dataset)
     while not list(cache.cache.folder.glob("*/*.safetensors")):
         assert any(process.poll() is None for process in processes)

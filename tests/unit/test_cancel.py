@@ -58,7 +58,7 @@ def is_kind(kind: str, **fields):
 
 
 @pytest.fixture(autouse=True)
-def patience(monkeypatch):
+def patience(monkeypatch, quick_workers):
     """A worker that does not hear is ended, and the test fails: it says so in a message."""
     monkeypatch.setattr(running, "PATIENCE", 30.0)
 
@@ -155,6 +155,7 @@ def test_an_export_is_cancelled_between_two_layers(tiny_bases, tmp_path):
 
 def test_a_worker_that_does_not_answer_is_ended_by_us_and_that_is_what_is_said(make_spec, tiny_bases, monkeypatch):
     monkeypatch.setattr(running, "PATIENCE", 1.0)
+    monkeypatch.delenv(running.LAUNCHER)  # it is the worker itself that is stopped
     run = open_run(make_spec(tiny_bases["sd1"], checkpoints=specs.CheckpointSpec(every=1, keep=9),
                              training=specs.TrainingSpec(steps=1000, batch_size=2, resolution=64)))
 

@@ -1,6 +1,5 @@
 """The work around a captioner: nothing is described twice, cancelled and killed work goes on, a full memory is no end."""
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -187,6 +186,7 @@ def follow(run, on_event=lambda process, event: None) -> list[Event]:
     return seen
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_worker_is_killed_and_goes_on(asked, folder):
     for number in range(200):  # so many that the worker is not done when the kill arrives
         Image.new("RGB", (64, 64), (number, 255 - number, 0)).save(folder / f"plain_{number}.png")
@@ -205,10 +205,10 @@ def test_a_worker_is_killed_and_goes_on(asked, folder):
     assert len(texts_of(spec)) == 205
 
 
-def test_the_command_line_describes_and_then_finds(asked, tmp_path):
+def test_the_command_line_describes_and_then_finds(asked, preloaded, tmp_path):
     path = tmp_path / "spec.json"
     path.write_text(asked("tagger").model_dump_json())
-    command = [sys.executable, str(SCRIPT), "caption", str(path)]
+    command = [*preloaded, str(SCRIPT), "caption", str(path)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0 and '"finished"' in first.stdout, first.stderr
     events = [read_event(line) for line in first.stdout.splitlines()]

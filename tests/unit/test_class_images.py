@@ -1,7 +1,6 @@
 """Class images: drawn as diffusers draws them, added to and never made twice, whole after every kind of end."""
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -130,6 +129,7 @@ def follow(folder, on_event=lambda process, event: None) -> list[Event]:
     return seen
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_worker_is_killed_and_cancelled_and_goes_on(asked):
     spec = asked(count=40, batch_size=1)
     folder = open_folder(spec)
@@ -151,10 +151,10 @@ def test_a_worker_is_killed_and_cancelled_and_goes_on(asked):
     assert finished == FinishedEvent(images=8, progress=1.0, time=finished.time)
 
 
-def test_the_command_line_draws_and_then_finds(asked, tmp_path):
+def test_the_command_line_draws_and_then_finds(asked, preloaded, tmp_path):
     path = tmp_path / "spec.json"
     path.write_text(asked(count=2).model_dump_json())
-    command = [sys.executable, str(SCRIPT), "class-images", str(path)]
+    command = [*preloaded, str(SCRIPT), "class-images", str(path)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == 0 and '"finished"' in first.stdout, first.stderr
     assert "all 2 images are there" in subprocess.run(command, capture_output=True, text=True).stdout

@@ -21,10 +21,10 @@ LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 
           "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
 
 
-def train(spec, path, launch):
+def train(spec, path, launcher=(sys.executable, *LAUNCH)):
     """Train from the command line; the finished run."""
     path.write_text(spec.model_dump_json())
-    result = subprocess.run([sys.executable, *launch, str(SCRIPT), "train", str(path)], capture_output=True, text=True,
+    result = subprocess.run([*launcher, str(SCRIPT), "train", str(path)], capture_output=True, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr[-2000:]
     return open_run(spec)
@@ -57,7 +57,7 @@ def tensors(path) -> dict:
     (specs.TextualInversionSpec(token="square"), 0.5),  # some batches of a process do not hold the word
     (specs.HypernetworkSpec(activation="mish", layer_norm=True), 0.0),  # networks that many layers share
 ], ids=["LoRA", "new word", "hypernetwork"])
-def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_path):
+def test_two_processes_equal_one(method, dropout, preloaded, tiny_bases, make_spec, tmp_path):
     parts = parts_with_everything(tmp_path)
     parts["method"] = method or parts["method"]
     parts["training"] = parts["training"].model_copy(update={"caption_dropout": dropout})
@@ -68,8 +68,8 @@ def test_two_processes_equal_one(method, dropout, tiny_bases, make_spec, tmp_pat
         }) for number, image in enumerate(parts["dataset"].images))})
     # With a small epsilon Adam makes a step of full size out of the rounding of a gradient that is nearly 0.
     parts["optimizer"] = specs.OptimizerSpec(learning_rate=1e-2, epsilon=1e-3)
-    one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", [])
-    two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", LAUNCH)
+    one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", preloaded)
+    two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json")
     assert next(event.processes for event in two.events() if event.event == "model") == 2
     assert len(one.losses()) == 4 and two.losses() == pytest.approx(one.losses(), abs=1e-5)
     validation = one.curve(ValidationEvent)
@@ -91,7 +91,7 @@ def test_two_processes_are_cancelled_and_go_on(tiny_bases, make_spec, tmp_path):
     parts = {**parts_with_everything(tmp_path), "checkpoints": specs.CheckpointSpec(every=0)}
     parts["training"] = parts["training"].model_copy(update={"steps": 12})
     parts["memory"] = specs.MemorySpec(frozen_precision="int8")
-    whole = train(make_spec(tiny_bases["sd1"], name="whole", **parts), tmp_path / "whole.json", LAUNCH)
+    whole = train(make_spec(tiny_bases["sd1"], name="whole", **parts), tmp_path / "whole.json")
     spec = make_spec(tiny_bases["sd1"], name="cancelled", **parts)
     run = open_run(spec)
     events = []

@@ -36,6 +36,7 @@ def follow(run, on_event=lambda process, event: None) -> list[Event]:
     return seen
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_killed_three_times_the_losses_are_bit_for_bit_those_of_an_unbroken_run(tiny_bases, make_spec, tmp_path):
     unbroken = open_run(small(make_spec, tiny_bases["sd1"]))
     assert follow(unbroken)[-1].event == "finished"
@@ -56,6 +57,7 @@ def test_killed_three_times_the_losses_are_bit_for_bit_those_of_an_unbroken_run(
     assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize("family", families.NAMES)
 def test_cancel_saves_a_checkpoint_and_a_file(family, tiny_bases, make_spec):
     """One worker for each family; what it saved is gone on with in this process."""
@@ -89,6 +91,7 @@ def test_a_worker_whose_parent_dies_saves_and_ends(tiny_bases, make_spec):
     assert run.checkpoints()
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_one_run_is_trained_by_one_process(tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"]))
     lock = run.lock()
@@ -98,6 +101,7 @@ def test_one_run_is_trained_by_one_process(tiny_bases, make_spec):
         lock.release()
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_failures_arrive_as_sentences(tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"], method=specs.LoraSpec(targets="pattern", pattern="nothing")))
     assert "matches no layer" in follow(run)[-1].message

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from .tasks import task_of
 SCRIPT = Path(__file__).parents[1] / "__main__.py"
 PATIENCE = 300.0
 """Seconds that a cancelled worker may be silent before it is ended."""
+LAUNCHER = "FINETUNE_LAUNCHER"
+"""A variable of the environment: what starts workers in place of this process's own Python, such as a profiler."""
 
 
 def thread_settings(environment: Mapping[str, str]) -> dict[str, str]:
@@ -33,12 +36,13 @@ class TrainingProcess:
     """A running worker. Use as a context manager: leaving it ends the process, cancelled first if it still trains."""
 
     def __init__(self, run: Run, launcher: Sequence[str] = ()):
-        """`launcher` goes before the script, for example ("accelerate", "launch", "--num_processes", "2"); by default
-        this process's own Python."""
+        """`launcher` goes before the script, for example ("accelerate", "launch", "--num_processes", "2"); by default what
+        `LAUNCHER` says, or this process's own Python."""
         self.run, self.cancelled, self.heard_at = run, False, 0.0
         self.log = open(run.log_path, "ab")  # noqa: SIM115  closed in __exit__
         # A script path, not -m: an isolated Python (Windows portable ComfyUI) has no search path but its own.
-        command = [*(launcher or [sys.executable]), str(SCRIPT), "work", str(run.folder)]
+        launcher = launcher or shlex.split(os.environ.get(LAUNCHER, "")) or [sys.executable]
+        command = [*launcher, str(SCRIPT), "work", str(run.folder)]
         environment = {
             **os.environ, **thread_settings(os.environ),
             "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
