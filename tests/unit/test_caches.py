@@ -292,10 +292,9 @@ def test_cleaning_waits_while_a_run_marks_its_files(tmp_path, monkeypatch):
     assert cleaned[1] == (0, 0) and all(key in cache for key in keys)
 
 
-def test_cleaning_from_the_command_line(tmp_path):
+def test_cleaning_from_the_command_line(preloaded, tmp_path):
     def clean(*arguments) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "trainers", "clean-caches", *map(str, arguments)], cwd=ROOT,
-                              capture_output=True, text=True)
+        return subprocess.run([*preloaded, str(SCRIPT), "clean-caches", *map(str, arguments)], capture_output=True, text=True)
 
     cache, key = TensorCache(tmp_path / "masks"), TensorCache.key("a")
     cache.put(key, {"mask": torch.zeros(1)})

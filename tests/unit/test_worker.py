@@ -110,18 +110,18 @@ def test_failures_arrive_as_sentences(tiny_bases, make_spec):
     assert "nobody foresaw" in follow(run)[-1].message
 
 
-def test_a_spec_trains_from_the_command_line(tiny_bases, make_spec, tmp_path):
+def test_a_spec_trains_from_the_command_line(tiny_bases, make_spec, preloaded, tmp_path):
     spec = small(make_spec, tiny_bases["sd1"])
     path = tmp_path / "spec.json"
     path.write_text(spec.model_dump_json())
-    command = [sys.executable, str(SCRIPT), "train", str(path)]
-    first = subprocess.run(command, capture_output=True, text=True)
+    command = [str(SCRIPT), "train", str(path)]
+    first = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert first.returncode == 0 and '"finished"' in first.stdout
-    second = subprocess.run(command, capture_output=True, text=True)
+    second = subprocess.run([*preloaded, *command], capture_output=True, text=True)
     assert "is finished" in second.stdout and '"step"' not in second.stdout
     assert len(open_run(spec).losses()) == STEPS  # nothing was trained again
     path.write_text("{}")
-    assert "Field required" in subprocess.run(command, capture_output=True, text=True).stderr
+    assert "Field required" in subprocess.run([*preloaded, *command], capture_output=True, text=True).stderr
 
 
 def test_an_isolated_python_can_start_it():
@@ -152,6 +152,7 @@ def test_full_disk_is_a_sentence(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ending_the_server_saves(number, tiny_bases, make_spec):
     run = open_run(small(make_spec, tiny_bases["sd1"]))
