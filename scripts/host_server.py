@@ -15,9 +15,10 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 
 from environment import Environment
 from failure import Failure
@@ -52,13 +53,15 @@ class PromptInterrupted(Failure):
 
 
 class HostServer:
-    """One ComfyUI process with the pack linked into it. `base_directory` holds all it reads and writes."""
+    """One ComfyUI process with the pack linked into it. `base_directory` holds all it reads and writes; `variables` are
+    added to its environment."""
 
-    def __init__(self, environment: Environment, base_directory: Path, port: int = 0, options: tuple[str, ...] = ()):
+    def __init__(self, environment: Environment, base_directory: Path, port: int = 0, options: tuple[str, ...] = (),
+                 variables: Mapping[str, str] = MappingProxyType({})):
         self.environment = environment
         self.base_directory = Path(base_directory).resolve()
         self.port = port or free_port()
-        self.options = options
+        self.options, self.variables = options, variables
         self.url = f"http://127.0.0.1:{self.port}"
         self.client_id = uuid.uuid4().hex
         self.log = self.base_directory / "server.log"
@@ -77,7 +80,7 @@ class HostServer:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command(), stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                cwd=self.base_directory, env={**child_environment(), "PYTHONUTF8": "1"},
+                cwd=self.base_directory, env={**child_environment(), "PYTHONUTF8": "1", **self.variables},
                 # A Ctrl-C in the terminal must reach us alone: we end the server in order.
                 start_new_session=True, creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )

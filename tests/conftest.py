@@ -6,7 +6,6 @@ would hide ComfyUI's module of that name.
 import gc
 import importlib.util
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -59,7 +58,10 @@ def preloaded():
 @pytest.fixture
 def quick_workers(preloaded, monkeypatch):
     """Workers of a test start without importing anything."""
-    monkeypatch.setenv("FINETUNE_LAUNCHER", shlex.join(preloaded))
+    from support.preloaded import quick_workers_of
+
+    for name, value in quick_workers_of(preloaded).items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -15,18 +15,20 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from support.editor_page import HOSTILE, EditorPage
 from support.graphs import random_lora
+from support.preloaded import quick_workers_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 START = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "Comfy.Release.Status": "skipped"}
 
 
 @pytest.fixture(scope="package")
-def host(tmp_path_factory):
-    """A running server with the pack and some LoRAs of the demo base, whose files are all in a temporary folder."""
+def host(tmp_path_factory, preloaded):
+    """A running server with the pack and some LoRAs of the demo base, whose files are all in a temporary folder. Its workers
+    start without importing anything."""
     signal.signal(signal.SIGTERM, interrupt_on_signal)
     folder = tmp_path_factory.mktemp("comfyui")
     make_loras(folder / "models" / "loras")
-    with HostServer(describe(), folder) as server:
+    with HostServer(describe(), folder, variables=quick_workers_of(preloaded)) as server:
         yield server
 
 

@@ -1,6 +1,5 @@
 """A real ComfyUI server for all tests of this folder. `COMFYUI_PATH` selects which ComfyUI."""
 import json
-import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from environment import describe
 from failure import interrupt_on_signal
 from host_server import HostServer
+from support.preloaded import quick_workers_of
 
 
 @pytest.fixture(scope="session")
@@ -16,10 +16,8 @@ def host(tmp_path_factory, preloaded):
     """A running server with the pack, whose files are all in a temporary folder. Its workers start without importing
     anything."""
     signal.signal(signal.SIGTERM, interrupt_on_signal)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("FINETUNE_LAUNCHER", shlex.join(preloaded))
-        with HostServer(describe(), tmp_path_factory.mktemp("comfyui")) as server:
-            yield server
+    with HostServer(describe(), tmp_path_factory.mktemp("comfyui"), variables=quick_workers_of(preloaded)) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The server starts, knows the pack, and what happens to a prompt arrives as events and exceptions."""
 import pytest
-from host_server import NodeFailed, PromptRejected
+from environment import describe
+from host_server import HostServer, NodeFailed, PromptRejected
+from support.graphs import training
 
 SAVE_AN_EMPTY_IMAGE = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 255}},
@@ -48,3 +50,9 @@ def test_failing_node_is_an_exception(host):
         host.run(prompt)
     assert (failure.value.node_type, failure.value.node_id) == ("LoadImage", "1")
     assert host.is_running()
+
+
+def test_workers_are_started_by_the_servers_own_python(tmp_path):
+    """As people have it: all other servers of the tests have workers that start faster."""
+    with HostServer(describe(), tmp_path) as server:
+        assert "loads in ComfyUI with all" in server.run(training(steps=1))["train"]["text"][0]

@@ -11,12 +11,13 @@ import json
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def preloaded() -> Iterator[list[str]]:
             server.wait()
 
 
-# ---- in a worker's place ---------------------------------------------------------------------------------------------
+def quick_workers_of(launcher: Sequence[str]) -> dict[str, str]:
+    """Variables of an environment in which the pack starts its workers by `preloaded`."""
+    return {"FINETUNE_LAUNCHER": shlex.join(launcher)}
+
+
+# ---- in a script's place ---------------------------------------------------------------------------------------------
 
 def run(path: str, arguments: list[str]) -> int:
     connection = _connected(path)

@@ -294,7 +294,8 @@ def test_cleaning_waits_while_a_run_marks_its_files(tmp_path, monkeypatch):
 
 def test_cleaning_from_the_command_line(preloaded, tmp_path):
     def clean(*arguments) -> subprocess.CompletedProcess:
-        return subprocess.run([*preloaded, str(SCRIPT), "clean-caches", *map(str, arguments)], capture_output=True, text=True)
+        command = [*preloaded, str(SCRIPT), "clean-caches", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True)
 
     cache, key = TensorCache(tmp_path / "masks"), TensorCache.key("a")
     cache.put(key, {"mask": torch.zeros(1)})
