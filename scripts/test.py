@@ -36,12 +36,13 @@ def run_pytest(environment: Environment, arguments: list[str]) -> int:
 
 def in_parallel() -> list[str]:
     """Options for several files of tests at once, each worker with a server of its own. One thread of torch for each:
-    tiny models gain nothing from more, and threads that outnumber the cores wait for each other."""
+    tiny models gain nothing from more, and threads that outnumber the cores wait for each other. Files come in their order,
+    browser and host first: by their numbers of tests, files with few long ones would come last, and a worker would wait."""
     workers = min(os.cpu_count() or 1, 4)
     if workers == 1:
         return []
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return [f"--numprocesses={workers}", "--dist=loadfile"]
+    return [f"--numprocesses={workers}", "--dist=loadfile", "--no-loadscope-reorder"]
 
 
 def ensure_chromium() -> None:
