@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,10 +32,14 @@ PRELOADED = (
 
 @contextmanager
 def preloaded() -> Iterator[list[str]]:
-    """The beginning of a command line, to stand before a script. Returns at once; the first script waits for the imports."""
+    """The beginning of a command line, to stand before a script. Returns at once; the first script waits for the imports.
+    Where systems' libraries do not bear a fork, Python itself."""
     import subprocess
     import tempfile
 
+    if sys.platform != "linux":
+        yield [sys.executable]
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "socket")
         server = subprocess.Popen([sys.executable, __file__, "serve", path], stdin=subprocess.PIPE,
@@ -59,6 +64,7 @@ def run(path: str, arguments: list[str]) -> int:
     socket.send_fds(connection, [b"*"], [0, 1, 2])
     connection.sendall(len(message).to_bytes(8, "big") + message)
     script = int.from_bytes(_received(connection, 8), "big")
+    assert script, "what was to be imported could not be"
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: os.kill(script, number))
     code = _received(connection, 8)
@@ -75,9 +81,9 @@ def _connected(path: str) -> socket.socket:
         try:
             connection.connect(path)
             return connection
-        except OSError:
+        except FileNotFoundError:
             connection.close()
-            select.select([], [], [], 0.05)
+            time.sleep(0.05)
 
 
 def _received(connection: socket.socket, size: int) -> bytes:
