@@ -1,6 +1,6 @@
 """Scripts without seconds of imports: run by processes that are forked from one with the libraries in memory.
 
-    python preloaded.py serve SOCKET               that process; it ends with its standard input
+    python preloaded.py serve NUMBER               that process; it ends with its standard input
     python preloaded.py run SOCKET SCRIPT ARG ...  stands in a script's place: lends it its own standard streams and
                                                    environment, and ends as it does
 
@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,8 +41,11 @@ def preloaded() -> Iterator[list[str]]:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "socket")
-        server = subprocess.Popen([sys.executable, __file__, "serve", path], stdin=subprocess.PIPE,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(path)
+            listening.listen(64)
+            server = subprocess.Popen([sys.executable, __file__, "serve", str(listening.fileno())], stdin=subprocess.PIPE,
+                                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[listening.fileno()])
         try:
             yield [sys.executable, "-S", __file__, "run", path]
         finally:
@@ -59,7 +61,8 @@ def quick_workers_of(launcher: Sequence[str]) -> dict[str, str]:
 # ---- in a script's place ---------------------------------------------------------------------------------------------
 
 def run(path: str, arguments: list[str]) -> int:
-    connection = _connected(path)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(path)
     message = json.dumps({"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
     socket.send_fds(connection, [b"*"], [0, 1, 2])
     connection.sendall(len(message).to_bytes(8, "big") + message)
@@ -72,18 +75,6 @@ def run(path: str, arguments: list[str]) -> int:
     if not code:
         os.kill(os.getpid(), signal.SIGKILL)
     return int.from_bytes(code, "big")
-
-
-def _connected(path: str) -> socket.socket:
-    """The process listens before it imports anything, but not before it has begun."""
-    while True:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(path)
-            return connection
-        except FileNotFoundError:
-            connection.close()
-            time.sleep(0.05)
 
 
 def _received(connection: socket.socket, size: int) -> bytes:
@@ -99,13 +90,12 @@ def _received(connection: socket.socket, size: int) -> bytes:
 
 # ---- where scripts come from -----------------------------------------------------------------------------------------
 
-def serve(path: str):
+def serve(number: int):
+    """On a socket that listens, by the number of its file."""
     import gc
     from importlib import import_module
 
-    listening = socket.socket(socket.AF_UNIX)
-    listening.bind(path)
-    listening.listen(64)
+    listening = socket.socket(fileno=number)
     sys.path[0] = str(ROOT)
     for name in PRELOADED:
         import_module(name)
@@ -158,4 +148,4 @@ def _end_with(connection: socket.socket):
 
 if __name__ == "__main__":
     what, place, *others = sys.argv[1:]
-    sys.exit(serve(place) if what == "serve" else run(place, others))
+    sys.exit(serve(int(place)) if what == "serve" else run(place, others))
