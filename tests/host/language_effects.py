@@ -1,6 +1,6 @@
 """Do language models say in ComfyUI what they say here? Run by test_language_models.py in a process of its own.
 
-    python tests/host/language_effects.py <ComfyUI> <folder for files> <result.json>
+    python tests/host/language_effects.py <ComfyUI> <folder for files>
 
 Random models of few numbers in ComfyUI's own classes, with its own tokenizers and templates, as many as it has. Errors are
 relative to what ComfyUI computes.
@@ -152,7 +152,7 @@ def main():
     if anima:
         compare("anima", anima.AnimaTEModel, anima.AnimaTokenizer, LanguageModel(language_model.QWEN3, taps.ANIMA),
                 "qwen3_06b", 3)
-    Path(sys.argv[3]).write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (Path(sys.argv[2]) / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

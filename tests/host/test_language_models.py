@@ -1,24 +1,15 @@
 """Language models say here what they say in ComfyUI: what language_effects.py found."""
-import json
-import subprocess
-from pathlib import Path
 
 import pytest
-from environment import describe
 
-SCRIPT = Path(__file__).with_name("language_effects.py")
 ROUNDING = 1e-4
 OLDEST = {"z_image", "qwen_image"}
 ALL = OLDEST | {"flux2_klein", "flux2_dev", "krea2", "qwen_image_21", "anima"}
 
 
 @pytest.fixture(scope="module")
-def effects(tmp_path_factory):
-    environment, files = describe(), tmp_path_factory.mktemp("language")
-    command = [environment.python, SCRIPT, environment.comfyui, files, files / "result.json"]
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads((files / "result.json").read_text(encoding="utf-8"))
+def effects(found_by):
+    return found_by("language_effects")
 
 
 def test_captions_are_encoded_as_the_host_does(effects):
