@@ -1,6 +1,7 @@
 """What the loop calls: a denoiser with its conditioning, and the text encoders while they train."""
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +13,9 @@ from .batches import Batch
 class ConditionedModel(nn.Module):
     """`text` holds those of the `encoders` of the base that train; None when captions were encoded beforehand. One module,
     so that accelerate wraps all that trains. `around` surrounds each call of the denoiser."""
+
+    denoiser: Any
+    """A module that can checkpoint its gradients, as diffusers' can."""
 
     def __init__(self, family: Family, denoiser: nn.Module, text: TextEncoders | None, encoders: Sequence[str],
                  around: Callable[[], AbstractContextManager] = nullcontext):
