@@ -27,6 +27,7 @@ import comfy.sd1_clip  # noqa: E402
 from finetune.trainers.families.protocol import TextEncoders  # noqa: E402
 from finetune.trainers.families.text import language_model, taps  # noqa: E402
 from finetune.trainers.families.text.language_model import LanguageModel  # noqa: E402
+from finetune.trainers.families.text.t5 import T5  # noqa: E402
 from finetune.trainers.spec import BaseModelSpec, ComponentSpec  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
@@ -116,6 +117,30 @@ def compared(name: str, encoder, tokenizer, kind: LanguageModel, folder: Path, e
     return found
 
 
+def chroma(folder: Path) -> dict:
+    """T5 without padding in the host. Here one token of padding comes behind, which those of the caption do not see."""
+    from comfy.text_encoders import pixart_t5
+
+    size = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 2, "d_kv": 16}
+    encoder = pixart_t5.pixart_te()(device="cpu", dtype=torch.float32, model_options={"t5xxl_model_config": size})
+    filled(encoder.t5xxl.transformer)
+    base = written(encoder.t5xxl, folder / "t5.safetensors", {})
+    config = folder / "configs" / "text_encoder" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({**size, "vocab_size": 32128, "feed_forward_proj": "gated-gelu"}), encoding="utf-8")
+    base, kind = base.model_copy(update={"configs": str(folder / "configs")}), T5(1, 512, masked=True)
+    text = TextEncoders({"te": kind.load_tokenizer(base, "text_encoder")}, {
+        "te": kind.load(base, "text_encoder", torch.float32)})
+    found = {}
+    for title, caption in CAPTIONS.items():
+        with torch.no_grad():
+            theirs = encoder.encode_token_weights(pixart_t5.PixArtTokenizer().tokenize_with_weights(caption))[0]
+            ours = kind.encode(text, "te", [caption])
+        found[title] = {"tokens": [ours["hidden"].shape[1] - 1, theirs.shape[1]], "masks": len(ours.masks),
+                        "distance": distance(ours["hidden"][:, :-1], theirs)}
+    return found
+
+
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
@@ -123,7 +148,8 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def main():
-    folder, results = Path(sys.argv[2]), {}
+    folder = Path(sys.argv[2])
+    results = {"chroma": chroma(folder)}
 
     def compare(name: str, make, tokenizer, kind: LanguageModel, key: str, layers: int, extra=None, **options):
         size = {**SIZE, "num_hidden_layers": layers}

@@ -21,6 +21,15 @@ def t5(width: int, words=32128, gated=True) -> dict:
             f"encoder.block.0.layer.1.DenseReluDense.wi{'_1' * gated}.weight": [2 * width, width]}
 
 
+NORM = "self_attn.q_norm.weight"
+
+
+def language(width: int, *more: str, start="model.", packed=1) -> dict:
+    return {f"{start}layers.0.self_attn.k_proj.weight": [1024, width // packed],
+            f"{start}layers.0.post_attention_layernorm.weight": [width],
+            **{f"{start}layers.0.{name}": [128] for name in more}}
+
+
 def vae(channels: int, diffusers=False) -> dict:
     norm = "decoder.up_blocks.0.resnets.0.norm1.weight" if diffusers else "decoder.up.0.block.0.norm1.weight"
     return {"decoder.conv_in.weight": [512, channels, 3, 3], norm: [512]}
@@ -47,7 +56,18 @@ FILES = {
     "T5": (t5(4096), [("t5", "", 4096)]),
     "multilingual T5": (t5(4096, 256384), [("other text encoder", "", 4096)]),
     "T5 1.0": (t5(1024, gated=False), [("other text encoder", "", 1024)]),
-    "Qwen": ({"model.layers.0.self_attn.k_proj.weight": [1024, 2560]}, [("other text encoder", "", 2560)]),
+    "Qwen3 4B": (language(2560, NORM), [("qwen3", "", 2560)]),
+    "Qwen3 4B in four bits": (language(2560, NORM, packed=2), [("qwen3", "", 2560)]),
+    "Qwen3 in a checkpoint": (language(1024, NORM, start="text_encoders.qwen3_06b.transformer.model."), [
+        ("qwen3", "text_encoders.qwen3_06b.transformer.", 1024)]),
+    "Qwen2.5-VL": (language(3584, "self_attn.k_proj.bias") | {"visual.patch_embed.proj.weight": [1280, 3, 2, 14, 14]}, [
+        ("qwen25_vl", "", 3584)]),
+    "Qwen3-VL": (language(4096, NORM, start="model.language_model.") | {
+        "model.visual.deepstack_merger_list.0.norm.weight": [4608]}, [("qwen3_vl", "", 4096)]),
+    "Mistral": (language(5120), [("mistral", "", 5120)]),
+    "a small Mistral": (language(64) | {"tekken_model": [999]}, [("mistral", "", 64)]),
+    "Llama": (language(4096), [("other text encoder", "", 4096)]),
+    "Gemma": (language(2560, NORM, "pre_feedforward_layernorm.weight"), [("other text encoder", "", 2560)]),
     "VAE": (vae(16), [("vae", "", 16)]),
     "SD 1.x": (unet(768), [("denoiser", "", 0)]),
     "nothing": ({"some.weight": [4, 4]}, []),
@@ -78,6 +98,16 @@ def test_everything_in_one_file():
         "text_encoders.clip_l.transformer.": "CLIP-L text encoder (fp16)",
         "text_encoders.clip_g.transformer.": "CLIP-G text encoder (fp16)",
         "text_encoders.t5xxl.transformer.": "T5-XXL text encoder (fp8)"}
+
+
+def test_language_models_are_named_by_their_size():
+    titles = ("Qwen3 4B", "Qwen3 in a checkpoint", "Qwen2.5-VL", "Qwen3-VL", "Mistral")
+    assert {title: components_of(header(FILES[title][0]))[0].title.partition(" (")[0] for title in titles} == {
+        "Qwen3 4B": "Qwen3 4B text encoder", "Qwen3 in a checkpoint": "Qwen3 0.6B text encoder",
+        "Qwen2.5-VL": "Qwen2.5-VL 7B text encoder", "Qwen3-VL": "Qwen3-VL 8B text encoder",
+        "Mistral": "Mistral Small 3 text encoder"}
+    wanted = WantedPart("text_encoder", "qwen3", ("qwen_3_8b.safetensors",), width=4096)
+    assert wanted.title == "Qwen3 8B text encoder" and not wanted.fits(components_of(header(FILES["Qwen3 4B"][0]))[0])
 
 
 STORED = {

@@ -5,7 +5,7 @@ three of transformers' classes serve all models here.
 """
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,8 +84,8 @@ class LanguageModel:
                    if name == WORDS or ((layer := LAYER.match(name)) and int(layer[1]) < self._layers(entries)[0]))
 
     def identity(self, base: BaseModelSpec, component: str, memory: Path) -> Sequence:
-        return [ModelParts.of(base)[component].fingerprint(memory), asdict(self.architecture), asdict(self.tap),
-                self._theta(base, component)]
+        return [ModelParts.of(base)[component].fingerprint(memory), asdict(self._stated(base, component)),
+                asdict(self.tap)]
 
     # ---- loading ---------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class LanguageModel:
             if not 0 < last <= there:
                 raise UserError(f"The {title} of {base.name!r} has {there} layers, and what layer {last} says is read. "
                                 "Choose the whole model.")
-            model = without_weights(lambda: self._empty(entries, last, self._theta(base, component)))
+            model = without_weights(lambda: self._empty(entries, last, self._stated(base, component)))
             if not self.tap.normed:
                 model.norm = nn.Identity()
             model.rotary_emb = type(model.rotary_emb)(config=model.config)
@@ -111,36 +111,37 @@ class LanguageModel:
         there = 1 + max((int(layer[1]) for name in entries if (layer := LAYER.match(name))), default=-1)
         return max(state if state >= 0 else there + 1 + state for state in self.tap.states), there
 
-    def _empty(self, entries: Mapping[str, Entry], layers: int, theta: float) -> Any:
+    def _empty(self, entries: Mapping[str, Entry], layers: int, known: Architecture) -> Any:
         import transformers
 
-        if not hasattr(transformers, f"{self.architecture.library}Model"):
-            raise UserError(f"The text encoder of {self.architecture.kind} models needs transformers 4.51, and "
-                            f"{transformers.__version__} is installed. Update it.")
+        if not hasattr(transformers, f"{known.library}Model"):
+            raise UserError(f"{known.library} as a text encoder needs transformers 4.51, and {transformers.__version__} is "
+                            "installed. Update it.")
 
         def rows(name: str) -> int:
             return entries[name].shape[0]
 
-        words, width = entries[WORDS].shape
+        vocabulary, width = entries[WORDS].shape
         norm = entries.get("layers.0.self_attn.q_norm.weight")
-        head = norm.shape[0] if norm else self.architecture.head
-        config = getattr(transformers, f"{self.architecture.library}Config")(
-            vocab_size=words, hidden_size=width, intermediate_size=rows("layers.0.mlp.gate_proj.weight"),
+        head = norm.shape[0] if norm else known.head
+        config = getattr(transformers, f"{known.library}Config")(
+            vocab_size=vocabulary, hidden_size=width, intermediate_size=rows("layers.0.mlp.gate_proj.weight"),
             num_hidden_layers=layers, num_attention_heads=rows("layers.0.self_attn.q_proj.weight") // head,
-            num_key_value_heads=rows(KEY) // head, head_dim=head, rms_norm_eps=self.architecture.epsilon,
-            rope_theta=theta, sliding_window=None, use_cache=False, attn_implementation="sdpa")
-        return getattr(transformers, f"{self.architecture.library}Model")(config)
+            num_key_value_heads=rows(KEY) // head, head_dim=head, rms_norm_eps=known.epsilon, rope_theta=known.theta,
+            sliding_window=None, use_cache=False, attn_implementation="sdpa")
+        return getattr(transformers, f"{known.library}Model")(config)
 
-    def _theta(self, base: BaseModelSpec, component: str) -> float:
-        """What the config in a folder says, wherever versions of transformers keep it; else that of the released models."""
+    def _stated(self, base: BaseModelSpec, component: str) -> Architecture:
+        """With what the config in a folder says, wherever versions of transformers keep it."""
         part = ModelParts.of(base)[component]
         config = read_object(part.path / "config.json") if part.is_folder else None
         config = (config or {}).get("text_config") or config or {}
-        for place in (config.get("rope_parameters"), config.get("rope_scaling"), config):
-            theta = place.get("rope_theta") if isinstance(place, dict) else None
-            if isinstance(theta, (int, float)) and 1 < theta < 1e12:
-                return float(theta)
-        return self.architecture.theta
+        places = (config.get("rope_parameters"), config.get("rope_scaling"), config)
+        thetas = (place.get("rope_theta") for place in places if isinstance(place, dict))
+        theta = next((each for each in thetas if _is_number(each, 1, 1e12)), self.architecture.theta)
+        epsilon = config.get("rms_norm_eps")
+        return replace(self.architecture, theta=float(theta), epsilon=float(epsilon) if _is_number(
+            epsilon, 0, 1) else self.architecture.epsilon)
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
@@ -202,3 +203,7 @@ def _text_layers(entries: Mapping[str, Entry]) -> dict[str, Entry]:
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return tokenizer(text, truncation=False, verbose=False, add_special_tokens=False).input_ids
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, (int, float)) and low < value < high
