@@ -137,11 +137,9 @@ class LanguageModel:
         config = read_object(part.path / "config.json") if part.is_folder else None
         config = (config or {}).get("text_config") or config or {}
         places = (config.get("rope_parameters"), config.get("rope_scaling"), config)
-        thetas = (place.get("rope_theta") for place in places if isinstance(place, dict))
-        theta = next((each for each in thetas if _is_number(each, 1, 1e12)), self.architecture.theta)
-        epsilon = config.get("rms_norm_eps")
-        return replace(self.architecture, theta=float(theta), epsilon=float(epsilon) if _is_number(
-            epsilon, 0, 1) else self.architecture.epsilon)
+        thetas = [place.get("rope_theta") for place in places if isinstance(place, dict)]
+        return replace(self.architecture, theta=_first(thetas, 1, 1e12, self.architecture.theta),
+                       epsilon=_first([config.get("rms_norm_eps")], 0, 1, self.architecture.epsilon))
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
@@ -205,5 +203,6 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return tokenizer(text, truncation=False, verbose=False, add_special_tokens=False).input_ids
 
 
-def _is_number(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, (int, float)) and low < value < high
+def _first(values: Sequence[Any], low: float, high: float, otherwise: float) -> float:
+    """The first number between two others, which it is not itself."""
+    return next((float(value) for value in values if isinstance(value, (int, float)) and low < value < high), otherwise)
