@@ -5,6 +5,9 @@ SD3, FLUX = "trainers/families/sd3.py", "trainers/families/flux.py"
 FAMILY, WRITING = "trainers/families/transformer_family.py", "trainers/families/checkpoint_writing.py"
 LATENTS, TEXT = "trainers/families/kl_latents.py", "trainers/families/text/t5.py"
 LAYOUT, OBJECTIVES = "trainers/families/native_layout.py", "trainers/objectives/objective.py"
+FLUX2_LATENTS, QWEN_LATENTS = "trainers/families/flux2_latents.py", "trainers/families/qwen_latents.py"
+VAES = "unit/test_latents.py"
+PIPELINES = f"{VAES}::test_latents_and_images_are_those_of_diffusers_pipelines"
 LOSSES = "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"
 
 MUTATIONS = [
@@ -30,4 +33,28 @@ MUTATIONS = [
              "for name, entry in read_entries(path).items() if not name.startswith(trained)",
              "for name, entry in numbers.items() if not name.startswith(trained)",
              "unit/test_flow_round_trips.py::test_what_is_not_trained_stays_in_fp8_with_its_scales"),
+    Mutation("rows and columns of patches change places", FLUX2_LATENTS,
+             "return (F.pixel_unshuffle(posterior.mode(), PATCH) - mean)",
+             "return (F.pixel_unshuffle(posterior.mode().mT, PATCH).mT - mean)", PIPELINES),
+    Mutation("FLUX.2's statistics are not applied", FLUX2_LATENTS, "latents * deviation + mean", "latents", PIPELINES),
+    Mutation("images are transparent for Qwen-Image-2.1", QWEN_LATENTS,
+             "torch.ones_like(pixels[:, :1])", "torch.zeros_like(pixels[:, :1])", PIPELINES),
+    Mutation("the first frame of a kernel is kept", QWEN_LATENTS, "module.weight[:, :, -1:]", "module.weight[:, :, :1]",
+             PIPELINES),
+    Mutation("shortcuts of decoders start with the second frame", QWEN_LATENTS, "first_chunk=True", "first_chunk=False",
+             PIPELINES),
+    Mutation("kernels of Qwen-Image-2.1 lose their axis of time", "trainers/artifacts/wan_layout.py",
+             "(*shape[:2], 1, *shape[2:]) if timeless else shape", "shape",
+             f"{VAES}::test_every_tensor_of_full_size_has_a_place_of_its_own_and_is_recognized"),
+    Mutation("upsamplers are counted as blocks", "trainers/artifacts/wan_layout.py",
+             "int(match[1]) * (resnets + 1)", "int(match[1]) * resnets",
+             f"{VAES}::test_every_tensor_of_full_size_has_a_place_of_its_own_and_is_recognized"),
+    Mutation("Wan 2.2's VAE counts as Qwen-Image-2.1's", "trainers/families/component_recognition.py",
+             "if frames in ([], [1]) and channels == ([4], [4])", "if frames",
+             f"{VAES}::test_relatives_are_other_autoencoders"),
+    Mutation("another class of VAE is taken for the family's", LATENTS,
+             "if found != self.vae_class and", "if False and",
+             f"{VAES}::test_statistics_for_each_channel_and_the_right_class_are_required"),
+    Mutation("FLUX.2's narrower decoder is not read", FLUX2_LATENTS,
+             "first.shape[0] != widths[-1]", "False", f"{VAES}::test_variants_of_flux2s_file_are_read"),
 ]

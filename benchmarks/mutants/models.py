@@ -29,7 +29,7 @@ MUTATIONS = [
     Mutation("fp8 is taken before full precision", FINDING, "_rounding(fits[file].storage), file.name", "file.name",
              "unit/test_parts_finding.py::test_other_names_are_taken_by_precision"),
     Mutation("more text encoders are found than are asked for", FINDING,
-             '            text_encoders -= want.kind != "vae" and file is not None\n', "",
+             '            text_encoders -= not want.is_vae and file is not None\n', "",
              "unit/test_parts_finding.py::test_sd3_goes_without_some_text_encoders"),
     Mutation("two files of one kind are chosen and one is passed over", FINDING,
              "if wants and not free and file is not denoiser:", "if False:",

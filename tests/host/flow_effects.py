@@ -40,6 +40,7 @@ from finetune.trainers.training.run import Training  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from support import tiny, tiny_flow  # noqa: E402
 from support.flow_models.clip_and_t5 import T5_WIDTH, t5_config  # noqa: E402
+from vae_effects import FORMATS, names_that_wan22_has, vae_effects  # noqa: E402
 
 SIGMAS = (0.02, 0.25, 0.5, 0.75, 0.98)
 PREFIX = "model.diffusion_model."
@@ -283,6 +284,7 @@ def main():
         single = recognize(str(one), family, configs=str(folder / family))
         for method in KINDS_OF[family]:
             results["methods"][f"{family}: {method}"] = method_effect(method, family, single, one, images, folder)
+    results["vaes"] = {kind: vae_effects(kind, folder) for kind in FORMATS} | {"wan 2.2": names_that_wan22_has()}
     (folder / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 

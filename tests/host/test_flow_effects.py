@@ -35,6 +35,15 @@ def test_latents_are_scaled_and_shifted_as_in_the_host(effects):
         assert max(effects["latents"][family].values()) < 1e-6, family
 
 
+def test_other_autoencoders_are_the_hosts(effects):
+    """Of the files that people have, FLUX.2's and Qwen-Image's; Qwen-Image-2.1's has the layers of Wan 2.2's."""
+    for kind in ("flux2", "qwen"):
+        found = effects["vaes"][kind]
+        assert max(found["latents"], found["images"]) < 1e-4, (kind, found)
+        assert min(found["spread"], found["contrast"]) > 0.05, (kind, found)
+    assert effects["vaes"]["wan 2.2"]
+
+
 @pytest.mark.parametrize("family, methods", [
     ("sd3", ("lora", "loha", "full", "new word")), ("flux", ("lora", "dora", "lokr", "full", "new word"))])
 def test_every_methods_file_acts_in_the_host_as_in_training(family, methods, effects):

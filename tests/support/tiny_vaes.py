@@ -3,12 +3,18 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLFlux2, AutoencoderKLQwenImage, AutoencoderKLQwenImage21
+from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.ldm_layout import original_vae_places
 from finetune.trainers.artifacts.wan_layout import wan_vae_places
+from finetune.trainers.families.flux2_latents import Flux2Latents
+from finetune.trainers.families.kl_latents import KlLatents
+from finetune.trainers.families.qwen_latents import Qwen21Latents, QwenLatents
 from safetensors.torch import save_file
 
 KINDS = ("flux2", "qwen", "qwen21")
 PLACES = {"flux2": original_vae_places, "qwen": wan_vae_places, "qwen21": wan_vae_places}
+LATENTS = {"flux2": Flux2Latents, "qwen": QwenLatents, "qwen21": Qwen21Latents}
+FAMILIES = {"flux2": "flux2", "qwen": "qwen_image", "qwen21": "qwen_image_21"}
 GROUPS = 32
 """Groups of FLUX.2's norms, which ComfyUI does not ask about."""
 
@@ -49,3 +55,22 @@ def make_file(kind: str, path: Path, vae: torch.nn.Module, prefix: str = "", dty
     save_file({prefix + name: tensor.to(dtype) if tensor.is_floating_point() else tensor
                for name, tensor in original_weights(kind, vae).items()}, path)
     return path
+
+
+def latents_of(kind: str) -> KlLatents:
+    """A family with nothing but its images; the denoisers of most have patches of 2."""
+    class Patched(KlLatents):
+        patch = 2
+
+    class Images(LATENTS[kind], Patched):
+        name = kind
+    return Images()
+
+
+def base_of(kind: str, path: Path, configs: str | Path = "", prefix: str = "") -> specs.BaseModelSpec:
+    """A base that holds an autoencoder alone: a file, or a diffusers folder with it."""
+    part = path / "vae" if path.is_dir() else path
+    return specs.BaseModelSpec(
+        family=FAMILIES[kind], path=str(path), name="tiny", layout="diffusers" if path.is_dir() else "separate_files",
+        prediction_type="flow", fingerprint="", configs=str(configs),
+        components=(specs.ComponentSpec(name="vae", path=str(part), prefix=prefix),))

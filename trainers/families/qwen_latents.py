@@ -3,7 +3,7 @@ and deviation of each channel in the config. Krea 2 and Anima have Qwen-Image's.
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..artifacts.tensor_files import Entry
 from ..artifacts.wan_layout import wan_vae_places
@@ -39,7 +39,9 @@ class QwenLatents(KlLatents):
         return AutoencoderKLQwenImage.from_config(config)
 
     def load_vae(self, base: BaseModelSpec) -> Autoencoder:
-        return self._vae_files(base).load(base)
+        vae = self._vae_files(base).load(base)
+        _see_one_frame(vae)
+        return vae
 
     def vae_entries(self, base: BaseModelSpec) -> Mapping[str, Entry]:
         return self._vae_files(base).original(base)
@@ -55,18 +57,28 @@ class QwenLatents(KlLatents):
     @torch.no_grad()
     def encode_images(self, vae: Autoencoder, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         frames = self.opaque(pixels).unsqueeze(2)
-        posterior = self.whole_or_tiled(
-            vae, lambda: vae.encode(frames, return_dict=False)[0], latent_format.downscale)
+
+        def found() -> Tensor:
+            if vae.use_tiling:
+                return vae.encode(frames, return_dict=False)[0].mode()
+            # Not by `encode`, which keeps what goes into each layer for frames that are to come.
+            return vae.quant_conv(vae.encoder(frames)).chunk(2, dim=1)[0]
         mean, deviation = _statistics(vae, pixels)
-        return (posterior.mode()[:, :, 0] - mean) / deviation
+        return (self.whole_or_tiled(vae, found, latent_format.downscale)[:, :, 0] - mean) / deviation
 
     @torch.no_grad()
     def decode_latents(self, vae: Autoencoder, latents: Tensor, latent_format: LatentFormat) -> Tensor:
         mean, deviation = _statistics(vae, latents)
         frames = (latents * deviation + mean).unsqueeze(2)
-        found = self.whole_or_tiled(
-            vae, lambda: vae.decode(frames, return_dict=False)[0], latent_format.downscale)
-        return found[:, :3, 0].clamp(-1, 1)
+
+        def found() -> Tensor:
+            if vae.use_tiling:
+                return vae.decode(frames, return_dict=False)[0]
+            return self.decoded(vae, vae.post_quant_conv(frames))
+        return self.whole_or_tiled(vae, found, latent_format.downscale)[:, :3, 0].clamp(-1, 1)
+
+    def decoded(self, vae: Autoencoder, frames: Tensor) -> Tensor:
+        return vae.decoder(frames)
 
     def use_tiles(self, vae: Autoencoder, side: int, downscale: int):
         vae.enable_tiling(side, side, 3 * side // 4, 3 * side // 4)
@@ -85,6 +97,25 @@ class Qwen21Latents(QwenLatents):
 
     def opaque(self, pixels: Tensor) -> Tensor:
         return torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
+
+    def decoded(self, vae: Autoencoder, frames: Tensor) -> Tensor:
+        return vae.decoder(frames, first_chunk=True)
+
+
+def _see_one_frame(vae: nn.Module):
+    """Keep of kernels over three frames what sees the last one: before a first frame lie zeros. Half the time, a third of
+    the weights."""
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+
+    class OneFrame(QwenImageCausalConv3d):
+        def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+            return nn.Conv3d.forward(self, x)
+
+    for module in vae.modules():
+        if type(module) is QwenImageCausalConv3d:
+            module.__class__ = OneFrame
+            module.weight = nn.Parameter(module.weight[:, :, -1:].clone(), requires_grad=False)
+            module.padding = (0, module.kernel_size[1] // 2, module.kernel_size[2] // 2)
 
 
 def _statistics(vae: Autoencoder, like: Tensor) -> tuple[Tensor, Tensor]:
