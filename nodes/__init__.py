@@ -1,4 +1,5 @@
 """The ComfyUI side: widgets → run spec → engine → progress → outputs. One file per shelf of the Add Node menu."""
+from .base_model.assistant_lora import AssistantLora
 from .base_model.base_model import BaseModel, LoadBase, LoadDemoBase
 from .base_model.base_model_from_parts import BaseModelFromParts
 from .captions.captioners import CaptionBlip, CaptionBlip2, CaptionFlorence2, CaptionGit, CaptionVisionLanguage, TagImages
@@ -26,7 +27,7 @@ from .train.train_pivotal import TrainPivotal
 from .train.train_textual_inversion import TrainTextualInversion
 
 NODES = [
-    LoadBase, LoadDemoBase, BaseModel, BaseModelFromParts,
+    LoadBase, LoadDemoBase, BaseModel, BaseModelFromParts, AssistantLora,
     LoadImageDataset, DatasetFromImages, CombineDatasets, SplitDataset, DatasetReport, VaryCaptions, AugmentImages,
     ClassImages,
     CaptionBlip, CaptionBlip2, CaptionGit, CaptionFlorence2, CaptionVisionLanguage, TagImages, CaptionFromNames,

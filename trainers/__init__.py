@@ -17,6 +17,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         preparation.py              images and captions into caches, before the loop
         batches.py                  which images make which batch, and reading them
         prefetch.py                 micro-batches read while the steps before them run
+        assistant.py                a LoRA that is on while training, and in nothing else
         monitor.py                  previews, validation, the best file, on the way
         validation.py               the loss on held-out images, and early stopping
         memory_advice.py            whether a step fits, and what would make it fit
@@ -82,6 +83,7 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         variants.py                 the released models of a family, distilled or not
         sd3.py                      Stable Diffusion 3 and 3.5
         flux.py                     FLUX.1 dev and schnell
+        chroma.py                   Chroma1
         z_image.py                  Z-Image and Z-Image Turbo
         qwen_image.py               Qwen-Image
         qwen_image_21.py            Qwen-Image-2.1

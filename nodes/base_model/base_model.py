@@ -8,7 +8,7 @@ from ...trainers.families.recognition import PredictionChoice, fingerprint_of, r
 from ...trainers.families.sizes import check_sizes
 from ...trainers.spec import BaseModelSpec
 from .. import host, sockets
-from ..widgets import Schema
+from ..widgets import Schema, advanced
 
 DEMO, DEMO_FLOW = "demo base (comes with the pack)", "demo flow base (comes with the pack)"
 DEMOS = {DEMO: "Stable Diffusion 1.x", DEMO_FLOW: "flow (Stable Diffusion 3)"}
@@ -66,6 +66,17 @@ def prediction_input():
                                   "v-prediction model that does not say so.")
 
 
+def variant_input():
+    return advanced(io.Combo.Input(
+        "variant", options=["auto", "base", "distilled"], default="auto", optional=True,
+        tooltip="Whether the model was distilled to need few steps (Turbo, schnell, Flash). auto reads it from the file, or "
+                "from its name where files look alike; set it where the node says the wrong one."))
+
+
+def of_variant(base: BaseModelSpec, variant: str) -> BaseModelSpec:
+    return base if variant == "auto" else base.model_copy(update={"variant": variant})
+
+
 class LoadBase(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -82,6 +93,7 @@ class LoadBase(io.ComfyNode):
                                tooltip="Your checkpoint: files in models/checkpoints and folders in models/diffusers. Train "
                                        "on the model you will use the result with, or on the one it descends from."),
                 prediction_input(),
+                variant_input(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For KSampler, LoraLoader and every other core node."),
@@ -102,8 +114,8 @@ class LoadBase(io.ComfyNode):
         return chosen if chosen in DEMOS else fingerprint_of(host.base_path(chosen))
 
     @classmethod
-    def execute(cls, checkpoint, prediction):
-        base = demo_base(checkpoint) if checkpoint in DEMOS else chosen_base(checkpoint, prediction)
+    def execute(cls, checkpoint, prediction, variant="auto"):
+        base = demo_base(checkpoint) if checkpoint in DEMOS else of_variant(chosen_base(checkpoint, prediction), variant)
         side = native_resolution(base)
         text = f"{describe(base)}, made for {side} × {side} pixels{notes_of(base)}"
         try:
@@ -162,6 +174,7 @@ class BaseModel(io.ComfyNode):
                                tooltip="Files in models/checkpoints and folders in models/diffusers. Train on the model "
                                        "you will use the LoRA with, or on the one it descends from."),
                 prediction_input(),
+                variant_input(),
             ],
             outputs=[
                 sockets.Base.Output(display_name="base", tooltip="For the Train nodes."),
@@ -175,8 +188,8 @@ class BaseModel(io.ComfyNode):
         return fingerprint_of(host.base_path(inputs["checkpoint"]))
 
     @classmethod
-    def execute(cls, checkpoint, prediction):
-        base = chosen_base(checkpoint, prediction)
+    def execute(cls, checkpoint, prediction, variant="auto"):
+        base = of_variant(chosen_base(checkpoint, prediction), variant)
         text = describe(base) + notes_of(base) + loader_note(base)
         host.NodeProgress(cls.hidden.unique_id).show(text)
         return io.NodeOutput(base, describe(base), ui={"text": [text]})

@@ -8,7 +8,7 @@ from ...trainers.families.parts_finding import Candidate, find_parts
 from ...trainers.families.recognition import fingerprint, recognize
 from .. import host, sockets
 from ..widgets import Schema
-from .base_model import describe, notes_of, prediction_input
+from .base_model import describe, notes_of, of_variant, prediction_input, variant_input
 
 AUTO, NONE = "auto (find what fits)", "none"
 
@@ -52,6 +52,7 @@ class BaseModelFromParts(io.ComfyNode):
                                tooltip="A file of models/vae. auto takes the one with the usual name (ae.safetensors for "
                                        "Flux), or the only one that fits."),
                 prediction_input(),
+                variant_input(),
             ],
             outputs=[
                 sockets.Base.Output(display_name="base", tooltip="For the Train nodes."),
@@ -68,7 +69,7 @@ class BaseModelFromParts(io.ComfyNode):
         return fingerprint(files, files[0].parent)
 
     @classmethod
-    def execute(cls, denoiser, text_encoder, text_encoder_2, text_encoder_3, vae, prediction):
+    def execute(cls, denoiser, text_encoder, text_encoder_2, text_encoder_3, vae, prediction, variant="auto"):
         encoders = [text_encoder, text_encoder_2, text_encoder_3]
         own = Candidate.of(denoiser, host.part_path("diffusion_models", denoiser))
         chosen = [Candidate.of(name, host.part_path("text_encoders", name)) for name in encoders if name not in (AUTO, NONE)]
@@ -79,7 +80,8 @@ class BaseModelFromParts(io.ComfyNode):
             chosen.append(Candidate.of(vae, host.part_path("vae", vae)))
         parts = find_parts(own, chosen, offered, encoders.count(AUTO))
         files = [*chosen, *(part.file for part in parts if part.file)]
-        base = recognize(str(own.path), denoiser, prediction, others=list(dict.fromkeys(str(file.path) for file in files)))
+        others = list(dict.fromkeys(str(file.path) for file in files))
+        base = of_variant(recognize(str(own.path), denoiser, prediction, others=others), variant)
         description = "\n".join([describe(base), *(part.words for part in parts)])
         host.NodeProgress(cls.hidden.unique_id).show(description + notes_of(base))
         return io.NodeOutput(base, description, ui={"text": [description + notes_of(base)]})

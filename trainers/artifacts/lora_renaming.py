@@ -74,9 +74,14 @@ def names_for(files: Sequence[LoraFile]) -> LayerNames | None:
     for file in files:
         if not family and not any(map(is_numbered, file.layers)):
             raise UserError(f"{file.name!r} is {describe(file)}. Choose a LoRA for SD 1.x, SD 2.x, SDXL or a transformer.")
+    return table_for(family, [key for file in files for key in file.layers])
+
+
+def table_for(family: str, keys: Sequence[str]) -> LayerNames | None:
+    """The table of a family in which most of these layers are; None for families whose names are read from the model
+    itself."""
     if family not in LAYOUTS:
         return family_names(family)
-    keys = [key for file in files for key in file.layers]
     tables = [released_names(family, count) for count in LAYERS_PER_LEVEL]
     return max(tables, key=lambda table: sum(table.find(key) is not None for key in keys))
 

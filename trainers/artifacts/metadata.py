@@ -29,11 +29,12 @@ def training_metadata(spec: RunSpec, family_metadata: Mapping[str, str], images:
     (width, height); `finished` is a Unix time in seconds."""
     method, training, optimizer, objective = spec.method, spec.training, spec.optimizer, spec.objective
     text_rate = getattr(method, "text_encoder_learning_rate", 0.0)
-    optimizers = {"adamw": "torch.optim.AdamW"}
+    optimizers, assistant = {"adamw": "torch.optim.AdamW"}, spec.base.assistant
     entries = {
         **family_metadata,
         "ss_output_name": spec.name,
-        "ss_sd_model_name": spec.base.name.replace("\\", "/").rsplit("/", 1)[-1],
+        "ss_sd_model_name": _file_name(spec.base.name),
+        "finetune.assistant_lora": assistant and f"{_file_name(assistant.name)} at {assistant.strength:g}",
         "ss_learning_rate": optimizer.learning_rate,
         "ss_unet_lr": optimizer.learning_rate,
         "ss_text_encoder_lr": text_rate,

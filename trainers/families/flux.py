@@ -40,14 +40,13 @@ def _single(native: str, module: str, **how) -> Rule:
     return Rule(f"single_blocks.{{}}.{native}", f"single_transformer_blocks.{{}}.{module}", **how)
 
 
-def _stream(native: str, joined: str, rows: Sequence[str], out: str, norms: str, modulation: str, feed_forward: str):
+def _stream(native: str, joined: str, rows: Sequence[str], out: str, norms: str, feed_forward: str):
     """One of the two streams of the double blocks."""
     return (
         _double(f"{native}_attn.qkv", joined, rows=tuple(Rows(f"transformer_blocks.{{}}.{each}") for each in rows)),
         _double(f"{native}_attn.proj", out),
         _double(f"{native}_attn.norm.query_norm", f"attn.norm_{norms}q", tensors=SCALE),
         _double(f"{native}_attn.norm.key_norm", f"attn.norm_{norms}k", tensors=SCALE),
-        _double(f"{native}_mod.lin", f"{modulation}.linear"),
         _double(f"{native}_mlp.0", f"{feed_forward}.net.0.proj", ratio=Fraction(4),
                 others=(Split(f"transformer_blocks.{{}}.{feed_forward}.linear_in"),)),
         _double(f"{native}_mlp.2", f"{feed_forward}.net.2", ratio=Fraction(1, 4),
@@ -61,20 +60,24 @@ def _embedder(native: str, module: str) -> tuple[Rule, Rule]:
 
 
 _SINGLE = "single_transformer_blocks.{}."
-KEY_MAP = KeyMap((
-    *_stream("img", "attn.to_qkv", ("attn.to_q", "attn.to_k", "attn.to_v"), "attn.to_out.0", "", "norm1", "ff"),
+UNMODULATED = (
+    *_stream("img", "attn.to_qkv", ("attn.to_q", "attn.to_k", "attn.to_v"), "attn.to_out.0", "", "ff"),
     *_stream("txt", "attn.to_added_qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "attn.to_add_out",
-             "added_", "norm1_context", "ff_context"),
+             "added_", "ff_context"),
     _single("linear1", "linear1", rows=(Rows(f"{_SINGLE}attn.to_q"), Rows(f"{_SINGLE}attn.to_k"),
                                         Rows(f"{_SINGLE}attn.to_v"), Rows(f"{_SINGLE}proj_mlp", 4)),
             others=(Split("single_blocks.{}.linear1_qkv", 0, 3, 7),), ratio=Fraction(7)),
     _single("linear2", "proj_out", ratio=Fraction(1, 5)),
     _single("norm.query_norm", "attn.norm_q", tensors=SCALE), _single("norm.key_norm", "attn.norm_k", tensors=SCALE),
-    _single("modulation.lin", "norm.linear"),
     Rule("img_in", "x_embedder", others=(Split("img_in.proj"),)), Rule("txt_in", "context_embedder"),
+    Rule("final_layer.linear", "proj_out"),
+)
+"""All but what says how noisy the image is."""
+KEY_MAP = KeyMap((
+    *UNMODULATED, _double("img_mod.lin", "norm1.linear"), _double("txt_mod.lin", "norm1_context.linear"),
+    _single("modulation.lin", "norm.linear"),
     *_embedder("time_in", "timestep"), *_embedder("vector_in", "text"), *_embedder("guidance_in", "guidance"),
     Rule("final_layer.adaLN_modulation.1", "norm_out.linear", swapped="always"),
-    Rule("final_layer.linear", "proj_out"),
 ))
 """Sources: the original code (black-forest-labs/flux) and diffusers' conversion script."""
 
@@ -154,20 +157,31 @@ class Flux(TransformerFamily):
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Latents become tokens of 2 × 2. "guidance" [batch] is 1 where the conditioning does not hold it: what published
         recipes train dev with."""
-        height, width = latents.shape[-2] // 2, latents.shape[-1] // 2
-        packed = F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
-        places = torch.zeros(height, width, 3, device=latents.device)
-        places[..., 1] = torch.arange(height, device=latents.device)[:, None]
-        places[..., 2] = torch.arange(width, device=latents.device)[None]
+        tokens, places = packed(latents)
         given = "guidance" in conditioning
         guidance = conditioning["guidance"] if given else torch.ones(len(latents), device=latents.device)
 
         def some(said: Conditioning, chosen: Tensor) -> Tensor:
             words = torch.zeros(said["hidden"].shape[1], 3, device=latents.device)
-            return denoiser(packed[chosen], said["hidden"], said["pooled"], timesteps[chosen] / 1000, places.flatten(0, 1),
-                            words, guidance[chosen] if _has_guidance(denoiser) else None, return_dict=False)[0]
-        found = by_length(some, conditioning, "hidden")
-        return F.pixel_shuffle(found.transpose(1, 2).unflatten(2, (height, width)), 2)
+            return denoiser(tokens[chosen], said["hidden"], said["pooled"], timesteps[chosen] / 1000, places, words,
+                            guidance[chosen] if _has_guidance(denoiser) else None, return_dict=False)[0]
+        return unpacked(by_length(some, conditioning, "hidden"), latents)
+
+
+def packed(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [batch, channels, height, width] as tokens of 2 × 2 of them, [batch, tokens, 4 · channels], and the places of
+    the tokens, [tokens, 3]: (0, row, column)."""
+    height, width = latents.shape[-2] // 2, latents.shape[-1] // 2
+    places = torch.zeros(height, width, 3, device=latents.device)
+    places[..., 1] = torch.arange(height, device=latents.device)[:, None]
+    places[..., 2] = torch.arange(width, device=latents.device)[None]
+    return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2), places.flatten(0, 1)
+
+
+def unpacked(tokens: Tensor, latents: Tensor) -> Tensor:
+    """The way back, to the size of `latents`."""
+    size = latents.shape[-2] // 2, latents.shape[-1] // 2
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, size), 2)
 
 
 def _has_guidance(denoiser: nn.Module) -> bool:

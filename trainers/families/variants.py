@@ -73,7 +73,8 @@ class Released:
         return variant.title if len(self._fitting(base)) == 1 else f"{variant.title} (by its name)"
 
     def base_notes(self, base: BaseModelSpec) -> list[str]:
-        note = self.variant(base).note
+        """Nothing of a distilled model whose assistant is on: what is to be said then, the run says."""
+        note = self.variant(base).note if base.assistant is None else ""
         return [note] if note else []
 
     def guidance(self, base: BaseModelSpec) -> Guidance:

@@ -8,7 +8,7 @@ import json
 
 from pydantic import model_validator
 
-from .base_model import BaseModelSpec, ComponentSpec, check_resolution
+from .base_model import AssistantSpec, BaseModelSpec, ComponentSpec, check_resolution
 from .dataset import AugmentationSpec, CaptionVariationSpec, DatasetImage, DatasetSpec
 from .methods import FullSpec, HypernetworkSpec, LoraSpec, MethodSpec, PivotalSpec, TextualInversionSpec
 from .part import MAXIMUM_SEED, Part, RunName, checked, explain, number
@@ -24,10 +24,10 @@ from .settings import (
 )
 
 __all__ = [
-    "MAXIMUM_SEED", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec", "ComponentSpec",
-    "DatasetSpec", "FolderSpec", "FullSpec", "HypernetworkSpec", "LoraSpec", "MemorySpec", "MethodSpec", "ObjectiveSpec",
-    "OptimizerSpec", "Part", "DatasetImage", "PivotalSpec", "PreviewSpec", "PriorSpec", "RunName", "RunSpec", "ScheduleSpec",
-    "TextualInversionSpec", "TrainingSpec", "ValidationSpec", "checked", "explain",
+    "MAXIMUM_SEED", "AssistantSpec", "AugmentationSpec", "BaseModelSpec", "CaptionVariationSpec", "CheckpointSpec",
+    "ComponentSpec", "DatasetSpec", "FolderSpec", "FullSpec", "HypernetworkSpec", "LoraSpec", "MemorySpec", "MethodSpec",
+    "ObjectiveSpec", "OptimizerSpec", "Part", "DatasetImage", "PivotalSpec", "PreviewSpec", "PriorSpec", "RunName",
+    "RunSpec", "ScheduleSpec", "TextualInversionSpec", "TrainingSpec", "ValidationSpec", "checked", "explain",
 ]
 
 VERSION = 2
@@ -170,7 +170,8 @@ class RunSpec(Part):
         """SHA-256 over everything that changes the result. Moving the files does not change it, and neither does a new
         field of a later version that is left at its default, nor a mask that is not used, nor what is kept in caches."""
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={
-            "folders": True, "device": True, "base": {"path", "configs", "components"},
+            "folders": True, "device": True, "base": {
+                "path": True, "configs": True, "components": True, "assistant": {"path"}},
             "memory": {"caption_cache", "cache_days", "swapped_blocks", "offload_activations"}})
         if self.base.prediction_type != "flow":
             for field, usual in USUAL_PREVIEWS.items():

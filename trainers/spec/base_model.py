@@ -3,7 +3,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from .part import Part
+from .part import Part, number
 
 PredictionType = Literal["epsilon", "v_prediction", "flow"]
 """What the denoiser answers: the noise, v of Salimans & Ho 2022 (arXiv:2202.00512), or the velocity of rectified flow."""
@@ -16,6 +16,16 @@ class ComponentSpec(Part):
     name: str
     path: str
     prefix: str = ""
+
+
+class AssistantSpec(Part):
+    """A LoRA that is on while a base is trained, off in previews and not in the result. `fingerprint` changes when the file
+    does; `name` is what people see."""
+
+    path: str
+    name: str
+    fingerprint: str
+    strength: float = number(1.0, ge=-4, le=4, step=0.05)
 
 
 class BaseModelSpec(Part):
@@ -43,6 +53,7 @@ class BaseModelSpec(Part):
     "nvfp4"."""
     variant: Literal["", "base", "distilled"] = ""
     """What somebody says of a model whose file may be of either; empty: as its header and its name say."""
+    assistant: AssistantSpec | None = None
 
 
 def check_resolution(base: BaseModelSpec, resolution: int):

@@ -12,6 +12,7 @@ from ..memory.plan import StepPlan, pack_without_weights, plan_step
 from ..methods.protocol import Method, Parts
 from ..optimization.optimizers import STATE_BYTES
 from ..spec import MemorySpec, RunSpec
+from .assistant import Assistant
 from .batches import Batch
 from .conditioned_model import ConditionedModel
 from .preparation import Prepared
@@ -27,6 +28,8 @@ def plan_of(spec: RunSpec, family: Family, method: Method, placement: Placement,
         return None
     pack_without_weights(denoiser.to(placement.base).requires_grad_(False), placement.storage, placement.frozen)
     blocks = family.swappable_blocks(denoiser)
+    if spec.base.assistant:
+        Assistant(spec.base, family).attach(denoiser, placement.frozen, META)
     text = data.text and _without_weights(data.text)
     method.attach(Parts(family, denoiser, text or TextEncoders({}, {}), spec.base), spec.training.seed)
     model = ConditionedModel(family, denoiser, text, family.encoder_names(spec.base), placement.around_forward).train()

@@ -73,8 +73,8 @@ class Watching:
             return model.condition([prompt], self.data.captions.batch([prompt]).to(training.device))
 
         try:
-            with (training.mean_weights(spec.from_ema), self.accelerator.autocast(), breakable(),
-                  training.placement.lent(self.data.vae) as vae):
+            with (training.mean_weights(spec.from_ema), training.without_assistant(), self.accelerator.autocast(),
+                  breakable(), training.placement.lent(self.data.vae) as vae):
                 for row in previews.make_previews(
                         training.family, self.spec.base, model.denoiser, vae, self.data.latent_format,
                         spec, conditioning, self.data.preview_resolution, training.device,

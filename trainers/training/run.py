@@ -42,6 +42,7 @@ from ..run_folder import Run
 from ..spec import RunSpec
 from ..stopping import breakable
 from . import compilation, loop, memory_advice
+from .assistant import Assistant
 from .batches import Batches
 from .conditioned_model import ConditionedModel
 from .monitor import Watching
@@ -89,6 +90,7 @@ class Training:
                 quantization.require_support(storage, self.device)
         if spec.memory.compile:
             compilation.require_compiler(self.device)
+        self.assistant = Assistant(spec.base, self.family) if spec.base.assistant else None
         self.trained_text = self.method.trained_encoders(self.family, spec.base)
         if spec.memory.caption_cache == "always" and self.trained_text:
             raise UserError("caption_cache is always, but the text encoder is trained too, and captions encoded beforehand "
@@ -99,6 +101,9 @@ class Training:
                  "switched on"] if self.switched else []
         notes += [*self.family.base_notes(self.spec.base), *self.method.check(self.family, self.spec),
                  *objective_notes(self.spec.base.prediction_type, self.spec.objective)]
+        if self.assistant:
+            self.assistant.require_fit()
+            notes += self.assistant.notes
         with breakable():
             self.data = prepare_data(self.spec, self.family, self.placement, self.accelerator, self.trained_text,
                                      self.method.hidden_words(), notes, self._emit_encoding)
@@ -137,6 +142,8 @@ class Training:
         self.emit(PhaseEvent(text="loading the denoiser", stage="denoiser"))
         denoiser = self.family.load_denoiser(spec.base, self.placement.base, self.placement.keeper)
         give_back_freed_memory()  # layers of other types and sizes, one after the other, leave holes
+        if self.assistant:
+            self.assistant.attach(denoiser, self.placement.frozen)
         self.parts = Parts(self.family, denoiser, self.data.text or TextEncoders({}, {}), spec.base)
         groups = self.method.attach(self.parts, spec.training.seed)
         give_back_freed_memory()
@@ -229,6 +236,11 @@ class Training:
     def mean_weights(self, wanted: bool = True) -> AbstractContextManager:
         """Inside, the parameters are those that a file gets: the running mean, if the run keeps one."""
         return self.mean.applied() if self.mean and wanted else nullcontext()
+
+    def without_assistant(self) -> AbstractContextManager:
+        """Inside, the denoiser computes as it does with the result: for images, not for losses, which compare what is
+        trained with what it was."""
+        return self.assistant.off() if self.assistant else nullcontext()
 
     def note(self, text: str):
         self.data.notes.append(text)
