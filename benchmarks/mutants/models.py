@@ -22,7 +22,7 @@ MUTATIONS = [
              "chosen = small or counts", "chosen = counts",
              "unit/test_component_recognition.py::test_how_weights_are_kept"),
     Mutation("a VAE of other channels fits", "trainers/families/separate_files.py",
-             "and (not self.channels or found.width == self.channels)", "",
+             "and (not wanted or found.width == wanted)", "",
              "unit/test_component_recognition.py::test_wrong_and_missing_files_are_named"),
     Mutation("another family's VAE is taken", FINDING, " if file.stem not in of_others)", ")", VAES),
     Mutation("the first of several VAEs is taken", FINDING, "    if len(rest) > 1:\n", "    if False:\n", VAES),

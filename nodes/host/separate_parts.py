@@ -31,9 +31,9 @@ def load_parts(base: BaseModelSpec, denoiser: Path | None = None, **options) -> 
         clip = comfy.sd.load_text_encoder_state_dicts(
             text, embedding_directory=folder_paths.get_folder_paths("embeddings"), **options,
             clip_type=getattr(comfy.sd.CLIPType, CLIP_TYPES.get(base.family, "STABLE_DIFFUSION")))
-        vae = comfy.sd.VAE(sd=_tensors(parts["vae"]))
+        vae = comfy.sd.VAE(sd=_vae(base, parts["vae"]))
         vae.throw_exception_if_invalid()
-    except (RuntimeError, KeyError, IndexError, AttributeError) as problem:  # how the host fails at sizes it does not know
+    except (RuntimeError, ValueError, KeyError, IndexError, AttributeError) as problem:  # sizes that it does not know
         raise UserError(f"ComfyUI does not load {base.name!r}, so it cannot generate images here, because it knows no model "
                         f"of these sizes: {reason_of(problem)[:300]}") from problem
     if model is None:
@@ -51,6 +51,14 @@ def _native(base: BaseModelSpec, part: ModelPart) -> Mapping[str, Tensor]:
         names = family.layer_names.key_map
         return {names.native_tensor(name) or name: entry.tensor() for name, entry in family.module_entries(part).items()}
     return part.tensors()
+
+
+def _vae(base: BaseModelSpec, part: ModelPart) -> Mapping[str, Tensor]:
+    """The host knows diffusers' names of Stable Diffusion's autoencoder alone."""
+    family = families.get(base.family)
+    if isinstance(family, TransformerFamily) and family.vae_kind != "vae":
+        return {name: entry.tensor() for name, entry in family.vae_entries(base).items()}
+    return _tensors(part)
 
 
 def _tensors(part: ModelPart) -> dict[str, Tensor]:
