@@ -13,9 +13,13 @@ from . import (
     numbers,
     page,
     stopping,
+    text_encoders,
     training,
 )
 from .mutation import Mutation
 
-PARTS = (training, numbers, methods, data, files, foreign, folders, models, flow_models, names, stopping, page, host)
+PARTS = (
+    training, numbers, methods, data, files, foreign, folders, models, flow_models, text_encoders, names, stopping,
+    page, host,
+)
 ALL: list[Mutation] = [each for part in PARTS for each in part.MUTATIONS]

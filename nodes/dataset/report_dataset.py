@@ -48,12 +48,12 @@ class DatasetReport(io.ComfyNode):
     @classmethod
     def execute(cls, dataset, resolution, trigger, maximum_pages, base=None):
         progress = host.NodeProgress(cls.hidden.unique_id)
-        tokenizer, room = tokenizer_of(base)
+        tokenizer, room, cut = tokenizer_of(base)
         report = examine(dataset, resolution, tokenizer, trigger.strip(), room,
                          lambda what, done, total: progress.show(f"{what}, {done} of {total}", done, total),
-                         base.multiple if base else 8)
+                         base.multiple if base else 8, cut)
         progress.show("drawing the pages")
-        pages = [np.asarray(page) for page in draw_pages(report, maximum_pages, tokenizer, room)]
+        pages = [np.asarray(page) for page in draw_pages(report, maximum_pages, tokenizer if cut else None, room)]
         image = torch.empty(len(pages), *pages[0].shape)
         for place, page in enumerate(pages):
             image[place] = torch.from_numpy(page.astype(np.float32) / 255)
@@ -62,12 +62,12 @@ class DatasetReport(io.ComfyNode):
         return io.NodeOutput(image, text, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "text": [text]})
 
 
-def tokenizer_of(base: BaseModelSpec | None) -> tuple[Tokenizer, int]:
-    """(tokenizer of a base's first text encoder, tokens that it takes of a caption)."""
+def tokenizer_of(base: BaseModelSpec | None) -> tuple[Tokenizer, int, bool]:
+    """(tokenizer by which a base measures captions, tokens of them that it takes, whether it cuts longer ones)."""
     if base is None:
         from ...trainers.families.text.clip import clip_tokenizer
 
-        return clip_tokenizer(), CLIP_TOKENS
+        return clip_tokenizer(), CLIP_TOKENS, True
     family = families.get(base.family)
     tokenizers = family.load_tokenizers(base)
-    return next(iter(tokenizers.values())), family.token_count(tokenizers, "")[1]
+    return family.caption_tokenizer(tokenizers), family.token_count(tokenizers, "")[1], family.cuts_captions(base)

@@ -3,6 +3,8 @@ import pytest
 from finetune.trainers import spec as specs
 from finetune.trainers.data.report.lint import cut_at, frequencies, lint, tokens_of
 from finetune.trainers.families.text.clip import clip_tokenizer
+from finetune.trainers.families.text.qwen_words import qwen_tokenizer
+from finetune.trainers.families.text.t5 import t5_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,17 @@ def test_the_cut_is_where_the_encoder_stops_reading(words, tokenizer):
 def test_the_cut_is_shown(tokenizer):
     [finding] = [each for each in lint(dataset(["short", LONG]), "", tokenizer) if each.kind == "too long"]
     assert "Of No. 2 it does not see: … word" in finding.text and finding.mark == "cut"
+
+
+def test_models_that_cut_nothing_are_told_so(tokenizer):
+    [finding] = [each for each in lint(dataset(["short", LONG]), "", tokenizer, cut=False) if each.kind == "too long"]
+    assert finding.text.startswith("1 image has a caption longer than the 75 tokens that the model was made for. It is read")
+    assert finding.images == (1,) and finding.mark == "long"
+
+
+@pytest.mark.parametrize("words", [t5_tokenizer, qwen_tokenizer])
+def test_tokens_are_those_of_the_caption_alone(words):
+    assert tokens_of("a cat", words()) == (3 if words is t5_tokenizer else 2)
 
 
 def test_what_is_fused_is_named(tokenizer):

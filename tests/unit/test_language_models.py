@@ -23,9 +23,9 @@ EYES = dict(hidden_size=16, intermediate_size=16, num_heads=2, depth=1, out_hidd
 LAST = LanguageModel(QWEN3, taps.Tap(states=(-1,), normed=True))
 SEES = {
     "Qwen3-VL": (QWEN3_VL, lambda: Qwen3VLForConditionalGeneration(Qwen3VLConfig(
-        text_config={**SIZES, "head_dim": 8, "rope_theta": 5e6}, vision_config={**EYES, "deepstack_visual_indexes": [0]}))),
+        text_config={**SIZES, "head_dim": 8, "rope_theta": 1e4}, vision_config={**EYES, "deepstack_visual_indexes": [0]}))),
     "Qwen2.5-VL": (replace(QWEN25_VL, head=8), lambda: Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
-        text_config={**SIZES, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+        text_config={**SIZES, "rope_theta": 2e4, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
         vision_config=EYES))),
 }
 

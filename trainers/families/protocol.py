@@ -279,6 +279,10 @@ class Family(Protocol[Vae, Denoiser]):
 
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]: ...
 
+    def caption_tokenizer(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"]) -> "PreTrainedTokenizerBase":
+        """The one that `token_count` counts with."""
+        return next(iter(tokenizers.values()))
+
     def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
         """(tokens of the caption, tokens that fit)."""
         ...

@@ -57,11 +57,11 @@ class Report:
 
 def examine(dataset: DatasetSpec, resolution: int, tokenizer: Tokenizer, trigger: str = "", room: int = CLIP_TOKENS,
             on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-            multiple: int = 8) -> Report:
+            multiple: int = 8, cut: bool = True) -> Report:
     """Measure all images and judge them and their captions, for training at `resolution`, a multiple of `multiple`.
 
-    `trigger` is looked for where it is given, else the dataset's. `tokenizer` is a CLIPTokenizer of which `room` tokens
-    reach the text encoder. Memory does not grow with the images: about 2 kB of each are kept.
+    `trigger` is looked for where it is given, else the dataset's. `tokenizer`, `room` and `cut` are those of
+    `lint`. Memory does not grow with the images: about 2 kB of each are kept.
     """
     images, measured = dataset.images, []
     with ThreadPoolExecutor(THREADS) as pool:
@@ -77,7 +77,7 @@ def examine(dataset: DatasetSpec, resolution: int, tokenizer: Tokenizer, trigger
     findings = [*copies(dataset, measured, lambda done, total: on_progress("comparing images", done, total)),
                 *image_findings(measured, crops, resolution)]
     on_progress("checking captions", len(images), len(images))
-    findings += lint(dataset, trigger, tokenizer, room)
+    findings += lint(dataset, trigger, tokenizer, room, cut)
     return Report(dataset, trigger, resolution, tuple(measured), crops, tuple(findings),
                   tuple(frequencies([image.caption for image in images])))
 

@@ -16,12 +16,13 @@ ENOUGH_CAPTIONS = 3
 """With fewer captions it is chance that all of them hold a word."""
 
 
-def lint(dataset: DatasetSpec, trigger: str, tokenizer: Tokenizer, room: int = CLIP_TOKENS) -> list[Finding]:
-    """Findings on the captions, the gravest first. `trigger` may be empty; `tokenizer` is a CLIPTokenizer, of which `room`
-    tokens reach the text encoder."""
+def lint(dataset: DatasetSpec, trigger: str, tokenizer: Tokenizer, room: int = CLIP_TOKENS,
+         cut: bool = True) -> list[Finding]:
+    """Findings on the captions, the gravest first. `trigger` may be empty; `room` tokens of `tokenizer` are what the text
+    encoder takes of a caption. Longer ones are `cut`, or read whole."""
     captions = [one_line(image.caption) for image in dataset.images]
     findings = [empty(captions), *(trigger_findings(captions, trigger, tokenizer) if trigger else []),
-                too_long(captions, tokenizer, room), *duplicates(dataset, captions, trigger),
+                too_long(captions, tokenizer, room, cut), *duplicates(dataset, captions, trigger),
                 *(fused(captions, trigger) if trigger else [])]
     return [finding for finding in findings if finding]
 
@@ -71,7 +72,7 @@ def _letters_apart(trigger: str) -> re.Pattern:
 
 def tokens_of(caption: str, tokenizer: Tokenizer) -> int:
     """Tokens without those for the start and the end."""
-    return len(tokenizer(caption, truncation=False, verbose=False).input_ids) - 2
+    return len(tokenizer(caption, truncation=False, verbose=False, add_special_tokens=False).input_ids)
 
 
 def cut_at(caption: str, tokenizer: Tokenizer, room: int) -> str:
@@ -89,11 +90,14 @@ def cut_at(caption: str, tokenizer: Tokenizer, room: int) -> str:
     return " ".join(words[fits:])
 
 
-def too_long(captions: Sequence[str], tokenizer: Tokenizer, room: int) -> Finding | None:
-    lost = {place: cut for place, caption in enumerate(captions) if (cut := cut_at(caption, tokenizer, room))}
+def too_long(captions: Sequence[str], tokenizer: Tokenizer, room: int, cut: bool = True) -> Finding | None:
+    lost = {place: end for place, caption in enumerate(captions) if (end := cut_at(caption, tokenizer, room))}
     if not lost:
         return None
     longest = max(lost, key=lambda place: len(lost[place]))
+    if not cut:
+        return Finding("too long", "long", f"{count(lost)} a caption longer than the {room} tokens that the model was made "
+                       "for. It is read whole, and its end is understood less well.", tuple(lost))
     return Finding("too long", "cut", f"{count(lost)} a caption longer than the {room} tokens that the text encoder takes. "
                    f"Of No. {longest + 1} it does not see: … {shortened(lost[longest])}", tuple(lost))
 

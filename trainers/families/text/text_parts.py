@@ -86,9 +86,15 @@ class TextParts:
     def load_tokenizers(self, base: BaseModelSpec) -> Mapping[str, "PreTrainedTokenizerBase"]:
         return {name: part.kind.load_tokenizer(base, part.component) for name, part in self.present(base).items()}
 
+    def _counting(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"]) -> str:
+        """The first large text encoder; where there is none, CLIP."""
+        return next((each for each in self.large_encoders if each in tokenizers), next(iter(tokenizers)))
+
+    def caption_tokenizer(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"]) -> "PreTrainedTokenizerBase":
+        return tokenizers[self._counting(tokenizers)]
+
     def token_count(self, tokenizers: Mapping[str, "PreTrainedTokenizerBase"], caption: str) -> tuple[int, int]:
-        """Of the first large text encoder; where there is none, of CLIP."""
-        name = next((each for each in self.large_encoders if each in tokenizers), next(iter(tokenizers)))
+        name = self._counting(tokenizers)
         return self.text_parts[name].kind.token_count(tokenizers[name], caption)
 
     def encode_with(self, text: TextEncoders, encoder: str, captions: Sequence[str]) -> Conditioning:
