@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from .flow_models import FLOW_MODELS
 
 FAMILIES = tuple(FLOW_MODELS)
+WITH_TEXT = tuple(family for family in FAMILIES if "text_encoder" in families.get(family).capabilities)
+"""Those whose text encoders learn."""
 
 
 def make_transformer(family: str, plain: bool = False) -> torch.nn.Module:
@@ -38,12 +40,8 @@ def make_folder(family: str, folder: Path, plain: bool = False) -> Path:
 def single_file_weights(family: str, folder: Path) -> dict[str, torch.Tensor]:
     """The model of a diffusers folder as one state dict in the original layout."""
     kind, base = families.get(family), recognize(str(folder), "tiny")
-    weights = {f"model.diffusion_model.{kind.layer_names.key_map.native_tensor(name)}": tensor
-               for name, tensor in kind.load_denoiser(base, torch.float32).state_dict().items()}
-    weights |= {kind.vae_prefix + name: entry.tensor() for name, entry in kind.vae_entries(base).items()}
-    for name, encoder in kind.load_text(base, torch.float32).encoders.items():
-        weights |= {kind.text_parts[name].prefix + own: tensor for own, tensor in kind.text_tensors(name, encoder).items()}
-    return {name: tensor.clone().contiguous() for name, tensor in weights.items()}
+    entries = {kind.vae_prefix + name: entry for name, entry in kind.vae_entries(base).items()} | kind.native_entries(base)
+    return {name: entry.tensor().clone().contiguous() for name, entry in entries.items()}
 
 
 def make_single_file(family: str, folder: Path, path: Path, dtype=torch.float32) -> Path:

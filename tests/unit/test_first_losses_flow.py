@@ -13,9 +13,9 @@ def caches(tmp_path_factory):
     return tmp_path_factory.mktemp("caches")
 
 
-@pytest.mark.parametrize("text_rate", [0.0, TEXT_RATE], ids=["denoiser", "with text"])
+@pytest.mark.parametrize("family, text_rate", [
+    *((family, 0.0) for family in tiny_flow.FAMILIES), *((family, TEXT_RATE) for family in tiny_flow.WITH_TEXT)])
 @pytest.mark.parametrize("rank", [RANK, 0], ids=["lora", "full"])
-@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
 def test_losses_equal_plain_diffusers(family, rank, text_rate, tiny_bases, squares, make_spec, tmp_path, caches):
     method = (specs.LoraSpec(rank=rank, alpha=rank, text_encoder_learning_rate=text_rate) if rank else
               specs.FullSpec(text_encoder_learning_rate=text_rate))

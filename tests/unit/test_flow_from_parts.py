@@ -23,7 +23,7 @@ def int8_rotated(tensors: dict) -> tuple[dict, dict]:
     small, plain = {}, dict(tensors)
     for name, tensor in tensors.items():
         small[name] = tensor
-        if tensor.ndim == 2 and tensor.shape[1] % 16 == 0:
+        if tensor.ndim == 2 and tensor.shape[1] % 16 == 0 and name.endswith("weight"):
             turned = (tensor.view(len(tensor), -1, 16) @ ROTATION).flatten(1)
             scale = turned.abs().amax(1, keepdim=True) / 127
             small |= {name: (turned / scale).round().to(torch.int8), f"{name}_scale": scale,
@@ -82,5 +82,5 @@ def test_it_is_the_model_of_the_same_numbers_in_full(family, tmp_path):
     for load in (kind.load_vae, lambda base: kind.load_denoiser(base, torch.float32),
                  lambda base: kind.load_text(base, torch.float32)):
         ours, expected = (load(base).state_dict() for base in bases)
-        assert ours.keys() == expected.keys() and len(ours) > 30
+        assert ours.keys() == expected.keys() and len(ours) > 10
         assert max(float((ours[name] - expected[name]).abs().max()) for name in ours) < 1e-6

@@ -50,7 +50,8 @@ def written(weights: dict, path: Path, folder: Path):
     return recognize(str(path), "base", configs=str(folder))
 
 
-@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("family, text", [
+    *((family, False) for family in tiny_flow.FAMILIES), *((family, True) for family in tiny_flow.WITH_TEXT)])
 def test_an_all_in_one_file_in_bf16(family, folder, text, tmp_path):
     """Under its own names too: ComfyUI calls the scale of Flux's norms a weight since February 2026."""
     weights = {name: tensor.bfloat16() for name, tensor in tiny_flow.single_file_weights(family, folder).items()}
@@ -87,24 +88,25 @@ def test_a_denoiser_in_a_file_of_its_own(family, folder, tmp_path):
                   tmp_path / "one.safetensors", folder)
     denoiser = {name.removeprefix(DENOISER): tensor for name, tensor in load_file(one.path).items()
                 if name.startswith(DENOISER)}
-    if family == "flux":  # as ComfyUI saves it since February 2026
-        denoiser = {name.replace("_norm.scale", "_norm.weight"): tensor for name, tensor in denoiser.items()}
+    expected = {DENOISER + name: tensor for name, tensor in denoiser.items()}
+    # as ComfyUI saves it since February 2026
+    denoiser = {name.replace("_norm.scale", "_norm.weight"): tensor for name, tensor in denoiser.items()}
     save_file(denoiser, tmp_path / "denoiser.safetensors")
     own = specs.ComponentSpec(name="transformer", path=str(tmp_path / "denoiser.safetensors"))
     base = one.model_copy(update={"layout": "separate_files", "path": own.path, "components": tuple(
         own if each.name == own.name else each for each in one.components)})
-    expected = {DENOISER + name.replace("_norm.weight", "_norm.scale"): tensor for name, tensor in denoiser.items()}
     assert same(saved(base, tmp_path, text=False), expected)
 
 
 def test_a_folder_trained_with_its_text_becomes_one_file_that_is_a_base_by_its_name(family, tiny_bases, tmp_path):
-    """Small as it is: the file tells its sizes. Every weight is read as it was trained."""
-    base, kind = tiny_bases[family], families.get(family)
+    """Small as it is: the file tells its sizes. Every weight is read as it was trained, or as it was."""
+    base, kind, learns = tiny_bases[family], families.get(family), family in tiny_flow.WITH_TEXT
     parts = Parts(kind, kind.load_denoiser(base, torch.float32), kind.load_text(base, torch.float32), base)
+    trained = {*parts.denoiser.parameters(), *(parts.text.parameters() if learns else ())}
     with torch.no_grad():
-        for parameter in {*parts.denoiser.parameters(), *parts.text.parameters()}:
+        for parameter in trained:
             parameter.add_(0.01)
-    spec = specs.FullSpec(text_encoder_learning_rate=1e-4, file_precision="fp32", train_t5=True)
+    spec = specs.FullSpec(text_encoder_learning_rate=1e-4 * learns, file_precision="fp32", train_t5=learns)
     report = methods.make(spec, 1e-4, kind).save(parts, tmp_path, "tuned", {})
     again = recognize(str(tmp_path / "tuned.safetensors"), "tuned")
     assert (again.family, again.layout, bool(again.configs)) == (family, "single_file", True)
@@ -112,5 +114,5 @@ def test_a_folder_trained_with_its_text_becomes_one_file_that_is_a_base_by_its_n
                        (parts.text, kind.load_text(again, torch.float32)), (kind.load_vae(base), kind.load_vae(again))):
         one, other = one.state_dict(), other.state_dict()
         assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    count = sum(each.numel() for each in {*parts.denoiser.parameters(), *parts.text.parameters()})
+    count = sum(each.numel() for each in trained)
     assert report.change_norm == pytest.approx(0.01 * count**0.5, rel=1e-3)

@@ -9,6 +9,7 @@ from .protocol import Family
 from .sd3 import SD3
 from .sdxl import SDXL
 from .stable_diffusion import SD1, SD2
+from .z_image import Z_IMAGE
 
 FAMILIES: dict[str, Family] = {}
 """Every family that can be trained, by its name in specs."""
@@ -32,7 +33,7 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (SD1, SD2, SDXL, SD3, FLUX):
+for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE):
     register(_family)
 NAMES = tuple(FAMILIES)
 """Those that come with the pack."""

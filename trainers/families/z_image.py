@@ -15,6 +15,9 @@ from ..artifacts.layer_names.transformer import TransformerNames
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning, by_length
 from .protocol import LoraPreset, UsualSampling
+from .text import taps
+from .text.encoder_kind import TextPart
+from .text.language_model import QWEN3, LanguageModel
 from .transformer_family import Shapes, TransformerFamily
 from .variants import Variant
 
@@ -76,7 +79,8 @@ class ZImage(TransformerFamily):
     refused = MappingProxyType({
         "siglip_embedder.0.weight": "a Z-Image that is given images besides the caption",
         "dec_net.cond_embed.weight": "a Z-Image that works on pixels, without a VAE"})
-    text_parts = MappingProxyType({})
+    text_parts = MappingProxyType({
+        "te1": TextPart("text_encoder", "qwen3_4b", LanguageModel(QWEN3, taps.Z_IMAGE), ("qwen_3_4b.safetensors",))})
     variants = (
         Variant("Z-Image Turbo", r"(?<!de)(?<!de-)turbo", guidance="none", sampling=UsualSampling(steps=8), distilled=True,
                 instead="Z-Image (Base), whose LoRAs work with Turbo too",

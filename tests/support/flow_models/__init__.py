@@ -2,5 +2,6 @@
 from .flow_model import FlowModel
 from .flux import FLUX
 from .sd3 import SD3
+from .z_image import Z_IMAGE
 
-FLOW_MODELS: dict[str, FlowModel] = {each.name: each for each in (SD3, FLUX)}
+FLOW_MODELS: dict[str, FlowModel] = {each.name: each for each in (SD3, FLUX, Z_IMAGE)}
