@@ -36,14 +36,21 @@ METHODS = {
 """By name; those that speak of blocks are made for the blocks of a base."""
 
 
+EITHER_WAY = "DoRA", "LoHa", "LoKr"
+"""Rows that leave the text encoder alone in families whose text encoder learns nothing."""
+
+
 def side(block: str) -> str:
     return block.partition(".")[0]
 
 
 def method_of(name: str, base: specs.BaseModelSpec):
     """The row of that name, for a base."""
-    row = METHODS[name]
-    return row(families.get(base.family).block_names(base)) if callable(row) else row
+    row, family = METHODS[name], families.get(base.family)
+    method = row(family.block_names(base)) if callable(row) else row
+    if name in EITHER_WAY and "text_encoder" not in family.capabilities:
+        return method.model_copy(update={"text_encoder_learning_rate": 0.0, "train_t5": False})
+    return method
 
 
 def requires(name: str) -> frozenset[str]:
@@ -55,7 +62,7 @@ def requires(name: str) -> frozenset[str]:
 
 
 ROWS = [(family, name) for family in families.NAMES for name in METHODS
-        if requires(name) <= families.get(family).capabilities]
+        if requires(name) - ({"text_encoder"} if name in EITHER_WAY else set()) <= families.get(family).capabilities]
 OTHER_STATE = ("DoRA", "new word and LoRA", "full", "full with text encoder")
 RESUMED = [(family, name) for family, name in ROWS if family in tiny.FAMILIES or name in OTHER_STATE]
 """Rows that are stopped and resumed, three runs for each: all of the first families, and of families of transformers those

@@ -43,8 +43,8 @@ def test_the_demo_bases_are_not_trained_as_large_models(images, batch, family):
 
 
 def test_a_folder_that_states_its_size_is_trained_at_that(tiny_bases):
-    """8 latents wide; their VAEs halve three times. Folders of FLUX.1 state none."""
-    stated = dict.fromkeys(tiny_bases, 64) | {"flux": 1024}
+    """8 latents wide; their VAEs halve three times. Folders of other families state none."""
+    stated = dict.fromkeys(tiny_bases, 1024) | dict.fromkeys(("sd1", "sd2", "sdxl", "sd3"), 64)
     assert {family: native_resolution(base) for family, base in tiny_bases.items()} == stated
 
 

@@ -29,7 +29,7 @@ def second_is_large(monkeypatch):
     monkeypatch.setattr(StableDiffusionXL, "large_encoders", ("te2",))
 
 
-@pytest.fixture(params=tiny_flow.FAMILIES)
+@pytest.fixture(params=tiny_flow.WITH_TEXT)
 def flow(request, tmp_path):
     return recognize(str(tiny_flow.make_folder(request.param, tmp_path / "base")), request.param)
 

@@ -5,8 +5,9 @@ from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.families.text.qwen_words import qwen_tokenizer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from ..tiny import WIDTH
 from .flow_model import FlowModel, PlainText, attention_layers, kl_vae
+
+TEXT_WIDTH = 16
 
 
 class StateBeforeTheLast(PlainText):
@@ -32,8 +33,9 @@ class ZImage(FlowModel):
 
     def transformer(self, plain=False):
         """Its filling tokens are zeros in a fresh model."""
-        model = ZImageTransformer2DModel(dim=48, n_heads=3, n_kv_heads=3, n_layers=2, n_refiner_layers=1, cap_feat_dim=WIDTH,
-                                         axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64])
+        model = ZImageTransformer2DModel(
+            dim=48, n_heads=3, n_kv_heads=3, n_layers=2, n_refiner_layers=1, cap_feat_dim=TEXT_WIDTH, axes_dims=[4, 6, 6],
+            axes_lens=[1024, 64, 64])
         for token in (model.x_pad_token, model.cap_pad_token):
             torch.nn.init.normal_(token)
         return model
@@ -42,7 +44,7 @@ class ZImage(FlowModel):
         return kl_vae(0.3611, 0.1159)
 
     def text(self):
-        config = Qwen3Config(vocab_size=151_936, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3,
+        config = Qwen3Config(vocab_size=151_936, hidden_size=TEXT_WIDTH, intermediate_size=48, num_hidden_layers=3,
                              num_attention_heads=2, num_key_value_heads=1, head_dim=16, rope_theta=1e6,
                              tie_word_embeddings=True)
         return dict(tokenizer=qwen_tokenizer(), text_encoder=Qwen3ForCausalLM(config))
