@@ -10,7 +10,8 @@ from finetune.trainers.families.text import taps
 from finetune.trainers.families.text.language_model import MISTRAL, QWEN3, QWEN3_VL, QWEN25_VL, LanguageModel
 from finetune.trainers.families.text.qwen_words import qwen_tokenizer
 from finetune.trainers.families.text.tekken import tekken_tokenizer
-from finetune.trainers.spec import BaseModelSpec, ComponentSpec
+from finetune.trainers.memory.placement import Placement
+from finetune.trainers.spec import BaseModelSpec, ComponentSpec, MemorySpec
 from safetensors.torch import save_file
 from transformers import Qwen3Config, Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
@@ -163,3 +164,13 @@ def test_a_mistral_without_its_words_is_refused(qwen, tmp_path):
 @pytest.mark.parametrize("tap, dropped", [(taps.QWEN_IMAGE, 34), (taps.KREA2, 34), (taps.QWEN_IMAGE_21, 14)])
 def test_as_many_tokens_are_dropped_as_sources_say(tap, dropped, words):
     assert len(words(tap.dropped).input_ids) == dropped and tap.before.startswith(tap.dropped)
+
+
+def test_layers_in_eight_bits_say_nearly_the_same(qwen, words, tmp_path):
+    base = stored(qwen.state_dict(), tmp_path / "x.safetensors")
+    placement = Placement.of(MemorySpec(text_precision="int8"), torch.device("cpu"), torch.float32)
+    model = LAST.load(base, "text_encoder", torch.float32, placement.text_keeper)
+    small = sum(each.dtype == torch.int8 for each in model.parameters())
+    said = LAST.encode(TextEncoders({"te": words}, {"te": model}), "te", ["a cat on a mat"])["hidden"]
+    expected = said_by(LAST, base, words, ["a cat on a mat"])["hidden"]
+    assert small == 5 * LAYERS and 0 < float((said - expected).norm() / expected.norm()) < 0.02
