@@ -103,6 +103,18 @@ def test_what_is_missing_or_wrong_is_named(denoiser, chosen, offered, words):
         find_parts(denoiser, chosen, offered, 0 if T5 in chosen else 3)
 
 
+QWENS = [file(f"{name}.safetensors", "qwen3", width=width) for name, width in (
+    ("a_qwen_3_06b", 1024), ("b_qwen3_4b", 2560), ("c_qwen_3_8b", 4096))]
+
+
+@pytest.mark.parametrize("read, expected", [(1024, 0), (2560, 1), (4096, 2)])
+def test_a_language_model_is_as_wide_as_its_denoiser_reads(read, expected):
+    denoiser = file("z.safetensors", "denoiser", family="z_image", width=read)
+    assert find_parts(denoiser, [AE], QWENS, 1)[1].file == QWENS[expected]
+    with pytest.raises(UserError, match="lacks its Qwen3.* text encoder"):
+        find_parts(denoiser, [AE], [each for each in QWENS if each != QWENS[expected]], 1)
+
+
 @pytest.mark.parametrize("family", families.NAMES)
 def test_every_family_says_what_lies_beside_its_denoiser(family):
     assert family_of(file("x", "denoiser", family=family)).name == family

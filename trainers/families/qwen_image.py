@@ -72,7 +72,7 @@ class QwenImage(QwenLatents, TransformerFamily):
     layer_names = TransformerNames(
         "qwen_image", "Qwen-Image", (BASE, *numbered("BLOCK", 60), EXTRA), KEY_MAP, marker="txt_norm.weight",
         numbered=MappingProxyType({"transformer_blocks": "BLOCK"}), widths=frozenset({3072, 3584, 12288}),
-        stated=("qwen_image", "qwen-image", "qwenimage"), written="comfyui", shared=True)
+        stated=("qwen_image", "qwen-image", "qwenimage"), written="comfyui", shared=True, reads="txt_in")
     text_parts = MappingProxyType({"te1": TextPart(
         "text_encoder", "qwen25_7b", LanguageModel(QWEN25_VL, taps.QWEN_IMAGE),
         ("qwen_2.5_vl_7b.safetensors", "qwen_2.5_vl_7b_fp8_scaled.safetensors"))})

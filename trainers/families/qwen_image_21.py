@@ -52,7 +52,7 @@ class QwenImage21(Qwen21Latents, TransformerFamily):
     layer_names = TransformerNames(
         "qwen_image_21", "Qwen-Image-2.1", (BASE, *numbered("BLOCK", 32), EXTRA), KEY_MAP,
         marker="txt_in.text_norm.weight", numbered=MappingProxyType({"transformer_blocks": "BLOCK"}),
-        widths=frozenset({4096, 12288}), written="comfyui", shared=True,
+        widths=frozenset({4096, 12288}), written="comfyui", shared=True, reads="txt_in.in_layer",
         stated=("qwen_image_2.1", "qwen-image-2.1", "qwen_image_21", "qwenimage21"))
     text_parts = MappingProxyType({"te1": TextPart(
         "text_encoder", "qwen3vl_8b", LanguageModel(QWEN3_VL, taps.QWEN_IMAGE_21),

@@ -85,14 +85,15 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
 
     @property
     def separate_parts(self) -> Sequence[WantedPart]:
-        return self._beside(self.text_parts.values())
+        return self._beside(self.text_parts.values(), 0)
 
     def parts_beside(self, width: int) -> Sequence[WantedPart]:
-        return self._beside(self.read_by(width).values())
+        return self._beside(self.read_by(width).values(), width)
 
-    def _beside(self, text: Iterable[TextPart]) -> Sequence[WantedPart]:
+    def _beside(self, text: Iterable[TextPart], width: int) -> Sequence[WantedPart]:
         vae = WantedPart(VAE, self.vae_kind, self.vae_files, channels=self.vae_channels)
-        return [vae, *(WantedPart(part.component, part.kind.kind, part.files, required=part.required) for part in text)]
+        return [vae, *(WantedPart(part.component, part.kind.kind, part.files, required=part.required,
+                                  width=part.kind.width_of(width)) for part in text)]
 
     def read_width(self, base: BaseModelSpec) -> int:
         return self.layer_names.read_width(self.native_shapes(base)) if self.layer_names.reads else 0

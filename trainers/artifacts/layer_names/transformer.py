@@ -42,7 +42,7 @@ class TransformerNames(FamilyNames):
     """Of released models that have fewer blocks: how many of each kind, by `numbered`'s words for them."""
     stated: tuple[str, ...] = ()
     reads: str = ""
-    """The layer (by its native name) that reads what text encoders say, where models of the family differ in them."""
+    """The layer (by its native name) that reads what text encoders say: its width tells theirs."""
     written: Literal["kohya", "comfyui"] = "kohya"
     """Whose names LoRA files get that are trained here: those that most programs of the family write and read."""
     shared: bool = False
@@ -74,7 +74,8 @@ class TransformerNames(FamilyNames):
 
     def read_width(self, shapes: Mapping[str, Sequence[int]], prefix: str = "") -> int:
         shape = shapes.get(f"{prefix}{self.reads}.weight", ()) if self.reads else ()
-        return shape[1] if len(shape) == 2 else 0
+        packed = 2 if f"{prefix}{self.reads}.weight_scale_2" in shapes else 1  # in four bits two numbers are one byte
+        return shape[1] * packed if len(shape) == 2 else 0
 
     def owns_lora(self, shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> bool:
         """By the names of its layers: the family that knows most of them. Where several know as many, the shapes of layers

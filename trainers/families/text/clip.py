@@ -149,6 +149,9 @@ class Clip:
     learns, is_large, takes_length, cuts = True, False, False, True
     lora_target = LORA_TARGET
 
+    def width_of(self, read: int) -> int:
+        return 0
+
     def weights(self, base: BaseModelSpec, component: str) -> int:
         return sum(prod(entry.shape) for entry in ModelParts.of(base)[component].entries().values())
 

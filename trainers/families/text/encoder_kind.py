@@ -22,6 +22,10 @@ class EncoderKind(Protocol):
         """As headers tell it."""
         ...
 
+    def width_of(self, read: int) -> int:
+        """Of its own states, where a denoiser reads so much of it; 0: any."""
+        ...
+
     @property
     def learns(self) -> bool:
         """Whether it can be trained: programs read what was learned."""

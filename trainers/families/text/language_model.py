@@ -78,6 +78,9 @@ class LanguageModel:
     def kind(self) -> LanguageKind:
         return self.architecture.kind
 
+    def width_of(self, read: int) -> int:
+        return read if self.tap.stacked else read // len(self.tap.states)
+
     def weights(self, base: BaseModelSpec, component: str) -> int:
         entries = _text_layers(ModelParts.of(base)[component].entries())
         return sum(prod(entry.shape) for name, entry in entries.items()

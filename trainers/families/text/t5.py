@@ -44,6 +44,9 @@ class T5:
     cuts = False
     lora_target = r"SelfAttention\.(q|k|v|o)$|DenseReluDense\.(wi_0|wi_1|wo)$"
 
+    def width_of(self, read: int) -> int:
+        return read
+
     def weights(self, base: BaseModelSpec, component: str) -> int:
         return sum(prod(entry.shape) for entry in ModelParts.of(base)[component].entries().values())
 

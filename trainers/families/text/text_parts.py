@@ -53,7 +53,9 @@ class TextParts:
     def present(self, base: BaseModelSpec) -> dict[str, TextPart]:
         """Those that a base has."""
         parts = ModelParts.of(base)
-        return {name: part for name, part in self.read_by(self.read_width(base)).items() if part.component in parts}
+        alone = len({part.component for part in self.text_parts.values()}) == len(self.text_parts)
+        width = 0 if alone else self.read_width(base)
+        return {name: part for name, part in self.read_by(width).items() if part.component in parts}
 
     def encoder_names(self, base: BaseModelSpec) -> tuple[str, ...]:
         return tuple(self.present(base))
