@@ -6,7 +6,6 @@ unusual size) is left out for it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import comfy.model_base
 import comfy.sd1_clip
 import comfy.sdxl_clip
 import comfy.text_encoders.sd2_clip
@@ -32,14 +31,15 @@ HOST_FAMILIES = {
 }
 TEXT_ALONE = SMALL = "sd1"
 """Of which family a CLIP without a model counts as, and small models are that are built here."""
-CLIP_TYPES = {"sd3": "SD3", "flux": "FLUX"}
+CLIP_TYPES = {"sd3": "SD3", "flux": "FLUX", "z_image": "LUMINA2"}
 """What the host's Load CLIP calls text encoders of a family; all others are of the kind STABLE_DIFFUSION."""
-TRANSFORMERS = ((comfy.model_base.Flux, "flux"), (comfy.model_base.SD3, "sd3"))
-"""Classes of the host's models whose LoRAs are stacked, and no more."""
+TRANSFORMERS = {"SD3": "sd3", "Flux": "flux", "FluxInpaint": "flux", "FluxSchnell": "flux", "ZImage": "z_image"}
+"""The host's descriptions of models whose LoRAs are stacked, and no more. Relatives of them have descriptions of their own,
+and classes that are made of theirs."""
 
 
 def family_of_model(model) -> str:
     """The family of a MODEL's inner model; "" for one that has no block names here."""
-    transformer = next((family for kind, family in TRANSFORMERS if isinstance(model, kind)), "")
     described = type(model.model_config).__name__
-    return transformer or next((name for name, each in HOST_FAMILIES.items() if described.startswith(each.kinds)), "")
+    return TRANSFORMERS.get(described) or next(
+        (name for name, each in HOST_FAMILIES.items() if described.startswith(each.kinds)), "")

@@ -39,6 +39,9 @@ from finetune.trainers.families.component_configs import CONFIGS  # noqa: E402
 from finetune.trainers.stacking import LoraEntry  # noqa: E402
 from support import full_flow  # noqa: E402
 
+TEXT = {"sd3": sd3_clip.sd3_clip, "flux": flux.flux_clip}
+"""Of families whose text encoders may learn."""
+
 
 def native_weight(layer) -> str:
     return layer.native.removeprefix("text_encoders.") + ".weight"
@@ -77,9 +80,11 @@ def transformer_names(release: str) -> dict:
     family, shapes = full_flow.RELEASES[release][0], full_flow.native_shapes(release)
     tensors = {f"model.diffusion_model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
     denoiser = detected_denoiser(tensors)
-    text = {"sd3": sd3_clip.sd3_clip(), "flux": flux.flux_clip()}[family](device="meta", dtype=torch.float32)
-    weights = dict(denoiser.state_dict()) | dict(text.state_dict())
-    targets = Targets(SimpleNamespace(model=denoiser), SimpleNamespace(cond_stage_model=text))
+    weights, clip = dict(denoiser.state_dict()), None
+    if family in TEXT:
+        text = TEXT[family]()(device="meta", dtype=torch.float32)
+        weights, clip = weights | dict(text.state_dict()), SimpleNamespace(cond_stage_model=text)
+    targets = Targets(SimpleNamespace(model=denoiser), clip)
     layers = targets.names.layers
     views = [view for layer in layers for view in dict.fromkeys((layer, *layer.views.values()))]
     meant = {view: plain_target(targets._target(view)) for view in views}

@@ -3,6 +3,10 @@
 import pytest
 from support import full_flow
 
+LATE = "z_image",
+"""Families of which ComfyUI reads few of diffusers' spellings, and older versions fewer still: whoever has a LoRA with the
+others converts it."""
+
 
 @pytest.fixture(scope="module")
 def effects(found_by):
@@ -25,13 +29,15 @@ def test_the_stack_finds_every_spelling(effects, family):
 @pytest.mark.parametrize("release", full_flow.RELEASES)
 def test_every_name_of_a_flow_model_leads_where_comfyui_leads(effects, release):
     """In the released sizes, without weights: no key of any maker stays unmatched, neither way."""
-    found = effects[release]
-    assert found["missing"] == {"kohya": [], "comfyui": [], "diffusers": []}, "names of the table that ComfyUI does not know"
+    found, family = effects[release], full_flow.RELEASES[release][0]
+    unknown = found["missing"].pop("diffusers")
+    assert not unknown or (family in LATE and len(unknown) == found["names"]["diffusers"]), "a part of diffusers' names"
+    assert found["missing"] == {"kohya": [], "comfyui": []}, "names of the table that ComfyUI does not know"
     assert found["wrong"] == [], "names that ComfyUI reads otherwise"
     assert found["strangers"] == [], "names that ComfyUI knows and the table does not"
     assert found["stack"] == []
     assert all(found["agreed"][program] >= found["layers"] for program in ("kohya", "ComfyUI"))
-    of_diffusers = ("diffusers", "SimpleTuner", "OneTrainer, older")
+    of_diffusers = ("SimpleTuner",) if family in LATE else ("diffusers", "SimpleTuner", "OneTrainer, older")
     assert all(found["agreed"][program] >= found["names"]["diffusers"] for program in of_diffusers)
 
 

@@ -97,6 +97,9 @@ def test_all_names_of_a_weight_lead_to_the_same_place(family):
     ("transformer.single_transformer_blocks.37.attn.to_k", "flux", "SINGLE37", "attention"),
     ("transformer.single_transformer_blocks.37.proj_mlp", "flux", "SINGLE37", "attention"),
     ("lora_unet_single_blocks_37_linear1", "flux", "SINGLE37", "attention"),
+    ("diffusion_model.layers.29.feed_forward.w1", "z_image", "LAYER29", "feed_forward"),
+    ("lora_unet_layers_3_attention_to_q", "z_image", "LAYER03", "attention"),
+    ("transformer.context_refiner.1.attention.to_out.0", "z_image", "CONTEXT01", "attention"),
     ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", "sdxl", "BASE", "attention"),
     ("text_encoder_2.text_model.encoder.layers.3.mlp.fc2", "sdxl", "BASE", "feed_forward"),
     ("text_encoders.clip_g.transformer.text_model.encoder.layers.3.mlp.fc2", "sdxl", "BASE", "feed_forward"),
@@ -116,7 +119,7 @@ def test_lists_name_the_blocks_of_their_length():
     assert weights["IN00"] == weights["OUT02"] == 0 and weights["EXTRA"] == pytest.approx(sum(numbers[1:]) / 16)
     assert LISTS[12] == ("BASE", "IN04", "IN05", "IN07", "IN08", "MID", *[f"OUT0{n}" for n in range(6)])
     assert [len(blocks) for blocks in LISTS.values()] == list(LISTS)
-    for family, length in (("sd1", 26), ("sdxl", 20), ("sd3", 39), ("flux", 58)):
+    for family, length in (("sd1", 26), ("sdxl", 20), ("sd3", 39), ("flux", 58), ("z_image", 35)):
         weights = parse_block_weights(",".join(["0.5"] * length), family)
         assert {weights[block] for block in BLOCKS[family]} == {0.5}
 
@@ -175,6 +178,7 @@ def test_unet_presets_on_other_models_are_refused():
     with pytest.raises(UserError, match="made for UNets"):
         parse_block_weights("OUTD", "flux")
     assert parse_block_weights("DOUBLE0-9=0.5, s=0", "flux")["DOUBLE09"] == 0.5
+    assert parse_block_weights("l0-9=0.5", "z_image")["LAYER09"] == 0.5
     assert parse_block_weights("ALL0.5", "")["anything"] == 0.5
 
 

@@ -75,7 +75,7 @@ class ZImage(TransformerFamily):
         marker="noise_refiner.0.adaLN_modulation.0.weight",  # in Lumina 2 a SiLU stands before it, so that it is number 1
         numbered=MappingProxyType({"noise_refiner": "NOISE", "context_refiner": "CONTEXT", "layers": "LAYER"}),
         absent=r"context_refiner\.\d+\.adaLN_modulation\.0", widths=frozenset({3840}),
-        stated=("z_image", "z-image", "zimage"), shared=True, reads="cap_embedder.1")
+        stated=("z_image", "z-image", "zimage"), shared=True, written="comfyui", reads="cap_embedder.1")
     refused = MappingProxyType({
         "siglip_embedder.0.weight": "a Z-Image that is given images besides the caption",
         "dec_net.cond_embed.weight": "a Z-Image that works on pixels, without a VAE"})

@@ -72,15 +72,20 @@ class BlockWeights:
         return self.named.get(block, self.default)
 
 
-def _lists() -> dict[int, tuple[str, ...]]:
-    """Length of a list → the blocks it names, with those of families that bring their names."""
-    return {**{len(blocks): blocks for each in BROUGHT.values() for blocks in each.lists}, **LISTS}
+def _lists(family: str) -> dict[int, tuple[str, ...]]:
+    """Length of a list → the blocks it names. Those of a family that brings its names come before all of that length."""
+    brought = {len(blocks): blocks for each in BROUGHT.values() for blocks in each.lists}
+    own = {len(blocks): blocks for blocks in BROUGHT[family].lists} if family in BROUGHT else {}
+    return {**brought, **LISTS, **own}
 
 
-def _titles() -> dict[str, str]:
-    """What people may write of blocks that have numbers → what they are called: "joint", or "j"."""
-    brought = {block.rstrip("0123456789") for each in BROUGHT.values() for block in each.blocks} - {BASE, EXTRA}
-    return {"in": "IN", "out": "OUT"} | {name: title for title in brought for name in (title[0].lower(), title.lower())}
+def _titles(family: str) -> dict[str, str]:
+    """What people may write of blocks that have numbers → what they are called: "joint", or "j", which is the family's own
+    where several families have one."""
+    brought = [block for each in BROUGHT.values() for block in each.blocks]
+    own = BROUGHT[family].blocks if family in BROUGHT else ()
+    titles = [block.rstrip("0123456789") for block in (*brought, *own) if block not in (BASE, EXTRA)]
+    return {"in": "IN", "out": "OUT"} | {name: title for title in titles for name in (title[0].lower(), title.lower())}
 
 
 def _kinds_of_blocks() -> str:
@@ -106,7 +111,7 @@ def parse_block_weights(text: str, family: str = SMALLEST) -> BlockWeights:
         return BlockWeights()
     named, default = {}, 1.0
     if all(_is_number(item) for item in items):
-        return _from_list([_number(item, text) for item in items])
+        return _from_list([_number(item, text) for item in items], family)
     if "=" not in items[0]:
         named, default = _from_preset(items.pop(0).strip(), family)
     for item in items:
@@ -123,10 +128,10 @@ def parse_block_weights(text: str, family: str = SMALLEST) -> BlockWeights:
     return BlockWeights(named, default)
 
 
-def _from_list(values: list[float]) -> BlockWeights:
+def _from_list(values: list[float], family: str) -> BlockWeights:
     if len(values) == 1:
         return BlockWeights({}, values[0])
-    blocks = _lists().get(len(values))
+    blocks = _lists(family).get(len(values))
     if blocks is None:
         others = "".join(f", {' or '.join(str(len(names)) for names in reversed(each.lists))} ({each.title})"
                          for each in BROUGHT.values())
@@ -158,7 +163,7 @@ def _blocks_of(name: str, family: str, text: str) -> list[str]:
     if name == "extra":
         return [EXTRA]
     match = _RANGE.fullmatch(name)
-    title = _titles().get(match[1]) if match else None
+    title = _titles(family).get(match[1]) if match else None
     if match is None or title is None:
         raise UserError(f"The block weights {shown(text)} name a block {shown(name)}. Blocks are {_kinds_of_blocks()}.")
     first = int(match[2]) if match[2] else 0

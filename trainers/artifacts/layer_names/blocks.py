@@ -44,7 +44,7 @@ _ORIGINAL = re.compile(r"(input|output)_blocks_(\d+)_")
 _KINDS = (
     (re.compile(r"resnets_|(in|out)_layers_|emb_layers_|skip_connection|(down|up)samplers_|conv|blocks_\d+_\d_op$"
                 r"|input_blocks_0_0$|^out_2$"), CONVOLUTION),
-    (re.compile(r"(^|_)ff(_context)?_|mlp|densereludense"), FEED_FORWARD),
+    (re.compile(r"(^|_)ff(_context)?_|feed_forward|mlp|densereludense"), FEED_FORWARD),
     (re.compile(r"attn|attention|proj_(in|out)$|layer_0_"), ATTENTION),
 )
 
