@@ -15,8 +15,8 @@ PADDING = 151643
 
 @cache
 def qwen_tokenizer() -> "PreTrainedTokenizerBase":
-    """Without any base model; a caption is what it is, without tokens around it. The class is ComfyUI's. It takes a second to
-    load, and nobody adds words to it: there is one for all."""
+    """Without any base model; a caption is what it is, without tokens around it. The class is ComfyUI's. It takes a
+    second to load, and nobody adds words to it: there is one for all."""
     from transformers import Qwen2Tokenizer
 
     return Qwen2Tokenizer.from_pretrained(TOKENIZER, local_files_only=True)
