@@ -1,12 +1,14 @@
 """Do denoisers compute in ComfyUI what they compute here? Run by test_denoiser_effects.py in a process of its own.
 
-    python tests/host/denoiser_effects.py <ComfyUI> <folder for files> <result.json>
+    python tests/host/denoiser_effects.py <ComfyUI> <folder for files>
 
-Tiny denoisers of the families whose ComfyUI classes are built with a configuration of their own, because its detection
-knows the released sizes only. All errors are relative to what ComfyUI computes.
+Tiny models of the families whose ComfyUI classes are built with a configuration of their own, because its detection knows
+the released sizes only; told what tiny text encoders say of captions. All errors are relative to what ComfyUI computes.
 """
 import json
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,30 +25,68 @@ import comfy.model_detection  # noqa: E402
 import comfy.supported_models  # noqa: E402
 from finetune.trainers import families  # noqa: E402
 from finetune.trainers.families.conditioning import Conditioning  # noqa: E402
-from support import tiny_denoisers  # noqa: E402
+from finetune.trainers.families.recognition import recognize  # noqa: E402
+from support import tiny_flow  # noqa: E402
 
 SIGMAS = (0.02, 0.25, 0.5, 0.75, 0.98)
-SMALL = {"qwen_image": lambda shapes: ("QwenImage", dict(
-    num_attention_heads=shapes["img_in.weight"][0] // 128, joint_attention_dim=shapes["txt_norm.weight"][0]))}
-"""By family: ComfyUI's description, and what its detection takes for granted."""
+CAPTIONS = "a cat", "one word after the other " * 12
+Shapes = Mapping[str, torch.Size]
 
 
-def host_model(family: str, weights: dict):
+@dataclass(frozen=True)
+class Small:
+    """A family's tiny model in ComfyUI: the name of its description, what its detection takes for granted, what is put in
+    the place of layers that have one width only, what it is told, and whether an image is a film of one frame."""
+
+    name: str
+    sizes: Callable[[Shapes], dict]
+    replaced: Callable[[torch.nn.Module, Shapes], None] = lambda model, shapes: None
+    told: Callable[[Conditioning], dict] = lambda said: {"c_crossattn": said["hidden"]}
+    frames: bool = False
+
+
+def z_image_sizes(shapes: Shapes) -> dict:
+    heads = shapes["x_embedder.weight"][0] // shapes["layers.0.attention.q_norm.weight"][0]
+    return dict(n_heads=heads, n_kv_heads=heads, n_refiner_layers=1, axes_dims=[4, 6, 6], axes_lens=[1536, 512, 512],
+                rope_theta=256.0, ffn_dim_multiplier=8 / 3, multiple_of=32, z_image_modulation=True, time_scale=1000.0,
+                pad_tokens_multiple=32)
+
+
+def wide_time(model: torch.nn.Module, shapes: Shapes):
+    for number in (0, 2):
+        rows, columns = shapes[f"t_embedder.mlp.{number}.weight"]
+        model.t_embedder.mlp[number] = torch.nn.Linear(columns, rows)
+
+
+UNUSED = {"norm_final.weight"}
+"""What older versions have and never ask."""
+SMALL = {
+    "qwen_image": Small("QwenImage", lambda shapes: dict(
+        num_attention_heads=shapes["img_in.weight"][0] // 128, joint_attention_dim=shapes["txt_norm.weight"][0]),
+        frames=True),
+    "z_image": Small("ZImage", z_image_sizes, wide_time,
+                     lambda said: {"c_crossattn": said["hidden"], "num_tokens": said["hidden"].shape[1]}),
+}
+
+
+def host_model(small: Small, weights: dict):
+    shapes = {key: tensor.shape for key, tensor in weights.items()}
     detected = comfy.model_detection.detect_unet_config(weights, "")
-    name, sizes = SMALL[family]({key: tensor.shape for key, tensor in weights.items()})
-    settings = getattr(comfy.supported_models, name)(detected | sizes)
+    settings = getattr(comfy.supported_models, small.name)(detected | small.sizes(shapes))
     settings.set_inference_dtype(torch.float32, None)
     model = settings.get_model(weights, "", device="cpu")
-    wanted = model.diffusion_model.state_dict().keys()
+    small.replaced(model.diffusion_model, shapes)
+    wanted = model.diffusion_model.state_dict().keys() - UNUSED
     assert wanted == weights.keys(), sorted(wanted ^ weights.keys())[:5]
     model.load_model_weights(dict(weights), "")
     return model
 
 
-def host_velocity(model, latents, sigma: float, hidden) -> torch.Tensor:
-    frames = latents[:, :, None]
-    denoised = model.apply_model(frames, torch.full((len(latents),), sigma), c_crossattn=hidden)
-    return ((frames - denoised) / sigma)[:, :, 0]
+def host_velocity(small: Small, model, latents, sigma: float, said: Conditioning) -> torch.Tensor:
+    latents = latents[:, :, None] if small.frames else latents
+    denoised = model.apply_model(latents, torch.full((len(latents),), sigma), **small.told(said))
+    velocity = (latents - denoised) / sigma
+    return velocity[:, :, 0] if small.frames else velocity
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -55,22 +95,22 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-6))
 
 
-def main():
-    results = {}
-    for family in SMALL:
-        kind = families.get(family)
-        denoiser = tiny_denoisers.loaded(family, Path(sys.argv[2]))
-        weights = {kind.layer_names.key_map.native_tensor(name): tensor.clone()
-                   for name, tensor in denoiser.state_dict().items()}
-        model, draw = host_model(family, weights), torch.Generator().manual_seed(6)
-        latents = torch.randn((2, tiny_denoisers.CHANNELS[family], 8, 12), generator=draw)
-        hidden = torch.randn((2, 21, tiny_denoisers.WIDTH), generator=draw)
-        results[family] = [distance(
-            kind.predict(denoiser, latents, torch.full((2,), 1000 * sigma), Conditioning({"hidden": hidden})),
-            host_velocity(model, latents, sigma, hidden)) for sigma in SIGMAS]
-    Path(sys.argv[3]).write_text(json.dumps(results), encoding="utf-8")
+def errors(family: str, folder: Path) -> list[float]:
+    """At every noise level, for a short caption and a long one, of images that are no squares."""
+    kind, small = families.get(family), SMALL[family]
+    base = recognize(str(tiny_flow.make_folder(family, folder / family)), family)
+    denoiser, text = kind.load_denoiser(base, torch.float32), kind.load_text(base, torch.float32)
+    weights = {kind.layer_names.key_map.native_tensor(name): tensor.clone()
+               for name, tensor in denoiser.state_dict().items()}
+    model, draw = host_model(small, weights), torch.Generator().manual_seed(6)
+    latents = torch.randn((1, kind.latent_format(base).channels, 8, 12), generator=draw)
+    said = [kind.encode_captions(text, [caption]) for caption in CAPTIONS]
+    return [distance(kind.predict(denoiser, latents, torch.full((1,), 1000 * sigma), each),
+                     host_velocity(small, model, latents, sigma, each)) for each in said for sigma in SIGMAS]
 
 
 if __name__ == "__main__":
     with torch.no_grad():
-        main()
+        results = {family: errors(family, Path(sys.argv[2])) for family in SMALL if family in tiny_flow.FAMILIES
+                   and hasattr(comfy.supported_models, SMALL[family].name)}
+    (Path(sys.argv[2]) / "results.json").write_text(json.dumps(results), encoding="utf-8")
