@@ -84,6 +84,8 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         sd3.py                      Stable Diffusion 3 and 3.5
         flux.py                     FLUX.1 dev and schnell
         chroma.py                   Chroma1
+        krea2.py                    Krea 2 Raw and Turbo
+        anima.py                    Anima
         z_image.py                  Z-Image and Z-Image Turbo
         qwen_image.py               Qwen-Image
         qwen_image_21.py            Qwen-Image-2.1

@@ -3,7 +3,6 @@ from functools import lru_cache
 
 import torch
 from finetune.trainers import families
-from finetune.trainers.families.native_layout import to_native_layout
 
 from .flow_models import FLOW_MODELS
 
@@ -35,5 +34,5 @@ def native_shapes(release):
 def shapes_of(family, model):
     """The same of diffusers' model on the meta device, which becomes another."""
     key_map = families.get(family).layer_names.key_map
-    to_native_layout(model, key_map)
+    families.get(family).to_native_layout(model)
     return {key_map.native_tensor(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -59,7 +59,8 @@ def test_it_is_the_model_of_the_same_numbers_in_full(family, tmp_path):
     denoiser, vae = FLOW_MODELS[family].files
     layouts = {denoiser: ("model.diffusion_model.", int8_rotated), vae: (kind.vae_prefix, in_full(torch.bfloat16))}
     words = {"vae": f"{vae}.safetensors (bf16), found"}
-    for part in kind.text_parts.values():
+    for part in kind.read_by(0).values():
+        weights |= {part.prefix + mark: tensor for mark, tensor in FLOW_MODELS[family].text_marks.items()}
         name = next((name for name in part.files if "fp8" in name), part.files[0]) if part.kind.is_large else part.files[0]
         if part.kind.kind != "clip_g":
             layouts[Path(name).stem] = part.prefix, scaled_fp8 if part.kind.is_large else in_full(torch.float16)

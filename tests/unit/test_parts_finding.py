@@ -120,7 +120,7 @@ def test_every_family_says_what_lies_beside_its_denoiser(family):
     assert family_of(file("x", "denoiser", family=family)).name == family
     wanted = families.get(family).separate_parts
     assert len({want.component for want in wanted}) == len(wanted) and all(want.usual for want in wanted)
-    assert [want.kind for want in wanted].count("vae") == 1
+    assert sum(want.is_vae for want in wanted) == 1
 
 
 def test_other_files_are_named(tmp_path):

@@ -4,7 +4,9 @@ Importing this package is light: diffusers and transformers are imported when a 
 """
 from ..artifacts import layer_names
 from ..errors import UserError
+from .anima import ANIMA
 from .flux import FLUX
+from .krea2 import KREA2
 from .protocol import Family
 from .sd3 import SD3
 from .sdxl import SDXL
@@ -33,7 +35,7 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE):
+for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE, KREA2, ANIMA):
     register(_family)
 NAMES = tuple(FAMILIES)
 """Those that come with the pack."""

@@ -19,7 +19,7 @@ TITLES: Mapping[Kind, str] = {
     "other vae": "VAE of another kind", **LANGUAGE_TITLES,
 }
 VAES = frozenset[Kind](("vae", "flux2_vae", "qwen_vae", "qwen_21_vae", "other vae"))
-DENOISERS = ("model.diffusion_model.", "diffusion_model.", "")
+DENOISERS = ("model.diffusion_model.", "diffusion_model.", "net.", "")
 """What may stand before the names of a denoiser."""
 CLIP, OPEN_CLIP = "encoder.layers.0.mlp.fc1.weight", "transformer.resblocks.0.mlp.c_fc.weight"
 T5 = "encoder.block.0.layer.0.SelfAttention.k.weight"

@@ -38,10 +38,10 @@ def unet_shape(unet: Mapping[str, Any]) -> tuple[int, list[bool]]:
 
 def read_configs(folder: Path) -> dict[str, dict]:
     """The component configs of a diffusers folder, without what libraries note for themselves (`_name_or_path` may be a
-    path of this disk, and files get shared)."""
+    path of this disk, and files get shared), and without those of models that see images, which nothing asks."""
     configs = {name: read_object(folder / name / file) for name, file in COMPONENTS.items()}
     return {name: {key: value for key, value in config.items() if not key.startswith("_") or key == "_class_name"}
-            for name, config in configs.items() if config is not None}
+            for name, config in configs.items() if config is not None and "vision_config" not in config}
 
 
 def stated_sizes(folder: Path, family: str) -> dict[str, str]:
@@ -126,7 +126,8 @@ def _measures(tensors: Mapping[str, dict], config: Mapping[str, dict]) -> Iterat
         yield "the width of its UNet", size(UNET + "input_blocks.0.0.weight", 0), unet["block_out_channels"][0]
         yield "the number of input blocks of its UNet", len(blocks) or None, sum(layers) + levels
         yield "the width of the text that its UNet sees", size(context, 1), unet["cross_attention_dim"]
-    for prefix in (VAE, "vae."):
-        yield "the width of its VAE", size(prefix + "encoder.conv_in.weight", 0), config["vae"]["block_out_channels"][0]
-    if "text_encoder" in config:
+    if "block_out_channels" in config["vae"]:
+        for prefix in (VAE, "vae."):
+            yield "the width of its VAE", size(prefix + "encoder.conv_in.weight", 0), config["vae"]["block_out_channels"][0]
+    if token:
         yield "the width of its text encoder", size(token, 1), config["text_encoder"]["hidden_size"]

@@ -75,8 +75,12 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
         import diffusers
 
         denoiser = getattr(diffusers, self.class_name)(**self.denoiser_config(shapes))
-        to_native_layout(denoiser, self.layer_names.key_map)
+        self.to_native_layout(denoiser)
         return denoiser
+
+    def to_native_layout(self, denoiser: nn.Module):
+        """Give diffusers' model, which has no weights yet, the layers of the original file, in place."""
+        to_native_layout(denoiser, self.layer_names.key_map)
 
     # ---- what it is ------------------------------------------------------------------------------------------------
 

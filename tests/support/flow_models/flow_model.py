@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import AutoencoderKL
+from finetune.trainers.families.conditioning import Conditioning
 from torch import Tensor, nn
 
 Said = Mapping[str, Tensor]
@@ -29,6 +30,8 @@ class FlowModel:
     files: tuple[str, str]
     """Names that people have a denoiser and its VAE by."""
     vae_class: Any = AutoencoderKL
+    text_marks: Mapping[str, Tensor] = {}
+    """By which the file of a language model is told that sees images too."""
     last = "norm_out", "proj_out"
     """Parts of the names of layers that a fresh model has small or zero."""
 
@@ -66,6 +69,12 @@ class FlowModel:
     def drawn(self, pipeline: Any, said: Said, negative: Said, noise: Tensor, **how) -> Tensor:
         """The pipeline's image for what text encoders say, from this noise."""
         raise NotImplementedError
+
+
+def each_alone(said: Said, name: str) -> list[Tensor]:
+    """A sequence of each sample, [1, tokens, …], without the padding that makes them equally long in one tensor."""
+    lengths = said.lengths(name) if isinstance(said, Conditioning) else map(len, said[name])
+    return [each[:length].unsqueeze(0) for each, length in zip(said[name], lengths)]
 
 
 def kl_vae(scale: float, shift: float) -> AutoencoderKL:

@@ -15,8 +15,9 @@ from .spelling import UNET, read_spelling, underscored
 from .table import Layer, LayerNames, released_text, text_layers
 from .text import Encoder
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
-"""Before a denoiser's native names: in all-in-one files, in ComfyUI's memory, in a file of its own."""
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "net.", "")
+"""Before a denoiser's native names: in all-in-one files, in ComfyUI's memory, in files of their own: some of those that
+Cosmos' code writes, and all others."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class TransformerNames(FamilyNames):
         for name, shape in shapes.items():
             if prefix is None or not name.startswith(prefix) or not name.endswith(".weight") or len(shape) not in (2, 4):
                 continue
-            if found := self.key_map.rule_of_native(name.removeprefix(prefix).removesuffix(".weight")):
+            found = self.key_map.rule_of_native(name.removeprefix(prefix).removesuffix(".weight"))
+            if found and found[0].is_layer:
                 yield self._layer(*found, tuple(shape[2:]), name)
         yield from text_layers(shapes, self.text)
 
