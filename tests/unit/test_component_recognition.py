@@ -81,11 +81,23 @@ def test_components(shapes, expected):
     assert [(each.kind, each.prefix, each.width) for each in components_of(header(shapes))] == expected
 
 
-@pytest.mark.parametrize("shapes, family", [(unet(768), "sd1"), (unet(1024), "sd2"), (unet(2048, labels=True), "sdxl")])
+def next_dit(width: int, modulation: int) -> dict:
+    """Z-Image and Lumina 2, of which the second has an activation before its modulation."""
+    return {"cap_embedder.1.weight": [width, 2560], "noise_refiner.0.attention.k_norm.weight": [width // 30],
+            f"noise_refiner.0.adaLN_modulation.{modulation}.weight": [4 * width, 256],
+            "layers.0.attention.qkv.weight": [3 * width, width]}
+
+
+@pytest.mark.parametrize("shapes, family", [
+    (unet(768), "sd1"), (unet(1024), "sd2"), (unet(2048, labels=True), "sdxl"), (next_dit(3840, 0), "z_image")])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 def test_denoisers(shapes, family, prefix):
     found, = components_of(header(shapes, prefix=prefix))
     assert (found.kind, found.family, found.prefix) == ("denoiser", family, prefix)
+
+
+def test_relatives_are_of_no_family():
+    assert components_of(header(next_dit(2304, 1))) == ()
 
 
 def test_everything_in_one_file():

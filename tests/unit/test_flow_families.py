@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from finetune.trainers import families
+from finetune.trainers.errors import UserError
 from finetune.trainers.families.conditioning import Conditioning
 from finetune.trainers.families.recognition import recognize
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import tiny_flow
 from support.flow_models import FLOW_MODELS
 
@@ -78,6 +79,30 @@ def test_names_lead_back(flow):
     module = kind.load_denoiser(one, torch.float32).state_dict()
     assert {key_map.native_tensor(name) for name in module} == stored
     assert all(key_map.module_tensor(key_map.native_tensor(name)) == name for name in module)
+
+
+def test_relatives_are_refused_by_what_they_are(tiny_bases, tmp_path):
+    weights = tiny_flow.single_file_weights("z_image", Path(tiny_bases["z_image"].path))
+    for mark, words in (("siglip_embedder.0.weight", "given images"), ("dec_net.cond_embed.weight", "works on pixels")):
+        save_file({**weights, f"model.diffusion_model.{mark}": torch.zeros(4)}, tmp_path / "relative.safetensors")
+        with pytest.raises(UserError, match=f"'x' is a Z-Image that .*{words}.* not trained here. Choose a Z-Image model"):
+            recognize(str(tmp_path / "relative.safetensors"), "x")
+
+
+@pytest.mark.parametrize("family", [each for each in tiny_flow.FAMILIES if families.get(each).needs_diffusers])
+def test_an_older_diffusers_is_named_before_anything_is_loaded(family, tiny_bases, monkeypatch):
+    kind = families.get(family)
+    monkeypatch.setattr("finetune.trainers.required_packages.version", lambda package: "0.35.2")
+    with pytest.raises(UserError, match=f"^{kind.title} needs diffusers {kind.needs_diffusers} or newer, and 0.35.2 is"):
+        recognize(tiny_bases[family].path, "folder")
+    monkeypatch.setattr("finetune.trainers.required_packages.version", lambda package: f"{kind.needs_diffusers}.0")
+    assert recognize(tiny_bases[family].path, "folder").family == family
+
+
+def test_half_precision_is_warned_of_where_values_leave_its_range():
+    overflowing = [family for family in tiny_flow.FAMILIES if families.get(family).precision_note(torch.float16)]
+    assert "z_image" in overflowing and "flux" not in overflowing
+    assert not any(families.get(family).precision_note(torch.bfloat16) for family in tiny_flow.FAMILIES)
 
 
 def test_nothing_of_a_forward_pass_stays(flow):

@@ -165,6 +165,10 @@ class Family(Protocol[Vae, Denoiser]):
         """What people should know before they train on this base, as clauses without a full stop."""
         return []
 
+    def precision_note(self, dtype: torch.dtype) -> str:
+        """What to know of a run that computes in this precision, as a clause; empty: nothing."""
+        return ""
+
     def recognize(self, source: ModelSource) -> Recognized | None:
         """What a file or folder is, if it is of this family; None for everything else. UserError for a model of this family
         that cannot be trained."""

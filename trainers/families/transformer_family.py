@@ -57,6 +57,8 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
     refused: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Native names of tensors, or diffusers' pipelines → what a model is that has them: a relative with the same layers,
     which is not trained."""
+    overflows: ClassVar[bool] = False
+    """Values in the denoiser leave the range of fp16."""
     vae_prefix: ClassVar[str]
     """Of the VAE in an all-in-one file."""
     vae_files: ClassVar[tuple[str, ...]]
@@ -112,6 +114,12 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
     def _stated(self, base: BaseModelSpec) -> dict:
         """What a folder or a small checkpoint says of its denoiser; released files say nothing and need not."""
         return read_object(config_folder(base) / TRANSFORMER / "config.json") or {}
+
+    def precision_note(self, dtype: torch.dtype) -> str:
+        if dtype != torch.float16 or not self.overflows:
+            return ""
+        return (f"{self.title} was trained in bf16, and some of its values do not fit into fp16, in which this run "
+                "computes: the loss may become no number. Set precision to bf16, or to fp32 on a GPU that has no bf16")
 
     def size_metadata(self, base: BaseModelSpec) -> dict[str, str]:
         return stated_sizes(config_folder(base), self.name)

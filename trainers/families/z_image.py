@@ -78,7 +78,9 @@ class ZImage(TransformerFamily):
         stated=("z_image", "z-image", "zimage"), shared=True, written="comfyui", reads="cap_embedder.1")
     refused = MappingProxyType({
         "siglip_embedder.0.weight": "a Z-Image that is given images besides the caption",
+        "ZImageOmniPipeline": "a Z-Image that is given images besides the caption",
         "dec_net.cond_embed.weight": "a Z-Image that works on pixels, without a VAE"})
+    overflows = True
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "qwen3_4b", LanguageModel(QWEN3, taps.Z_IMAGE), ("qwen_3_4b.safetensors",))})
     variants = (

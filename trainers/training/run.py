@@ -100,7 +100,8 @@ class Training:
         notes = [f"{self.spec.base.name} was trained on a noise schedule that ends in pure noise, so zero_terminal_snr is "
                  "switched on"] if self.switched else []
         notes += [*self.family.base_notes(self.spec.base), *self.method.check(self.family, self.spec),
-                 *objective_notes(self.spec.base.prediction_type, self.spec.objective)]
+                 *objective_notes(self.spec.base.prediction_type, self.spec.objective),
+                 *filter(None, [self.family.precision_note(self.placement.frozen)])]
         if self.assistant:
             self.assistant.require_fit()
             notes += self.assistant.notes
