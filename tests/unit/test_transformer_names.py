@@ -9,6 +9,7 @@ from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.artifacts.tensor_header import read_header
 from finetune.trainers.errors import UserError
 from finetune.trainers.events import silent
+from finetune.trainers.families.language_model_recognition import LANGUAGE_TITLES, RELEASED
 from finetune.trainers.spec import FolderSpec
 from finetune.trainers.stacking.inspection import norms_by_block
 from finetune.trainers.tools.file_tasks import TOOLS
@@ -35,6 +36,10 @@ def test_every_layer_of_a_released_model_is_found_by_diffusers_names(release):
         covered[found.native] |= set(own.tolist())
     # Every row of every layer is of some layer of diffusers.
     assert covered == {layer.native: set(range(shapes[layer.tensor][0])) for layer in model.layers}
+    # What it reads of a language model is of a size that was released.
+    kind = families.get(family)
+    for wanted in kind.parts_beside(kind.layer_names.read_width(shapes)):
+        assert (wanted.kind, wanted.width) in RELEASED or wanted.kind not in LANGUAGE_TITLES
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -97,7 +97,8 @@ class Anima(QwenLatents, TransformerFamily):
     layer_names = TransformerNames(
         "anima", "Anima", (BASE, *numbered("BLOCK", 28), EXTRA), KEY_MAP,
         marker=f"{ADAPTER}.blocks.0.cross_attn.q_proj.weight", numbered=MappingProxyType({"blocks": "BLOCK"}),
-        widths=frozenset({2048}), stated=("anima",), shared=True)
+        widths=frozenset({2048}), stated=("anima",), shared=True,
+        reads=f"{ADAPTER}.blocks.0.cross_attn.k_proj")
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "qwen3_06b", LanguageModel(QWEN3, taps.ANIMA), ("qwen_3_06b_base.safetensors",))})
     variants = (Variant("Anima", sampling=UsualSampling(guidance=4.5, steps=30)),)

@@ -73,7 +73,7 @@ class Krea2(QwenLatents, TransformerFamily):
     layer_names = TransformerNames(
         "krea2", "Krea 2", (BASE, *numbered("BLOCK", 28), EXTRA), KEY_MAP, marker="txtfusion.projector.weight",
         numbered=MappingProxyType({"blocks": "BLOCK"}), widths=frozenset({6144, 2560}),
-        stated=("krea2", "krea-2", "krea_2"), written="comfyui")
+        stated=("krea2", "krea-2", "krea_2"), written="comfyui", reads="txtmlp.1")
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "qwen3vl_4b", LanguageModel(QWEN3_VL, taps.KREA2), TEXT_FILES)})
     variants = (
