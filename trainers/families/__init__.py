@@ -8,6 +8,8 @@ from .anima import ANIMA
 from .flux import FLUX
 from .krea2 import KREA2
 from .protocol import Family
+from .qwen_image import QWEN_IMAGE
+from .qwen_image_21 import QWEN_IMAGE_21
 from .sd3 import SD3
 from .sdxl import SDXL
 from .stable_diffusion import SD1, SD2
@@ -35,7 +37,7 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE, KREA2, ANIMA):
+for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA):
     register(_family)
 NAMES = tuple(FAMILIES)
 """Those that come with the pack."""

@@ -3,7 +3,10 @@ from .anima import ANIMA
 from .flow_model import FlowModel
 from .flux import FLUX
 from .krea2 import KREA2
+from .qwen_image import QWEN_IMAGE
+from .qwen_image_21 import QWEN_IMAGE_21
 from .sd3 import SD3
 from .z_image import Z_IMAGE
 
-FLOW_MODELS: dict[str, FlowModel] = {each.name: each for each in (SD3, FLUX, Z_IMAGE, KREA2, ANIMA)}
+FLOW_MODELS: dict[str, FlowModel] = {
+    each.name: each for each in (SD3, FLUX, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA)}
