@@ -50,7 +50,8 @@ def test_a_prediction_is_that_of_diffusers_own_model(flow):
 @torch.no_grad()
 def test_one_file_holds_the_same_model_as_its_folder(flow):
     kind, folder, one = flow
-    assert (one.layout, one.multiple, one.prediction_type) == ("single_file", 16, "flow")
+    assert (one.layout, one.prediction_type) == ("single_file", "flow")
+    assert one.multiple == 2 * kind.latent_format(folder).downscale
     for load in (kind.load_denoiser, lambda base, dtype: kind.load_vae(base)):
         first, second = load(folder, torch.float32).state_dict(), load(one, torch.float32).state_dict()
         assert first.keys() == second.keys()
@@ -113,7 +114,7 @@ def test_nothing_of_a_forward_pass_stays(flow):
     conditioning = kind.encode_captions(kind.load_text(base, torch.float32), CAPTIONS)
     kind.predict(denoiser, latents.requires_grad_(), timesteps, conditioning).sum().backward()
     joined = [module.joined for module in denoiser.modules() if hasattr(module, "joined")]
-    assert (len(joined) > 10) == any(rule.rows for rule in kind.layer_names.key_map.rules)
+    assert (len(joined) > 3) == any(rule.rows for rule in kind.layer_names.key_map.rules)
     assert all(each.given is None and not each.parts for each in joined)
 
 

@@ -44,6 +44,7 @@ class QwenImage21(QwenImage):
     releases = {"Qwen-Image-2.1": (QwenImage21Transformer2DModel, {})}
     """Its config is the class's defaults."""
     vae_class = AutoencoderKLQwenImage21
+    text_marks = {"model.visual.deepstack_merger_list.0.norm.weight": torch.ones(1)}
 
     def transformer(self, plain=False):
         return QwenImage21Transformer2DModel(num_layers=2, attention_head_dim=128, num_attention_heads=1,
