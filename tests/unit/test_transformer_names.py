@@ -121,9 +121,15 @@ def test_names_as_programs_write_them(family):
     (["transformer.transformer_blocks.0.attn.to_q"], 2432, {}, "sd3"),
     (["transformer.transformer_blocks.0.attn.to_q"], 8, {}, ""),
     (["transformer.transformer_blocks.0.attn.to_q"], 8, {"modelspec.architecture": "Flux.1-dev/lora"}, "flux"),
-    # Qwen-Image's layers, which are as wide as Flux'.
-    (["transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.0.proj"], 3072, {}, ""),
-    (["transformer_blocks.59.attn.to_q"], 3072, {}, ""),
+    # Qwen-Image's layers are as wide as Flux', and no other model's are called so throughout.
+    (["transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.0.proj"], 3072, {}, "qwen_image"),
+    (["transformer_blocks.59.attn.to_q"], 3072, {}, "qwen_image"),
+    (["transformer_blocks.59.attn.to_q"], 8, {}, ""),
+    (["transformer_blocks.59.attn.to_q"], 8, {"ss_base_model_version": "qwen_image"}, "qwen_image"),
+    (["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.of_another_model"], 3072, {}, ""),
+    (["transformer_blocks.31.attn.to_q"], 4096, {}, "qwen_image_21"),
+    (["transformer_blocks.0.attn.to_q"], 8, {"modelspec.architecture": "qwen-image-2.1/lora"}, "qwen_image_21"),
+    (["lora_unet_transformer_blocks_0_img_mlp_gate_up"], 4096, {}, "qwen_image_21"),
 ])
 def test_names_and_sizes_tell_the_family(names, width, metadata, family):
     assert family_of_lora({f"{name}.lora_A.weight": (4, width) for name in names}, metadata) == family
