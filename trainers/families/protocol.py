@@ -234,6 +234,10 @@ class Family(Protocol[Vae, Denoiser]):
         of the data flow. None lies in another."""
         return []
 
+    def unread_layers(self, denoiser: nn.Module) -> Collection[str]:
+        """Layers of the denoiser, by their modules' names, whose output reaches nothing: they can learn nothing."""
+        return ()
+
     def alphas_cumprod(self, base: BaseModelSpec) -> Tensor | None:
         """The discrete noise schedule, float32 [steps]; None for flow models."""
         return None

@@ -129,6 +129,12 @@ class QwenImage(QwenLatents, TransformerFamily):
             denoiser.pos_embed = QwenEmbedRope(theta=10000, axes_dim=list(AXES), scale_rope=True)
         return denoiser
 
+    def unread_layers(self, denoiser: Any) -> list[str]:
+        """Of the last block, in which text is told what no further block asks for."""
+        last = f"transformer_blocks.{len(denoiser.transformer_blocks) - 1}."
+        return [f"{last}{layer}" for layer in (
+            "attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")]
+
     def relative(self, source: ModelSource, tensors: Mapping[str, dict], prefix: str) -> str:
         if tensors[f"{prefix}txt_norm.weight"]["shape"] == [MAGE_FLOW]:
             return "Mage-Flow"

@@ -52,8 +52,10 @@ class Full:
         return any(covers(name, block) for name in self.spec.frozen_blocks)
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
+        unread = frozenset(parts.family.unread_layers(parts.denoiser))
         for name, parameter in parts.denoiser.named_parameters():
-            parameter.requires_grad_(not self._frozen(parts.family.block_of(name)))
+            learns = name.rpartition(".")[0] not in unread and not self._frozen(parts.family.block_of(name))
+            parameter.requires_grad_(learns)
         groups = [ParameterGroup("denoiser", self.learning_rate, trainable(parts.denoiser))]
         for name, encoder in self._encoders(parts).items():
             encoder.requires_grad_(True)

@@ -56,11 +56,12 @@ class Lora:
 
     def attach(self, parts: Parts, seed: int) -> list[ParameterGroup]:
         pattern = self.spec.pattern if self.spec.targets == "pattern" else parts.family.lora_targets[self.spec.targets]
-        block_of = parts.family.block_of
+        block_of, unread = parts.family.block_of, frozenset(parts.family.unread_layers(parts.denoiser))
         # peft draws the adapters' first values from the global generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.derive(seed, randomness.INITIALIZATION))
-            self._adapt(parts.denoiser, pattern, lambda name: value_of(self.spec.block_ranks, block_of(name), -1))
+            self._adapt(parts.denoiser, pattern,
+                        lambda name: 0 if name in unread else value_of(self.spec.block_ranks, block_of(name), -1))
             groups = self._groups("denoiser", parts.denoiser, self.learning_rate,
                                   lambda name: value_of(self.spec.block_rates, block_of(name), 1.0))
             for name, encoder in self._encoders(parts).items():

@@ -61,9 +61,11 @@ class QwenImage(QwenVae):
         return math.exp(0.5 + (0.9 - 0.5) * (height // 2 * (width // 2) - 256) / (8192 - 256))
 
     def adapted(self, denoiser):
+        """In the last block no layer that only the text's further way depends on."""
         found = attention_layers(denoiser.transformer_blocks, ("attn",), (), (
             "to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "add_q_proj", "to_out.0", "to_add_out"))
-        return [[f"transformer_blocks.{each}" for each in group] for group in found]
+        idle = [["1.attn.add_q_proj"], ["1.attn.to_add_out"]]
+        return [[f"transformer_blocks.{each}" for each in group] for group in found if group not in idle]
 
     def drawn(self, pipeline, said, negative, noise, guidance_scale, sigmas, **how):
         """By its scheduler; the pipeline itself makes guided velocities as long as the others, which ComfyUI does not."""
