@@ -8,6 +8,8 @@ LAYOUT, OBJECTIVES = "trainers/families/native_layout.py", "trainers/objectives/
 FLUX2_LATENTS, QWEN_LATENTS = "trainers/families/flux2_latents.py", "trainers/families/qwen_latents.py"
 VAES = "unit/test_latents.py"
 PIPELINES = f"{VAES}::test_latents_and_images_are_those_of_diffusers_pipelines"
+Z_IMAGE = "trainers/families/z_image.py"
+OWN = "unit/test_flow_families.py::test_a_prediction_is_that_of_diffusers_own_model"
 LOSSES = "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"
 
 MUTATIONS = [
@@ -33,6 +35,14 @@ MUTATIONS = [
              "for name, entry in read_entries(path).items() if not name.startswith(trained)",
              "for name, entry in numbers.items() if not name.startswith(trained)",
              "unit/test_flow_round_trips.py::test_what_is_not_trained_stays_in_fp8_with_its_scales"),
+    Mutation("Z-Image's time is not turned round", Z_IMAGE, "1 - timesteps[chosen] / 1000", "timesteps[chosen] / 1000", OWN),
+    Mutation("Z-Image's velocity is not turned round", Z_IMAGE, "-torch.stack(found)", "torch.stack(found)", OWN),
+    Mutation("padding of captions counts as words", Z_IMAGE, "[words[:length] for", "[words for", OWN),
+    Mutation("keys of Z-Image are queries", Z_IMAGE, 'for each in "qkv")', 'for each in "kqv")', OWN),
+    Mutation("Lumina 2 counts as Z-Image", Z_IMAGE, 'marker="noise_refiner.0.adaLN_modulation.0.weight"',
+             'marker="cap_embedder.1.weight"', "unit/test_component_recognition.py::test_relatives_are_of_no_family"),
+    Mutation("any version of diffusers will do", FAMILY, "if found is not None and self.needs_diffusers:", "if False:",
+             "unit/test_flow_families.py::test_an_older_diffusers_is_named_before_anything_is_loaded"),
     Mutation("rows and columns of patches change places", FLUX2_LATENTS,
              "return (F.pixel_unshuffle(posterior.mode(), PATCH) - mean)",
              "return (F.pixel_unshuffle(posterior.mode().mT, PATCH).mT - mean)", PIPELINES),
