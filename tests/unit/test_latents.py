@@ -211,3 +211,19 @@ def test_they_work_in_tiles_where_the_memory_is_full(tiny, monkeypatch):
     decoded = family.decode_latents(vae, tiled, form)
     assert tiled.shape == whole.shape and decoded.shape == images.shape and len(largest) > 10
     assert not torch.equal(tiled, whole) and (tiled - whole).square().mean() < 0.5 * whole.var()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["qwen", "qwen21"])
+def test_nothing_is_kept_for_frames_to_come(kind, tmp_path):
+    """While an image is encoded and decoded, whole and in tiles."""
+    tiny_vaes.make_vae(kind).save_pretrained(tmp_path / "vae")
+    family, base, seen = latents_of(kind), base_of(kind, tmp_path), []
+    vae, form = family.load_vae(base), family.latent_format(base)
+    for part in (vae.encoder.mid_block, vae.decoder.mid_block):
+        part.register_forward_pre_hook(
+            lambda module, given, more: seen.extend([*given[1:], *more.values()]), with_kwargs=True)
+    for _ in range(2):
+        family.decode_latents(vae, family.encode_images(vae, pixels(kind, 64), form), form)
+        family.use_tiles(vae, 64, form.downscale)
+    assert len(seen) > 6 and not any(isinstance(each, torch.Tensor) for kept in seen if kept for each in kept)

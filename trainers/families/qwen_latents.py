@@ -1,6 +1,7 @@
 """Latents of the autoencoders of Qwen-Image and Qwen-Image-2.1: those of Wan's video models, used with one frame, with mean
 and deviation of each channel in the config. Krea 2 and Anima have Qwen-Image's."""
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +35,9 @@ class QwenLatents(KlLatents):
         downscale = 2 ** (len(config["dim_mult"]) - 1)
         return LatentFormat(config["z_dim"], 1.0, downscale=downscale, multiple=downscale * self.patch)
 
-    def make_vae(self, config: dict) -> Autoencoder:
+    def vae_type(self) -> Any:
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
-        return AutoencoderKLQwenImage.from_config(config)
+        return AutoencoderKLQwenImage
 
     def load_vae(self, base: BaseModelSpec) -> Autoencoder:
         vae = self._vae_files(base).load(base)
@@ -48,7 +49,7 @@ class QwenLatents(KlLatents):
 
     def _vae_files(self, base: BaseModelSpec) -> VaeFiles:
         config = self.vae_config(base)
-        return VaeFiles(lambda: self.make_vae(config), wan_vae_places, {})
+        return VaeFiles(lambda: _of_images(self.vae_type()).from_config(config), wan_vae_places, {})
 
     def opaque(self, pixels: Tensor) -> Tensor:
         """Images with the channels that the VAE takes."""
@@ -57,28 +58,18 @@ class QwenLatents(KlLatents):
     @torch.no_grad()
     def encode_images(self, vae: Autoencoder, pixels: Tensor, latent_format: LatentFormat) -> Tensor:
         frames = self.opaque(pixels).unsqueeze(2)
-
-        def found() -> Tensor:
-            if vae.use_tiling:
-                return vae.encode(frames, return_dict=False)[0].mode()
-            # Not by `encode`, which keeps what goes into each layer for frames that are to come.
-            return vae.quant_conv(vae.encoder(frames)).chunk(2, dim=1)[0]
+        posterior = self.whole_or_tiled(
+            vae, lambda: vae.encode(frames, return_dict=False)[0], latent_format.downscale)
         mean, deviation = _statistics(vae, pixels)
-        return (self.whole_or_tiled(vae, found, latent_format.downscale)[:, :, 0] - mean) / deviation
+        return (posterior.mode()[:, :, 0] - mean) / deviation
 
     @torch.no_grad()
     def decode_latents(self, vae: Autoencoder, latents: Tensor, latent_format: LatentFormat) -> Tensor:
         mean, deviation = _statistics(vae, latents)
         frames = (latents * deviation + mean).unsqueeze(2)
-
-        def found() -> Tensor:
-            if vae.use_tiling:
-                return vae.decode(frames, return_dict=False)[0]
-            return self.decoded(vae, vae.post_quant_conv(frames))
-        return self.whole_or_tiled(vae, found, latent_format.downscale)[:, :3, 0].clamp(-1, 1)
-
-    def decoded(self, vae: Autoencoder, frames: Tensor) -> Tensor:
-        return vae.decoder(frames)
+        found = self.whole_or_tiled(
+            vae, lambda: vae.decode(frames, return_dict=False)[0], latent_format.downscale)
+        return found[:, :3, 0].clamp(-1, 1)
 
     def use_tiles(self, vae: Autoencoder, side: int, downscale: int):
         vae.enable_tiling(side, side, 3 * side // 4, 3 * side // 4)
@@ -91,15 +82,22 @@ class Qwen21Latents(QwenLatents):
     patch = 2
     vae_kind, vae_class, vae_channels = "qwen_21_vae", "AutoencoderKLQwenImage21", 64
 
-    def make_vae(self, config: dict) -> Autoencoder:
+    def vae_type(self) -> Any:
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage21 import AutoencoderKLQwenImage21
-        return AutoencoderKLQwenImage21.from_config(config)
+        return AutoencoderKLQwenImage21
 
     def opaque(self, pixels: Tensor) -> Tensor:
         return torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
 
-    def decoded(self, vae: Autoencoder, frames: Tensor) -> Tensor:
-        return vae.decoder(frames, first_chunk=True)
+
+def _of_images(video: Any) -> Any:
+    """A class of diffusers without a memory: what goes into each of its layers is not kept for frames to come, which takes
+    twice the memory."""
+    class Images(video):
+        def clear_cache(self):
+            super().clear_cache()
+            self._feat_map = self._enc_feat_map = None
+    return Images
 
 
 def _see_one_frame(vae: nn.Module):
