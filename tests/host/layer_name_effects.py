@@ -29,7 +29,7 @@ FOLDER = Path(sys.argv[2])
 folder_paths.set_output_directory(str(FOLDER))
 
 from finetune.nodes import host  # noqa: E402
-from finetune.nodes.host.detection import detected_denoiser  # noqa: E402
+from finetune.nodes.host.detection import Refused, detected_denoiser  # noqa: E402
 from finetune.nodes.host.native import host_model  # noqa: E402
 from finetune.nodes.host.proof import _text_model  # noqa: E402
 from finetune.nodes.host.stack import Targets, inspect_lora, weight_of  # noqa: E402
@@ -76,10 +76,13 @@ def names(family: str) -> dict:
 
 def transformer_names(release: str) -> dict:
     """The same for a flow model in its full size, whose layers diffusers cuts otherwise; and how many keys of a LoRA for
-    every layer, under every maker's names, the host leaves unloaded."""
+    every layer, under every maker's names, the host leaves unloaded. Empty where the host does not know the model."""
     family, shapes = full_flow.RELEASES[release][0], full_flow.native_shapes(release)
     tensors = {f"model.diffusion_model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    denoiser = detected_denoiser(tensors)
+    try:
+        denoiser = detected_denoiser(tensors)
+    except Refused:
+        return {}
     weights, clip = dict(denoiser.state_dict()), None
     if family in TEXT:
         text = TEXT[family]()(device="meta", dtype=torch.float32)

@@ -6,6 +6,10 @@ from support import full_flow
 LATE = "z_image",
 """Families of which ComfyUI reads few of diffusers' spellings, and older versions fewer still: whoever has a LoRA with the
 others converts it."""
+UNREAD = {"qwen_image": ("OneTrainer, older",)}
+"""Spellings of diffusers' names that it does not read."""
+NEW = "krea2", "anima", "flux2", "flux3", "qwen_image_21"
+"""Families that not every version of ComfyUI has."""
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +34,9 @@ def test_the_stack_finds_every_spelling(effects, family):
 def test_every_name_of_a_flow_model_leads_where_comfyui_leads(effects, release):
     """In the released sizes, without weights: no key of any maker stays unmatched, neither way."""
     found, family = effects[release], full_flow.RELEASES[release][0]
+    if not found:
+        assert family in NEW
+        return
     unknown = found["missing"].pop("diffusers")
     assert not unknown or (family in LATE and len(unknown) == found["names"]["diffusers"]), "a part of diffusers' names"
     assert found["missing"] == {"kohya": [], "comfyui": []}, "names of the table that ComfyUI does not know"
@@ -38,7 +45,8 @@ def test_every_name_of_a_flow_model_leads_where_comfyui_leads(effects, release):
     assert found["stack"] == []
     assert all(found["agreed"][program] >= found["layers"] for program in ("kohya", "ComfyUI"))
     of_diffusers = ("SimpleTuner",) if family in LATE else ("diffusers", "SimpleTuner", "OneTrainer, older")
-    assert all(found["agreed"][program] >= found["names"]["diffusers"] for program in of_diffusers)
+    assert all(found["agreed"][program] >= found["names"]["diffusers"] for program in of_diffusers
+               if program not in UNREAD.get(family, ()))
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "loha", "lokr", "lokr, whole factors"])
