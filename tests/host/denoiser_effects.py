@@ -58,12 +58,20 @@ def wide_time(model: torch.nn.Module, shapes: Shapes):
         model.t_embedder.mlp[number] = torch.nn.Linear(columns, rows)
 
 
+def chroma_sizes(shapes: Shapes) -> dict:
+    width, hidden = shapes["img_in.weight"][0], shapes["distilled_guidance_layer.in_proj.weight"][0]
+    return dict(hidden_size=width, num_heads=width // 128, context_in_dim=shapes["txt_in.weight"][1], out_dim=width,
+                hidden_dim=hidden, n_layers=sum(name.startswith("distilled_guidance_layer.norms.") for name in shapes))
+
+
 UNUSED = {"norm_final.weight"}
 """What older versions have and never ask."""
 SMALL = {
     "qwen_image": Small("QwenImage", lambda shapes: dict(
         num_attention_heads=shapes["img_in.weight"][0] // 128, joint_attention_dim=shapes["txt_norm.weight"][0]),
         frames=True),
+    "chroma": Small("Chroma", chroma_sizes,
+                    told=lambda said: {"c_crossattn": said["hidden"], "guidance": torch.zeros(1)}),
     "z_image": Small("ZImage", z_image_sizes, wide_time,
                      lambda said: {"c_crossattn": said["hidden"], "num_tokens": said["hidden"].shape[1]}),
 }
@@ -77,7 +85,8 @@ def host_model(small: Small, weights: dict):
     model = settings.get_model(weights, "", device="cpu")
     small.replaced(model.diffusion_model, shapes)
     wanted = model.diffusion_model.state_dict().keys() - UNUSED
-    assert wanted == weights.keys(), sorted(wanted ^ weights.keys())[:5]
+    given = settings.process_unet_state_dict(dict(weights)).keys()
+    assert wanted == given, sorted(wanted ^ given)[:5]
     model.load_model_weights(dict(weights), "")
     return model
 

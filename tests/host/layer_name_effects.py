@@ -20,6 +20,7 @@ become_host(Path(sys.argv[1]))
 load_pack()
 import comfy.lora  # noqa: E402
 import comfy.text_encoders.flux as flux  # noqa: E402
+import comfy.text_encoders.pixart_t5 as pixart_t5  # noqa: E402
 import comfy.text_encoders.sd3_clip as sd3_clip  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
@@ -39,7 +40,7 @@ from finetune.trainers.families.component_configs import CONFIGS  # noqa: E402
 from finetune.trainers.stacking import LoraEntry  # noqa: E402
 from support import full_flow  # noqa: E402
 
-TEXT = {"sd3": sd3_clip.sd3_clip, "flux": flux.flux_clip}
+TEXT = {"sd3": sd3_clip.sd3_clip, "flux": flux.flux_clip, "chroma": pixart_t5.pixart_te}
 """Of families whose text encoders may learn."""
 
 

@@ -72,6 +72,20 @@ def test_captions_of_different_lengths_are_predicted_as_if_each_were_alone(flow)
     assert torch.allclose(together, torch.cat(alone), atol=1e-6)
 
 
+def test_checkpointing_changes_no_gradient(flow):
+    """With captions of different lengths."""
+    kind, base, _ = flow
+    latents, timesteps = latents_and_timesteps(kind, base)
+    denoiser, text = kind.load_denoiser(base, torch.float32).train(), kind.load_text(base, torch.float32)
+    conditioning, gradients = kind.encode_captions(text, CAPTIONS), []
+    for _ in range(2):
+        latents = latents.detach().requires_grad_()
+        kind.predict(denoiser, latents, timesteps, conditioning).square().sum().backward()
+        gradients.append(latents.grad)
+        denoiser.enable_gradient_checkpointing()
+    assert gradients[0].abs().max() > 1e-3 and torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
 def test_names_lead_back(flow):
     """Every tensor of the module has one native name, and no two have the same."""
     kind, _, one = flow

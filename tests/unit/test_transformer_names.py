@@ -16,7 +16,7 @@ from finetune.trainers.tools.file_tasks import TOOLS
 from safetensors.torch import load_file, save_file
 from support import full_flow
 
-FAMILIES = ("sd3", "flux")
+FAMILIES = ("sd3", "flux", "chroma")
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -93,6 +93,15 @@ WRITTEN = {
         "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": (T5_Q, None),
         "lora_te1_text_model_encoder_layers_3_mlp_fc1": ("clip_l.transformer.text_model.encoder.layers.3.mlp.fc1", None),
     },
+    "chroma": {
+        "lora_unet_single_blocks_37_linear2": ("single_blocks.37.linear2", None),
+        "diffusion_model.double_blocks.18.txt_mlp.2": ("double_blocks.18.txt_mlp.2", None),
+        "transformer.single_transformer_blocks.37.proj_mlp": ("single_blocks.37.linear1", (3, 7, 7)),
+        "lora_transformer_transformer_blocks_3_attn_to_q": ("double_blocks.3.img_attn.qkv", (0, 1, 3)),
+        "transformer.distilled_guidance_layer.layers.4.linear_1": ("distilled_guidance_layer.layers.4.in_layer", None),
+        "lora_te1_encoder_block_0_layer_0_SelfAttention_q": (T5_Q, None),
+        "text_encoder.encoder.block.0.layer.0.SelfAttention.q": (T5_Q, None),
+    },
 }
 """What programs write, by hand: kohya, ComfyUI, diffusers and ai-toolkit, peft, SimpleTuner, OneTrainer of two ages."""
 
@@ -121,6 +130,11 @@ def test_names_as_programs_write_them(family):
     (["transformer.transformer_blocks.0.attn.to_q"], 2432, {}, "sd3"),
     (["transformer.transformer_blocks.0.attn.to_q"], 8, {}, ""),
     (["transformer.transformer_blocks.0.attn.to_q"], 8, {"modelspec.architecture": "Flux.1-dev/lora"}, "flux"),
+    # Chroma has FLUX.1's layers, but for the modulation, and small layers that make it.
+    (["lora_unet_double_blocks_0_img_attn_qkv"], 3072, {"ss_base_model_version": "chroma"}, "chroma"),
+    (["transformer.transformer_blocks.0.attn.to_q"], 3072, {"modelspec.architecture": "chroma/lora"}, "chroma"),
+    (["lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_distilled_guidance_layer_in_proj"], 3072, {}, "chroma"),
+    (["lora_unet_double_blocks_0_img_mod_lin"], 3072, {"ss_base_model_version": "chroma"}, "flux"),
     # Qwen-Image's layers are as wide as Flux', and no other model's are called so throughout.
     (["transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.0.proj"], 3072, {}, "qwen_image"),
     (["transformer_blocks.59.attn.to_q"], 3072, {}, "qwen_image"),
@@ -153,8 +167,10 @@ def some_layers(family, seed):
              [layer for layer in layers if ".encoder.layers." in layer.native],
              [layer for layer in layers if ".t5xxl." in layer.native]]
     swapped = [layer for layer in layers if len(layer.splits) == 1]
-    chosen = [*(each for pool in pools for each in pick.sample(pool, 2)), *pick.sample(swapped, min(2, len(swapped)))]
-    mark = {"sd3": "diffusion_model.joint_blocks.0.x_block.attn2.qkv", "flux": "diffusion_model.single_blocks.0.linear1"}
+    chosen = [*(each for pool in pools for each in pick.sample(pool, min(2, len(pool)))),
+              *pick.sample(swapped, min(2, len(swapped)))]
+    mark = {"sd3": "diffusion_model.joint_blocks.0.x_block.attn2.qkv", "flux": "diffusion_model.single_blocks.0.linear1",
+            "chroma": "diffusion_model.distilled_guidance_layer.in_proj"}
     return list(dict.fromkeys([*chosen, next(layer for layer in layers if layer.native == mark[family])]))
 
 

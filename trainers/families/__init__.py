@@ -5,6 +5,7 @@ Importing this package is light: diffusers and transformers are imported when a 
 from ..artifacts import layer_names
 from ..errors import UserError
 from .anima import ANIMA
+from .chroma import CHROMA
 from .flux import FLUX
 from .krea2 import KREA2
 from .protocol import Family
@@ -37,7 +38,7 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA):
+for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA, CHROMA):
     register(_family)
 NAMES = tuple(FAMILIES)
 """Those that come with the pack."""

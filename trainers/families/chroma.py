@@ -52,7 +52,7 @@ class Chroma(TransformerFamily):
         marker=f"{APPROXIMATOR}.norms.0.scale",
         numbered=MappingProxyType({"double_blocks": "DOUBLE", "single_blocks": "SINGLE"}),
         text=(names.t5("te1", "text_encoder"),), attention=r"single_blocks_\d+_linear[12]", widths=frozenset({3072}),
-        stated=("chroma",))
+        stated=("chroma",), like="flux")
     refused = MappingProxyType(dict.fromkeys(
         ("nerf_blocks.0.norm.scale", "nerf_blocks.0.norm.weight"), "a Chroma that works on pixels, without a VAE"))
     text_parts = MappingProxyType({

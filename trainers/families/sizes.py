@@ -22,7 +22,8 @@ LARGEST = 100_000
 COMPONENTS = {name: config_file(name) for name in ("unet", "transformer", "vae", "text_encoder", "text_encoder_2",
                                                    "text_encoder_3", "scheduler")}
 WIDTHS = (("unet", "block_out_channels"), ("unet", "layers_per_block"), ("unet", "cross_attention_dim"),
-          ("vae", "block_out_channels"), ("vae", "layers_per_block"), ("vae", "base_dim"), ("text_encoder", "hidden_size"))
+          ("vae", "block_out_channels"), ("vae", "layers_per_block"), ("vae", "base_dim"), ("text_encoder", "hidden_size"),
+          ("text_encoder", "d_model"))
 """What tells a model of another size from the released one of its family."""
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TOKENS = ("cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
@@ -129,5 +130,5 @@ def _measures(tensors: Mapping[str, dict], config: Mapping[str, dict]) -> Iterat
     if "block_out_channels" in config["vae"]:
         for prefix in (VAE, "vae."):
             yield "the width of its VAE", size(prefix + "encoder.conv_in.weight", 0), config["vae"]["block_out_channels"][0]
-    if token:
+    if "hidden_size" in config.get("text_encoder", {}):  # T5 says its width otherwise
         yield "the width of its text encoder", size(token, 1), config["text_encoder"]["hidden_size"]

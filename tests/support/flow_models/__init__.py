@@ -1,5 +1,6 @@
 """Tiny real models of the families of flow transformers: a new family is a file here and its name in a line."""
 from .anima import ANIMA
+from .chroma import CHROMA
 from .flow_model import FlowModel
 from .flux import FLUX
 from .krea2 import KREA2
@@ -9,4 +10,4 @@ from .sd3 import SD3
 from .z_image import Z_IMAGE
 
 FLOW_MODELS: dict[str, FlowModel] = {
-    each.name: each for each in (SD3, FLUX, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA)}
+    each.name: each for each in (SD3, FLUX, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA, CHROMA)}

@@ -46,6 +46,8 @@ class TransformerNames(FamilyNames):
     """The layer (by its native name) that reads what text encoders say: its width tells theirs."""
     written: Literal["kohya", "comfyui"] = "kohya"
     """Whose names LoRA files get that are trained here: those that most programs of the family write and read."""
+    like: str = ""
+    """The family whose names it has: a LoRA file that fits both is of that one, unless it says otherwise."""
     shared: bool = False
     """Whether models that are not known here have layers of the same names: a LoRA of other widths is of such a one, unless
     it says otherwise."""
@@ -92,12 +94,13 @@ class TransformerNames(FamilyNames):
         widths, stated = _widths(layers), stated_base(metadata)
         if self.shared and widths and not widths & self.widths and not named_in(stated, [self]):
             return False
+        alike, named = {each.family for each in claiming}, named_in(stated, claiming)
+        claiming = [each for each in claiming if each.like not in alike or each in named]
         if self not in claiming or len(claiming) == 1:
             return self in claiming
         claiming = [each for each in claiming if each._may_have(layers)] or claiming
         is_native = any(each._is_native(core) for each in claiming for core in layers)
         if len(claiming) > 1 and stated:
-            named = named_in(stated, claiming)
             claiming = named or (claiming if is_native else [])
         if len(claiming) > 1:
             as_wide = [each for each in claiming if isinstance(each, TransformerNames) and widths & each.widths]
