@@ -16,6 +16,8 @@ PLACE = """([type, name]) => {
   return [canvas.x + (node.pos[0] + node.size[0] * 0.6 + offset[0]) * scale,
           canvas.y + (node.pos[1] + y + 10 + offset[1]) * scale];
 }"""
+UNKNOWN = """() => app.graph._nodes.map((node) => node.type).filter(
+  (type) => !(type in LiteGraph.registered_node_types))"""
 READABLE = 0.571
 """Below this scale the classic renderer of newer frontends draws no text (14 pixels become less than 8)."""
 
@@ -104,7 +106,9 @@ def test_what_the_preset_chose_is_shown_in_its_widgets(open_page):
 
 
 def test_every_template_opens_so_that_it_can_be_read(open_page):
+    """And with nodes that there are."""
     if open_page.renderer == "classic":  # the other one draws text at any scale
         for path in sorted((open_page.host.environment.root / "example_workflows").glob("*.json")):
             Person(open_page).open_template(path.stem)
             assert open_page.page.evaluate("() => app.canvas.ds.scale") > READABLE, path.stem
+            assert open_page.page.evaluate(UNKNOWN) == [], path.stem
