@@ -18,10 +18,16 @@ from support import tiny
 # With --cpu, accelerate starts a single process whatever --num_processes says; --multi_gpu starts as many as asked for, and
 # the spec's device makes them train on the CPU. Port 0 is a free one.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-          "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no"]
+          "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no", "--no_python"]
 
 
-def train(spec, path, launcher=(sys.executable, *LAUNCH)):
+@pytest.fixture
+def two(preloaded):
+    """A launcher of two processes, which have the libraries in memory already."""
+    return [sys.executable, *LAUNCH, *preloaded]
+
+
+def train(spec, path, launcher):
     """Train from the command line; the finished run."""
     path.write_text(spec.model_dump_json())
     result = subprocess.run([*launcher, str(SCRIPT), "train", str(path)], capture_output=True, text=True,
@@ -57,7 +63,7 @@ def tensors(path) -> dict:
     (specs.TextualInversionSpec(token="square"), 0.5),  # some batches of a process do not hold the word
     (specs.HypernetworkSpec(activation="mish", layer_norm=True), 0.0),  # networks that many layers share
 ], ids=["LoRA", "new word", "hypernetwork"])
-def test_two_processes_equal_one(method, dropout, preloaded, tiny_bases, make_spec, tmp_path):
+def test_two_processes_equal_one(method, dropout, preloaded, two, tiny_bases, make_spec, tmp_path):
     parts = parts_with_everything(tmp_path)
     parts["method"] = method or parts["method"]
     parts["training"] = parts["training"].model_copy(update={"caption_dropout": dropout})
@@ -69,33 +75,33 @@ def test_two_processes_equal_one(method, dropout, preloaded, tiny_bases, make_sp
     # With a small epsilon Adam makes a step of full size out of the rounding of a gradient that is nearly 0.
     parts["optimizer"] = specs.OptimizerSpec(learning_rate=1e-2, epsilon=1e-3)
     one = train(make_spec(tiny_bases["sdxl"], name="one", **parts), tmp_path / "one.json", preloaded)
-    two = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json")
-    assert next(event.processes for event in two.events() if event.event == "model") == 2
-    assert len(one.losses()) == 4 and two.losses() == pytest.approx(one.losses(), abs=1e-5)
+    both = train(make_spec(tiny_bases["sdxl"], name="two", **parts), tmp_path / "two.json", two)
+    assert next(event.processes for event in both.events() if event.event == "model") == 2
+    assert len(one.losses()) == 4 and both.losses() == pytest.approx(one.losses(), abs=1e-5)
     validation = one.curve(ValidationEvent)
-    assert list(validation) == [0, 2, 4] and two.curve(ValidationEvent) == pytest.approx(validation, abs=1e-5)
-    assert one.checkpoints() == two.checkpoints() == [2, 3]
+    assert list(validation) == [0, 2, 4] and both.curve(ValidationEvent) == pytest.approx(validation, abs=1e-5)
+    assert one.checkpoints() == both.checkpoints() == [2, 3]
     for name in ("checkpoints/step_000002/{}_step000002", "{}"):  # means of the weights
-        expected, found = (tensors(run.folder / (name.format(run.name) + run.artifact.suffix)) for run in (one, two))
+        expected, found = (tensors(run.folder / (name.format(run.name) + run.artifact.suffix)) for run in (one, both))
         assert expected.keys() == found.keys() and any(value.abs().max() > 1e-3 for value in expected.values())
         for key, value in expected.items():
             assert torch.allclose(value, found[key], atol=1e-4), key
-    (_, expected), (_, found) = one.load_state(), two.load_state()
+    (_, expected), (_, found) = one.load_state(), both.load_state()
     for kind in (expected["parameters"], found["parameters"]), (expected["mean"]["means"], found["mean"]["means"]):
         assert all(torch.allclose(value, kind[1][name], atol=1e-4) for name, value in kind[0].items())
     assert any(not torch.equal(value, expected["mean"]["means"][name]) for name, value in expected["parameters"].items())
 
 
-def test_two_processes_are_cancelled_and_go_on(tiny_bases, make_spec, tmp_path):
+def test_two_processes_are_cancelled_and_go_on(two, tiny_bases, make_spec, tmp_path):
     """As a node starts and cancels them. Both stop at the same step, and together go on as if they never had."""
     parts = {**parts_with_everything(tmp_path), "checkpoints": specs.CheckpointSpec(every=0)}
     parts["training"] = parts["training"].model_copy(update={"steps": 12})
     parts["memory"] = specs.MemorySpec(frozen_precision="int8")
-    whole = train(make_spec(tiny_bases["sd1"], name="whole", **parts), tmp_path / "whole.json")
+    whole = train(make_spec(tiny_bases["sd1"], name="whole", **parts), tmp_path / "whole.json", two)
     spec = make_spec(tiny_bases["sd1"], name="cancelled", **parts)
     run = open_run(spec)
     events = []
-    with TrainingProcess(run, [sys.executable, *LAUNCH]) as process:
+    with TrainingProcess(run, two) as process:
         for event in process.events():
             events += [event] if event else []
             if event and event.event == "step" and event.step == 2:
@@ -103,7 +109,7 @@ def test_two_processes_are_cancelled_and_go_on(tiny_bases, make_spec, tmp_path):
     last = events[-1]
     assert last.event == "cancelled" and 2 <= last.step < 12, json.dumps(events[-3:])
     assert run.checkpoints() == [last.step] and list(run.checkpoint_folder(last.step).glob("*.safetensors"))
-    with TrainingProcess(run, [sys.executable, *LAUNCH]) as process:
+    with TrainingProcess(run, two) as process:
         resumed = [event for event in process.events() if event]
     assert resumed[-1].event == "finished" and {"resumed"} <= {event.event for event in resumed}
     assert run.losses() == pytest.approx(whole.losses(), abs=1e-6) and len(run.losses()) == 12
