@@ -19,10 +19,14 @@ load_pack()
 import comfy.sd  # noqa: E402
 import torch  # noqa: E402
 from comfy.text_encoders.sd3_clip import T5XXLTokenizer  # noqa: E402
+from finetune.trainers import families  # noqa: E402
 from finetune.trainers.artifacts.quantized import without_scales  # noqa: E402
 from finetune.trainers.artifacts.tensor_files import NAMES, entry_of  # noqa: E402
 from finetune.trainers.families.component_recognition import components_of  # noqa: E402
 from finetune.trainers.families.text.t5 import t5_tokenizer  # noqa: E402
+from finetune.trainers.spec import BaseModelSpec, ComponentSpec  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from support import tiny_flow  # noqa: E402
 
 torch.set_grad_enabled(False)
 TEXTS = ["", " ", "a cat", "a cat " * 300, "  two   spaces,\n\nlines ", "</s> <pad> <extra_id_7>text", "été — “quotes”…",
@@ -88,5 +92,38 @@ def quantized_layers() -> dict:
     return found
 
 
+def quantized_denoisers() -> dict:
+    """The same for all weights of a tiny Qwen-Image in files of ComfyUI's making, read as the family reads them."""
+    try:
+        from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
+    except ImportError:
+        return {}
+    if "nvfp4" not in QUANT_ALGOS:
+        return {}
+    found, model = {}, tiny_flow.make_transformer("qwen_image").state_dict()
+    for layout, options in (("float8_e4m3fn", {"scale": "recalculate"}),
+                            ("int8_tensorwise", {"per_channel": True, "convrot": True, "convrot_groupsize": 64})):
+        note = torch.tensor(list(json.dumps({"format": layout, **options}).encode()), dtype=torch.uint8)
+        tensors, meant = {}, {}
+        for name, tensor in model.items():
+            tensors[name] = meant[name] = tensor
+            if tensor.ndim == 2 and tensor.shape[1] % 64 == 0:
+                stored = QuantizedTensor.from_float(tensor, QUANT_ALGOS[layout]["comfy_tensor_layout"], **options)
+                del tensors[name]
+                tensors |= stored.state_dict(name) | {f"{name.removesuffix('weight')}comfy_quant": note.clone()}
+                meant[name] = stored.dequantize()
+        file = Path(sys.argv[2]) / f"{layout}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        part = ComponentSpec(name="transformer", path=str(file))
+        base = BaseModelSpec(family="qwen_image", path=str(file), name="tiny", layout="separate_files",
+                             prediction_type="flow", fingerprint="", components=(part,))
+        read = families.get("qwen_image").load_denoiser(base, torch.float32).state_dict()
+        assert read.keys() == meant.keys() and len(tensors) > len(meant) + 50
+        found[layout + ", rotated" * ("convrot" in options)] = max(
+            float((read[name] - tensor).abs().max() / tensor.abs().max()) for name, tensor in meant.items())
+    return found
+
+
 (Path(sys.argv[2]) / "results.json").write_text(json.dumps({
-    "token_ids": token_ids(), "encoders": encoder_kinds(), "quantized": quantized_layers()}), encoding="utf-8")
+    "token_ids": token_ids(), "encoders": encoder_kinds(), "quantized": quantized_layers(),
+    "quantized denoisers": quantized_denoisers()}), encoding="utf-8")

@@ -18,6 +18,9 @@ def test_text_encoders_are_told_apart_alike(effects):
 
 
 def test_quantized_layers_are_the_same_numbers(effects):
-    """Where ComfyUI is too old for them, the layers in tests/data are all that is compared (test_quantized_layers.py)."""
-    assert {layout: error for layout, error in effects["quantized"].items()
-            if error > (1e-6 if "rotated" in layout else 0)} == {}
+    """Where ComfyUI is too old for them, the layers in tests/data are all that is compared (test_quantized_layers.py). Whole
+    denoisers too, as their families read them."""
+    for what in ("quantized", "quantized denoisers"):
+        assert {layout: error for layout, error in effects[what].items()
+                if error > (1e-6 if "rotated" in layout else 0)} == {}, what
+    assert bool(effects["quantized"]) == (len(effects["quantized denoisers"]) == 2)

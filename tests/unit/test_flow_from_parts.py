@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from finetune.trainers import families
+from finetune.trainers import spec as specs
+from finetune.trainers.artifacts.tensor_header import read_header
+from finetune.trainers.families.component_recognition import storage_of
 from finetune.trainers.families.parts_finding import Candidate, find_parts
 from finetune.trainers.families.recognition import recognize
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import tiny_flow
 from support.flow_models import FLOW_MODELS
+from support.running import losses_of
 
 FOUR = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]).float()
 ROTATION = torch.kron(FOUR, FOUR) / 4
@@ -40,6 +44,20 @@ def scaled_fp8(tensors: dict) -> tuple[dict, dict]:
         if tensor.ndim == 2 and ".layer" in name:
             scale = tensor.abs().max() / 448
             small |= {name: (tensor / scale).to(torch.float8_e4m3fn), name.removesuffix("weight") + "scale_weight": scale}
+            plain[name] = small[name].float() * scale
+    return small, plain
+
+
+def noted_fp8(tensors: dict) -> tuple[dict, dict]:
+    """The same with ComfyUI's notes."""
+    note = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    small, plain = {}, dict(tensors)
+    for name, tensor in tensors.items():
+        small[name] = tensor
+        if tensor.ndim == 2:
+            layer, scale = name.removesuffix("weight"), tensor.abs().max() / 448
+            small |= {name: (tensor / scale).to(torch.float8_e4m3fn), f"{layer}weight_scale": scale,
+                      f"{layer}comfy_quant": note.clone()}
             plain[name] = small[name].float() * scale
     return small, plain
 
@@ -85,3 +103,26 @@ def test_it_is_the_model_of_the_same_numbers_in_full(family, tmp_path):
         ours, expected = (load(base).state_dict() for base in bases)
         assert ours.keys() == expected.keys() and len(ours) > 10
         assert max(float((ours[name] - expected[name]).abs().max()) for name in ours) < 1e-6
+
+
+@pytest.mark.parametrize("stored, kept, within", [(noted_fp8, "scaled fp8", 0), (int8_rotated, "int8", 1e-6)])
+def test_training_on_a_quantized_denoiser_is_training_on_its_numbers(stored, kept, within, tiny_bases, make_spec, tmp_path):
+    """Of which the loss of the second step tells. Rotated numbers differ by the order in which they are summed up."""
+    folder, found = tiny_bases["qwen_image"], {}
+    files = stored({name: tensor.clone() for name, tensor in load_file(
+        next(Path(folder.path, "transformer").glob("*.safetensors"))).items()})
+    for name, tensors in zip(("small", "plain"), files, strict=True):
+        path = tmp_path / f"{name}.safetensors"
+        save_file({each: tensor.contiguous() for each, tensor in tensors.items()}, path)
+        own = specs.ComponentSpec(name="transformer", path=str(path))
+        assert storage_of(read_header(path)[0]) == (kept if name == "small" else "fp32")
+        others = (each for each in folder.components if each.name != own.name)
+        base = folder.model_copy(update={"path": str(path), "layout": "separate_files", "configs": folder.path,
+                                         "components": (own, *others)})
+        losses, run = losses_of(make_spec(base, name=name, method=specs.LoraSpec(rank=2, alpha=2, file_precision="fp32"),
+                                          training=specs.TrainingSpec(steps=2, batch_size=2, resolution=64)))
+        found[name] = losses, load_file(run.artifact)
+    (losses, ours), (expected, theirs) = found["small"], found["plain"]
+    assert losses == pytest.approx(expected, abs=within, rel=0) and ours.keys() == theirs.keys()
+    assert within or all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    assert all(".lora_" in name and name.startswith("diffusion_model.transformer_blocks.") for name in ours)
