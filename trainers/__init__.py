@@ -83,6 +83,8 @@ read the order from here (tests/unit/test_house_rules.py). The loop is training/
         variants.py                 the released models of a family, distilled or not
         sd3.py                      Stable Diffusion 3 and 3.5
         flux.py                     FLUX.1 dev and schnell
+        flux2.py                    FLUX.2 klein and dev
+        flux3.py                    FLUX 3 Image Klein
         chroma.py                   Chroma1
         krea2.py                    Krea 2 Raw and Turbo
         anima.py                    Anima

@@ -123,6 +123,21 @@ def test_every_family_says_what_lies_beside_its_denoiser(family):
     assert sum(want.is_vae for want in wanted) == 1
 
 
+@pytest.mark.parametrize("read, encoder", [
+    (7680, "qwen_3_4b"), (12288, "qwen_3_8b_fp8mixed"), (15360, "mistral_3_small_flux2_fp8")])
+def test_what_a_denoiser_reads_tells_which_text_encoder_is_its_own(read, encoder):
+    """FLUX.2 klein 4B and 9B, and dev."""
+    denoiser = file("mine.safetensors", "denoiser", family="flux2", width=read)
+    encoders = [file(f"{name}.safetensors", kind, "scaled fp8", width=width) for name, kind, width in (
+        ("qwen_3_8b_fp8mixed", "qwen3", 4096), ("mistral_3_small_flux2_fp8", "mistral", 5120), ("qwen_3_4b", "qwen3", 2560))]
+    vae = file("flux2-vae.safetensors", "flux2_vae", width=32)
+    assert names(find_parts(denoiser, [], [*encoders, vae], 1)) == {
+        "vae": vae.name, "text_encoder": f"{encoder}.safetensors"}
+    other = next(each for each in encoders if each.stem != encoder)
+    with pytest.raises(UserError, match="lacks its (Qwen3 [48]B|Mistral Small 3) text encoder"):
+        find_parts(denoiser, [], [other, vae], 1)
+
+
 def test_other_files_are_named(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"x")
     with pytest.raises(UserError, match="'sub/model.ckpt' is a .ckpt file.*Take the .safetensors"):

@@ -15,8 +15,9 @@ from finetune.trainers.stacking.inspection import norms_by_block
 from finetune.trainers.tools.file_tasks import TOOLS
 from safetensors.torch import load_file, save_file
 from support import full_flow
+from support.spelled_layers import WRITTEN
 
-FAMILIES = ("sd3", "flux", "chroma")
+FAMILIES = ("sd3", "flux", "flux2", "flux3", "chroma")
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -60,52 +61,6 @@ def test_every_spelling_of_every_layer_leads_back(family, dotless):
             assert place(spelled, family) == place(layer.native, family), (program, spelled)
 
 
-T5_Q = "t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"
-WRITTEN = {
-    "sd3": {
-        "lora_unet_joint_blocks_7_x_block_attn_qkv": ("joint_blocks.7.x_block.attn.qkv", None),
-        "diffusion_model.joint_blocks.7.context_block.mlp.fc1": ("joint_blocks.7.context_block.mlp.fc1", None),
-        "transformer.transformer_blocks.7.attn.to_k": ("joint_blocks.7.x_block.attn.qkv", (1, 2, 3)),
-        "base_model.model.transformer_blocks.7.attn2.to_v": ("joint_blocks.7.x_block.attn2.qkv", (2, 3, 3)),
-        "lora_transformer_transformer_blocks_7_attn_add_q_proj": ("joint_blocks.7.context_block.attn.qkv", (0, 1, 3)),
-        "lycoris_transformer_blocks_7_ff_context_net_0_proj": ("joint_blocks.7.context_block.mlp.fc1", None),
-        "transformer.joint_blocks.7.x_block.attn.qkv.1": ("joint_blocks.7.x_block.attn.qkv", (1, 2, 3)),
-        "transformer.norm_out.linear": ("final_layer.adaLN_modulation.1", (0, 1, 1)),
-        "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (T5_Q, None),
-        "text_encoder_3.encoder.block.0.layer.1.DenseReluDense.wi_1": (
-            "t5xxl.transformer.encoder.block.0.layer.1.DenseReluDense.wi_1", None),
-        "t5.encoder.block.3.layer.0.SelfAttention.o": ("t5xxl.transformer.encoder.block.3.layer.0.SelfAttention.o", None),
-        "lora_te2_text_model_encoder_layers_31_mlp_fc2": ("clip_g.transformer.text_model.encoder.layers.31.mlp.fc2", None),
-        "text_encoder.text_model.encoder.layers.3.mlp.fc2": ("clip_l.transformer.text_model.encoder.layers.3.mlp.fc2", None),
-    },
-    "flux": {
-        "lora_unet_double_blocks_0_img_attn_qkv": ("double_blocks.0.img_attn.qkv", None),
-        "lora_unet_single_blocks_37_linear1": ("single_blocks.37.linear1", None),
-        "transformer.single_transformer_blocks.37.proj_mlp": ("single_blocks.37.linear1", (3, 7, 7)),
-        "diffusion_model.single_blocks.37.linear1_qkv": ("single_blocks.37.linear1", (0, 3, 7)),
-        "transformer.single_blocks.37.linear1.3": ("single_blocks.37.linear1", (3, 7, 7)),
-        "transformer_blocks.0.attn.add_v_proj": ("double_blocks.0.txt_attn.qkv", (2, 3, 3)),
-        "transformer.transformer_blocks.3.ff.linear_in": ("double_blocks.3.img_mlp.0", None),
-        "lycoris_transformer_blocks_3_ff_context_linear_out": ("double_blocks.3.txt_mlp.2", None),
-        "transformer.x_embedder": ("img_in", None), "transformer.img_in.proj": ("img_in", None),
-        "lora_te3_encoder_block_0_layer_0_SelfAttention_q": (T5_Q, None),
-        "lora_te2_encoder_block_0_layer_0_SelfAttention_q": (T5_Q, None),
-        "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q": (T5_Q, None),
-        "lora_te1_text_model_encoder_layers_3_mlp_fc1": ("clip_l.transformer.text_model.encoder.layers.3.mlp.fc1", None),
-    },
-    "chroma": {
-        "lora_unet_single_blocks_37_linear2": ("single_blocks.37.linear2", None),
-        "diffusion_model.double_blocks.18.txt_mlp.2": ("double_blocks.18.txt_mlp.2", None),
-        "transformer.single_transformer_blocks.37.proj_mlp": ("single_blocks.37.linear1", (3, 7, 7)),
-        "lora_transformer_transformer_blocks_3_attn_to_q": ("double_blocks.3.img_attn.qkv", (0, 1, 3)),
-        "transformer.distilled_guidance_layer.layers.4.linear_1": ("distilled_guidance_layer.layers.4.in_layer", None),
-        "lora_te1_encoder_block_0_layer_0_SelfAttention_q": (T5_Q, None),
-        "text_encoder.encoder.block.0.layer.0.SelfAttention.q": (T5_Q, None),
-    },
-}
-"""What programs write, by hand: kohya, ComfyUI, diffusers and ai-toolkit, peft, SimpleTuner, OneTrainer of two ages."""
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_as_programs_write_them(family):
     for spelled, (native, rows) in WRITTEN[family].items():
@@ -117,6 +72,14 @@ def test_names_as_programs_write_them(family):
 @pytest.mark.parametrize("names, width, metadata, family", [
     (["lora_unet_joint_blocks_0_x_block_attn_qkv"], 8, {}, "sd3"),
     (["lora_unet_double_blocks_0_img_attn_qkv"], 8, {}, "flux"),
+    (["lora_unet_double_blocks_0_img_attn_qkv"], 3072, {"ss_base_model_version": "flux2"}, "flux2"),
+    (["lora_unet_double_blocks_0_img_attn_qkv"], 4096, {}, "flux2"),
+    (["diffusion_model.double_blocks.8.img_attn.qkv"], 4096, {}, "flux"),
+    (["diffusion_model.single_blocks.40.linear1"], 8, {}, "flux2"),
+    (["base_model.model.single_transformer_blocks.0.attn.to_qkv_mlp_proj"], 8, {}, "flux2"),
+    (["transformer.transformer_blocks.0.attn.to_q"], 6144, {}, "flux2"),
+    (["diffusion_model.single_blocks.0.q_proj"], 8, {}, "flux3"),
+    (["transformer.single_transformer_blocks.0.ff.linear_in"], 8, {}, "flux3"),
     (["transformer.single_blocks.0.linear1.0"], 8, {}, "flux"),
     (["transformer.joint_blocks.0.x_block.attn.qkv.0"], 8, {}, "sd3"),
     (["transformer.single_transformer_blocks.0.proj_mlp", "transformer.transformer_blocks.0.attn.to_q"], 8, {}, "flux"),
@@ -149,9 +112,29 @@ def test_names_and_sizes_tell_the_family(names, width, metadata, family):
     assert family_of_lora({f"{name}.lora_A.weight": (4, width) for name in names}, metadata) == family
 
 
+@pytest.mark.parametrize("layer, rows, columns, family", [
+    ("double_blocks.0.img_mlp.0", 4, 1, "flux"), ("double_blocks.0.img_mlp.0", 6, 1, "flux2"),
+    ("double_blocks.0.txt_mlp.2", 1, 4, "flux"), ("double_blocks.0.txt_mlp.2", 1, 3, "flux2"),
+    ("single_blocks.0.linear1", 7, 1, "flux"), ("single_blocks.0.linear1", 9, 1, "flux2"),
+    ("single_blocks.0.linear2", 1, 5, "flux"), ("single_blocks.0.linear2", 1, 4, "flux2")])
+def test_shapes_tell_families_with_the_same_names_and_widths(layer, rows, columns, family):
+    """FLUX.1 and FLUX.2 klein 4B, whatever the metadata says."""
+    width = 3072
+    shapes = {f"diffusion_model.{layer}.lora_A.weight": (4, columns * width),
+              f"diffusion_model.{layer}.lora_B.weight": (rows * width, 4),
+              "diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight": (4, width),
+              "diffusion_model.double_blocks.0.img_attn.proj.lora_B.weight": (width, 4)}
+    assert family_of_lora(shapes, {"ss_base_model_version": "flux1"}) == family
+
+
 # ---- any spelling, the same numbers --------------------------------------------------------------------------------
 
 WIDE = 8
+FLUX = {"ss_base_model_version": "flux1"}
+"""Where names and widths alone are those of FLUX 3 too."""
+MARKS = {"sd3": "joint_blocks.0.x_block.attn2.qkv", "flux": "single_blocks.0.linear1", "flux2": "single_blocks.40.linear1",
+         "flux3": "single_blocks.0.mlp_in", "chroma": "distilled_guidance_layer.in_proj"}
+"""Layers that tell the family by all their names."""
 
 
 def noise(draw, *shape):
@@ -167,11 +150,9 @@ def some_layers(family, seed):
              [layer for layer in layers if ".encoder.layers." in layer.native],
              [layer for layer in layers if ".t5xxl." in layer.native]]
     swapped = [layer for layer in layers if len(layer.splits) == 1]
-    chosen = [*(each for pool in pools for each in pick.sample(pool, min(2, len(pool)))),
-              *pick.sample(swapped, min(2, len(swapped)))]
-    mark = {"sd3": "diffusion_model.joint_blocks.0.x_block.attn2.qkv", "flux": "diffusion_model.single_blocks.0.linear1",
-            "chroma": "diffusion_model.distilled_guidance_layer.in_proj"}
-    return list(dict.fromkeys([*chosen, next(layer for layer in layers if layer.native == mark[family])]))
+    chosen = [layer for pool in [*pools, swapped] for layer in pick.sample(pool, min(2, len(pool)))]
+    mark = next(layer for layer in layers if layer.native == f"diffusion_model.{MARKS[family]}")
+    return list(dict.fromkeys([*chosen, mark]))
 
 
 def rows_of(layer, split):
@@ -302,7 +283,7 @@ def test_three_layers_with_the_same_down_are_one_of_the_same_rank(tmp_path):
     names = [f"transformer.single_transformer_blocks.0.attn.to_{letter}" for letter in "qkv"]
     for number, downs in enumerate(([down] * 3, [down, down + 1, down])):
         save_file({key: tensor.clone() for name, own, up in zip(names, downs, ups) for key, tensor in (
-            (f"{name}.lora_A.weight", own), (f"{name}.lora_B.weight", up))}, tmp_path / f"{number}.safetensors")
+            (f"{name}.lora_A.weight", own), (f"{name}.lora_B.weight", up))}, tmp_path / f"{number}.safetensors", FLUX)
         made = load_file(done("convert", tmp_path / f"made {number}", lora=str(tmp_path / f"{number}.safetensors"),
                               names="kohya"))
         key = "lora_unet_single_blocks_0_linear1"
@@ -370,7 +351,7 @@ def test_a_base_without_text_encoders_does_not_cost_a_lora_its_own(tmp_path):
 def test_rows_that_do_not_fit_together_are_named(tmp_path):
     save_file({f"transformer.single_transformer_blocks.0.attn.to_{letter}.lora_{factor}.weight": torch.zeros(shape)
                for letter, out in (("q", 4), ("k", 6)) for factor, shape in (("A", (2, WIDE)), ("B", (out, 2)))},
-              tmp_path / "odd.safetensors")
+              tmp_path / "odd.safetensors", FLUX)
     with pytest.raises(UserError, match=r"to_k \[6, 8\], .*to_q \[4, 8\] make no layer diffusion_model.single_blo"):
         done("convert", tmp_path / "made", lora=str(tmp_path / "odd.safetensors"), names="kohya")
 

@@ -7,6 +7,8 @@ from ..errors import UserError
 from .anima import ANIMA
 from .chroma import CHROMA
 from .flux import FLUX
+from .flux2 import FLUX2
+from .flux3 import FLUX3
 from .krea2 import KREA2
 from .protocol import Family
 from .qwen_image import QWEN_IMAGE
@@ -38,7 +40,7 @@ def get(name: str) -> Family:
     return FAMILIES[name]
 
 
-for _family in (SD1, SD2, SDXL, SD3, FLUX, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA, CHROMA):
+for _family in (SD1, SD2, SDXL, SD3, FLUX, FLUX2, FLUX3, Z_IMAGE, QWEN_IMAGE, QWEN_IMAGE_21, KREA2, ANIMA, CHROMA):
     register(_family)
 NAMES = tuple(FAMILIES)
 """Those that come with the pack."""

@@ -1,7 +1,7 @@
 """What families of flow transformers have in common: a denoiser in native layout, text encoders of which some may be
 missing, an autoencoder. A family adds its data and the few functions in which it differs (`sd3`, `flux`)."""
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -33,7 +33,6 @@ from .protocol import Family, LoraPreset
 from .samplers import FlowSampler
 from .separate_files import WantedPart, separate_components
 from .sizes import stated_sizes
-from .text.encoder_kind import TextPart
 from .text.text_parts import TextParts
 from .variants import Released, Shapes
 from .weight_files import weight_files
@@ -91,15 +90,12 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
 
     @property
     def separate_parts(self) -> Sequence[WantedPart]:
-        return self._beside(self.text_parts.values(), 0)
+        return self.parts_beside(0)
 
     def parts_beside(self, width: int) -> Sequence[WantedPart]:
-        return self._beside(self.read_by(width).values(), width)
-
-    def _beside(self, text: Iterable[TextPart], width: int) -> Sequence[WantedPart]:
         vae = WantedPart(VAE, self.vae_kind, self.vae_files, channels=self.vae_channels)
         return [vae, *(WantedPart(part.component, part.kind.kind, part.files, required=part.required,
-                                  width=part.kind.width_of(width)) for part in text)]
+                                  width=part.kind.width_of(width)) for part in self.read_by(width).values())]
 
     def read_width(self, base: BaseModelSpec) -> int:
         return self.layer_names.read_width(self.native_shapes(base)) if self.layer_names.reads else 0
