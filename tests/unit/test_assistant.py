@@ -162,6 +162,25 @@ def test_convolutions_of_a_unet_and_other_makers_names(tiny_bases, tmp_path):
     assert torch.allclose(outputs(base, denoiser), outputs(base, plain), atol=1e-5)
 
 
+@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
+def test_every_family_finds_its_layers_under_kohyas_and_comfyuis_names(family, tmp_path):
+    """On the meta device, as before anything is loaded."""
+    kind = families.get(family)
+    base = recognize(str(tiny_flow.make_folder(family, tmp_path / "folder")), "base")
+    empty = kind.empty_denoiser(base)
+    names = families.layer_names.family_names(family)
+    layers = {names.find(kind.denoiser_key(empty, name)): layer for name, layer in empty.named_modules()
+              if isinstance(layer, torch.nn.Linear)}
+    assert None not in layers and len(layers) > 10
+    for maker in ("kohya", "comfyui"):
+        a_lora(tmp_path / f"{maker}.safetensors", {each.name(maker): tuple(layer.weight.shape)
+                                                   for each, layer in layers.items()})
+        assistant = Assistant(assisted(base, tmp_path / f"{maker}.safetensors"), kind)
+        assistant.require_fit()
+        assistant.attach(kind.empty_denoiser(base), torch.float32, torch.device("meta"))
+        assert len(assistant.notes) == 1
+
+
 KEY = "lora_unet_double_blocks_0_img_attn_proj"
 
 

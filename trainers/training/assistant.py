@@ -63,6 +63,7 @@ class Assistant:
         if other is not None:
             raise UserError(f"{other} of {file.name!r} is no layer of a plain LoRA, and only such can assist a "
                             "training. Make one of it with Merge LoRAs.")
+        self.names = names
         self.parts = renamed(replace(file, layers=layers), names, model=f"a {family.title} model").all()
         self.file = self.parts[0]
         self.notes = [f"the assistant LoRA {file.name} is on with the strength {self.spec.strength:g} while training and in "
@@ -93,7 +94,7 @@ class Assistant:
             layer.register_forward_hook(self._added)
 
     def _placed(self, denoiser: nn.Module) -> Iterator[tuple[nn.Module, list[FileLayer]]]:
-        modules = {self.family.denoiser_key(denoiser, name): layer for name, layer in denoiser.named_modules()
+        modules = {self._key(denoiser, name): layer for name, layer in denoiser.named_modules()
                    if isinstance(layer, (nn.Linear, nn.Conv2d))}
         wanted: dict[str, list[FileLayer]] = defaultdict(list)
         for file in self.parts:
@@ -108,6 +109,12 @@ class Assistant:
                     raise UserError(f"{key} is {list(part.shape)} in the assistant LoRA {self.spec.name!r} and "
                                     f"{list(shape)} in {self.base.name!r}: the LoRA is for another model.")
         yield from ((layer, wanted[key]) for key, layer in modules.items() if key in wanted)
+
+    def _key(self, denoiser: nn.Module, module_name: str) -> str:
+        """kohya's name of a layer, whatever name the family's files get."""
+        name = self.family.denoiser_key(denoiser, module_name)
+        found = self.names.find(name)
+        return found.key if found else name
 
     def _added(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The forward hook."""
