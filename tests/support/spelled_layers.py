@@ -67,4 +67,23 @@ WRITTEN = {
         "lora_te1_encoder_block_0_layer_0_SelfAttention_q": (T5_Q, None),
         "text_encoder.encoder.block.0.layer.0.SelfAttention.q": (T5_Q, None),
     },
+    "qwen_image": {
+        "diffusion_model.transformer_blocks.59.attn.add_q_proj": ("transformer_blocks.59.attn.add_q_proj", None),
+        "transformer_blocks.0.attn.to_out.0": ("transformer_blocks.0.attn.to_out.0", None),
+        "transformer.transformer_blocks.7.img_mlp.net.0.proj": ("transformer_blocks.7.img_mlp.net.0.proj", None),
+        "lora_unet_transformer_blocks_7_txt_mod_1": ("transformer_blocks.7.txt_mod.1", None),
+        "lycoris_transformer_blocks_7_txt_mlp_net_2": ("transformer_blocks.7.txt_mlp.net.2", None),
+        "base_model.model.transformer_blocks.7.attn.to_add_out": ("transformer_blocks.7.attn.to_add_out", None),
+        "lora_transformer_transformer_blocks_7_attn_to_k": ("transformer_blocks.7.attn.to_k", None),
+        "transformer.time_text_embed.timestep_embedder.linear_1": ("time_text_embed.timestep_embedder.linear_1", None),
+    },
+    "qwen_image_21": {
+        "diffusion_model.transformer_blocks.31.img_mlp.gate_up": ("transformer_blocks.31.img_mlp.gate_up", None),
+        "transformer.transformer_blocks.7.img_mlp.gate_layer": ("transformer_blocks.7.img_mlp.gate_up", (0, 1, 2)),
+        "transformer_blocks.7.img_mlp.proj": ("transformer_blocks.7.img_mlp.gate_up", (1, 2, 2)),
+        "lora_unet_transformer_blocks_7_img_mlp_gate_layer": ("transformer_blocks.7.img_mlp.gate_up", (0, 1, 2)),
+        "lora_unet_transformer_blocks_7_img_mlp_out": ("transformer_blocks.7.img_mlp.out", None),
+        "base_model.model.transformer_blocks.7.attn.to_out.0": ("transformer_blocks.7.attn.to_out.0", None),
+        "transformer.txt_in.in_layer": ("txt_in.in_layer", None), "lycoris_modulation_1": ("modulation.1", None),
+    },
 }

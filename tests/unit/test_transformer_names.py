@@ -18,6 +18,9 @@ from support import full_flow
 from support.spelled_layers import WRITTEN
 
 FAMILIES = ("sd3", "flux", "flux2", "flux3", "chroma")
+STATED = {"qwen_image": "qwen_image", "qwen_image_21": "qwen_image_2.1"}
+"""Families whose names are those of others too, and what files say of them."""
+NAMED = (*FAMILIES, *STATED)
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------
@@ -43,14 +46,14 @@ def test_every_layer_of_a_released_model_is_found_by_diffusers_names(release):
         assert (wanted.kind, wanted.width) in RELEASED or wanted.kind not in LANGUAGE_TITLES
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMED)
 def test_the_table_has_the_layers_of_all_releases_and_no_others(family):
     real = {layer.native for release, (own, *_) in full_flow.RELEASES.items() if own == family
             for layer in LayerNames.of_checkpoint(full_flow.native_shapes(release)).layers}
     assert real == {layer.native for layer in family_names(family).layers if not layer.is_text}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMED)
 @pytest.mark.parametrize("dotless", [False, True])
 def test_every_spelling_of_every_layer_leads_back(family, dotless):
     names = family_names(family)
@@ -61,7 +64,7 @@ def test_every_spelling_of_every_layer_leads_back(family, dotless):
             assert place(spelled, family) == place(layer.native, family), (program, spelled)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMED)
 def test_names_as_programs_write_them(family):
     for spelled, (native, rows) in WRITTEN[family].items():
         found = family_names(family).find(spelled)
@@ -133,7 +136,8 @@ WIDE = 8
 FLUX = {"ss_base_model_version": "flux1"}
 """Where names and widths alone are those of FLUX 3 too."""
 MARKS = {"sd3": "joint_blocks.0.x_block.attn2.qkv", "flux": "single_blocks.0.linear1", "flux2": "single_blocks.40.linear1",
-         "flux3": "single_blocks.0.mlp_in", "chroma": "distilled_guidance_layer.in_proj"}
+         "flux3": "single_blocks.0.mlp_in", "chroma": "distilled_guidance_layer.in_proj",
+         "qwen_image": "transformer_blocks.59.attn.to_q", "qwen_image_21": "transformer_blocks.0.img_mlp.gate_up"}
 """Layers that tell the family by all their names."""
 
 
@@ -262,11 +266,12 @@ def test_any_spelling_gives_the_same_numbers(family, seed, tmp_path):
             torch.testing.assert_close(found, 0.5 * each, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", NAMED)
 def test_to_diffusers_names_and_back_nothing_is_rounded(family, tmp_path):
     """Not a bit of what three layers held is lost in one, nor their rank; the scale stays with alpha."""
     _, theirs, _ = a_lora(family, 0)
-    path = written(tmp_path / "theirs.safetensors", theirs, lambda layer: layer.diffusers, ab=True)
+    stated = {"ss_base_model_version": STATED[family]} if family in STATED else None
+    path = written(tmp_path / "theirs.safetensors", theirs, lambda layer: layer.diffusers, stated, ab=True)
     before = {layer.diffusers: parts for layer, parts in theirs.items()}
     converted = done("convert", tmp_path / "kohya", lora=str(path), names="kohya", file_precision="same")
     back = read_lora(done("convert", tmp_path / "back", lora=str(converted), names="diffusers", file_precision="same"))
