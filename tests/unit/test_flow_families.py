@@ -1,4 +1,5 @@
 """SD3 and FLUX.1: what they load is what diffusers loads, from every layout; captions of any length; names of tensors."""
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +99,28 @@ def test_names_lead_back(flow):
     assert all(key_map.module_tensor(key_map.native_tensor(name)) == name for name in module)
 
 
-def test_relatives_are_refused_by_what_they_are(tiny_bases, tmp_path):
-    weights = tiny_flow.single_file_weights("z_image", Path(tiny_bases["z_image"].path))
-    for mark, words in (("siglip_embedder.0.weight", "given images"), ("dec_net.cond_embed.weight", "works on pixels")):
-        save_file({**weights, f"model.diffusion_model.{mark}": torch.zeros(4)}, tmp_path / "relative.safetensors")
-        with pytest.raises(UserError, match=f"'x' is a Z-Image that .*{words}.* not trained here. Choose a Z-Image model"):
-            recognize(str(tmp_path / "relative.safetensors"), "x")
+@pytest.mark.parametrize("family, name, mark, words", [
+    ("z_image", "x", ("siglip_embedder.0.weight", 4), "a Z-Image that is given images besides the caption"),
+    ("z_image", "x", ("dec_net.cond_embed.weight", 4), "a Z-Image that works on pixels, without a VAE"),
+    ("qwen_image", "x", ("__index_timestep_zero__", 0), "Qwen-Image-Edit 2511"),
+    ("qwen_image", "x", ("time_text_embed.addition_t_embedding.weight", 4), "Qwen-Image-Layered"),
+    ("qwen_image", "x", ("txt_norm.weight", 2560), "Mage-Flow"),
+    ("qwen_image", "qwen_image_edit_2509_bf16.safetensors", None, r"Qwen-Image-Edit \(by its name\)")])
+def test_relatives_are_refused_by_what_they_are(family, name, mark, words, tiny_bases, tmp_path):
+    weights = tiny_flow.single_file_weights(family, Path(tiny_bases[family].path))
+    changed = {f"model.diffusion_model.{mark[0]}": torch.zeros(mark[1])} if mark else {}
+    save_file({**weights, **changed}, tmp_path / "relative.safetensors")
+    words = f"{words}, which is not trained here. Choose a {families.get(family).title} model that makes"
+    with pytest.raises(UserError, match=f"'{name}' is {words}"):
+        recognize(str(tmp_path / "relative.safetensors"), name)
+
+
+def test_folders_of_pipelines_that_are_given_images_are_refused(tiny_bases, tmp_path):
+    shutil.copytree(tiny_bases["qwen_image"].path, tmp_path / "edit")
+    index = tmp_path / "edit" / "model_index.json"
+    index.write_text(index.read_text().replace("QwenImagePipeline", "QwenImageEditPlusPipeline"))
+    with pytest.raises(UserError, match="'edit' is Qwen-Image-Edit, which is not trained here"):
+        recognize(str(tmp_path / "edit"), "edit")
 
 
 @pytest.mark.parametrize("family", [each for each in tiny_flow.FAMILIES if families.get(each).needs_diffusers])
