@@ -203,16 +203,21 @@ def test_class_images_of_0_are_those_of_what_is_usual(guided, tiny_bases, tmp_pa
     assert folder(guided[1]) == folder(guided[1], sampler_steps=3, guidance=3.5) != folder(guided[1], guidance=7.0)
 
 
-@pytest.mark.parametrize("name, at_1024, at_512", [
-    ("flux", math.exp(1.15), math.exp(0.5 + 0.65 * 768 / 3840)), ("sd3", 3, 3)])
-def test_the_families_shift_as_their_samplers_do(name, at_1024, at_512, tmp_path):
-    """1024 pixels are 128 latents a side and 64 tokens; their patches are two latents wide."""
-    base = recognize(str(tiny_flow.make_folder(name, tmp_path / name)), name)
-    shift = families.get(name).noise_shift(base)
-    found = [chosen_shift(specs.ObjectiveSpec(), shift, side, side) for side in (128, 64)]
-    assert found == pytest.approx([at_1024, at_512]) and shift.patch == 2
-    dynamic = specs.ObjectiveSpec(flow_shift_mode="dynamic")
-    assert chosen_shift(dynamic, shift, 128, 128) == pytest.approx(math.exp(1.15))
+QWEN = math.exp(0.5 + 0.4 * 3840 / 7936), math.exp(0.5 + 0.4 * 768 / 7936)
+"""0.5 at 256 tokens, 0.9 at 8192."""
+
+
+@pytest.mark.parametrize("name, at_1024, at_512, dynamic", [
+    ("flux", math.exp(1.15), math.exp(0.5 + 0.65 * 768 / 3840), math.exp(1.15)), ("sd3", 3, 3, math.exp(1.15)),
+    ("qwen_image", *QWEN, QWEN[0]), ("qwen_image_21", *QWEN, QWEN[0])])
+def test_the_families_shift_as_their_samplers_do(name, at_1024, at_512, dynamic, tiny_bases):
+    """1024 pixels are 64 tokens a side: 128 latents in patches of two, or 64 larger ones."""
+    family, base = families.get(name), tiny_bases[name]
+    shift, latents = family.noise_shift(base), 1024 // family.latent_format(base).downscale
+    found = [chosen_shift(specs.ObjectiveSpec(), shift, side, side) for side in (latents, latents // 2)]
+    assert found == pytest.approx([at_1024, at_512]) and latents // shift.patch == 64
+    settings = specs.ObjectiveSpec(flow_shift_mode="dynamic")
+    assert chosen_shift(settings, shift, latents, latents) == pytest.approx(dynamic)
 
 
 def test_the_shift_of_a_family_knows_the_size_of_its_latents(guided):
