@@ -81,7 +81,7 @@ def described_denoiser(tensors: dict[str, torch.Tensor]) -> tuple[str, Any, Any]
 
 def _detected_parts(tensors: dict[str, torch.Tensor]) -> dict[str, Part]:
     prefix, config, model = described_denoiser(tensors)
-    parts = {"UNet": Part(model.diffusion_model.state_dict(), under(prefix, tensors))}
+    parts = {"UNet": Part(model.diffusion_model.state_dict(), config.process_unet_state_dict(under(prefix, tensors)))}
     prefixes = {each: "" for each in config.vae_key_prefix}
     vae = comfy.utils.state_dict_prefix_replace(dict(tensors), prefixes, filter_keys=True)
     vae = config.process_vae_state_dict(vae)

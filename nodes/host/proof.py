@@ -28,8 +28,9 @@ from .native import host_model, host_text_options, host_vae_config
 
 TEXT = "text_encoders."
 """Before the names of text encoders in all-in-one files, which are those in ComfyUI's CLIP."""
-OPTIONAL = (".logit_scale", ".transformer.text_projection.weight")
-"""What the host's own loader does without: it warns of other missing weights only."""
+OPTIONAL = (".logit_scale", ".transformer.text_projection.weight", "norm_final.weight")
+"""What the host's own loader does without: it warns of other missing weights only. The last one is in older versions' class
+of Z-Image, which never asks it."""
 
 
 def unmatched_keys(lora: dict, family: str, unet_config: dict, text_config: dict, sizes: bool = True) -> list[str]:
@@ -144,8 +145,8 @@ def unmatched_tensors(files: list[Path], base_files: list[Path], family: str, co
 
 def _denoiser_alone(tensors: dict[str, torch.Tensor]) -> Part:
     with silence():
-        prefix, _, model = described_denoiser(tensors)
-    return Part(model.diffusion_model.state_dict(), under(prefix, tensors))
+        prefix, config, model = described_denoiser(tensors)
+    return Part(model.diffusion_model.state_dict(), config.process_unet_state_dict(under(prefix, tensors)))
 
 
 def _problems(files: list[Path], family: str, configs: Path) -> list[str]:
@@ -182,7 +183,7 @@ def _parts_of_transformer(tensors: dict[str, torch.Tensor], configs: Path) -> di
     unused = () if config.get("use_quant_conv", True) else ("quant_conv.", "post_quant_conv.")
     vae_prefix = found.vae_key_prefix[0]
     return {
-        "denoiser": Part(denoiser.diffusion_model.state_dict(), under(prefix, tensors)),
+        "denoiser": Part(denoiser.diffusion_model.state_dict(), found.process_unet_state_dict(under(prefix, tensors))),
         "VAE": Part({name: tensor for name, tensor in vae.items() if not name.startswith(unused)},
                     under(vae_prefix, tensors)),
         "text encoder": Part(

@@ -32,7 +32,7 @@ folder_paths.set_output_directory(str(FOLDER))
 from finetune.nodes import host  # noqa: E402
 from finetune.nodes.host.detection import Refused, detected_denoiser  # noqa: E402
 from finetune.nodes.host.native import host_model  # noqa: E402
-from finetune.nodes.host.proof import _text_model  # noqa: E402
+from finetune.nodes.host.proof import _denoiser_alone, _differences, _text_model  # noqa: E402
 from finetune.nodes.host.stack import Targets, inspect_lora, weight_of  # noqa: E402
 from finetune.trainers.artifacts.layer_names import family_names  # noqa: E402
 from finetune.trainers.artifacts.lora_file import read_lora  # noqa: E402
@@ -111,7 +111,8 @@ def transformer_names(release: str) -> dict:
         each.diffusers for layer in layers if not layer.is_text for each in
         ([layer.views[split.name] for split in layer.splits] or [layer])]}
     missing = {maker: [name for name in names if name not in targets.exact] for maker, names in makers.items()}
-    return {"wrong": wrong, "stack": stacked, "strangers": strangers, "agreed": agreed, "layers": len(layers),
+    return {"checkpoint": _differences("denoiser", _denoiser_alone(tensors)),
+            "wrong": wrong, "stack": stacked, "strangers": strangers, "agreed": agreed, "layers": len(layers),
             "missing": missing, "known": len(targets.exact), "names": {maker: len(names) for maker, names in makers.items()}}
 
 

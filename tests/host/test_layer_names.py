@@ -48,6 +48,7 @@ def test_every_name_of_a_flow_model_leads_where_comfyui_leads(effects, release):
     assert found["wrong"] == [], "names that ComfyUI reads otherwise"
     assert found["strangers"] == [], "names that ComfyUI knows and the table does not"
     assert found["stack"] == []
+    assert found["checkpoint"] == [], "tensors of a file of the denoiser that ComfyUI misses or does not know"
     assert all(found["agreed"][program] >= found["layers"] for program in ("kohya", "ComfyUI"))
     of_diffusers = ("SimpleTuner",) if family in LATE else ("diffusers", "SimpleTuner", "OneTrainer, older")
     assert all(found["agreed"][program] >= known for program in of_diffusers
