@@ -22,6 +22,7 @@ load_pack()
 become_host(Path(sys.argv[1]))
 
 import comfy.model_detection  # noqa: E402
+import comfy.ops  # noqa: E402
 import comfy.supported_models  # noqa: E402
 from finetune.trainers import families  # noqa: E402
 from finetune.trainers.families.conditioning import Conditioning  # noqa: E402
@@ -64,9 +65,28 @@ def chroma_sizes(shapes: Shapes) -> dict:
                 hidden_dim=hidden, n_layers=sum(name.startswith("distilled_guidance_layer.norms.") for name in shapes))
 
 
+def anima_sizes(shapes: Shapes) -> dict:
+    return dict(num_heads=shapes["x_embedder.proj.1.weight"][0] // shapes["blocks.0.self_attn.q_norm.weight"][0],
+                crossattn_emb_channels=shapes["blocks.0.cross_attn.k_proj.weight"][1])
+
+
+def small_adapter(model: torch.nn.Module, shapes: Shapes):
+    def shape(name: str) -> torch.Size:
+        return shapes[f"llm_adapter.{name}.weight"]
+
+    (said, inside), head = shape("out_proj"), shape("blocks.0.cross_attn.q_norm")[0]
+    model.llm_adapter = type(model.llm_adapter)(
+        shape("blocks.0.cross_attn.k_proj")[1], said, inside, num_layers=2, num_heads=inside // head,
+        operations=comfy.ops.disable_weight_init)
+
+
 UNUSED = {"norm_final.weight"}
 """What older versions have and never ask."""
 SMALL = {
+    "anima": Small("Anima", anima_sizes, small_adapter, lambda said: {
+        "c_crossattn": said["hidden"], "t5xxl_ids": said["ids"], "t5xxl_weights": torch.ones(1, said["ids"].shape[1], 1)},
+        frames=True),
+    "krea2": Small("Krea2", lambda shapes: {}, told=lambda said: {"c_crossattn": said["hidden"].flatten(2)}, frames=True),
     "qwen_image": Small("QwenImage", lambda shapes: dict(
         num_attention_heads=shapes["img_in.weight"][0] // 128, joint_attention_dim=shapes["txt_norm.weight"][0]),
         frames=True),
