@@ -32,10 +32,11 @@ HOST_FAMILIES = {
 TEXT_ALONE = SMALL = "sd1"
 """Of which family a CLIP without a model counts as, and small models are that are built here."""
 CLIP_TYPES = {"sd3": "SD3", "flux": "FLUX", "flux2": "FLUX2", "z_image": "LUMINA2", "qwen_image": "QWEN_IMAGE",
-              "chroma": "CHROMA"}
+              "chroma": "CHROMA", "krea2": "KREA2"}
 """What the host's Load CLIP calls text encoders of a family; all others are of the kind STABLE_DIFFUSION."""
 TRANSFORMERS = {"SD3": "sd3", "Flux": "flux", "FluxInpaint": "flux", "FluxSchnell": "flux", "Flux2": "flux2",
-                "ZImage": "z_image", "QwenImage": "qwen_image", "Chroma": "chroma"}
+                "ZImage": "z_image", "QwenImage": "qwen_image", "Chroma": "chroma", "Krea2": "krea2",
+                "Anima": "anima"}
 """The host's descriptions of models whose LoRAs are stacked, and no more. Relatives of them have descriptions of their own,
 and classes that are made of theirs."""
 

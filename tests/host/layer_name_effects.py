@@ -103,8 +103,8 @@ def transformer_names(release: str) -> dict:
     for name, target in targets.exact.items():
         weight = weight_of(target)
         layer = weight in weights and weights[weight].ndim in (2, 4) and weight.endswith(".weight")
-        if layer and "lora_prior" not in name and not is_of_flux_2(name) and not any(
-                each in weight for each in ("embedding.weight", "shared.weight", "relative_attention_bias")):
+        words = "embedding.weight", "shared.weight", "relative_attention_bias", "adapter.embed.weight"
+        if layer and "lora_prior" not in name and not is_of_flux_2(name) and not any(each in weight for each in words):
             found = targets.names.find(name)
             strangers += [name] if found is None or plain_target(targets._target(found)) != plain_target(target) else []
     makers = {"kohya": [layer.key for layer in layers], "comfyui": [layer.native for layer in layers], "diffusers": [

@@ -3,11 +3,9 @@
 import pytest
 from support import full_flow
 
-LATE = "z_image",
-"""Families of which ComfyUI reads few of diffusers' spellings, and older versions fewer still: whoever has a LoRA with the
+READ = {"z_image": ("SimpleTuner",), "anima": (), **dict.fromkeys(("krea2", "qwen_image"), ("diffusers", "SimpleTuner"))}
+"""Of some families ComfyUI reads fewer of diffusers' spellings, and older versions fewer still: whoever has a LoRA with the
 others converts it."""
-UNREAD = {"qwen_image": ("OneTrainer, older",)}
-"""Spellings of diffusers' names that it does not read."""
 NEW = "krea2", "anima", "flux2", "flux3", "qwen_image_21"
 """Families that not every version of ComfyUI has."""
 
@@ -43,16 +41,15 @@ def test_every_name_of_a_flow_model_leads_where_comfyui_leads(effects, release):
     every = found["missing"].pop("diffusers")
     unknown = [name for name in every if UNTRAINED not in name]
     known = found["names"]["diffusers"] - (len(every) - len(unknown))
-    assert not unknown or (family in LATE and len(unknown) == found["names"]["diffusers"]), "a part of diffusers' names"
+    assert not unknown or (family in READ and len(unknown) == found["names"]["diffusers"]), "a part of diffusers' names"
     assert found["missing"] == {"kohya": [], "comfyui": []}, "names of the table that ComfyUI does not know"
     assert found["wrong"] == [], "names that ComfyUI reads otherwise"
     assert found["strangers"] == [], "names that ComfyUI knows and the table does not"
     assert found["stack"] == []
     assert found["checkpoint"] == [], "tensors of a file of the denoiser that ComfyUI misses or does not know"
     assert all(found["agreed"][program] >= found["layers"] for program in ("kohya", "ComfyUI"))
-    of_diffusers = ("SimpleTuner",) if family in LATE else ("diffusers", "SimpleTuner", "OneTrainer, older")
-    assert all(found["agreed"][program] >= known for program in of_diffusers
-               if program not in UNREAD.get(family, ()))
+    of_diffusers = READ.get(family, ("diffusers", "SimpleTuner", "OneTrainer, older"))
+    assert all(found["agreed"][program] >= known for program in of_diffusers)
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "loha", "lokr", "lokr, whole factors"])

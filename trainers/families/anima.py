@@ -39,14 +39,15 @@ SHIFT = 3.0
 
 
 def _block(native: str, module: str) -> Rule:
-    return Rule(f"blocks.{{}}.{native}", f"transformer_blocks.{{}}.{module}")
+    native = f"blocks.{{}}.{native}"
+    return Rule(native, f"transformer_blocks.{{}}.{module}", others=(Split(f"transformer.{native}"),))
 
 
 def _attention(native: str, module: str) -> tuple[Rule, ...]:
     return (
         *(_block(f"{native}.{each}_proj", f"{module}.to_{each}") for each in "qkv"),
         _block(f"{native}.output_proj", f"{module}.to_out.0"),
-        *(replace(_block(f"{native}.{each}_norm", f"{module}.norm_{each}"), tensors=NORM) for each in "qk"),
+        *(replace(_block(f"{native}.{each}_norm", f"{module}.norm_{each}"), tensors=NORM, others=()) for each in "qk"),
     )
 
 

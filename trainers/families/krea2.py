@@ -34,8 +34,8 @@ SHIFT = ShiftByLength(second=(6400, 1.15))
 
 def _block(native: str, module: str) -> tuple[Rule, ...]:
     """What all blocks have in common."""
-    def layer(own: str, theirs: str, *others: str) -> Rule:
-        return Rule(f"{native}.{own}", f"{module}.{theirs}", others=tuple(Split(f"{module}.{each}") for each in others))
+    def layer(own: str, theirs: str) -> Rule:
+        return Rule(f"{native}.{own}", f"{module}.{theirs}", others=(Split(f"transformer.{native}.{own}"),))
 
     def norm(own: str, theirs: str) -> Rule:
         return Rule(f"{native}.{own}", f"{module}.{theirs}", tensors=SCALE)
