@@ -36,8 +36,9 @@ METHODS = {
 """By name; those that speak of blocks are made for the blocks of a base."""
 
 
-EITHER_WAY = "DoRA", "LoHa", "LoKr"
-"""Rows that leave the text encoder alone in families whose text encoder learns nothing."""
+EITHER_WAY = "LoKr",
+"""Rows that leave the text encoder alone in families whose text encoder learns nothing. One kind of adapter whose factors
+depend on the shapes of layers stands for the others there."""
 
 
 def side(block: str) -> str:
