@@ -37,13 +37,15 @@ Shapes = Mapping[str, torch.Size]
 @dataclass(frozen=True)
 class Small:
     """A family's tiny model in ComfyUI: the name of its description, what its detection takes for granted, what is put in
-    the place of layers that have one width only, what it is told, and whether an image is a film of one frame."""
+    the place of layers that have one width only, what it is told, whether an image is a film of one frame, and whether it is
+    the family's plain model."""
 
     name: str
     sizes: Callable[[Shapes], dict]
     replaced: Callable[[torch.nn.Module, Shapes], None] = lambda model, shapes: None
     told: Callable[[Conditioning], dict] = lambda said: {"c_crossattn": said["hidden"]}
     frames: bool = False
+    plain: bool = False
 
 
 def z_image_sizes(shapes: Shapes) -> dict:
@@ -80,6 +82,12 @@ def small_adapter(model: torch.nn.Module, shapes: Shapes):
         operations=comfy.ops.disable_weight_init)
 
 
+def flux2_sizes(shapes: Shapes) -> dict:
+    (width, _), head = shapes["img_in.weight"], shapes["single_blocks.0.norm.query_norm.scale"][0]
+    return dict(hidden_size=width, num_heads=width // head, axes_dim=[head // 4] * 4,
+                context_in_dim=shapes["txt_in.weight"][1])
+
+
 UNUSED = {"norm_final.weight"}
 """What older versions have and never ask."""
 SMALL = {
@@ -90,6 +98,9 @@ SMALL = {
     "qwen_image": Small("QwenImage", lambda shapes: dict(
         num_attention_heads=shapes["img_in.weight"][0] // 128, joint_attention_dim=shapes["txt_norm.weight"][0]),
         frames=True),
+    "flux2": Small("Flux2", flux2_sizes),
+    "flux2, dev": Small("Flux2", flux2_sizes, plain=True, told=lambda said: {
+        "c_crossattn": said["hidden"], "guidance": said["guidance"]}),
     "chroma": Small("Chroma", chroma_sizes,
                     told=lambda said: {"c_crossattn": said["hidden"], "guidance": torch.zeros(1)}),
     "z_image": Small("ZImage", z_image_sizes, wide_time,
@@ -124,22 +135,25 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-6))
 
 
-def errors(family: str, folder: Path) -> list[float]:
+def errors(title: str, folder: Path) -> list[float]:
     """At every noise level, for a short caption and a long one, of images that are no squares."""
-    kind, small = families.get(family), SMALL[family]
-    base = recognize(str(tiny_flow.make_folder(family, folder / family)), family)
+    family, small = title.partition(",")[0], SMALL[title]
+    kind = families.get(family)
+    base = recognize(str(tiny_flow.make_folder(family, folder / title, small.plain)), family)
     denoiser, text = kind.load_denoiser(base, torch.float32), kind.load_text(base, torch.float32)
     weights = {kind.layer_names.key_map.native_tensor(name): tensor.clone()
                for name, tensor in denoiser.state_dict().items()}
     model, draw = host_model(small, weights), torch.Generator().manual_seed(6)
     latents = torch.randn((1, kind.latent_format(base).channels, 8, 12), generator=draw)
     said = [kind.encode_captions(text, [caption]) for caption in CAPTIONS]
+    if kind.guidance(base) == "distilled":
+        said = [each | Conditioning.guidance(2.5, 1) for each in said]
     return [distance(kind.predict(denoiser, latents, torch.full((1,), 1000 * sigma), each),
                      host_velocity(small, model, latents, sigma, each)) for each in said for sigma in SIGMAS]
 
 
 if __name__ == "__main__":
     with torch.no_grad():
-        results = {family: errors(family, Path(sys.argv[2])) for family in SMALL if family in tiny_flow.FAMILIES
-                   and hasattr(comfy.supported_models, SMALL[family].name)}
+        results = {title: errors(title, Path(sys.argv[2])) for title in SMALL
+                   if hasattr(comfy.supported_models, SMALL[title].name)}
     (Path(sys.argv[2]) / "results.json").write_text(json.dumps(results), encoding="utf-8")

@@ -12,6 +12,6 @@ def effects(found_by):
 
 def test_velocities_are_the_hosts_at_every_noise_level(effects):
     """For a short and for a long caption."""
-    assert {"z_image", "qwen_image", "chroma"} <= effects.keys()
+    assert {"z_image", "qwen_image", "chroma", "flux2", "flux2, dev"} <= effects.keys()
     for family, errors in effects.items():
         assert len(errors) == 10 and max(errors) < ROUNDING, (family, errors)
