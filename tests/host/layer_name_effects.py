@@ -7,6 +7,7 @@ sizes are built on the meta device: names and shapes without memory. A process o
 stay in the tests' process.
 """
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,7 +105,8 @@ def transformer_names(release: str) -> dict:
         weight = weight_of(target)
         layer = weight in weights and weights[weight].ndim in (2, 4) and weight.endswith(".weight")
         words = "embedding.weight", "shared.weight", "relative_attention_bias", "adapter.embed.weight"
-        if layer and "lora_prior" not in name and not is_of_flux_2(name) and not any(each in weight for each in words):
+        if layer and "lora_prior" not in name and not is_of_a_relative(name, family) and not any(
+                each in weight for each in words):
             found = targets.names.find(name)
             strangers += [name] if found is None or plain_target(targets._target(found)) != plain_target(target) else []
     makers = {"kohya": [layer.key for layer in layers], "comfyui": [layer.native for layer in layers], "diffusers": [
@@ -116,10 +118,10 @@ def transformer_names(release: str) -> dict:
             "missing": missing, "known": len(targets.exact), "names": {maker: len(names) for maker, names in makers.items()}}
 
 
-def is_of_flux_2(name: str) -> bool:
-    """Names of its single blocks, which newer versions of the host read for FLUX.1 too; no program writes them for it."""
-    flat = name.replace(".", "_")
-    return "single_transformer_blocks_" in flat and flat.endswith(("_attn_to_qkv_mlp_proj", "_attn_to_out"))
+def is_of_a_relative(name: str, family: str) -> bool:
+    """The host has one table for FLUX.1, FLUX.2 and Chroma; no program writes the names of one for another."""
+    relatives, first = {"flux", "flux2", "chroma"}, re.sub(r"(?<=blocks[._])\d+", "0", name)
+    return family in relatives and any(family_names(each).find(first) for each in relatives - {family})
 
 
 def plain_target(target):
