@@ -1,14 +1,19 @@
 """Settings that only some flow models read: guidance, the length of captions, usual previews; and notes of a base."""
+import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from finetune.trainers import families
 from finetune.trainers import spec as specs
 from finetune.trainers.caches.encoding import CaptionCache
 from finetune.trainers.errors import UserError
 from finetune.trainers.events import StepEvent
+from finetune.trainers.families import flux2
 from finetune.trainers.families.protocol import UsualSampling
 from finetune.trainers.families.recognition import recognize
 from finetune.trainers.families.samplers import FlowSampler
@@ -225,3 +230,47 @@ def test_the_shift_of_a_family_knows_the_size_of_its_latents(guided):
     family, base = guided
     shift = family.noise_shift(base)
     assert replace(shift, shift=unshifted) == FamilyShift(side=16, patch=2) and shift.shift(16, 16) == 1
+
+
+@pytest.mark.parametrize("family", ["flux2", "flux3"])
+def test_flux_2_and_3_train_with_flux_1s_shift_and_sample_with_their_own(family, tiny_bases):
+    """Their latents are tokens: 1024 pixels are 64 a side."""
+    kind, base = families.get(family), tiny_bases[family]
+    shift = kind.noise_shift(base)
+    assert shift.patch == 1 and chosen_shift(specs.ObjectiveSpec(), shift, 64, 64) == pytest.approx(math.exp(1.15))
+    assert flux2.empirical_mu(4096, 50) == pytest.approx(2.02, abs=5e-3)  # ComfyUI's, for all sizes and steps
+    for tokens in (16, 4096, 4300, 4301, 16384):
+        assert all(flux2.empirical_mu(tokens, steps) == pytest.approx(compute_empirical_mu(tokens, steps))
+                   for steps in (4, 20, 50, 200))
+    sampler = kind.sampler(base)
+    assert sampler.guidance == "classifier-free" and (family == "flux2" or sampler.shift(64, 64) == 6.93)
+
+
+@pytest.mark.parametrize("name, width, dev, title", [
+    ("flux-2-klein-4b-fp8.safetensors", 3072, False, "FLUX.2 klein 4B (by its name)"),
+    ("FLUX.2-klein-9B", 4096, False, "FLUX.2 klein 9B (by its name)"),
+    ("flux-2-klein-9b-kv.safetensors", 4096, False, "FLUX.2 klein 9B (by its name)"),
+    ("flux-2-klein-base-4b.safetensors", 3072, False, "FLUX.2 klein base 4B (by its name)"),
+    ("models/mine.safetensors", 4096, False, "FLUX.2 klein base 9B (by its name)"),
+    ("flux2_dev_fp8mixed.safetensors", 6144, True, "FLUX.2 dev")])
+def test_flux_2_is_distilled_by_its_name_alone(name, width, dev, title, monkeypatch):
+    shapes = {"img_in.weight": (width, 128), **({"guidance_in.in_layer.weight": (width, 256)} if dev else {})}
+    monkeypatch.setattr(flux2.Flux2, "native_shapes", lambda kind, base: shapes)
+    kind, base = families.get("flux2"), specs.BaseModelSpec(
+        family="flux2", path="x", name=name, layout="separate_files", prediction_type="flow", fingerprint="x")
+    assert kind.base_title(base) == title
+    distilled = not dev and "base" not in title
+    assert kind.guidance(base) == ("distilled" if dev else "none" if distilled else "classifier-free")
+    instead = title.replace("klein", "klein base").removesuffix(" (by its name)")
+    assert [f"Train on {instead}, whose" in note for note in kind.base_notes(base)] == [True] * distilled
+
+
+def test_a_distilled_flux_3_is_refused_whatever_it_lies_in(tiny_bases, tmp_path):
+    folder = Path(shutil.copytree(tiny_bases["flux3"].path, tmp_path / "folder"))
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "flow_map": True}))
+    marks = "content_mode_blocks.image.0.q_proj.weight", "ref_time_in.in_layer.weight"
+    save_file({mark: torch.ones(2, 2) for mark in marks}, tmp_path / "file.safetensors")
+    for path in (folder, tmp_path / "file.safetensors"):
+        with pytest.raises(UserError, match="'x' is a distilled FLUX 3 Image Klein, .* that is not distilled"):
+            recognize(str(path), "x")

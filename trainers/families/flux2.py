@@ -112,6 +112,7 @@ class Flux2(Flux2Latents, TransformerFamily):
         attention=r"single_blocks_\d+_linear[12]", widths=frozenset({3072, 4096, 6144}),
         smaller=(MappingProxyType({"DOUBLE": 8, "SINGLE": 24}), MappingProxyType({"DOUBLE": 5, "SINGLE": 20})),
         stated=("flux2", "flux-2", "flux.2"), reads="txt_in", written="comfyui")
+    refused = MappingProxyType({"Flux2KleinKVPipeline": "a FLUX.2 klein that edits images"})
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "qwen3_4b", QWEN, ("qwen_3_4b.safetensors",), read=7680),
         "te2": TextPart("text_encoder", "qwen3_8b", QWEN, (

@@ -16,15 +16,17 @@ from ..artifacts.layer_names.transformer import TransformerNames
 from ..artifacts.tensor_files import Entry
 from ..objectives.noise import ShiftByLength
 from ..spec import BaseModelSpec
+from .component_configs import read_object
 from .conditioning import Conditioning, by_length
 from .flux2 import positions, text_positions
 from .flux2_latents import Flux2Latents
+from .model_parts import ModelSource, Recognized
 from .protocol import LoraPreset
 from .samplers import FlowSampler
 from .text.encoder_kind import TextPart
 from .text.language_model import QWEN3_VL, LanguageModel
 from .text.taps import FLUX3 as TAP
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import TRANSFORMER, Shapes, TransformerFamily
 
 STEP = 0.5
 """From one row or column of an image to the next, in the positions that the model was trained with."""
@@ -32,6 +34,9 @@ SHIFT = 6.93
 """Of sampling, at every size."""
 REFERENCE = "image_cond"
 """What belongs to images that are edited: trainings on captions alone never run it."""
+
+DISTILLED = "a distilled FLUX 3 Image Klein"
+"""It is told besides to which noise level a step goes, which trainings do not know."""
 
 
 def _blocks(native: str, module: str) -> tuple[Rule, ...]:
@@ -78,6 +83,8 @@ class Flux3(Flux2Latents, TransformerFamily):
             "single_blocks": "SINGLE"}),
         attention=r".*_(q|k|v)_proj|.*_attn_out", widths=frozenset({3072}), stated=("flux3", "flux-3", "flux.3"),
         reads="txt_in", written="comfyui")
+    refused = MappingProxyType({"ref_time_in.in_layer.weight": DISTILLED})
+    wanted = "that is not distilled (Base), whose LoRAs work with the distilled one too"
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "qwen3vl_4b", LanguageModel(QWEN3_VL, TAP), (
             "qwen3vl_4b_bf16.safetensors", "qwen3vl_4b_fp8_scaled.safetensors"))})
@@ -95,6 +102,12 @@ class Flux3(Flux2Latents, TransformerFamily):
                              source="half the rank, a third of the steps and a quarter of the pixels of ai-toolkit's")})
     metadata = MappingProxyType({
         "ss_base_model_version": "flux3", "ss_v2": "False", "modelspec.architecture": "flux-3-image-klein"})
+
+    def _recognize_folder(self, source: ModelSource) -> Recognized | None:
+        config = read_object(source.path / TRANSFORMER / "config.json") or {}
+        is_own = config.get("_class_name") == self.class_name
+        self._require_own(source, DISTILLED if is_own and config.get("flow_map") is True else "")
+        return super()._recognize_folder(source)
 
     def denoiser_config(self, shapes: Shapes) -> Mapping[str, Any]:
         (width, channels), head = shapes["emb_in.image.weight"], shapes["single_blocks.0.norm.query_norm.scale"][0]

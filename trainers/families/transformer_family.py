@@ -53,6 +53,8 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
     """diffusers' class of the denoiser."""
     needs_diffusers: ClassVar[str] = ""
     """The first version that has the class, where it is newer than what the pack requires."""
+    wanted: ClassVar[str] = "that makes images out of captions alone"
+    """What to choose in place of a model that is refused."""
     refused: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Native names of tensors, or diffusers' pipelines → what a model is that has them: a relative with the same layers,
     which is not trained."""
@@ -159,8 +161,8 @@ class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Mod
 
     def _require_own(self, source: ModelSource, relative: str):
         if relative:
-            raise UserError(f"{source.name!r} is {relative}, which is not trained here. Choose a {self.title} model that "
-                            "makes images out of captions alone.")
+            raise UserError(f"{source.name!r} is {relative}, which is not trained here. Choose a {self.title} model "
+                            f"{self.wanted}.")
 
     def _recognize_folder(self, source: ModelSource) -> Recognized | None:
         config = read_object(source.path / TRANSFORMER / "config.json")
