@@ -133,6 +133,16 @@ def test_an_older_diffusers_is_named_before_anything_is_loaded(family, tiny_base
     assert recognize(tiny_bases[family].path, "folder").family == family
 
 
+@pytest.mark.parametrize("name, title, steps", [
+    ("z_image_turbo_bf16.safetensors", "Turbo", 8), ("Z-Image-Turbo", "Turbo", 8), ("z_image_bf16.safetensors", "Base", 28),
+    ("z_image_de_turbo_v1_bf16.safetensors", "Base", 28), ("mine/ZImage-DeTurbo.safetensors", "Base", 28)])
+def test_turbo_is_told_by_its_name(name, title, steps, tiny_bases):
+    """What was trained back out of Turbo is not distilled any more."""
+    kind, base = families.get("z_image"), tiny_bases["z_image"].model_copy(update={"name": name})
+    assert (kind.base_title(base), kind.usual_sampling(base).steps) == (f"Z-Image {title} (by its name)", steps)
+    assert len(kind.base_notes(base)) == (title == "Turbo")
+
+
 def test_half_precision_is_warned_of_where_values_leave_its_range():
     overflowing = [family for family in tiny_flow.FAMILIES if families.get(family).precision_note(torch.float16)]
     assert "z_image" in overflowing and "flux" not in overflowing
