@@ -67,7 +67,7 @@ MODULATION = r"(img|txt)_mod\.1$"
 
 class QwenImage(QwenLatents, TransformerFamily):
     name, title = "qwen_image", "Qwen-Image"
-    class_name, vae_prefix = "QwenImageTransformer2DModel", "vae."
+    class_name, vae_prefix, overflows = "QwenImageTransformer2DModel", "vae.", True
     vae_files = ("qwen_image_vae.safetensors",)
     layer_names = TransformerNames(
         "qwen_image", "Qwen-Image", (BASE, *numbered("BLOCK", 60), EXTRA), KEY_MAP, marker="txt_norm.weight",

@@ -47,7 +47,7 @@ FEED_FORWARD = r"img_mlp\.(gate_up|out)$"
 
 class QwenImage21(Qwen21Latents, TransformerFamily):
     name, title = "qwen_image_21", "Qwen-Image-2.1"
-    class_name, vae_prefix, needs_diffusers = "QwenImage21Transformer2DModel", "vae.", "0.41"
+    class_name, needs_diffusers, vae_prefix, overflows = "QwenImage21Transformer2DModel", "0.41", "vae.", True
     vae_files = ("qwen_image_2.1_vae_bf16.safetensors", "qwen_image_2.1_vae.safetensors")
     layer_names = TransformerNames(
         "qwen_image_21", "Qwen-Image-2.1", (BASE, *numbered("BLOCK", 32), EXTRA), KEY_MAP,
