@@ -21,12 +21,16 @@ from benchmarks.pack import become_host, load_pack  # noqa: E402
 load_pack()
 become_host(Path(sys.argv[1]))
 
+import comfy.lora  # noqa: E402
 import comfy.model_detection  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy.supported_models  # noqa: E402
-from finetune.trainers import families  # noqa: E402
+from finetune.trainers import families, methods  # noqa: E402
+from finetune.trainers import spec as specs  # noqa: E402
 from finetune.trainers.families.conditioning import Conditioning  # noqa: E402
 from finetune.trainers.families.recognition import recognize  # noqa: E402
+from finetune.trainers.methods.protocol import Parts  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from support import tiny_flow  # noqa: E402
 
 SIGMAS = (0.02, 0.25, 0.5, 0.75, 0.98)
@@ -135,8 +139,27 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-6))
 
 
+def add_lora(kind, base, denoiser: torch.nn.Module, model, folder: Path):
+    """A LoRA on all layers that have one, to ours as in training, and to ComfyUI's out of the file that training ends in."""
+    spec = specs.LoraSpec(rank=4, alpha=2, targets="all with convolutions", file_precision="fp32")
+    method = methods.make(spec, 1e-3, kind)
+    parts = Parts(kind, denoiser, None, base)
+    method.attach(parts, 0)
+    for name, parameter in denoiser.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    method.save(parts, folder, "lora", {})
+    lora = load_file(folder / "lora.safetensors")
+    patches = comfy.lora.load_lora(dict(lora), comfy.lora.model_lora_keys_unet(model, {}))
+    assert set().union(*(patch.loaded_keys for patch in patches.values())) == lora.keys(), "keys that ComfyUI does not load"
+    for target, patch in patches.items():
+        name, rows = (target, None) if isinstance(target, str) else target[:2]
+        weight = model.get_parameter(name)
+        weight.copy_(comfy.lora.calculate_weight([(1.0, patch, 1.0, rows, None)], weight.detach().clone(), name))
+
+
 def errors(title: str, folder: Path) -> list[float]:
-    """At every noise level, for a short caption and a long one, of images that are no squares."""
+    """At every noise level, for a short caption and a long one, of images that are no squares; then with a LoRA."""
     family, small = title.partition(",")[0], SMALL[title]
     kind = families.get(family)
     base = recognize(str(tiny_flow.make_folder(family, folder / title, small.plain)), family)
@@ -148,8 +171,14 @@ def errors(title: str, folder: Path) -> list[float]:
     said = [kind.encode_captions(text, [caption]) for caption in CAPTIONS]
     if kind.guidance(base) == "distilled":
         said = [each | Conditioning.guidance(2.5, 1) for each in said]
-    return [distance(kind.predict(denoiser, latents, torch.full((1,), 1000 * sigma), each),
-                     host_velocity(small, model, latents, sigma, each)) for each in said for sigma in SIGMAS]
+
+    def compared() -> list[float]:
+        return [distance(kind.predict(denoiser, latents, torch.full((1,), 1000 * sigma), each),
+                         host_velocity(small, model, latents, sigma, each)) for each in said for sigma in SIGMAS]
+    found, before = compared(), host_velocity(small, model, latents, 0.5, said[0])
+    add_lora(kind, base, denoiser, model, folder / title)
+    assert distance(before, host_velocity(small, model, latents, 0.5, said[0])) > 1e-2, "the LoRA does nothing"
+    return found + compared()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ def effects(found_by):
 
 
 def test_velocities_are_the_hosts_at_every_noise_level(effects):
-    """For a short and for a long caption."""
+    """For a short and for a long caption, and with the file of a LoRA, of which no key stays unloaded."""
     assert {"z_image", "qwen_image", "chroma", "flux2", "flux2, dev"} <= effects.keys()
     for family, errors in effects.items():
-        assert len(errors) == 10 and max(errors) < ROUNDING, (family, errors)
+        assert len(errors) == 20 and max(errors) < ROUNDING, (family, errors)
