@@ -78,7 +78,8 @@ def names(family: str) -> dict:
 
 def transformer_names(release: str) -> dict:
     """The same for a flow model in its full size, whose layers diffusers cuts otherwise; and how many keys of a LoRA for
-    every layer, under every maker's names, the host leaves unloaded. Empty where the host does not know the model."""
+    every layer, under every maker's names, the host leaves unloaded. Empty where the host does not know the model, or takes
+    it for an older relative."""
     family, shapes = full_flow.RELEASES[release][0], full_flow.native_shapes(release)
     tensors = {f"model.diffusion_model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
     try:
@@ -90,6 +91,8 @@ def transformer_names(release: str) -> dict:
         text = TEXT[family]()(device="meta", dtype=torch.float32)
         weights, clip = weights | dict(text.state_dict()), SimpleNamespace(cond_stage_model=text)
     targets = Targets(SimpleNamespace(model=denoiser), clip)
+    if targets.names is None:
+        return {}
     layers = targets.names.layers
     views = [view for layer in layers for view in dict.fromkeys((layer, *layer.views.values()))]
     meant = {view: plain_target(targets._target(view)) for view in views}
