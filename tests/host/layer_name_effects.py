@@ -20,6 +20,7 @@ from benchmarks.pack import become_host, load_pack  # noqa: E402
 become_host(Path(sys.argv[1]))
 load_pack()
 import comfy.lora  # noqa: E402
+import comfy.supported_models  # noqa: E402
 import comfy.text_encoders.flux as flux  # noqa: E402
 import comfy.text_encoders.pixart_t5 as pixart_t5  # noqa: E402
 import comfy.text_encoders.sd3_clip as sd3_clip  # noqa: E402
@@ -32,6 +33,7 @@ folder_paths.set_output_directory(str(FOLDER))
 
 from finetune.nodes import host  # noqa: E402
 from finetune.nodes.host.detection import Refused, detected_denoiser  # noqa: E402
+from finetune.nodes.host.host_families import TRANSFORMERS  # noqa: E402
 from finetune.nodes.host.native import host_model  # noqa: E402
 from finetune.nodes.host.proof import _denoiser_alone, _differences, _text_model  # noqa: E402
 from finetune.nodes.host.stack import Targets, inspect_lora, weight_of  # noqa: E402
@@ -82,6 +84,8 @@ def transformer_names(release: str) -> dict:
     it for an older relative."""
     family, shapes = full_flow.RELEASES[release][0], full_flow.native_shapes(release)
     tensors = {f"model.diffusion_model.{name}": torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    if not any(hasattr(comfy.supported_models, name) for name, own in TRANSFORMERS.items() if own == family):
+        return {}
     try:
         denoiser = detected_denoiser(tensors)
     except Refused:
