@@ -126,7 +126,7 @@ MUTATIONS = [
              '"optimizer": self.optimizer,\n', '"optimizer": None,\n', MEAN),
     Mutation("resume drops the schedule's state", TRAINING,
              '"schedule": self.schedule,', '"schedule": None,',
-             "unit/test_training.py::test_resume_equals_never_stopping[sd1-attention]"),
+             "unit/test_method_rows.py::test_resume_equals_never_stopping[sd1-attention]"),
     Mutation("resume drops the weights", STATE, "parameter.copy_(state[name])", "pass", MEAN),
     Mutation("resume drops the validations", TRAINING,
              '"validation": self.watching})', '"validation": None})',

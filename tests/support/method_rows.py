@@ -4,8 +4,6 @@ from types import SimpleNamespace
 from finetune.trainers import families, methods
 from finetune.trainers import spec as specs
 
-from . import tiny
-
 METHODS = {
     "attention": specs.LoraSpec(rank=2, alpha=2),
     "all layers, dropout": specs.LoraSpec(rank=2, alpha=1, targets="all with convolutions", dropout=0.3),
@@ -65,6 +63,6 @@ def requires(name: str) -> frozenset[str]:
 ROWS = [(family, name) for family in families.NAMES for name in METHODS
         if requires(name) - ({"text_encoder"} if name in EITHER_WAY else set()) <= families.get(family).capabilities]
 OTHER_STATE = ("DoRA", "new word and LoRA", "full", "full with text encoder")
-RESUMED = [(family, name) for family, name in ROWS if family in tiny.FAMILIES or name in OTHER_STATE]
-"""Rows that are stopped and resumed, three runs for each: all of the first families, and of families of transformers those
-whose checkpoints hold something that no other row's does."""
+RESUMED = [(family, name) for family, name in ROWS if family in ("sd1", "sdxl") or name in OTHER_STATE]
+"""Rows that are stopped and resumed, three runs for each: all of a family with one text encoder and of one with two, and of
+the others those whose checkpoints hold something that no other row's does."""
