@@ -31,7 +31,7 @@ from support import tiny_flow  # noqa: E402
 torch.set_grad_enabled(False)
 TEXTS = ["", " ", "a cat", "a cat " * 300, "  two   spaces,\n\nlines ", "</s> <pad> <extra_id_7>text", "été — “quotes”…",
          "猫の写真 кот γάτα 🐱 ½ ﬁ", "tab\there\u00a0\u200b"]
-KINDS = {"CLIP_L": "clip_l", "CLIP_H": "clip_h", "CLIP_G": "clip_g", "T5_XXL": "t5", "T5_XL": "t5"}
+KINDS = {"CLIP_L": "clip_l", "CLIP_H": "clip_h", "CLIP_G": "clip_g", "T5_XXL": "t5", "T5_XL": "t5", "QWEN3_4B": "qwen3"}
 """ComfyUI's names of text encoders → ours; all others are of another kind."""
 
 
