@@ -265,6 +265,18 @@ def test_flux_2_is_distilled_by_its_name_alone(name, width, dev, title, monkeypa
     assert [f"Train on {instead}, whose" in note for note in kind.base_notes(base)] == [True] * distilled
 
 
+@pytest.mark.parametrize("name, title, steps, mu, note", [
+    ("krea2_turbo_int8_convrot.safetensors", "Turbo", 8, (1.15, 1.15), "Train on Krea 2 Raw, whose LoRAs are made"),
+    ("Krea-2-Raw", "Raw", 28, (0.5, 1.15), "is made to be trained"), ("raw.safetensors", "Raw", 28, (0.5, 1.15), "on Krea 2 Turbo")])
+def test_krea_2_is_trained_raw_with_the_shift_of_its_scheduler(name, title, steps, mu, note, tiny_bases):
+    """At 256 and at 6400 tokens."""
+    kind, base = families.get("krea2"), tiny_bases["krea2"].model_copy(update={"name": name})
+    shift = kind.noise_shift(base).shift
+    assert (kind.base_title(base), kind.usual_sampling(base).steps) == (f"Krea 2 {title} (by its name)", steps)
+    assert [shift(32, 32), shift(160, 160)] == pytest.approx([math.exp(each) for each in mu])
+    assert [note in each for each in kind.base_notes(base)] == [True]
+
+
 def test_a_distilled_flux_3_is_refused_whatever_it_lies_in(tiny_bases, tmp_path):
     folder = Path(shutil.copytree(tiny_bases["flux3"].path, tmp_path / "folder"))
     config = folder / "transformer" / "config.json"

@@ -18,7 +18,7 @@ from support import full_flow
 from support.spelled_layers import WRITTEN
 
 FAMILIES = ("sd3", "flux", "flux2", "flux3", "chroma")
-STATED = {"qwen_image": "qwen_image", "qwen_image_21": "qwen_image_2.1"}
+STATED = {"qwen_image": "qwen_image", "qwen_image_21": "qwen_image_2.1", "krea2": "krea2", "anima": "anima"}
 """Families whose names are those of others too, and what files say of them."""
 NAMED = (*FAMILIES, *STATED)
 
@@ -137,7 +137,8 @@ FLUX = {"ss_base_model_version": "flux1"}
 """Where names and widths alone are those of FLUX 3 too."""
 MARKS = {"sd3": "joint_blocks.0.x_block.attn2.qkv", "flux": "single_blocks.0.linear1", "flux2": "single_blocks.40.linear1",
          "flux3": "single_blocks.0.mlp_in", "chroma": "distilled_guidance_layer.in_proj",
-         "qwen_image": "transformer_blocks.59.attn.to_q", "qwen_image_21": "transformer_blocks.0.img_mlp.gate_up"}
+         "qwen_image": "transformer_blocks.59.attn.to_q", "qwen_image_21": "transformer_blocks.0.img_mlp.gate_up",
+         "krea2": "blocks.0.attn.wq", "anima": "blocks.0.cross_attn.q_proj"}
 """Layers that tell the family by all their names."""
 
 

@@ -149,6 +149,11 @@ class Krea2(QwenLatents, TransformerFamily):
         rows = {name.replace("scale_shift_table", "modulation"): _as_one_row(entry) for name, entry in tables.items()}
         return {name: entry for name, entry in found.items() if name not in tables} | rows
 
+    def base_notes(self, base: BaseModelSpec) -> list[str]:
+        if self.variant(base).distilled:
+            return super().base_notes(base)
+        return ["Krea 2 Raw is made to be trained: previews look rougher than what the result makes on Krea 2 Turbo"]
+
     def timestep_shift(self, base: BaseModelSpec) -> Callable[[int, int], float]:
         if self.variant(base).distilled:
             return lambda height, width: SHIFT(SHIFT.second[0])
