@@ -267,7 +267,8 @@ def test_flux_2_is_distilled_by_its_name_alone(name, width, dev, title, monkeypa
 
 @pytest.mark.parametrize("name, title, steps, mu, note", [
     ("krea2_turbo_int8_convrot.safetensors", "Turbo", 8, (1.15, 1.15), "Train on Krea 2 Raw, whose LoRAs are made"),
-    ("Krea-2-Raw", "Raw", 28, (0.5, 1.15), "is made to be trained"), ("raw.safetensors", "Raw", 28, (0.5, 1.15), "on Krea 2 Turbo")])
+    ("Krea-2-Raw", "Raw", 28, (0.5, 1.15), "is made to be trained"),
+    ("raw.safetensors", "Raw", 28, (0.5, 1.15), "on Krea 2 Turbo")])
 def test_krea_2_is_trained_raw_with_the_shift_of_its_scheduler(name, title, steps, mu, note, tiny_bases):
     """At 256 and at 6400 tokens."""
     kind, base = families.get("krea2"), tiny_bases["krea2"].model_copy(update={"name": name})
