@@ -21,6 +21,8 @@ MUTATIONS = [
     Mutation("Qwen-Image's system turn reaches the denoiser", TAPS,
              "QWEN_IMAGE = Tap(states=(-1,), normed=True, before=_DESCRIBE + _USER, dropped=_DESCRIBE + _USER,",
              "QWEN_IMAGE = Tap(states=(-1,), normed=True, before=_DESCRIBE + _USER, dropped=_DESCRIBE,", HOST),
+    Mutation("padding of FLUX 3 has places of its own", TAPS, "multiple=80, pad_position=1)", "multiple=80)",
+             "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"),
     Mutation("captions see padding in T5", T5, "attention_mask=seen)", "attention_mask=None)", HOST),
     Mutation("Gemma counts as Qwen3", KINDS, "(pre_feedforward_layernorm", "(pre_feedforward_norm", RECOGNIZING),
     Mutation("the width of packed weights is that of the model", KINDS,
