@@ -95,8 +95,6 @@ def transformer_names(release: str) -> dict:
         text = TEXT[family]()(device="meta", dtype=torch.float32)
         weights, clip = weights | dict(text.state_dict()), SimpleNamespace(cond_stage_model=text)
     targets = Targets(SimpleNamespace(model=denoiser), clip)
-    if targets.names is None:
-        return {}
     layers = targets.names.layers
     views = [view for layer in layers for view in dict.fromkeys((layer, *layer.views.values()))]
     meant = {view: plain_target(targets._target(view)) for view in views}
