@@ -9,6 +9,8 @@ FLUX2_LATENTS, QWEN_LATENTS = "trainers/families/flux2_latents.py", "trainers/fa
 VAES = "unit/test_latents.py"
 PIPELINES = f"{VAES}::test_latents_and_images_are_those_of_diffusers_pipelines"
 Z_IMAGE = "trainers/families/z_image.py"
+FLUX2, FLUX3 = "trainers/families/flux2.py", "trainers/families/flux3.py"
+NAMES = "trainers/artifacts/layer_names/transformer.py"
 OWN = "unit/test_flow_families.py::test_a_prediction_is_that_of_diffusers_own_model"
 LOSSES = "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"
 
@@ -35,6 +37,20 @@ MUTATIONS = [
              "for name, entry in read_entries(path).items() if not name.startswith(trained)",
              "for name, entry in numbers.items() if not name.startswith(trained)",
              "unit/test_flow_round_trips.py::test_what_is_not_trained_stays_in_fp8_with_its_scales"),
+    Mutation("words of FLUX.2 stand where columns of images do", FLUX2, "places[:, 3] =", "places[:, 2] =", OWN),
+    Mutation("rows of images are twice as far apart in FLUX 3", FLUX3, "STEP = 0.5", "STEP = 1.0", OWN),
+    Mutation("scale comes before shift in FLUX 3", FLUX3, "shift, scale = self.linear(", "scale, shift = self.linear(", OWN),
+    Mutation("FLUX.2 is shifted otherwise in few steps", FLUX2, "(200 - steps) / 190", "(200 - steps) / 200",
+             "unit/test_flow_settings.py::test_flux_2_and_3_train_with_flux_1s_shift_and_sample_with_their_own"),
+    Mutation("what FLUX 3 has for images that are edited is lost", FLUX3,
+             "for name, entry in kept.items())]", "for name, entry in ())]",
+             "unit/test_flow_round_trips.py::test_a_folder_trained_with_its_text_becomes_one_file_that_is_a_base_by_its_name"),
+    Mutation("shapes do not tell FLUX.2's LoRAs from FLUX.1's", NAMES,
+             "if each._may_have(layers)] or claiming", "if each._may_have({})] or claiming",
+             "unit/test_transformer_names.py::test_shapes_tell_families_with_the_same_names_and_widths"),
+    Mutation("no alpha is written under ComfyUI's names", "trainers/artifacts/lora.py",
+             "and float(found[alpha]) == len(found[down])", "",
+             "unit/test_lora_file.py::test_under_comfyuis_names_factors_are_called_as_by_peft"),
     Mutation("Z-Image's time is not turned round", Z_IMAGE, "1 - timesteps[chosen] / 1000", "timesteps[chosen] / 1000", OWN),
     Mutation("Z-Image's velocity is not turned round", Z_IMAGE, "-torch.stack(found)", "torch.stack(found)", OWN),
     Mutation("padding of captions counts as words", Z_IMAGE, "[words[:length] for", "[words for", OWN),

@@ -53,7 +53,7 @@ def test_a_prediction_is_that_of_diffusers_own_model(flow):
 def test_one_file_holds_the_same_model_as_its_folder(flow):
     kind, folder, one = flow
     assert (one.layout, one.prediction_type) == ("single_file", "flow")
-    assert one.multiple == 2 * kind.latent_format(folder).downscale
+    assert one.multiple == kind.patch * kind.latent_format(folder).downscale
     for load in (kind.load_denoiser, lambda base, dtype: kind.load_vae(base)):
         first, second = load(folder, torch.float32).state_dict(), load(one, torch.float32).state_dict()
         assert first.keys() == second.keys()

@@ -110,6 +110,7 @@ def test_a_folder_trained_with_its_text_becomes_one_file_that_is_a_base_by_its_n
     report = methods.make(spec, 1e-4, kind).save(parts, tmp_path, "tuned", {})
     again = recognize(str(tmp_path / "tuned.safetensors"), "tuned")
     assert (again.family, again.layout, bool(again.configs)) == (family, "single_file", True)
+    assert kind.native_shapes(again) == kind.native_shapes(base)
     for one, other in ((parts.denoiser, kind.load_denoiser(again, torch.float32)),
                        (parts.text, kind.load_text(again, torch.float32)), (kind.load_vae(base), kind.load_vae(again))):
         one, other = one.state_dict(), other.state_dict()

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from diffusers import Flux2KleinPipeline
 from finetune.trainers import families
 from finetune.trainers import spec as specs
 from finetune.trainers.artifacts.adapters.lora import LoraWeight
 from finetune.trainers.artifacts.lora import save_lora
+from finetune.trainers.artifacts.lora_file import read_lora
 from finetune.trainers.errors import UserError
 from finetune.trainers.events import silent
 from finetune.trainers.files import place_copy
@@ -43,6 +45,22 @@ def test_keys_are_those_of_kohya(family, denoiser_key, text_key, tiny_bases, mak
         assert tensors[f"{layer}.lora_down.weight"].shape[0] == tensors[f"{layer}.lora_up.weight"].shape[1] == 3
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert report.keys == len(tensors) and report.layers == len(layers) and report.change_norm > 0
+
+
+@pytest.mark.parametrize("alpha", [3.0, 1.5])
+def test_under_comfyuis_names_factors_are_called_as_by_peft(alpha, tiny_bases, make_spec):
+    """An alpha that is the rank goes without saying, or diffusers would refuse the file."""
+    method = specs.LoraSpec(rank=3, alpha=alpha, targets="attention and feed-forward", file_precision="fp32")
+    tensors, metadata, report, run = trained(tiny_bases["flux2"], make_spec, method=method)
+    layers = {name.rpartition(".lora_")[0] or name.removesuffix(".alpha") for name in tensors}
+    parts = ["lora_A.weight", "lora_B.weight", *(["alpha"] if alpha != 3 else [])]
+    assert tensors.keys() == {f"{layer}.{part}" for layer in layers for part in parts}
+    assert {"diffusion_model.double_blocks.0.img_attn.qkv", "diffusion_model.single_blocks.1.linear2"} <= layers
+    total = sum(layer.change().square().sum().item() for layer in read_lora(run.artifact).layers.values()) ** 0.5
+    assert total == pytest.approx(report.change_norm, rel=1e-4) and metadata["modelspec.architecture"] == "flux-2/lora"
+    if alpha == 3:
+        theirs = Flux2KleinPipeline.lora_state_dict(str(run.artifact))
+        assert "transformer.transformer_blocks.0.attn.to_k.lora_B.weight" in theirs
 
 
 def test_convolutions_keep_their_shape(tiny_bases, make_spec):
