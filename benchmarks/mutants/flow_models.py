@@ -11,6 +11,7 @@ PIPELINES = f"{VAES}::test_latents_and_images_are_those_of_diffusers_pipelines"
 Z_IMAGE = "trainers/families/z_image.py"
 FLUX2, FLUX3 = "trainers/families/flux2.py", "trainers/families/flux3.py"
 NAMES = "trainers/artifacts/layer_names/transformer.py"
+QWEN, QWEN_21 = "trainers/families/qwen_image.py", "trainers/families/qwen_image_21.py"
 OWN = "unit/test_flow_families.py::test_a_prediction_is_that_of_diffusers_own_model"
 LOSSES = "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"
 
@@ -85,4 +86,20 @@ MUTATIONS = [
              f"{VAES}::test_statistics_for_each_channel_and_the_right_class_are_required"),
     Mutation("FLUX.2's narrower decoder is not read", FLUX2_LATENTS,
              "first.shape[0] != widths[-1]", "False", f"{VAES}::test_variants_of_flux2s_file_are_read"),
+    Mutation("Qwen-Image's shift is another", QWEN, "(8192, 0.9)", "(8192, 1.15)", LOSSES),
+    Mutation("Qwen-Image's positions count from a corner", QWEN, "scale_rope=True", "scale_rope=False", OWN),
+    Mutation("layers that nothing reads get a LoRA", QWEN, 'blocks) - 1}."', 'blocks)}."',
+             "unit/test_method_rows.py::test_only_declared_parameters_change"),
+    Mutation("Qwen-Image-Edit trains", QWEN, "return super().relative(source, tensors, prefix) or edit",
+             "return super().relative(source, tensors, prefix)",
+             "unit/test_flow_families.py::test_relatives_are_refused_by_what_they_are"),
+    Mutation("words of Qwen-Image-2.1 are modulated as the image", QWEN_21, ">= words\n", ">= 0\n", OWN),
+    Mutation("the image of Qwen-Image-2.1 is a frame before the words", QWEN_21, "(height * width,), words,",
+             "(height * width,), 0,", OWN),
+    Mutation("gate and up of Qwen-Image-2.1 change places", QWEN_21,
+             'rows=(Rows(f"{_BLOCK}img_mlp.gate_layer"), Rows(f"{_BLOCK}img_mlp.proj"))',
+             'rows=(Rows(f"{_BLOCK}img_mlp.proj"), Rows(f"{_BLOCK}img_mlp.gate_layer"))',
+             "unit/test_transformer_names.py::test_names_as_programs_write_them"),
+    Mutation("no noise is left before the last step", "trainers/families/samplers.py", "if self.last_sigma and steps > 1:",
+             "if False:", "unit/test_samplers.py::test_flow_is_sampled_as_by_diffusers"),
 ]
