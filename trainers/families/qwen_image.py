@@ -152,10 +152,11 @@ class QwenImage(QwenLatents, TransformerFamily):
 
     def predict(self, denoiser: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Latents become tokens of 2 × 2, whose places count from the middle of the image. Text begins where the longer
-        side ends."""
+        side ends. Where a side has an odd number of tokens, ComfyUI's middle is one token further than the model's own,
+        which is kept here."""
         height, width = latents.shape[-2] // 2, latents.shape[-1] // 2
         packed = F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
-        asks_length = "txt_seq_lens" in signature(type(denoiser).forward).parameters  # diffusers before 0.37
+        asks_length = "txt_seq_lens" in signature(type(denoiser).forward).parameters  # diffusers before 0.37 needs it
 
         def some(said: Conditioning, chosen: Tensor) -> Tensor:
             words, count = said["hidden"], len(chosen)
