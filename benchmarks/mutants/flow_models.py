@@ -1,4 +1,4 @@
-"""SD3 and FLUX.1: what they are told, and their files."""
+"""Flow models: what they are told, and their files."""
 from .mutation import Mutation
 
 SD3, FLUX = "trainers/families/sd3.py", "trainers/families/flux.py"
@@ -8,10 +8,10 @@ LAYOUT, OBJECTIVES = "trainers/families/native_layout.py", "trainers/objectives/
 FLUX2_LATENTS, QWEN_LATENTS = "trainers/families/flux2_latents.py", "trainers/families/qwen_latents.py"
 VAES = "unit/test_latents.py"
 PIPELINES = f"{VAES}::test_latents_and_images_are_those_of_diffusers_pipelines"
-Z_IMAGE = "trainers/families/z_image.py"
 FLUX2, FLUX3 = "trainers/families/flux2.py", "trainers/families/flux3.py"
 NAMES = "trainers/artifacts/layer_names/transformer.py"
 QWEN, QWEN_21 = "trainers/families/qwen_image.py", "trainers/families/qwen_image_21.py"
+Z_IMAGE, CHROMA = "trainers/families/z_image.py", "trainers/families/chroma.py"
 OWN = "unit/test_flow_families.py::test_a_prediction_is_that_of_diffusers_own_model"
 LOSSES = "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"
 
@@ -52,6 +52,12 @@ MUTATIONS = [
     Mutation("no alpha is written under ComfyUI's names", "trainers/artifacts/lora.py",
              "and float(found[alpha]) == len(found[down])", "",
              "unit/test_lora_file.py::test_under_comfyuis_names_factors_are_called_as_by_peft"),
+    Mutation("Chroma's last layer gets other rows of modulation", CHROMA, "torch.arange(MODULATIONS,", "torch.arange(32,",
+             OWN),
+    Mutation("Chroma's images are made without a shift", CHROMA, "lambda height, width: SAMPLING_SHIFT",
+             "lambda height, width: 1.0", "unit/test_flow_controls.py::test_class_images_are_what_diffusers_draws"),
+    Mutation("a LoRA of FLUX.1 counts as Chroma's", CHROMA, ', like="flux")', ")",
+             "unit/test_transformer_names.py::test_names_and_sizes_tell_the_family"),
     Mutation("Z-Image's time is not turned round", Z_IMAGE, "1 - timesteps[chosen] / 1000", "timesteps[chosen] / 1000", OWN),
     Mutation("Z-Image's velocity is not turned round", Z_IMAGE, "-torch.stack(found)", "torch.stack(found)", OWN),
     Mutation("padding of captions counts as words", Z_IMAGE, "[words[:length] for", "[words for", OWN),

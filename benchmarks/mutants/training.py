@@ -6,6 +6,7 @@ STATE = "trainers/training/run_state.py"
 RUNS, BATCHES = "trainers/run_folder.py", "trainers/training/batches.py"
 WATCHING, VALIDATION = "trainers/training/monitor.py", "trainers/training/validation.py"
 PREPARATION = "trainers/training/preparation.py"
+ASSISTANT, ASSISTED = "trainers/training/assistant.py", "unit/test_assistant.py"
 EMA, FILES, PREVIEWS = "trainers/optimization/ema.py", "trainers/files.py", "trainers/sampling/previews.py"
 PREFETCH, OBJECTIVES = "trainers/training/prefetch.py", "trainers/objectives/objective.py"
 CONDITIONING, SAMPLERS = "trainers/families/conditioning.py", "trainers/families/samplers.py"
@@ -17,6 +18,14 @@ SCALER = "unit/test_resume.py::test_the_scaler_of_fp16_goes_on"
 NEWEST = "unit/test_resume.py::test_the_newest_checkpoint_that_can_be_read_is_taken"
 
 MUTATIONS = [
+    Mutation("previews are made with the assistant", ASSISTANT, " if self.is_on else output", "",
+             f"{ASSISTED}::test_previews_are_made_without_it_and_a_stop_changes_nothing"),
+    Mutation("an assistant has one strength", ASSISTANT, "self.spec.strength * weight.alpha", "weight.alpha",
+             f"{ASSISTED}::test_convolutions_of_a_unet_and_other_makers_names"),
+    Mutation("an assistant is saved with the weights", ASSISTANT, 'register_buffer("up", up, persistent=False)',
+             'register_buffer("up", up)', f"{ASSISTED}::test_weights_stay_packed_or_away_and_are_there_once"),
+    Mutation("assistants know kohya's names alone", ASSISTANT, "return found.key if found else name", "return name",
+             f"{ASSISTED}::test_every_family_finds_its_layers_under_kohyas_and_comfyuis_names"),
     # ---- the seven that no test noticed --------------------------------------------------------------------------------
     Mutation("the schedule never steps", LOOP, "            schedule.step()\n", "", STEP_LENGTH),
     Mutation("gradient clipping is ignored", LOOP, 'maximum or float("inf")', 'float("inf")', STEP_LENGTH),
