@@ -12,6 +12,7 @@ FLUX2, FLUX3 = "trainers/families/flux2.py", "trainers/families/flux3.py"
 NAMES = "trainers/artifacts/layer_names/transformer.py"
 QWEN, QWEN_21 = "trainers/families/qwen_image.py", "trainers/families/qwen_image_21.py"
 Z_IMAGE, CHROMA = "trainers/families/z_image.py", "trainers/families/chroma.py"
+KREA2, ANIMA = "trainers/families/krea2.py", "trainers/families/anima.py"
 OWN = "unit/test_flow_families.py::test_a_prediction_is_that_of_diffusers_own_model"
 LOSSES = "unit/test_first_losses_flow.py::test_losses_equal_plain_diffusers"
 
@@ -108,4 +109,13 @@ MUTATIONS = [
              "unit/test_transformer_names.py::test_names_as_programs_write_them"),
     Mutation("no noise is left before the last step", "trainers/families/samplers.py", "if self.last_sigma and steps > 1:",
              "if False:", "unit/test_samplers.py::test_flow_is_sampled_as_by_diffusers"),
+    Mutation("Krea 2's norms forget their 1", KREA2, "self.weight.float() + 1", "self.weight.float()", OWN),
+    Mutation("Krea 2's blocks are modulated alike", KREA2, "temb + self.modulation", "temb", OWN),
+    Mutation("the table of a folder of Krea 2 is read by columns", KREA2, "piece.flatten()", "piece.T.flatten()", OWN),
+    Mutation("Krea 2's shift ends where FLUX.1's does", KREA2, "second=(6400, 1.15)", "second=(4096, 1.15)",
+             "unit/test_flow_settings.py::test_krea_2_is_trained_raw_with_the_shift_of_its_scheduler"),
+    Mutation("Anima's positions are not stretched", ANIMA,
+             "STRETCHED = (1.0, 4.0, 4.0)", "STRETCHED = (1.0, 1.0, 1.0)", OWN),
+    Mutation("Anima's adapter sees padding", ANIMA, "pieces[:, :length]", "pieces",
+             "unit/test_flow_families.py::test_captions_of_different_lengths_are_predicted_as_if_each_were_alone"),
 ]

@@ -180,3 +180,17 @@ def test_a_vae_works_in_tiles_where_the_memory_is_full(monkeypatch):
 def _refuse_whole_images(module, arguments):
     if max(arguments[0].shape[-2:]) > (128 if arguments[0].shape[1] == 3 else 16):
         raise torch.OutOfMemoryError
+
+
+def test_anima_is_told_from_cosmos_which_it_is_made_of(tiny_bases, tmp_path):
+    """Its adapter is a part of its own in folders; files begin as Cosmos' code writes them, or as ComfyUI does."""
+    one = tiny_flow.make_single_file("anima", Path(tiny_bases["anima"].path), tmp_path / "one.safetensors")
+    denoiser = {name.replace("model.diffusion_model.", "net."): tensor for name, tensor in load_file(one).items()}
+    save_file(denoiser, tmp_path / "net.safetensors")
+    first, second = (recognize(str(tmp_path / f"{name}.safetensors"), name, configs=tiny_bases["anima"].path)
+                     for name in ("one", "net"))
+    one, other = (families.get("anima").load_denoiser(base, torch.float32).state_dict() for base in (first, second))
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    cosmos = shutil.copytree(tiny_bases["anima"].path, tmp_path / "cosmos", ignore=shutil.ignore_patterns("text_cond*"))
+    with pytest.raises(UserError, match="'cosmos' is not a diffusers model"):
+        recognize(str(cosmos), "cosmos")

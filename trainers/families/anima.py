@@ -14,7 +14,7 @@ from ..artifacts.layer_names.transformer import TransformerNames
 from ..artifacts.tensor_files import Entry
 from ..spec import BaseModelSpec
 from .conditioning import Conditioning, by_length
-from .model_parts import ModelPart
+from .model_parts import ModelPart, ModelSource, Recognized
 from .protocol import LoraPreset, TextEncoders, UsualSampling
 from .qwen_latents import QwenLatents
 from .text import taps
@@ -23,6 +23,7 @@ from .text.language_model import QWEN3, LanguageModel
 from .text.t5 import t5_tokenizer
 from .transformer_family import Shapes, TransformerFamily
 from .variants import Variant
+from .weight_files import weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -142,6 +143,13 @@ class Anima(QwenLatents, TransformerFamily):
         denoiser = super().make_denoiser(shapes)
         denoiser.add_module(ADAPTER, adapter)
         return denoiser
+
+    def _recognize_folder(self, source: ModelSource) -> Recognized | None:
+        """Folders of Cosmos' own models have no adapter."""
+        config = source.path / CONDITIONER / "config.json"
+        found = super()._recognize_folder(source) if config.is_file() else None
+        beside = weight_files(source.path, CONDITIONER, source.name).files if found else []
+        return found and replace(found, files=tuple(sorted({*found.files, config, *beside})))
 
     def module_entries(self, part: ModelPart) -> dict[str, Entry]:
         """With the adapter, which folders hold as a component of its own."""
