@@ -25,7 +25,7 @@ MUTATIONS = [
     Mutation("an assistant is saved with the weights", ASSISTANT, 'register_buffer("up", up, persistent=False)',
              'register_buffer("up", up)', f"{ASSISTED}::test_weights_stay_packed_or_away_and_are_there_once"),
     Mutation("assistants know kohya's names alone", ASSISTANT, "return found.key if found else name", "return name",
-             f"{ASSISTED}::test_every_family_finds_its_layers_under_kohyas_and_comfyuis_names"),
+             f"{ASSISTED}::test_families_find_their_layers_whosever_names_their_files_get"),
     # ---- the seven that no test noticed --------------------------------------------------------------------------------
     Mutation("the schedule never steps", LOOP, "            schedule.step()\n", "", STEP_LENGTH),
     Mutation("gradient clipping is ignored", LOOP, 'maximum or float("inf")', 'float("inf")', STEP_LENGTH),

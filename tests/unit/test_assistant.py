@@ -62,7 +62,6 @@ def flux(tmp_path_factory):
 
 
 METHODS = {"lora": specs.LoraSpec(rank=2, alpha=2, targets="all with convolutions"),
-           "lokr": specs.LoraSpec(adapter="lokr", rank=2, alpha=1, kronecker_factor=4),
            "full": specs.FullSpec(file_precision="fp32")}
 
 
@@ -162,9 +161,9 @@ def test_convolutions_of_a_unet_and_other_makers_names(tiny_bases, tmp_path):
     assert torch.allclose(outputs(base, denoiser), outputs(base, plain), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", tiny_flow.FAMILIES)
-def test_every_family_finds_its_layers_under_kohyas_and_comfyuis_names(family, tmp_path):
-    """On the meta device, as before anything is loaded."""
+@pytest.mark.parametrize("family", ["sd3", "z_image"])
+def test_families_find_their_layers_whosever_names_their_files_get(family, tmp_path):
+    """kohya's and ComfyUI's; on the meta device, as before anything is loaded."""
     kind = families.get(family)
     base = recognize(str(tiny_flow.make_folder(family, tmp_path / "folder")), "base")
     empty = kind.empty_denoiser(base)
