@@ -8,6 +8,7 @@ before the model, is laid beside the plan, in a chart and in numbers. The table 
 same plan.
 """
 import argparse
+import contextlib
 import json
 import re
 import subprocess
@@ -43,10 +44,12 @@ def run_step(family, denoiser, latents: int, tokens: int, width: int, pooled: in
 
 def adapted(family, denoiser) -> list:
     """A LoRA of rank 16 on attention beside the denoiser, with gradient checkpointing; returns what trains."""
+    import torch
     from finetune.trainers import spec as specs
     from finetune.trainers.methods import adapters
 
-    names = [name for name, _ in denoiser.named_modules() if re.search(family.lora_targets["attention"], name)]
+    layers = (name for name, module in denoiser.named_modules() if isinstance(module, torch.nn.Linear))
+    names = [name for name in layers if re.search(family.lora_targets["attention"], name)]
     adapters.inject(denoiser, specs.LoraSpec(rank=16, alpha=16), {name: adapters.Size(16, 16) for name in names})
     denoiser.enable_gradient_checkpointing()
     denoiser.train()
@@ -98,30 +101,38 @@ def measured(path: Path, swapped: int, folder: Path) -> dict:
 
 # ---- planned -------------------------------------------------------------------------------------------------------
 
-def plan(name: str, depth: int, latents: int, tokens: int, storage: str, dtype, offload: bool = False):
-    """Of a step of a model of so many blocks, with a LoRA of rank 16, gradient checkpointing and AdamW."""
+def plan_of(family, denoiser, step, storage: str, dtype, offload: bool = False):
+    """Of a step of a model on the meta device, with a LoRA of rank 16, gradient checkpointing and AdamW. `step(denoiser)`
+    makes the gradients."""
     import torch
-    from finetune.trainers import families
-    from finetune.trainers.families.native_layout import to_native_layout
     from finetune.trainers.memory.activation_offload import Offloaded
     from finetune.trainers.memory.dry_run import peak_of
     from finetune.trainers.memory.plan import pack_without_weights, plan_step
+
+    pack_without_weights(denoiser, storage, dtype)
+    blocks = family.swappable_blocks(denoiser)
+    adapted(family, denoiser)
+
+    def whole_step():
+        with Offloaded() if offload else contextlib.nullcontext():
+            step(denoiser)
+    return plan_step(denoiser, blocks, 8, lambda: peak_of(whole_step, None if dtype == torch.float32 else dtype))
+
+
+def plan(name: str, depth: int, latents: int, tokens: int, storage: str, dtype, offload: bool = False):
+    import torch
+    from finetune.trainers import families
+    from finetune.trainers.families.native_layout import to_native_layout
 
     family, pooled = families.get(name), {"sd3": 2048, "flux": 768}[name]
     with torch.device("meta"):
         denoiser = plain_denoiser(name, depth).to(dtype).requires_grad_(False)
         to_native_layout(denoiser, family.layer_names.key_map)
     denoiser.to(dtype).requires_grad_(False)
-    pack_without_weights(denoiser, storage, dtype)
-    blocks = family.swappable_blocks(denoiser)
-    adapted(family, denoiser)
 
-    def step():
-        if offload:
-            with Offloaded():
-                return run_step(family, denoiser, latents, tokens, 4096, pooled, "meta", dtype)
-        return run_step(family, denoiser, latents, tokens, 4096, pooled, "meta", dtype)
-    return plan_step(denoiser, blocks, 8, lambda: peak_of(step, None if dtype == torch.float32 else dtype))
+    def step(denoiser):
+        run_step(family, denoiser, latents, tokens, 4096, pooled, "meta", dtype)
+    return plan_of(family, denoiser, step, storage, dtype, offload)
 
 
 def flux_table() -> list[dict]:
