@@ -49,12 +49,14 @@ class Text:
     pooled: int = 0
     ids: bool = False
     """With the numbers of tokens beside them."""
+    layers: int = 0
+    """Of the text encoder, whose states come one beside the other; 0: of one, or joined."""
 
 
 TEXTS = {
     "sd3": Text(154, 4096, 2048), "flux": Text(512, 4096, 768), "chroma": Text(256, 4096), "z_image": Text(256, 2560),
     "flux2": Text(512, 0), "flux3": Text(240, 20480), "qwen_image": Text(256, 3584), "qwen_image_21": Text(256, 4096),
-    "krea2": Text(256, 12 * 2560), "anima": Text(256, 1024, ids=True),
+    "krea2": Text(256, 2560, layers=12), "anima": Text(256, 1024, ids=True),
 }
 """By family. A width of 0 is what the denoiser's text layer takes."""
 
@@ -144,7 +146,8 @@ def _step_of(family, text: Text):
         dtype = next(each.dtype for each in denoiser.parameters() if each.is_floating_point())
         with torch.device("meta"):
             width = text.width or denoiser.context_embedder.in_features
-            said = {"hidden": torch.randn(1, text.tokens, width, dtype=dtype)}
+            layers = (text.layers,) if text.layers else ()
+            said = {"hidden": torch.randn(1, text.tokens, *layers, width, dtype=dtype)}
             said |= {"ids": torch.ones(1, text.tokens, dtype=torch.int64)} if text.ids else {}
             said |= {"pooled": torch.randn(1, text.pooled, dtype=dtype)} if text.pooled else {}
             latents = torch.randn(1, form.channels, SIDE // form.downscale, SIDE // form.downscale)
