@@ -32,8 +32,8 @@ class Card:
         return int(self.gb * 1e9 * 1.0737 - OTHERS * 1e9)
 
 
-CARDS = (Card(8, "RTX 4060", 30, 12), Card(12, "RTX 4070", 58, 24), Card(16, "RTX 4080", 97, 24), Card(24, "RTX 4090", 165, 24),
-         Card(48, "RTX 6000 Ada", 364, 24), Card(80, "A100", 312, 24))
+CARDS = (Card(8, "RTX 4060", 30, 12), Card(12, "RTX 4070", 58, 24), Card(16, "RTX 4080", 97, 24),
+         Card(24, "RTX 4090", 165, 24), Card(48, "RTX 6000 Ada", 364, 24), Card(80, "A100", 312, 24))
 USED = 0.4
 """Of the published rate, in a training step."""
 PASSES = 2
@@ -94,7 +94,8 @@ def planned(release: str) -> list[dict]:
     adapted(families.get(name), model)
     with FlopCounterMode(display=False) as counter:
         step(model)
-    operations, parameters = counter.get_total_flops(), sum(each.numel() for each in model.parameters() if not each.requires_grad)
+    operations = counter.get_total_flops()
+    parameters = sum(each.numel() for each in model.parameters() if not each.requires_grad)
     rows = []
     for card in CARDS:
         row = {"base": release, "family": name, "card_gb": card.gb, "billions": round(parameters / 1e9, 1),
