@@ -5,10 +5,10 @@
 Rank 16, one image, gradient checkpointing, AdamW, the denoiser of full size on the meta device: nothing is downloaded, no
 weight has memory. For each card the first settings of Training Memory that fit are taken, in the order in which they cost
 time: 16 bits, 8 bits, swapped blocks, activations in main memory. Seconds are a calculation, not a measurement: the
-operations of the step at a fraction of the card's published rate, or the swapped bytes through its bus where that takes longer.
+operations of the step at a fraction of the card's published rate, or the swapped bytes through its bus where that takes
+longer.
 """
 import argparse
-import json
 from dataclasses import dataclass
 
 from .memory_plan import OTHERS, adapted, plan_of
@@ -20,7 +20,8 @@ SIDE = 1024
 
 @dataclass(frozen=True)
 class Card:
-    """`rate` in 10¹² operations a second, dense, bf16 with sums in float32 (published by the maker); `bus` in GB a second."""
+    """`rate` in 10¹² operations a second, dense, bf16 with sums in float32 (published by the maker); `bus` in GB a
+    second."""
 
     gb: int
     name: str
@@ -126,6 +127,7 @@ def _empty(release: str):
     """The released denoiser in native layout on the meta device, bf16."""
     import torch
     from finetune.trainers import families
+
     from tests.support.full_flow import native_shapes
 
     with torch.device("meta"):
