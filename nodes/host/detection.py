@@ -59,9 +59,14 @@ def detected_parts(files: list[Path]) -> dict[str, Part]:
 
 
 def detected_denoiser(tensors: dict[str, torch.Tensor]):
-    """The host's model for the tensors of a file, on the meta device. Raises Refused."""
+    """The host's model for the tensors of a file, on the meta device. Raises Refused, also for a size that the host does
+    not see and has no model of."""
     with silence():
-        return described_denoiser(tensors)[2]
+        prefix, config, model = described_denoiser(tensors)
+        found = config.process_unet_state_dict(under(prefix, tensors))
+    if other_shapes(Part(model.diffusion_model.state_dict(), found)):
+        raise Refused(UNKNOWN_SIZE)
+    return model
 
 
 def described_denoiser(tensors: dict[str, torch.Tensor]) -> tuple[str, Any, Any]:
@@ -75,7 +80,8 @@ def described_denoiser(tensors: dict[str, torch.Tensor]) -> tuple[str, Any, Any]
     config.set_inference_dtype(torch.float32, None)
     try:
         return prefix, config, config.get_model(tensors, prefix, device="meta")
-    except ValueError:  # what it derives of a size that it does not know does not fit together
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
+        # What it derives of a size that it does not know does not fit together; its classes say so as they like.
         raise Refused(UNKNOWN_SIZE) from None
 
 
