@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 
 from ...trainers import families
+from ...trainers.errors import UserError
 from ...trainers.families.presets import has_goal, recommended, resolution_note
 from ...trainers.families.protocol import GOALS
 from ...trainers.spec import (
@@ -181,6 +182,8 @@ def choose(method: str, base: BaseModelSpec, dataset: DatasetSpec, widgets: Mapp
     widgets = dict(widgets)
     used, lines, chosen = {}, [], widgets.pop("preset")
     if chosen != CUSTOM:
+        if chosen != RECOMMENDED and chosen not in FOR_GOALS:  # older hosts do not look
+            raise UserError(f"There is no preset {chosen!r}. Choose one of the list in the field preset, or {CUSTOM!r}.")
         goal = FOR_GOALS.get(chosen, "")
         preset = recommended(base, method, len(dataset.images), widgets.get("class_images") is not None, goal)
         used, gamma = as_factors(preset.widgets, widgets.get("optimizer")), preset.min_snr_gamma

@@ -53,6 +53,12 @@ def test_folders(host, folder, words):
     assert any(each in sentence(host, with_folder(folder)) for each in words)
 
 
+def test_an_unknown_preset(host):
+    """Newer hosts refuse it themselves."""
+    said = sentence(host, training(name="no preset", preset="as in another program"))
+    assert "no preset 'as in another program'" in said or "not in list" in said
+
+
 def test_an_empty_folder(host):
     """It is not offered, and a workflow that names it is told why. Newer hosts refuse it themselves."""
     (host.input / "empty").mkdir()
