@@ -155,6 +155,9 @@ class HostServer:
             elif not self.is_running():
                 raise Failure(f"ComfyUI ended while it ran the workflow; the end of {self.log}:\n{self.log_tail()}")
             elif record := self.history(prompt_id):
+                # Without the event that it is finished, others may still be on their way.
+                while event is None and (late := self._listener.next(prompt_id, timeout=1)) and late.kind != "finished":
+                    on_event(late)
                 return outputs_of(record)
 
     def run(self, prompt: dict, on_event: Callable[[Event], None] = lambda event: None) -> dict[str, dict]:
