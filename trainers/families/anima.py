@@ -21,7 +21,7 @@ from .text import taps
 from .text.encoder_kind import TextPart
 from .text.language_model import QWEN3, LanguageModel
 from .text.t5 import t5_tokenizer
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import Shapes, TransformerFamily, layer_choices
 from .variants import Variant
 from .weight_files import weight_files
 
@@ -105,11 +105,7 @@ class Anima(QwenLatents, TransformerFamily):
         "te1": TextPart("text_encoder", "qwen3_06b", LanguageModel(QWEN3, taps.ANIMA), ("qwen_3_06b_base.safetensors",))})
     variants = (Variant("Anima", sampling=UsualSampling(guidance=4.5, steps=30)),)
     """Sampling as the model's card says: 30 to 50 steps, guidance 4 to 5."""
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, MODULATION)
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0, targets="attention and feed-forward",

@@ -24,7 +24,7 @@ from .protocol import LoraPreset, UsualSampling
 from .samplers import FlowSampler
 from .text import t5
 from .text.encoder_kind import TextPart
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import Shapes, TransformerFamily, layer_choices
 from .variants import Variant
 
 APPROXIMATOR, APPROXIMATOR_LAYERS = "distilled_guidance_layer", 5
@@ -65,11 +65,7 @@ class Chroma(TransformerFamily):
         Variant("Chroma1", sampling=UsualSampling(guidance=4.0, steps=25)),
     )
     """Sampling: ai-toolkit's for Chroma1."""
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": rf"{ATTENTION}|{FEED_FORWARD}|^(x|context)_embedder$",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, r"^(x|context)_embedder$")
     """Never the small network: what it says of a noise level holds for all images."""
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,

@@ -22,7 +22,7 @@ from .text import t5
 from .text.clip import CLIP_L
 from .text.encoder_kind import TextPart
 from .text.t5 import T5
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import Shapes, TransformerFamily, layer_choices
 from .variants import Variant
 
 HEAD = 128
@@ -109,11 +109,7 @@ class Flux(TransformerFamily):
                 instead="FLUX.1 dev, whose LoRAs work with schnell too",
                 assistant="ostris publishes FLUX.1-schnell-training-adapter"),
     )
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, MODULATION)
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0,

@@ -22,7 +22,7 @@ from .samplers import FlowSampler
 from .text.encoder_kind import TextPart
 from .text.language_model import MISTRAL, QWEN3, LanguageModel
 from .text.taps import FLUX2_DEV, FLUX2_KLEIN
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import Shapes, TransformerFamily, layer_choices
 from .variants import Variant
 
 GUIDANCE = "guidance_in.in_layer.weight"
@@ -125,11 +125,7 @@ class Flux2(Flux2Latents, TransformerFamily):
                 sampling=UsualSampling(guidance=4.0)),
         *(each for size, width in (("4B", 3072), ("9B", 4096)) for each in _klein(size, width)),
     )
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, MODULATION)
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=32, alpha=32, steps=3000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0, targets="attention and feed-forward",

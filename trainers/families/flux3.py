@@ -26,7 +26,7 @@ from .samplers import FlowSampler
 from .text.encoder_kind import TextPart
 from .text.language_model import QWEN3_VL, LanguageModel
 from .text.taps import FLUX3 as TAP
-from .transformer_family import TRANSFORMER, Shapes, TransformerFamily
+from .transformer_family import TRANSFORMER, Shapes, TransformerFamily, layer_choices
 
 STEP = 0.5
 """From one row or column of an image to the next, in the positions that the model was trained with."""
@@ -88,11 +88,7 @@ class Flux3(Flux2Latents, TransformerFamily):
     text_parts = MappingProxyType({
         "te1": TextPart("text_encoder", "qwen3vl_4b", LanguageModel(QWEN3_VL, TAP), (
             "qwen3vl_4b_bf16.safetensors", "qwen3vl_4b_fp8_scaled.safetensors"))})
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, MODULATION)
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=32, alpha=32, steps=3000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0, targets="attention and feed-forward",

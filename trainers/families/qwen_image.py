@@ -24,7 +24,7 @@ from .samplers import FlowSampler
 from .text import taps
 from .text.encoder_kind import TextPart
 from .text.language_model import QWEN25_VL, LanguageModel
-from .transformer_family import TransformerFamily
+from .transformer_family import TransformerFamily, layer_choices
 from .variants import Shapes, Variant
 
 HEAD, AXES = 128, (16, 56, 56)
@@ -90,11 +90,7 @@ class QwenImage(QwenLatents, TransformerFamily):
         "QwenImageEditPipeline": "Qwen-Image-Edit", "QwenImageEditPlusPipeline": "Qwen-Image-Edit",
         "QwenImageLayeredPipeline": "Qwen-Image-Layered",
     })
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, MODULATION)
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0,

@@ -21,7 +21,7 @@ from .samplers import FlowSampler
 from .text import taps
 from .text.encoder_kind import TextPart
 from .text.language_model import QWEN3_VL, LanguageModel
-from .transformer_family import TransformerFamily
+from .transformer_family import TransformerFamily, layer_choices
 from .variants import Shapes, Variant
 
 
@@ -59,11 +59,7 @@ class QwenImage21(Qwen21Latents, TransformerFamily):
         ("qwen3vl_8b_bf16.safetensors", "qwen3vl_8b_int8_convrot.safetensors"))})
     variants = (Variant("Qwen-Image-2.1", sampling=UsualSampling(guidance=1.0, steps=40)),)
     """Sampled as the model's card says."""
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|^modulation\\.1$",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, r"^modulation\.1$")
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0,

@@ -19,7 +19,7 @@ from .protocol import LoraPreset, TextEncoders, UsualSampling
 from .text import clip, t5
 from .text.encoder_kind import TextPart
 from .text.t5 import T5
-from .transformer_family import Shapes, TransformerFamily
+from .transformer_family import Shapes, TransformerFamily, layer_choices
 
 HEAD = 64
 """Width of an attention head; SD3 has as many heads as blocks."""
@@ -87,11 +87,7 @@ class StableDiffusion3(TransformerFamily):
         "te2": TextPart("text_encoder_2", "clip_g", clip.CLIP_G, ("clip_g.safetensors",), required=False),
         "te3": TextPart("text_encoder_3", "t5xxl", T5(shortest=77, longest=256), t5.FILES, required=False),
     })
-    lora_targets = MappingProxyType({
-        "attention": ATTENTION,
-        "attention and feed-forward": f"{ATTENTION}|{FEED_FORWARD}",
-        "all with convolutions": f"{ATTENTION}|{FEED_FORWARD}|{MODULATION}",
-    })
+    lora_targets = layer_choices(ATTENTION, FEED_FORWARD, MODULATION)
     lora_preset = LoraPreset(
         learning_rate=1e-4, rank=16, alpha=16, steps=2000, resolution=1024, min_snr_gamma=0.0,
         text_encoder_learning_rate=0.0,

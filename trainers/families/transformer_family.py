@@ -43,6 +43,15 @@ SMALL_VAE = 64
 """VAEs whose first width is below this are of no released model but of a small one, such as a demo base."""
 
 
+def layer_choices(attention: str, feed_forward: str, others: str) -> Mapping[str, str]:
+    """The choices of `LoraSpec.targets`, of regular expressions over module names."""
+    return MappingProxyType({
+        "attention": attention,
+        "attention and feed-forward": f"{attention}|{feed_forward}",
+        "all with convolutions": f"{attention}|{feed_forward}|{others}",
+    })
+
+
 class TransformerFamily(TextParts, KlLatents, Released, Family[nn.Module, nn.Module]):
     """The half of the family protocol that does not differ."""
 
