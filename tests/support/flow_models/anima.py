@@ -1,6 +1,5 @@
 """Anima, by parts of diffusers' modular pipeline: it has no other. Plain is the same model."""
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from diffusers import AnimaTextConditioner, AutoencoderKLQwenImage, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler
@@ -10,7 +9,7 @@ from finetune.trainers.families.text.t5 import t5_tokenizer
 from transformers import Qwen3Config, Qwen3Model
 
 from ..tiny import WIDTH
-from .flow_model import PlainText, attention_layers, each_alone
+from .flow_model import FolderParts, PlainText, attention_layers, each_alone
 from .qwen_vae import QwenVae
 
 FRAME = dict(in_channels=16, out_channels=16, patch_size=(1, 2, 2), rope_scale=(1.0, 4.0, 4.0), extra_pos_embed_type=None)
@@ -43,21 +42,8 @@ def released(layers, heads, text, **adapter) -> Denoiser:
                                                 text_embed_dim=text, **FRAME), AnimaTextConditioner(**adapter))
 
 
-class Parts:
-    """A folder's models, in place of a pipeline."""
-
-    def __init__(self, **parts):
-        self.parts = parts
-
-    def save_pretrained(self, folder: Path):
-        for name, part in self.parts.items():
-            part.save_pretrained(folder / name)
-
-    @classmethod
-    def from_pretrained(cls, folder):
-        return SimpleNamespace(
-            transformer=Denoiser.from_pretrained(folder, subfolder="transformer"),
-            vae=AutoencoderKLQwenImage.from_pretrained(folder, subfolder="vae"), set_progress_bar_config=lambda **how: None)
+class Parts(FolderParts):
+    transformer_class, vae_class = Denoiser, AutoencoderKLQwenImage
 
 
 class QwenAndIds(PlainText):

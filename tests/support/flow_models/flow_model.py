@@ -2,6 +2,7 @@
 plain loop computes with them."""
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from diffusers import AutoencoderKL
@@ -20,6 +21,26 @@ class PlainText:
 
     def __call__(self, captions: Sequence[str]) -> Said:
         raise NotImplementedError
+
+
+class FolderParts:
+    """A folder's models, in place of a pipeline, of which diffusers has none."""
+
+    transformer_class: Any
+    vae_class: Any
+
+    def __init__(self, **parts):
+        self.parts = parts
+
+    def save_pretrained(self, folder: Path):
+        for name, part in self.parts.items():
+            part.save_pretrained(folder / name)
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        return SimpleNamespace(
+            transformer=cls.transformer_class.from_pretrained(folder, subfolder="transformer"),
+            vae=cls.vae_class.from_pretrained(folder, subfolder="vae"), set_progress_bar_config=lambda **how: None)
 
 
 class FlowModel:

@@ -1,5 +1,4 @@
 """FLUX 3 Image Klein Base, by parts of diffusers' modular pipeline: it has no other."""
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -10,27 +9,14 @@ from diffusers.modular_pipelines.flux3.encoders import Flux3TextEncoderStep
 from finetune.trainers.families.text.qwen_words import qwen_tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from .flow_model import FlowModel, PlainText, attention_layers
+from .flow_model import FlowModel, FolderParts, PlainText, attention_layers
 from .flux2 import FLUX2, TEXT_WIDTH, token_image
 
 STATES, SCALE, SHIFT = 8, 0.5, 6.93
 
 
-class Parts:
-    """A folder's models, in place of a pipeline."""
-
-    def __init__(self, **parts):
-        self.parts = parts
-
-    def save_pretrained(self, folder: Path):
-        for name, part in self.parts.items():
-            part.save_pretrained(folder / name)
-
-    @classmethod
-    def from_pretrained(cls, folder):
-        return SimpleNamespace(
-            transformer=Flux3Transformer2DModel.from_pretrained(folder, subfolder="transformer"),
-            vae=AutoencoderKLFlux2.from_pretrained(folder, subfolder="vae"), set_progress_bar_config=lambda **how: None)
+class Parts(FolderParts):
+    transformer_class, vae_class = Flux3Transformer2DModel, AutoencoderKLFlux2
 
 
 class QwenVl(PlainText):
